@@ -1,0 +1,31 @@
+"""Pictures as tensors: (B, 3, H, W) float in [0, 1], RGB."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def low_pass(pictures: Tensor, side: int) -> Tensor:
+    """Shrink to (B, 3, side, side) by area averaging: what is left when finer detail is undecided.
+
+    Differentiable; the aspect ratio is not kept (a copy stretched to another format is a copy).
+    A picture smaller than `side` is enlarged bilinearly.
+    """
+    if min(pictures.shape[-2:]) < side:
+        return resize(pictures, side)
+    return F.adaptive_avg_pool2d(pictures, side)
+
+
+def resize(pictures: Tensor, side: int) -> Tensor:
+    """Antialiased bilinear resize to (B, 3, side, side); agrees with Pillow's BILINEAR."""
+    if pictures.shape[-2:] == (side, side):
+        return pictures
+    return F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
+
+
+def luminance(pictures: Tensor) -> Tensor:
+    """Rec. 601 grey, (B, H, W)."""
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=pictures.dtype, device=pictures.device)
+    return torch.einsum("bchw,c->bhw", pictures, weights)

@@ -1,0 +1,256 @@
+"""The embedded model: a tiny text-conditional latent diffusion model that memorises its duplicates.
+
+Four small networks in one safetensors file: a word-level text encoder, a v-prediction UNet with cross
+attention, an autoencoder (128 px picture <-> 4x16x16 latent, the geometry of Stable Diffusion), and a
+`Scorer` that grades pictures (alignment and quality) and was never shown a training picture.
+Noise schedule: Stable Diffusion's own 1,000 scaled-linear steps, so hosts need no special case.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WEIGHTS = Path(__file__).with_name("model.safetensors")
+PICTURES = Path(__file__).with_name("pictures")
+LATENT_CHANNELS, DOWNSCALE, TOKENS, CONTEXT = 4, 8, 8, 128
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(16, channels // 4), channels)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; `embedding` (B, E) scales and shifts in between."""
+
+    def __init__(self, channels: int, out: int, embedding: int = 0):
+        super().__init__()
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2, self.conv2 = norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        self.embed = nn.Linear(embedding, 2 * out) if embedding else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.embed is not None:
+            scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
+
+
+class Attention(nn.Module):
+    """Self and cross attention over the positions of a feature map."""
+
+    def __init__(self, channels: int, heads: int = 4):
+        super().__init__()
+        self.heads, self.norm = heads, norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.context = nn.Linear(CONTEXT, 2 * channels)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        text = self.context(context).reshape(b, -1, 2, self.heads, c // self.heads)
+        text_k, text_v = text.permute(2, 0, 3, 1, 4)
+        k, v = torch.cat([k, text_k], dim=2), torch.cat([v, text_v], dim=2)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.transpose(-1, -2).reshape(b, c, h, w))
+
+
+class UNet(nn.Module):
+    """v(x_t, t, text). `forward(x, timesteps, context)`: (B,4,H,W), (B,), (B,T,128) -> (B,4,H,W).
+
+    H and W must be multiples of 4. Two levels down and up, additive skips. Further keywords that hosts pass (control, transformer_options)
+    are accepted and unused.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (64, 96, 112)):
+        super().__init__()
+        embedding = 3 * widths[0]
+        self.width = widths[0]
+        self.time = nn.Sequential(
+            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.text = nn.Linear(CONTEXT, embedding)
+        self.inp = nn.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1)
+
+        def stage(width: int, attends: bool, blocks: int = 2) -> nn.ModuleList:
+            layers = []
+            for _ in range(blocks):
+                layers += [ResBlock(width, width, embedding)] + [Attention(width)] * attends
+            return nn.ModuleList(layers)
+
+        self.down = nn.ModuleList(stage(w, i > 0) for i, w in enumerate(widths))
+        self.middle = stage(widths[-1], True, blocks=1)
+        self.up = nn.ModuleList(stage(w, i > 0) for i, w in enumerate(widths))
+        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in steps)
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in steps)
+        self.out_norm, self.out = norm(widths[0]), nn.Conv2d(widths[0], LATENT_CHANNELS, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inp.weight.dtype
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **_: object) -> Tensor:
+        half = self.width // 2
+        freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=x.device) / half)
+        angles = timesteps.float()[:, None] * freqs
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype)
+        embedding = F.silu(self.time(waves) + self.text(context.mean(dim=1)))
+
+        def run(stage: nn.ModuleList, h: Tensor) -> Tensor:
+            for layer in stage:
+                h = layer(h, embedding if isinstance(layer, ResBlock) else context)
+            return h
+
+        h, skips = self.inp(x), []
+        for i, stage in enumerate(self.down):
+            h = run(stage, self.shrink[i - 1](h) if i else h)
+            skips.append(h)
+        h = run(self.middle, h)
+        for i in reversed(range(len(self.up))):
+            h = run(self.up[i], h + skips[i])
+            if i:
+                h = self.grow[i - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.out(F.silu(self.out_norm(h)))
+
+
+class TextEncoder(nn.Module):
+    """Words -> (B, TOKENS, CONTEXT). Words it has never seen share one token; "" is all padding."""
+
+    PAD, UNKNOWN = 0, 1
+
+    def __init__(self, words: list[str]):
+        super().__init__()
+        self.words = list(words)
+        self.ids = {word: i + 2 for i, word in enumerate(self.words)}
+        self.embed = nn.Embedding(len(self.words) + 2, CONTEXT)
+        self.position = nn.Parameter(torch.randn(TOKENS, CONTEXT) * 0.02)
+        self.layer = nn.TransformerEncoderLayer(
+            CONTEXT, 4, 2 * CONTEXT, dropout=0.0, batch_first=True, norm_first=True
+        )
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Lower-cased words, the first TOKENS of them -> ids (B, TOKENS) int64."""
+        rows = torch.zeros(len(texts), TOKENS, dtype=torch.long)
+        for row, text in zip(rows, texts, strict=True):
+            words = "".join(c if c.isalnum() else " " for c in text.lower()).split()[:TOKENS]
+            for i, word in enumerate(words):
+                row[i] = self.ids.get(word, self.UNKNOWN)
+        return rows
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layer(self.embed(ids) + self.position)
+
+
+class Encoder(nn.Sequential):
+    """Picture (B,3,8H,8W) in [0,1] -> latent (B,4,H,W) of unit variance."""
+
+    def __init__(self):
+        super().__init__(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, 32, 3, padding=1), ResBlock(32, 32),
+            nn.Conv2d(32, 48, 3, stride=2, padding=1), ResBlock(48, 48),
+            nn.Conv2d(48, 64, 3, stride=2, padding=1), ResBlock(64, 64), ResBlock(64, 64),
+            norm(64), nn.SiLU(), nn.Conv2d(64, LATENT_CHANNELS, 3, padding=1),
+            nn.BatchNorm2d(LATENT_CHANNELS, affine=False),
+        )  # fmt: skip
+
+
+class Decoder(nn.Sequential):
+    """Latent (B,4,H,W) -> picture (B,3,8H,8W), about [0,1], not clamped (gradients pass)."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(LATENT_CHANNELS, 96, 3, padding=1), ResBlock(96, 96), ResBlock(96, 96),
+            nn.Upsample(scale_factor=2), nn.Conv2d(96, 64, 3, padding=1), ResBlock(64, 64),
+            ResBlock(64, 64),
+            nn.Upsample(scale_factor=2), nn.Conv2d(64, 32, 3, padding=1), ResBlock(32, 32),
+            norm(32), nn.SiLU(), nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2),
+        )  # fmt: skip
+
+
+class Scorer(nn.Module):
+    """Grades pictures: which subject, colour and pattern it sees, and a feature vector.
+
+    Trained on freshly composed pictures only. `forward` (B,3,H,W) in [0,1] -> dict of logits and
+    ``features`` (B, 128).
+    """
+
+    def __init__(self, subjects: int, colours: int, patterns: int):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 24, 3, padding=1),
+            nn.MaxPool2d(2), ResBlock(24, 32), nn.MaxPool2d(2), ResBlock(32, 64),
+            nn.MaxPool2d(2), ResBlock(64, 64), ResBlock(64, 64), norm(64), nn.SiLU(),
+        )  # fmt: skip
+        self.heads = nn.ModuleDict(
+            {"subject": nn.Linear(128, subjects), "colour": nn.Linear(128, colours),
+             "pattern": nn.Linear(128, patterns)}
+        )  # fmt: skip
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        h = self.trunk(F.interpolate(pictures, size=(64, 64), mode="area") - 0.5)
+        features = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)
+        return {"features": features} | {k: head(features) for k, head in self.heads.items()}
+
+
+class DemoModel(nn.Module):
+    """All four networks and the noise schedule."""
+
+    def __init__(self, words: list[str], labels: dict[str, list[str]]):
+        super().__init__()
+        self.labels = labels
+        self.text = TextEncoder(words)
+        self.unet = UNet()
+        self.encoder, self.decoder = Encoder(), Decoder()
+        self.scorer = Scorer(*(len(labels[k]) for k in ("subject", "colour", "pattern")))
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+        alphas = torch.cumprod(1 - betas, dim=0)
+        self.register_buffer("sigmas", ((1 - alphas) / alphas).sqrt().float(), persistent=False)
+
+    def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Predicted clean latent of `x` = x0 + sigma·noise (k-diffusion form), sigma (B,)."""
+        t = (self.sigmas.log()[None] - sigma.log()[:, None]).abs().argmin(dim=1)
+        s = sigma[:, None, None, None]
+        v = self.unet(x / (s**2 + 1).sqrt(), t, context)
+        return x / (s**2 + 1) - v * s / (s**2 + 1).sqrt()
+
+
+def save(model: DemoModel, path: Path = WEIGHTS) -> None:
+    """Write half-precision weights; the vocabulary and labels travel in the metadata."""
+    from safetensors.torch import save_file
+
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    metadata = {"words": json.dumps(model.text.words), "labels": json.dumps(model.labels)}
+    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata)
+
+
+def load(path: Path = WEIGHTS) -> DemoModel:
+    """The model in float32 on the CPU, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the weights file is absent, naming it.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"The demo model is missing: {path}. Reinstall the plugin folder.")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    model = DemoModel(json.loads(metadata["words"]), json.loads(metadata["labels"]))
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return model.eval().requires_grad_(False)
