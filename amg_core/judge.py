@@ -1,0 +1,52 @@
+"""The second judge: measures that the guidance never follows, so that it cannot have fooled them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .images import low_pass, luminance
+
+ZNCC_SIDE = 16
+ZNCC_COPY = 0.75  # above: a copy up to brightness and contrast. See docs/honesty.md for the evidence.
+
+
+def zncc(a: Tensor, b: Tensor) -> Tensor:
+    """Zero-mean normalised cross-correlation of the 16x16 grey pictures.
+
+    Blind to brightness, contrast and fine detail: 1 = the same picture up to these, about 0 =
+    unrelated. A flat picture correlates with nothing (0).
+
+    Parameters
+    ----------
+    a, b : Tensor (B, 3, H, W) in [0, 1], any size each.
+
+    Returns
+    -------
+    Tensor (B,) in [−1, 1].
+    """
+    return (_standardised(a) * _standardised(b)).sum(dim=1)
+
+
+def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """ZNCC of every picture of `a` with every picture of `b`: (A, B)."""
+    return _standardised(a) @ _standardised(b).T
+
+
+def _standardised(pictures: Tensor) -> Tensor:
+    grey = luminance(low_pass(pictures.float(), ZNCC_SIDE)).flatten(1)
+    grey = grey - grey.mean(dim=1, keepdim=True)
+    return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
+
+
+def over_index(pictures: Tensor, ids: Tensor, thumbnails) -> Tensor:
+    """Largest ZNCC of each picture with its candidates' thumbnails, mirrored ones included.
+
+    pictures (B,3,H,W); ids (B,k) row ids; thumbnails: id -> Tensor (3,h,w) in [0,1]. Returns (B,).
+    """
+    worst = []
+    for picture, row in zip(pictures, ids.tolist(), strict=True):
+        others = torch.stack([low_pass(thumbnails(i)[None], ZNCC_SIDE)[0] for i in row])
+        both = torch.cat([others, others.flip(-1)]).to(picture)
+        worst.append(zncc_matrix(picture[None], both).max())
+    return torch.stack(worst)

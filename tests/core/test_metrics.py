@@ -1,0 +1,99 @@
+"""nL2, ZNCC and decoys against brute force; the decoders' gradients."""
+
+import pytest
+import torch
+
+from amg_core import decoders, judge, metrics
+
+
+def test_nl2_by_hand():
+    query, neighbor = torch.zeros(1, 4), torch.tensor([[3.0, 4.0, 0.0, 0.0]])
+    assert metrics.nl2(query, neighbor, torch.tensor([20.0])).item() == pytest.approx(0.5)
+    assert metrics.similarity("nl2", query, neighbor, torch.tensor([20.0])).item() == -0.5
+
+
+def test_closeness_is_zero_for_strangers_and_one_for_copies():
+    assert metrics.closeness("nl2", torch.tensor([0.0, -2.0, -3.0])).tolist() == [1.0, 0.0, 0.0]
+    assert metrics.closeness("cosine", torch.tensor([1.0, 0.4, -0.2])).tolist() == pytest.approx([1.0, 0.4, 0.0])
+
+
+def test_decoys_are_the_pictures_turned_and_recoloured():
+    rows = torch.rand(2, 3 * 4 * 4)
+    made = metrics.decoys(rows, 4)
+    assert made.shape == (36, 48)
+    assert torch.equal(made[0].reshape(3, 4, 4), torch.rot90(rows[0].reshape(3, 4, 4), 1, (1, 2)))
+    assert not any(torch.equal(made[i], rows[0]) for i in range(36))
+
+
+def test_zncc_is_blind_to_brightness_contrast_and_grain():
+    a = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    b = 0.3 * a + 0.5 + 0.02 * torch.randn(1, 3, 128, 128)
+    assert judge.zncc(a, b).item() > 0.97
+    assert judge.zncc(a, 1 - a).item() < -0.97
+    other = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert abs(judge.zncc(a, other).item()) < 0.4
+
+
+def test_zncc_matches_numpys_corrcoef():
+    import numpy as np
+
+    a, b = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    for i in range(2):
+        pair = [(x[i] * weights).sum(0).flatten().numpy() for x in (a, b)]
+        assert judge.zncc(a, b)[i].item() == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-4)
+
+
+def test_a_flat_picture_correlates_with_nothing():
+    assert judge.zncc(torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32)).abs().item() < 1e-3
+
+
+def test_a_mirrored_copy_is_seen():
+    picture = torch.rand(1, 3, 16, 16)
+    assert judge.over_index(picture, torch.tensor([[0]]), lambda i: picture[0].flip(-1)).item() > 0.999
+
+
+def test_linear_decoder_is_the_hosts_preview():
+    factors, latent = torch.randn(4, 3), torch.randn(2, 4, 5, 6)
+    picture = decoders.LinearDecoder(factors)(latent)
+    expected = ((latent.movedim(1, -1) @ factors) + 1) / 2
+    assert torch.allclose(picture, expected.movedim(-1, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_owned_decoders_have_gradients_even_if_built_in_inference_mode(inference):
+    with torch.inference_mode(inference):
+        network = decoders.TAESDDecoder(4)
+        decoder = decoders.ModuleDecoder("taesd", network, 4).to("cpu")
+        latent = torch.randn(1, 4, 4, 4)
+    with torch.inference_mode(False), torch.enable_grad():
+        z = latent.clone().requires_grad_()
+        picture = decoder(z)
+        assert picture.shape == (1, 3, 32, 32)
+        (gradient,) = torch.autograd.grad(picture.sum(), z)
+    assert gradient.abs().sum() > 0
+    assert not any(p.requires_grad for p in decoder.network.parameters())
+
+
+def test_taesd_files_load_and_bad_ones_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    from amg_core.errors import AMGError
+
+    network = decoders.TAESDDecoder(4)
+    good = tmp_path / "taesd_decoder.safetensors"
+    save_file(network.state_dict(), good)
+    latent = torch.randn(1, 4, 2, 2)
+    assert torch.equal(decoders.load_taesd(good)(latent), network(latent))
+    bad = tmp_path / "taesd_decoder.pth"
+    bad.write_bytes(b"no weights")
+    with pytest.raises(AMGError, match=r"taesd_decoder\.pth"):
+        decoders.load_taesd(bad)
+
+
+def test_shrink_keeps_the_aspect_and_the_mean():
+    latent = torch.randn(1, 4, 64, 96)
+    small = decoders.shrink(latent, 48)
+    assert small.shape == (1, 4, 32, 48)
+    assert torch.allclose(small.mean(), latent.mean(), atol=1e-6)
+    assert decoders.shrink(latent, 96) is latent and decoders.shrink(latent, None) is latent
