@@ -1,0 +1,1 @@
+"""The command line for indexes: ``python -m index_tools --help``."""

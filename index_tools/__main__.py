@@ -1,0 +1,7 @@
+"""Entry of ``python -m index_tools``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

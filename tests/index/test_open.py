@@ -1,0 +1,215 @@
+"""Whatever is wrong with an index, opening it says what and names the next step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+
+from amg_core.descriptors.base import DescriptorSpec
+from amg_core.errors import AMGError
+from amg_core.index import Index
+from amg_core.index import format as fmt
+
+NAMES = ["manifest.json", "meta.sqlite", "rows.8.f16.npy", "rows.16.f16.npy", "rows.32.f16.npy"]
+STEP = "rebuild|build|give|update the plugin|check"
+
+
+def refused(path, *words: str, spec=None) -> str:
+    """The message of the AMGError that opening must raise; it holds `words` and a next step."""
+    with pytest.raises(AMGError, match=STEP) as caught:
+        Index.open(path, spec).close()
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message
+    return message
+
+
+def reseal(index, **changes) -> None:
+    """Rewrite the manifest so that its hashes fit the files as they are."""
+    path = index / "manifest.json"
+    manifest = fmt.parse_manifest(path.read_bytes(), path)
+    files = {name: fmt.digest(index / name) for name in manifest.files}
+    path.write_bytes(fmt.dump_manifest(dataclasses.replace(manifest, files=files, **changes)))
+
+
+def test_absent_places(tmp_path, pictures):
+    refused(tmp_path / "nowhere", "nowhere", "There is no index", "build one")
+    refused(pictures, "pictures", "manifest.json is missing")
+    refused(pictures / "p000.png", "p000.png", "is a file")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_file(made, name):
+    (made / name).unlink()
+    refused(made, name, "missing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keep", [0, 0.5, -1])
+def test_truncated_file(made, name, keep):
+    data = (made / name).read_bytes()
+    (made / name).write_bytes(data[: keep if keep < 0 else int(len(data) * keep)])
+    refused(made, name, "" if name == "manifest.json" else "truncated")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flipped_bytes(made, name):
+    data = (made / name).read_bytes()
+    rng = random.Random(name)
+    for place in {0, len(data) - 1, *(rng.randrange(len(data)) for _ in range(30))}:
+        broken = bytearray(data)
+        broken[place] ^= 1 << rng.randrange(8)
+        (made / name).write_bytes(broken)
+        refused(made, name)
+    (made / name).write_bytes(data + b"x")
+    refused(made, name)
+    (made / name).write_bytes(data)
+    Index.open(made).close()
+
+
+def test_wrong_descriptor(made, pixel):
+    other = DescriptorSpec("sscd_disc_mixup", "cosine", "imagenet/1", (32, 288), "ab" * 32)
+    message = refused(made, "pixel (rgb01", "sscd_disc_mixup", "abababababab", spec=other)
+    assert "rebuild the index" in message and "choose descriptor pixel" in message
+    refused(made, "rgb01-square-area/2", spec=dataclasses.replace(
+        pixel.spec, preprocessing="rgb01-square-area/2"))  # fmt: skip
+    with Index.open(made, pixel.spec) as index:
+        index.check_descriptor(pixel.spec)
+        with pytest.raises(AMGError, match="sscd_disc_mixup"):
+            index.check_descriptor(other)
+
+
+def test_newer_version(made):
+    path = made / "manifest.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    refused(made, "version 2", "update the plugin")
+
+
+def test_files_that_fit_their_hashes_but_not_the_manifest(made, tmp_path):
+    """A manifest and hashes that agree do not make a file sound."""
+
+    def case(name, change):
+        copy = tmp_path / name
+        shutil.copytree(made, copy)
+        change(copy)
+        return copy
+
+    def save(shape, dtype="<f2", value=0.5, order="C", allow=None):
+        def change(copy):
+            array = np.full(shape, value, dtype, order=order)
+            np.save(copy / "rows.8.f16.npy", array, allow_pickle=True)
+            reseal(copy)
+
+        return change
+
+    def sql(statement):
+        def change(copy):
+            with sqlite3.connect(copy / "meta.sqlite") as database:
+                database.execute(statement)
+            database.close()
+            reseal(copy)
+
+        return change
+
+    def not_a_database(copy):
+        (copy / "meta.sqlite").write_bytes(b"no database at all" * 100)
+        reseal(copy)
+
+    for name, change, word in [
+        ("few", save((4, 192)), "rows.8"),
+        ("wide", save((5, 193)), "rows.8"),
+        ("f4", save((5, 96), "<f4"), "rows.8"),
+        ("order", save((5, 192), order="F"), "rows.8"),
+        ("flat", save(960), "rows.8"),
+        ("pickle", save((5, 192), object), "rows.8"),
+        ("nan", save((5, 192), value=np.nan), "not finite"),
+        ("inf", save((5, 192), value=-np.inf), "not finite"),
+        ("count", lambda copy: reseal(copy, count=6), "rows.8"),
+        ("row", sql("DELETE FROM pictures WHERE id = 4"), "meta.sqlite"),
+        ("thumb", sql("DELETE FROM thumbnails WHERE id = 0"), "meta.sqlite"),
+        ("id", sql("UPDATE pictures SET id = 9 WHERE id = 4"), "meta.sqlite"),
+        ("table", sql("DROP TABLE pictures"), "meta.sqlite"),
+        ("column", sql("ALTER TABLE pictures RENAME caption TO text"), "meta.sqlite"),
+        ("nodb", not_a_database, "meta.sqlite"),
+    ]:
+        refused(case(name, change), word)
+    blob = case("blob", sql("UPDATE thumbnails SET data = x'00' WHERE id = 0"))
+    with Index.open(blob) as index, pytest.raises(AMGError, match=r"Thumbnail 0"):
+        index.thumbnail(0)
+
+
+def seal(tree) -> bytes:
+    """A manifest with a right checksum, whatever is in it."""
+    body = json.dumps(tree, indent=1) + "\n"
+    tree = tree | {"checksum": hashlib.sha256(body.encode()).hexdigest()}
+    return (json.dumps(tree, indent=1) + "\n").encode()
+
+
+def test_garbage_manifest(made):
+    path = made / "manifest.json"
+    for data in (
+        b"", b"\0" * 9, b"null", b"[]", b"{}", b'"x"', b"NaN", b"\xff\xfe", b"[" * 100_000,
+        b'{"format": "amg-index"}', b'{"format": "amg-index", "version": 1}',
+        b'{"format": "amg-index", "version": true}', b'{"version": ' + b"9" * 5000 + b"}",
+    ):  # fmt: skip
+        path.write_bytes(data)
+        refused(made, "manifest.json")
+
+
+def test_fuzzed_manifest_with_a_right_checksum(made):
+    path = made / "manifest.json"
+    good = json.loads(path.read_text())
+    del good["checksum"]
+    path.write_bytes(seal(good))
+    Index.open(made).close()
+    values = [
+        None, True, 0, -1, 1.5, 10**30, "", "x", "../x", [], {}, [1], {"a": 1}, float("nan"),
+        float("inf"), "\ud800",
+    ]  # fmt: skip
+    rng = random.Random(5)
+
+    def places(tree, at=()):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in items:
+            yield (*at, key)
+            if isinstance(value, (dict, list)):
+                yield from places(value, (*at, key))
+
+    for at in places(good):
+        for value in [*rng.sample(values, 4), "delete"]:
+            tree = json.loads(json.dumps(good))
+            spot = tree
+            for key in at[:-1]:
+                spot = spot[key]
+            if value == "delete":
+                del spot[at[-1]]
+            else:
+                spot[at[-1]] = value
+            path.write_bytes(seal(tree))
+            free_text = at in [("created",), ("descriptor", "id"), ("descriptor", "preprocessing")]
+            free_text |= at == ("descriptor", "weights_sha256")
+            if free_text and isinstance(value, str) and value != "delete":
+                continue
+            refused(made)
+
+
+def test_manifest_extra_keys_are_sound(made):
+    path = made / "manifest.json"
+    tree = json.loads(path.read_text())
+    del tree["checksum"]
+    path.write_bytes(seal(tree | {"note": "from a later version"}))
+    Index.open(made).close()
+
+
+def test_unreadable_manifest(made):
+    (made / "manifest.json").unlink()
+    (made / "manifest.json").mkdir()
+    refused(made, "manifest.json cannot be read", "permissions")
