@@ -1,0 +1,168 @@
+"""The `sscd` descriptor: a ResNet-50 that Meta trained to recognise copies; compared by cosine.
+
+The measure of the literature (AMG Eq. 9). Needs Meta's weights file, see `weights`.
+
+References
+----------
+.. [1] E. Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022.
+.. [2] K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (stride in the 3x3
+   convolution, as torchvision and Classy Vision have it).
+.. [3] F. Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018 (GeM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..images import low_pass, resize
+from .base import DescriptorSpec
+from .weights import DIMENSIONS, STAGES, load
+
+SIDES = (224, 288, 320)
+LOW_SCALES = (16, 32, 64)
+GEM_POWER = 3.0
+BN_EPSILON = 1e-5
+_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB
+_STD = (0.229, 0.224, 0.225)
+
+
+class _Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut, batch normalisation folded in."""
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1)
+        self.downsample = nn.Conv2d(inputs, 4 * width, 1, stride) if shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv1(x), inplace=True)
+        y = F.relu(self.conv2(y), inplace=True)
+        y = self.conv3(y)
+        y = y + (x if self.downsample is None else self.downsample(x))
+        return F.relu(y, inplace=True)
+
+
+class SSCDNetwork(nn.Module):
+    """ResNet-50 trunk, GeM pooling (p = 3), linear to 512, unit length. (B, 3, H, W) -> (B, 512).
+
+    The input is normalised with ImageNet's mean and deviation. For inference only: batch
+    normalisation is part of the convolutions, see `fold`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3)
+        inputs = 64
+        for stage, blocks in enumerate(STAGES):
+            width, layers = 64 * 2**stage, []
+            for block in range(blocks):
+                stride = 2 if block == 0 and stage > 0 else 1
+                layers.append(_Bottleneck(inputs, width, stride, shortcut=block == 0))
+                inputs = 4 * width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(inputs, DIMENSIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 3, 2, padding=1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = x.flatten(2).clamp(min=1e-6).pow(GEM_POWER).mean(2).pow(1 / GEM_POWER)
+        return F.normalize(self.fc(x))
+
+
+def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names and tensors -> `SSCDNetwork`'s: BN becomes part of its convolution."""
+    folded = {}
+    for name, weight in state.items():
+        if weight.ndim != 4:
+            continue
+        conv = name.removesuffix(".weight")
+        bn = f"{conv[:-1]}1" if conv.endswith("downsample.0") else conv.replace("conv", "bn")
+        scale = state[f"{bn}.weight"].double()
+        scale = scale / (state[f"{bn}.running_var"].double() + BN_EPSILON).sqrt()
+        bias = state[f"{bn}.bias"].double() - scale * state[f"{bn}.running_mean"].double()
+        conv = conv.removesuffix(".0") if "downsample" in conv else conv
+        folded[f"{conv}.weight"] = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
+        folded[f"{conv}.bias"] = bias.to(weight.dtype)
+    return folded | {name: state[name] for name in ("fc.weight", "fc.bias")}
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # a device that knows no autocast
+        return nullcontext()
+
+
+class SSCDDescriptor:
+    """SSCD at several scales: (B, 3, H, W) in [0, 1] -> (B, 512) unit rows.
+
+    At a scale below the input side the picture is first reduced to scale x scale, then enlarged:
+    a half-formed prediction is compared with equally blurred index pictures. Every picture is
+    squeezed into a square, the option that Meta recommends for batches.
+
+    Use `from_file`; the constructor takes tensors as `weights.load` returns them.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], sha256: str, side: int = 288) -> None:
+        if side not in SIDES:
+            raise ValueError(f"SSCD's input side is one of {SIDES}, not {side}")
+        self.side = side
+        self.spec = DescriptorSpec(
+            id="sscd_disc_mixup",
+            metric="cosine",
+            preprocessing=f"square{side}-bilinear-imagenet/1",
+            scales=(*LOW_SCALES, side),
+            weights_sha256=sha256,
+        )
+        # A host may call from within inference_mode; tensors born there never join autograd.
+        with torch.inference_mode(False):
+            with torch.device("meta"):  # no memory, and no draw from the global generator
+                network = SSCDNetwork()
+            network.load_state_dict(fold(state), assign=True)
+            self._network = network.eval().requires_grad_(False)
+            self._mean = torch.tensor(_MEAN, dtype=torch.float32, device="cpu").view(3, 1, 1)
+            self._std = torch.tensor(_STD, dtype=torch.float32, device="cpu").view(3, 1, 1)
+        self.to("cpu")
+
+    @classmethod
+    def from_file(cls, path: Path | None, side: int = 288) -> SSCDDescriptor:
+        """Read Meta's weights, in any of the layouts that `weights` describes.
+
+        Raises
+        ------
+        AMGError
+            The file is absent, damaged, hostile or another network; says what to do.
+        """
+        return cls(*load(path), side)
+
+    @property
+    def device(self) -> torch.device:
+        return self._mean.device
+
+    def embed(self, pictures: Tensor, scale: int) -> Tensor:
+        """See `Descriptor.embed`. Always float32, even under the host's autocast."""
+        if scale not in self.spec.scales:
+            raise ValueError(f"sscd has no scale {scale}, only {self.spec.scales}")
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"expected (B, 3, H, W), got {tuple(pictures.shape)}")
+        with _full_precision(pictures.device):
+            pictures = pictures.float()
+            if scale != self.side:
+                pictures = low_pass(pictures, scale)
+            pictures = (resize(pictures, self.side) - self._mean) / self._std
+            return self._network(pictures)
+
+    def to(self, device: torch.device | str) -> SSCDDescriptor:
+        """Move the weights; leaves inference_mode by itself. Returns self."""
+        with torch.inference_mode(False):
+            self._network.to(device)
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
