@@ -1,0 +1,27 @@
+"""The ComfyUI nodes. Importing this registers the model folders and touches no weights."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import paths
+from .demo import DemoModelNode
+from .index import BuildIndexNode, LoadIndexNode
+from .probe import SimilarityProbeNode
+from .sampling import ApplyNode, ReportNode, SamplerNode
+
+NODES = [
+    LoadIndexNode,
+    SamplerNode,
+    ApplyNode,
+    SimilarityProbeNode,
+    BuildIndexNode,
+    DemoModelNode,
+    ReportNode,
+]
+
+
+class AMGExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        paths.register()
+        return NODES

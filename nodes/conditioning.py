@@ -1,0 +1,135 @@
+"""What the model would draw for the caption of the nearest picture (D_n of AMG Eq. 15)."""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..amg_core.errors import AMGError
+
+REMEMBERED = 256  # captions a text encoder
+# Where and when a part of the prompt applies, and what is made anew.
+DROPPED = (
+    "area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default", "gligen",
+    "timestep_start", "timestep_end", "start_percent", "end_percent",
+    "clip_start_percent", "clip_end_percent",
+)  # fmt: skip
+
+_encoded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def encode(clip, caption: str) -> dict:
+    """A caption as conditioning: {"cross_attn": (1, T, C), "pooled_output": (1, P) or None, …}.
+
+    Runs the text encoder where it rests. The host's own way first loads it onto the GPU, which may
+    evict the diffusion model in the middle of a step. The latest captions are remembered.
+    """
+    model = clip.cond_stage_model
+    known = _encoded.setdefault(model, OrderedDict())
+    key = (clip.patcher.patches_uuid, clip.layer_idx, caption)
+    if key not in known:
+        tokens = clip.tokenize(caption)
+        model.reset_clip_options()
+        if clip.layer_idx is not None:
+            model.set_clip_options({"layer": clip.layer_idx})
+        with torch.inference_mode():
+            cond, pooled, *more = model.encode_token_weights(tokens)
+        known[key] = {"cross_attn": cond, "pooled_output": pooled} | (more[0] if more else {})
+        if len(known) > REMEMBERED:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
+
+
+class NeighborPrediction:
+    """Predictions for neighbour captions in one sampling run.
+
+    run : dict
+        `latent_image`, `denoise_mask`, `seed` of the run, as the host's `process_conds` has them.
+    """
+
+    def __init__(self, clip, run: dict):
+        self.clip, self.run = clip, run
+
+    def bind(self, args: dict) -> Callable[[list[str]], Tensor]:
+        """`captions -> D_n` for the model evaluation that `args` (of a post-CFG hook) describes."""
+        return lambda captions: self.predict(args, captions)
+
+    def predict(self, args: dict, captions: list[str]) -> Tensor:
+        """Captions of the B samples -> (B, C, H, W). A sample without a caption gets D_u.
+
+        One more evaluation of the model for the whole batch; one for each length of conditioning
+        where captions differ in it, because padding one would change what it means.
+        """
+        out = args["uncond_denoised"].clone()
+        groups: dict[tuple, list[int]] = {}
+        for row, caption in enumerate(captions):
+            if caption:
+                groups.setdefault(_shape(encode(self.clip, caption)), []).append(row)
+        for rows in groups.values():
+            filled = [captions[row if row in rows else rows[0]] for row in range(len(captions))]
+            out[rows] = self._evaluate(args, filled)[rows]
+        return out
+
+    def _evaluate(self, args: dict, captions: list[str]) -> Tensor:
+        x, model = args["input"], args["model"]
+        cond = _template(args["cond"], args["sigma"])
+        text = _stack([encode(self.clip, caption) for caption in captions])
+        _check_width(cond, text)
+        cond |= text
+        (cond,) = comfy.samplers.encode_model_conds(
+            model.extra_conds, [cond], x, x.device, "positive", **self.run
+        )
+        # The first slot stays empty: patches of other nodes then treat the pass as unconditional.
+        predictions = comfy.samplers.calc_cond_batch(
+            model, [None, [cond]], x, args["sigma"], args["model_options"]
+        )
+        return predictions[1]
+
+
+def _template(conds: list[dict], sigma: Tensor) -> dict:
+    """A copy of the part of the prompt that acts now, valid everywhere and at all times.
+
+    Keeps control nets, hooks, size and guidance values. Prefers a part without an area.
+    """
+    level = float(sigma[0])
+
+    def acts(cond: dict) -> bool:
+        starts, ends = cond.get("timestep_start"), cond.get("timestep_end")
+        return (starts is None or level <= starts) and (ends is None or level >= ends)
+
+    best = min(conds, key=lambda c: (not acts(c), "area" in c or "mask" in c))
+    copy = {key: value for key, value in best.items() if key not in DROPPED}
+    return copy | {"model_conds": dict(best.get("model_conds", {})), "uuid": uuid.uuid4()}
+
+
+def _shape(text: dict) -> tuple:
+    """What must agree for two captions to share one evaluation."""
+    return tuple(
+        (key, tuple(value.shape) if isinstance(value, Tensor) else repr(value))
+        for key, value in sorted(text.items())
+    )
+
+
+def _stack(texts: list[dict]) -> dict:
+    """Encoded captions of one `_shape` -> one conditioning with a row for each."""
+    return {
+        key: torch.cat([text[key] for text in texts]) if isinstance(value, Tensor) else value
+        for key, value in texts[0].items()
+    }
+
+
+def _check_width(prompt: dict, text: dict) -> None:
+    wanted = prompt.get("cross_attn")
+    if wanted is not None and wanted.shape[-1] != text["cross_attn"].shape[-1]:
+        raise AMGError(
+            f"clip: this text encoder gives {text['cross_attn'].shape[-1]} values a token and the "
+            f"prompt has {wanted.shape[-1]}. Connect the CLIP that encoded the prompt, or leave "
+            f"clip unconnected (then deduplication is off)."
+        )

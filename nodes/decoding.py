@@ -1,0 +1,139 @@
+"""Which decoder the guard looks through, chosen from what the host has."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from pathlib import Path
+
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ..amg_core.decoders import Decoder, LinearDecoder, ModuleDecoder, load_taesd
+from ..amg_core.errors import AMGError
+
+CHOICES = ["auto", "taesd", "vae", "linear"]
+ENCODERS = ("encoder", "quant_conv", "taesd_encoder")  # of a VAE, not needed to decode
+
+_of_vae: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
+    """A decoder of our own for latents of `latent_format`, on the CPU.
+
+    Parameters
+    ----------
+    wanted : {"auto", "taesd", "vae", "linear"}
+        "auto" takes the first there is: the small TAESD decoder in models/vae_approx, a copy of the
+        connected VAE, the host's preview colours.
+
+    Raises
+    ------
+    AMGError
+        The wanted one is not there; says which file to put where.
+    """
+    if latent_format.latent_dimensions != 2:
+        raise AMGError(
+            "The guard looks at still pictures: this model makes video or audio latents, which it "
+            "cannot compare with an index of pictures. Remove the AMG node from this graph."
+        )
+    makers = {"taesd": _taesd, "vae": _vae, "linear": _linear}
+    order = list(makers) if wanted == "auto" else [wanted]
+    with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights
+        if wanted == "auto" and hasattr(latent_format, "amg_decoder"):
+            return latent_format.amg_decoder()
+        for name in order:
+            decoder = makers[name](latent_format, vae)
+            if decoder is not None:
+                return decoder
+    raise AMGError(_nothing(latent_format, wanted))
+
+
+def check(decoder: Decoder, latent: Tensor) -> None:
+    """AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
+    if latent.ndim != 4:
+        raise AMGError(
+            f"latent_image has shape {tuple(latent.shape)}: the guard looks at still pictures "
+            f"(batch, channels, height, width). Video latents are not supported: remove the AMG "
+            f"node."
+        )
+    if latent.shape[1] != decoder.channels:
+        raise AMGError(
+            f"latent_image has {latent.shape[1]} channels and decoder {decoder.name} takes "
+            f"{decoder.channels}. Connect the VAE of this model, or choose another decoder in "
+            f"Apply AMG."
+        )
+
+
+def _taesd(latent_format, _vae) -> Decoder | None:
+    prefix = latent_format.taesd_decoder_name
+    if prefix is None:
+        return None
+    for name in folder_paths.get_filename_list("vae_approx"):
+        if name.startswith(prefix):
+            return load_taesd(Path(folder_paths.get_full_path_or_raise("vae_approx", name)))
+    return None
+
+
+def _vae(latent_format, vae) -> Decoder | None:
+    if vae is None or getattr(vae, "first_stage_model", None) is None:
+        return None
+    if vae.latent_dim != 2 or vae.output_channels != 3:
+        return None
+    kind, known = type(latent_format), _of_vae.setdefault(vae, {})
+    if kind not in known:
+        slope, middle = _output_range(vae)
+        known[kind] = ModuleDecoder(
+            "vae",
+            _VAEDecode(vae.first_stage_model),
+            latent_format.latent_channels,
+            enter=latent_format.process_out,
+            leave=lambda picture: picture * slope + middle,
+        )
+    return known[kind]
+
+
+class _VAEDecode(nn.Module):
+    """The decoding half of a host's VAE."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        half = copy.copy(model)
+        half._modules = {k: v for k, v in model._modules.items() if k not in ENCODERS}
+        self.half = half
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.half.decode(latent)
+
+
+def _output_range(vae) -> tuple[float, float]:
+    """(a, b) with process_output(x) = a·x + b before its clamp: (½, ½) for networks about ±1."""
+    ends = vae.process_output(torch.tensor([0.0, 0.5]))
+    return float(ends[1] - ends[0]) / 0.5, float(ends[0])
+
+
+def _linear(latent_format, _vae) -> Decoder | None:
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        return None
+    bias = latent_format.latent_rgb_factors_bias
+    return LinearDecoder(torch.tensor(factors), None if bias is None else torch.tensor(bias))
+
+
+def _nothing(latent_format, wanted: str) -> str:
+    name = latent_format.taesd_decoder_name
+    folders = " or ".join(folder_paths.get_folder_paths("vae_approx"))
+    put = (
+        f"put {name}.safetensors (or .pth, from github.com/madebyollin/taesd) into {folders}"
+        if name
+        else "this kind of model has no TAESD"
+    )
+    if wanted == "taesd":
+        return f"decoder: no TAESD for this model. To use it, {put}; or choose 'auto'."
+    if wanted == "vae":
+        return "decoder: 'vae' needs a picture VAE. Connect the vae input, or choose 'auto'."
+    if wanted == "linear":
+        return "decoder: this kind of model has no preview colours. Choose 'auto' and connect "
+        "the vae."
+    return f"The guard cannot see this model's latents. Connect the vae input, or {put}."

@@ -1,0 +1,88 @@
+"""Where indexes and descriptor weights lie among the host's model folders."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import folder_paths
+
+from ..amg_core.errors import AMGError
+
+INDEXES, WEIGHTS = "amg_indexes", "amg"
+WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
+NO_INDEX = "(no index yet: use Build Memorization Index)"
+MANIFEST = "manifest.json"
+
+
+def register() -> None:
+    """Add models/amg_indexes and models/amg, keeping what extra_model_paths.yaml has set."""
+    for name, extensions in ((INDEXES, {".json"}), (WEIGHTS, WEIGHT_EXTENSIONS)):
+        folder = os.path.join(folder_paths.models_dir, name)
+        folder_paths.add_model_folder_path(name, folder)
+        folders, known = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (folders, set(known) | extensions)
+        with suppress(OSError):  # a read-only models folder: another one may be configured
+            os.makedirs(folder, exist_ok=True)
+
+
+def index_folder() -> Path:
+    """Where new indexes are built: the first configured folder."""
+    return Path(folder_paths.get_folder_paths(INDEXES)[0])
+
+
+def index_names() -> list[str]:
+    """Names of all indexes, sorted; one sentence instead where there is none."""
+    names = set()
+    for folder in folder_paths.get_folder_paths(INDEXES):
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        names |= {e.name for e in entries if os.path.isfile(os.path.join(e.path, MANIFEST))}
+    return sorted((n for n in names if not n.startswith(".")), key=str.lower) or [NO_INDEX]
+
+
+def find_index(name: str) -> Path:
+    """The folder of index `name`. AMGError, naming the folder and the next step, where absent."""
+    folders = folder_paths.get_folder_paths(INDEXES)
+    for folder in folders:
+        path = Path(folder) / name
+        if name == Path(name).name and (path / MANIFEST).is_file():
+            return path
+    what = "There is no index yet" if name == NO_INDEX else f"There is no index named {name!r}"
+    raise AMGError(
+        f"{what} in {' or '.join(folders)}. Run a Build Memorization Index node on a folder of "
+        f"pictures (or copy an index folder there), then press R to refresh the list."
+    )
+
+
+def new_index(name: str) -> Path:
+    """Where an index called `name` is to be built. AMGError where `name` is not a plain name."""
+    name = name.strip()
+    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
+        raise AMGError(
+            f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
+            f"'_'; the index becomes a folder of that name in {index_folder()}."
+        )
+    return index_folder() / name
+
+
+def picture_folder(folder: str) -> Path:
+    """`folder` as given; a relative one lies below ComfyUI's input folder. AMGError if empty."""
+    folder = folder.strip().strip('"')
+    if not folder:
+        raise AMGError(
+            "folder: give the folder of the pictures to stay away from, as an absolute path or "
+            f"relative to {folder_paths.get_input_directory()}."
+        )
+    path = Path(folder).expanduser()
+    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+
+
+def sscd_weights() -> Path | None:
+    """Meta's SSCD file in models/amg, whichever of its layouts; None where there is none."""
+    names = folder_paths.get_filename_list(WEIGHTS)
+    found = sorted(n for n in names if os.path.basename(n).startswith("sscd_disc_mixup"))
+    return Path(folder_paths.get_full_path_or_raise(WEIGHTS, found[0])) if found else None

@@ -1,0 +1,78 @@
+"""Similarity Probe: is this picture a copy of one in the index?"""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..amg_core.errors import AMGError
+from . import show
+from .types import CATEGORY, MemorizationIndex
+
+
+class SimilarityProbeNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_SimilarityProbe",
+            display_name="Similarity Probe",
+            category=CATEGORY,
+            description="Compares finished pictures with an index and shows the nearest picture. "
+            "Works on any picture, guarded or not.",
+            inputs=[
+                io.Image.Input(
+                    "image", tooltip="The pictures to check. Costs a fraction of a second each."
+                ),
+                MemorizationIndex.Input(
+                    "index",
+                    tooltip="The pictures to compare with. A clean verdict speaks of this index "
+                    "only.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "similarity",
+                    display_name="similarity",
+                    tooltip="Largest similarity of the batch, larger is closer. sscd: above 0.5 "
+                    "is a copy. pixel: above -1.4 is a copy, 0 is the very same picture.",
+                ),
+                io.String.Output(
+                    "verdict",
+                    display_name="verdict",
+                    tooltip="One sentence a picture. Two independent judges are asked; either "
+                    "can call it a copy.",
+                ),
+                io.Image.Output(
+                    "nearest",
+                    display_name="nearest",
+                    tooltip="The nearest picture in the index for each picture: look at both.",
+                ),
+                io.String.Output(
+                    "caption",
+                    display_name="caption",
+                    tooltip="Caption of the nearest picture, one line a picture; empty without "
+                    "captions.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image, index) -> io.NodeOutput:
+        from ..amg_core.verdict import verdict
+
+        if image.shape[0] == 0:
+            raise AMGError("image: the batch is empty. Connect at least one picture.")
+        pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
+        verdicts = verdict(index, pictures)
+        words = "\n".join(f"{v.similarity:.2f}  {v.words}" for v in verdicts)
+        nearest = show.images([index.searcher.index.thumbnail(v.neighbor) for v in verdicts])
+        show.text_on(cls.hidden.unique_id)(words)
+        shown = ui.PreviewImage(nearest, cls=cls).as_dict() | {"text": (words,)}
+        return io.NodeOutput(
+            max(v.similarity for v in verdicts),
+            words,
+            nearest,
+            "\n".join(v.caption for v in verdicts),
+            ui=shown,
+        )

@@ -1,0 +1,412 @@
+"""AMG Sampler, Apply AMG and AMG Report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..amg_core import presets
+from ..amg_core.errors import AMGError
+from ..amg_core.schedule import KINDS, Schedule
+from . import decoding, hook, show
+from .types import CATEGORY, MemorizationIndex, ReportHandle
+
+AS_PRESET = "preset"
+
+
+def index_input() -> io.Input:
+    return MemorizationIndex.Input(
+        "index",
+        tooltip="The pictures to stay away from: from Load or Build Memorization Index. Pictures "
+        "that are not in it are not guarded against.",
+    )
+
+
+def strength_inputs() -> list[io.Input]:
+    """The widgets that AMG Sampler and Apply AMG share."""
+    return [
+        io.Combo.Input(
+            "preset",
+            options=list(presets.PRESETS),
+            default=presets.PRESETS[0],
+            tooltip="main: the recommended balance. strong: acts earlier and pushes harder, "
+            "pictures stray further from the prompt. reference: the constants of the authors' "
+            "code.",
+        ),
+        _strength(
+            "despecification",
+            "Loosens the grip of the prompt while a picture comes too close to a known one. Free "
+            "of cost; needs cfg above 1. 0 = off, 1 = the preset, up to 2 is safe.",
+        ),
+        _strength(
+            "deduplication",
+            "Steers away from what the caption of the nearest known picture would draw. Needs "
+            "clip, captions in the index and cfg above 1; costs one more model call on guarded "
+            "steps. 0 = off, 1 = the preset, up to 2 is safe.",
+        ),
+        _strength(
+            "dissimilarity",
+            "Changes the picture itself until it no longer resembles the nearest known one. "
+            "Costs a few decodings on guarded steps. 0 = off, 1 = the preset, above 2 may leave "
+            "stains.",
+        ),
+    ]
+
+
+def optional_inputs() -> list[io.Input]:
+    return [
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="The text encoder of your prompt, to read captions of the index for "
+            "deduplication. Without it deduplication is off. It stays where it is: no video "
+            "memory is used.",
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Lets the guard see sharp pictures where no TAESD file is in "
+            "models/vae_approx. Costs a private copy of its decoder in memory, and time on every "
+            "step.",
+        ),
+    ]
+
+
+def _strength(name: str, tooltip: str) -> io.Input:
+    return io.Float.Input(
+        name, default=1.0, min=0.0, max=3.0, step=0.05, round=0.001, tooltip=tooltip
+    )
+
+
+def report_output() -> io.Output:
+    return io.String.Output(
+        "report",
+        display_name="report",
+        tooltip="What the guard saw and did at each step, as JSON, with name and hash of the "
+        "index: the proof to keep with the picture.",
+    )
+
+
+def curve_output() -> io.Output:
+    return io.Image.Output(
+        "curve",
+        display_name="curve",
+        tooltip="Similarity to the nearest picture, step by step, against the threshold in red. "
+        "Dots mark steps where the guard acted.",
+    )
+
+
+class SamplerNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_Sampler",
+            display_name="AMG Sampler",
+            category=CATEGORY,
+            description="KSampler with Anti-Memorization Guidance: it watches every step and "
+            "steers away only while the picture comes too close to one in the index. With the "
+            "same seed, an innocent picture is the very picture that KSampler makes.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model that draws. LoRA and other patches are kept."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The random seed. The same seed as in KSampler starts from the same "
+                    "noise.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="Number of denoising steps. The guard looks at every one; more steps "
+                    "give it more chances to leave in time. 20 to 50 is usual.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the picture follows the prompt. At 1 only dissimilarity "
+                    "can act. High values copy more; 4 to 8 is usual.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    tooltip="The algorithm. Any works; heun and dpmpp_sde call model and guard "
+                    "twice a step.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    tooltip="How the noise is taken away over the steps. Any works.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What you want to see."),
+                io.Conditioning.Input("negative", tooltip="What you do not want to see."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The latent to start from. Inpainting: the guard judges the whole "
+                    "picture and changes only the masked part.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much is redrawn. Low values keep the given picture, and give "
+                    "the guard little room to leave it.",
+                ),
+                index_input(),
+                *strength_inputs(),
+                *optional_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent", display_name="LATENT", tooltip="The denoised latent, for VAE Decode."
+                ),
+                report_output(),
+                curve_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
+        denoise, index, preset, despecification, deduplication, dissimilarity, clip=None, vae=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        from nodes import common_ksampler
+
+        settings = presets.settings(
+            preset, index.metric, despecification=despecification, deduplication=deduplication,
+            dissimilarity=dissimilarity,
+        )  # fmt: skip
+        report = hook.Report()
+        guarded = hook.attach(
+            model, index, settings, clip=clip, vae=vae, report=report,
+            on_step=show.text_on(cls.hidden.unique_id),
+        )  # fmt: skip
+        (latent,) = common_ksampler(
+            guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
+            denoise=denoise,
+        )  # fmt: skip
+        return io.NodeOutput(latent, *_told(report))
+
+
+class ApplyNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_Apply",
+            display_name="Apply AMG",
+            category=CATEGORY,
+            description="Puts the guard on a model, for any sampler node. All settings are here; "
+            "AMG Sampler has the few that matter. Applied twice, the later one counts.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to guard. It is not changed itself."),
+                index_input(),
+                *strength_inputs(),
+                io.Combo.Input(
+                    "thresholds",
+                    options=[AS_PRESET, "custom"],
+                    default=AS_PRESET,
+                    tooltip="preset: how close is too close comes from the preset. custom: from "
+                    "schedule, threshold_start, threshold_end and margin below.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    tooltip="custom thresholds: how the threshold rises from first to last step. "
+                    "parabolic stays low for longest. No cost.",
+                ),
+                io.Float.Input(
+                    "threshold_start",
+                    default=0.3,
+                    min=-10.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="custom thresholds: at pure noise. The guard acts above it, so lower "
+                    "guards more. sscd: 0.2 to 0.4; pixel: -1.9 to -1.5.",
+                ),
+                io.Float.Input(
+                    "threshold_end",
+                    default=0.5,
+                    min=-10.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="custom thresholds: at the finished picture. sscd: 0.4 to 0.5; "
+                    "pixel: -1.6 to -1.4.",
+                ),
+                io.Combo.Input(
+                    "form",
+                    options=[AS_PRESET, "projection", "gradient"],
+                    default=AS_PRESET,
+                    tooltip="How dissimilarity moves the picture. projection: just far enough, "
+                    "at any resolution. gradient: the fixed push of the paper, needs tuning.",
+                ),
+                io.Float.Input(
+                    "exit",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Strength of the early way out: in the first steps a picture bound "
+                    "for a copy is turned away from the prompt that leads there. 0 = off, 1 = "
+                    "the preset; above 1.5 pictures may lose the prompt.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Share of the sampling after which the guard begins. Keep 0: copies "
+                    "are decided in the first steps. Later saves time and misses some.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Share of the sampling after which the guard ends. Below 1 saves "
+                    "time; the last steps then go unwatched.",
+                ),
+                io.Float.Input(
+                    "margin",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="custom thresholds: how far below the threshold a picture is "
+                    "brought, in units of similarity. Larger acts less often and changes more; "
+                    "0.05 to 0.2.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=0,
+                    min=0,
+                    max=20,
+                    tooltip="How often a guarded step measures and corrects again. 0 = the "
+                    "preset. Each costs one decoding forth and back.",
+                ),
+                io.Combo.Input(
+                    "decoder",
+                    options=decoding.CHOICES,
+                    default=decoding.CHOICES[0],
+                    tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, "
+                    "else the connected vae, else coarse preview colours. taesd is fast and "
+                    "sharp, vae slow and large, linear free and coarse.",
+                ),
+                *optional_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "guarded",
+                    display_name="MODEL",
+                    tooltip="The guarded model, for any sampler node.",
+                ),
+                ReportHandle.Output(
+                    "run",
+                    display_name="run",
+                    tooltip="What the guard will have seen and done: for AMG Report.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, index, preset, despecification, deduplication, dissimilarity, thresholds,
+        schedule, threshold_start, threshold_end, form, exit, start_percent, end_percent, margin,
+        iterations, decoder, clip=None, vae=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        changes: dict = {}
+        if thresholds == "custom":
+            changes["schedule"] = custom_schedule(
+                schedule, threshold_start, threshold_end, index.metric
+            )
+            changes["margin"] = margin
+        if form != AS_PRESET:
+            changes["form"] = form
+        if iterations > 0:
+            changes["iterations"] = iterations
+        settings = presets.settings(
+            preset, index.metric, despecification=despecification, deduplication=deduplication,
+            dissimilarity=dissimilarity, start_percent=start_percent, end_percent=end_percent,
+            **changes,
+        )  # fmt: skip
+        settings = dataclasses.replace(settings, exit=settings.exit * exit)
+        report = hook.Report()
+        guarded = hook.attach(
+            model, index, settings, clip=clip, vae=vae, decoder=decoder, report=report,
+            on_step=show.text_on(cls.hidden.unique_id),
+        )  # fmt: skip
+        return io.NodeOutput(guarded, report)
+
+
+class ReportNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_Report",
+            display_name="AMG Report",
+            category=CATEGORY,
+            description="Shows what a model guarded by Apply AMG saw and did in its latest "
+            "sampling.",
+            inputs=[
+                ReportHandle.Input("run", tooltip="The output run of Apply AMG."),
+                io.AnyType.Input(
+                    "after",
+                    tooltip="Anything made by the sampler, such as its LATENT: the report is "
+                    "read when that is finished.",
+                ),
+            ],
+            outputs=[report_output(), curve_output()],
+        )
+
+    @classmethod
+    def execute(cls, run: hook.Report, after) -> io.NodeOutput:
+        return io.NodeOutput(*_told(run))
+
+
+def custom_schedule(kind: str, start: float, end: float, metric: str) -> Schedule:
+    """A `Schedule` whose thresholds similarity can pass; AMGError, naming the widget, otherwise."""
+    most, advice = (1, "0.2 to 0.5") if metric == "cosine" else (0, "-1.9 to -1.4")
+    for name, value in (("threshold_start", start), ("threshold_end", end)):
+        if not value < most:  # catches NaN too
+            raise AMGError(
+                f"{name}: {value} would never guard, because similarity to this index is at most "
+                f"{most}. Usual values are {advice}; or set thresholds to 'preset'."
+            )
+    return Schedule(kind, start, end)
+
+
+def _told(report: hook.Report) -> tuple:
+    """(JSON text, curve IMAGE) of the latest run."""
+    from ..amg_core.plot import curve
+
+    if report.latest is None:
+        raise AMGError(
+            "There is no sampling to report on yet. Connect `after` of AMG Report to the LATENT "
+            "of the sampler that uses the guarded model, and give that sampler at least one step."
+        )
+    return json.dumps(report.latest), show.image(curve(report.latest))

@@ -1,0 +1,39 @@
+"""What the artist sees: live text on a node, pictures as IMAGE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def text_on(node_id: str | None) -> Callable[[str], None]:
+    """A function that shows a text on that node in the browser; nothing without a server."""
+
+    def show(text: str) -> None:
+        try:
+            from server import PromptServer
+        except ImportError:
+            return
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and node_id is not None:
+            server.send_progress_text(text, node_id)
+
+    return show
+
+
+def image(picture) -> Tensor:
+    """PIL picture -> IMAGE (1, H, W, 3) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))[None] / 255
+
+
+def images(pictures: list) -> Tensor:
+    """PIL pictures of any sizes -> IMAGE (B, H, W, 3), each fitted into the largest, on black."""
+    from PIL import Image, ImageOps
+
+    width = max(p.width for p in pictures)
+    height = max(p.height for p in pictures)
+    fitted = [ImageOps.pad(p.convert("RGB"), (width, height), Image.LANCZOS) for p in pictures]
+    return torch.cat([image(p) for p in fitted])

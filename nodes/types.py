@@ -1,0 +1,12 @@
+"""The two wire types of this pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+CATEGORY = "AMG"
+
+# Carries a `Probe` without a decoder: an open index and the descriptor that made it.
+MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
+# Carries a `hook.Report`, which a sampling run fills.
+ReportHandle = io.Custom("AMG_REPORT")
