@@ -1,0 +1,132 @@
+"""Neighbour captions: encoded where the text encoder rests, one row a sample."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+LONG = " ".join(["a very long caption about a fox"] * 20)  # more than 77 tokens
+
+
+@pytest.fixture
+def args(tiny, prompts, sample):
+    """What a post-CFG hook is given in the middle of a run of three."""
+    caught = []
+
+    def catch(given):
+        caught.append(given)
+        return given["denoised"]
+
+    model = tiny()
+    model.set_model_sampler_post_cfg_function(catch)
+    real = model.model.apply_model
+
+    sample(model, batch=3)
+    given = caught[1]
+    model.pre_run()  # the host has cleaned up after the run: current_patcher is unset
+    yield given
+    model.cleanup()
+    assert model.model.apply_model == real
+
+
+def expected(args, clip, caption, row):
+    """D_n of one sample by the host's plain means."""
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    with torch.inference_mode():
+        cond = clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+        conds = comfy.sampler_helpers.convert_cond(cond)
+        x, model = args["input"], args["model"]
+        conds = comfy.samplers.encode_model_conds(model.extra_conds, conds, x, x.device, "positive")
+        out = comfy.samplers.calc_cond_batch(
+            model, [None, conds], x, args["sigma"], args["model_options"]
+        )
+    return out[1][row]
+
+
+def test_same_encoding_as_the_host(amg, clip):
+    for layer in (None, -2):
+        other = clip.clone()
+        other.clip_layer(layer)
+        with torch.inference_mode():
+            ((cond, more),) = other.encode_from_tokens_scheduled(other.tokenize("a blue (owl:1.2)"))
+        ours = amg.conditioning.encode(other, "a blue (owl:1.2)")
+        assert torch.equal(ours["cross_attn"], cond)
+        assert torch.equal(ours["pooled_output"], more["pooled_output"])
+
+
+def test_remembers_the_latest(amg, clip, monkeypatch):
+    amg.conditioning._encoded.clear()
+    monkeypatch.setattr(amg.conditioning, "REMEMBERED", 2)
+    first = amg.conditioning.encode(clip, "one")
+    assert amg.conditioning.encode(clip, "one") is first
+    amg.conditioning.encode(clip, "two")
+    amg.conditioning.encode(clip, "one")
+    amg.conditioning.encode(clip, "three")
+    assert amg.conditioning.encode(clip, "one") is first
+    assert len(amg.conditioning._encoded[clip.cond_stage_model]) == 2
+
+
+def test_each_sample_gets_its_caption(amg, clip, args):
+    """Also where captions differ in length, and a sample without a caption gets D_u."""
+    neighbors = amg.conditioning.NeighborPrediction(clip, {})
+    captions = ["a green cat", LONG, ""]
+    with torch.inference_mode():
+        predicted = neighbors.predict(args, captions)
+    for row in (0, 1):
+        wanted = expected(args, clip, captions[row], row)
+        assert torch.allclose(predicted[row], wanted, atol=1e-5)
+    assert torch.equal(predicted[2], args["uncond_denoised"][2])
+
+
+def test_prompt_region_and_times_do_not_apply(amg, clip, args):
+    """Strength, area, mask and timestep ranges belong to the prompt, not to the neighbour."""
+    given = dict(args)
+    marked = args["cond"][0] | {
+        "strength": 0.3, "area": (4, 4, 0, 0), "timestep_start": 0.5, "timestep_end": 0.4,
+    }  # fmt: skip
+    given["cond"] = [marked]
+    neighbors = amg.conditioning.NeighborPrediction(clip, {})
+    with torch.inference_mode():
+        plain = neighbors.predict(args, ["a", "b", "c"])
+        assert torch.equal(neighbors.predict(given, ["a", "b", "c"]), plain)
+
+
+def test_control_and_guidance_are_kept(amg, args):
+    control, hooks = object(), object()
+    conds = [args["cond"][0] | {"control": control, "guidance": 3.5, "hooks": hooks, "mask": 1}]
+    template = amg.conditioning._template(conds, args["sigma"])
+    assert template["control"] is control
+    assert template["hooks"] is hooks
+    assert template["guidance"] == 3.5
+    assert "mask" not in template
+    assert template["uuid"] != conds[0]["uuid"]
+    assert template["model_conds"] is not conds[0]["model_conds"]
+
+
+def test_the_part_that_acts_now_is_the_template(amg):
+    early = {"timestep_start": 99.0, "timestep_end": 5.0, "name": "early"}
+    late = {"timestep_start": 5.0, "timestep_end": 0.0, "name": "late"}
+    everywhere = {"name": "everywhere"}
+    region = {"area": (1, 1, 0, 0), "name": "region"}
+    pick = amg.conditioning._template
+    assert pick([early, late], torch.tensor([1.0]))["name"] == "late"
+    assert pick([early, late], torch.tensor([10.0]))["name"] == "early"
+    assert pick([region, everywhere], torch.tensor([1.0]))["name"] == "everywhere"
+
+
+def test_wrong_clip(amg, clip, args, monkeypatch):
+    wide = SimpleNamespace(
+        patcher=clip.patcher,
+        layer_idx=None,
+        tokenize=clip.tokenize,
+        cond_stage_model=torch.nn.Module(),
+    )
+    wide.cond_stage_model.reset_clip_options = lambda: None
+    wide.cond_stage_model.encode_token_weights = lambda _: (torch.zeros(1, 77, 99), None)
+    neighbors = amg.conditioning.NeighborPrediction(wide, {})
+    with pytest.raises(amg.AMGError, match="clip: this text encoder gives 99"):
+        neighbors.predict(args, ["a", "b", "c"])

@@ -1,0 +1,162 @@
+"""What can go wrong says what it is, where, and what to do."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def inputs(tiny, prompts, index):
+    return {
+        "model": tiny(), "seed": 1, "steps": 2, "cfg": 4.0, "sampler_name": "euler",
+        "scheduler": "normal", "positive": prompts[0], "negative": prompts[1],
+        "latent_image": {"samples": torch.zeros(1, 4, 16, 16)}, "denoise": 1.0, "index": index,
+        "preset": "main", "despecification": 1.0, "deduplication": 1.0, "dissimilarity": 1.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def custom(tiny, index):
+    return {
+        "model": tiny(), "index": index, "preset": "main", "despecification": 1.0,
+        "deduplication": 1.0, "dissimilarity": 1.0, "thresholds": "custom",
+        "schedule": "parabolic", "threshold_start": -1.9, "threshold_end": -1.5, "form": "preset",
+        "exit": 1.0, "start_percent": 0.0, "end_percent": 1.0, "margin": 0.1, "iterations": 0,
+        "decoder": "auto",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["despecification", "deduplication", "dissimilarity"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
+def test_bad_strengths(amg, run_node, inputs, name, value):
+    with pytest.raises(amg.AMGError, match=name):
+        run_node("AMG_Sampler", **inputs | {name: value})
+
+
+@pytest.mark.parametrize("name", ["threshold_start", "threshold_end"])
+@pytest.mark.parametrize("value", [math.nan, 0.0, 0.5])
+def test_thresholds_that_never_guard(amg, run_node, custom, name, value):
+    with pytest.raises(amg.AMGError, match=rf"{name}.*never guard"):
+        run_node("AMG_Apply", **custom | {name: value})
+
+
+@pytest.mark.parametrize("name", ["start_percent", "margin", "exit"])
+def test_other_numbers_that_are_none(amg, run_node, custom, name):
+    with pytest.raises(amg.AMGError, match=name.split("_")[0]):
+        run_node("AMG_Apply", **custom | {name: math.nan})
+
+
+def test_video_latent(amg, run_node, inputs):
+    latent = {"samples": torch.zeros(1, 4, 2, 16, 16)}
+    with pytest.raises(amg.AMGError, match=r"latent_image.*Video"):
+        run_node("AMG_Sampler", **inputs | {"latent_image": latent})
+
+
+def test_wrong_number_of_channels(amg, tiny, index):
+    decoder = amg.decoding.choose(tiny().model.latent_format)
+    with pytest.raises(amg.AMGError, match="latent_image has 16 channels and decoder linear"):
+        amg.decoding.check(decoder, torch.zeros(1, 16, 8, 8))
+
+
+def test_no_index(amg, run_node, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "amg_indexes", ([str(tmp_path)], {".json"})
+    )
+    assert amg.paths.index_names() == [amg.paths.NO_INDEX]
+    with pytest.raises(amg.AMGError) as caught:
+        run_node("AMG_LoadIndex", index_name=amg.paths.NO_INDEX)
+    assert str(tmp_path) in str(caught.value)
+    assert "Build Memorization Index" in str(caught.value)
+    with pytest.raises(amg.AMGError, match="'gone'"):
+        run_node("AMG_LoadIndex", index_name="gone")
+    with pytest.raises(amg.AMGError, match="no index named"):
+        run_node("AMG_LoadIndex", index_name="../gone")
+
+
+def test_damaged_index(amg, run_node, index):
+    import shutil
+
+    folder = amg.paths.index_folder()
+    shutil.copytree(folder / "few", folder / "damaged")
+    try:
+        manifest = folder / "damaged" / "manifest.json"
+        manifest.write_text("{}")
+        with pytest.raises(amg.AMGError, match=r"manifest\.json"):
+            run_node("AMG_LoadIndex", index_name="damaged")
+    finally:
+        shutil.rmtree(folder / "damaged")
+
+
+def test_missing_sscd_weights(amg, run_node, pictures):
+    with pytest.raises(amg.AMGError, match=r"sscd_disc_mixup.*models/amg"):
+        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="sscd")
+    assert not (amg.paths.index_folder() / "x").exists()
+
+
+def test_wrong_sscd_weights(amg, run_node, pictures):
+    import folder_paths
+
+    (folder,) = folder_paths.get_folder_paths("amg")
+    path = Path(folder) / "sscd_disc_mixup.torchvision.pt"
+    path.write_bytes(b"not weights")
+    folder_paths.filename_list_cache.pop("amg", None)
+    try:
+        with pytest.raises(amg.AMGError, match=r"sscd_disc_mixup.torchvision.pt"):
+            run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="sscd")
+    finally:
+        path.unlink()
+        folder_paths.filename_list_cache.pop("amg", None)
+
+
+def test_index_of_another_descriptor(amg, index, monkeypatch):
+    """An index whose descriptor differs from ours, if only in its preprocessing, is refused."""
+    import dataclasses
+
+    nodes_index = amg.module("nodes.index")
+    real = nodes_index.make_descriptor("pixel")
+    real.spec = dataclasses.replace(real.spec, preprocessing="other/9")
+    monkeypatch.setattr(nodes_index, "make_descriptor", lambda _: real)
+    with pytest.raises(amg.AMGError, match="descriptor"):
+        nodes_index.open_probe(amg.paths.find_index("few"))
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\n"])
+def test_names_of_indexes(amg, run_node, pictures, name):
+    with pytest.raises(amg.AMGError, match="name:"):
+        run_node(
+            "AMG_BuildIndex", folder=str(pictures), name=name and name + " ", descriptor="pixel"
+        )
+
+
+def test_picture_folders(amg, run_node, tmp_path):
+    for folder, words in (("", "folder: give"), (str(tmp_path / "no"), "does not exist")):
+        with pytest.raises(amg.AMGError, match=words):
+            run_node("AMG_BuildIndex", folder=folder, name="x", descriptor="pixel")
+    with pytest.raises(amg.AMGError, match="No picture files"):
+        run_node("AMG_BuildIndex", folder=str(tmp_path), name="x", descriptor="pixel")
+
+
+def test_build_can_be_interrupted(amg, run_node, pictures):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing()
+    with pytest.raises(management.InterruptProcessingException):
+        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="pixel")
+    assert not (amg.paths.index_folder() / "x").exists()
+
+
+def test_report_before_any_run(amg, run_node, custom):
+    _, report = run_node("AMG_Apply", **custom)
+    with pytest.raises(amg.AMGError, match="after"):
+        run_node("AMG_Report", run=report, after=None)
+
+
+def test_probe_without_pictures(amg, run_node, index):
+    with pytest.raises(amg.AMGError, match="image"):
+        run_node("AMG_SimilarityProbe", image=torch.zeros(0, 8, 8, 3), index=index)

@@ -1,0 +1,187 @@
+"""The nodes themselves, executed as the host executes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+STRENGTHS = {"despecification": 1.0, "deduplication": 1.0, "dissimilarity": 1.0}
+
+
+@pytest.fixture(scope="module")
+def demo(amg, run_node):
+    model, clip, vae, folder = run_node("AMG_DemoModel")
+    return {"model": model, "clip": clip, "vae": vae, "folder": folder}
+
+
+@pytest.fixture(scope="module")
+def encode(demo):
+    def text(words):
+        clip = demo["clip"]
+        with torch.inference_mode():
+            return clip.encode_from_tokens_scheduled(clip.tokenize(words))
+
+    return text
+
+
+def sampler_inputs(demo, encode, index, **changes):
+    return {
+        "model": demo["model"], "seed": 7, "steps": 3, "cfg": 4.0, "sampler_name": "euler",
+        "scheduler": "normal", "positive": encode("fox face on violet rays"),
+        "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
+        "denoise": 1.0, "index": index, "preset": "main", "clip": demo["clip"],
+        "vae": demo["vae"],
+    } | STRENGTHS | changes  # fmt: skip
+
+
+def test_demo_model_is_stock(amg, demo, encode):
+    """The host's classes throughout, so that stock nodes take them."""
+    import comfy.model_patcher
+    import comfy.sd
+
+    assert isinstance(demo["model"], comfy.model_patcher.ModelPatcher)
+    assert isinstance(demo["clip"], comfy.sd.CLIP)
+    assert isinstance(demo["vae"], comfy.sd.VAE)
+    assert encode("a b")[0][0].shape == (1, 8, 128)
+    with torch.inference_mode():
+        picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+        latent = demo["vae"].encode(picture)
+        assert latent.shape == (1, 4, 16, 16)
+        again = demo["vae"].decode(latent)
+    assert again.shape == picture.shape
+    assert again.min() >= 0
+    assert again.max() <= 1
+
+
+def test_demo_model_agrees_with_its_own_sampler(amg, demo, encode):
+    """The host's v-prediction of our UNet is `DemoModel.denoise`."""
+    network = amg.module("amg_demo.model").load()
+    model = demo["model"].model
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 5
+    context = encode("fox face on violet rays")[0][0].repeat(2, 1, 1)
+    for level in (14.0, 1.0, 0.1):
+        sigma = torch.full((2,), level)
+        with torch.inference_mode():
+            wanted = network.denoise(x, sigma, context)
+            assert torch.allclose(
+                model.apply_model(x, sigma, c_crossattn=context), wanted, atol=1e-4
+            )
+
+
+def test_sampler_node(amg, run_node, demo, encode, index):
+    latent, report, curve = run_node("AMG_Sampler", **sampler_inputs(demo, encode, index))
+    assert latent["samples"].shape == (2, 4, 16, 16)
+    assert len(json.loads(report)["steps"]) == 3
+    assert json.loads(report)["host"]["decoder"] == "demo"
+    assert curve.ndim == 4
+    assert curve.shape[-1] == 3
+    assert 0 <= curve.min() <= curve.max() <= 1
+
+
+def test_sampler_node_at_strength_0_is_ksampler(amg, run_node, demo, encode, index):
+    import nodes
+
+    off = dict.fromkeys(STRENGTHS, 0.0)
+    inputs = sampler_inputs(demo, encode, index, **off)
+    guarded = run_node("AMG_Sampler", **inputs)[0]["samples"]
+    with torch.inference_mode():
+        plain = nodes.KSampler().sample(
+            *(inputs[name] for name in list(nodes.KSampler.INPUT_TYPES()["required"]))
+        )[0]["samples"]
+    assert torch.equal(guarded, plain)
+
+
+def test_without_clip_the_report_says_so(amg, run_node, demo, encode, index):
+    inputs = sampler_inputs(demo, encode, index, clip=None, vae=None)
+    report = json.loads(run_node("AMG_Sampler", **inputs)[1])
+    assert report["host"]["captions"] == "no clip"
+
+
+def test_apply_and_report(amg, run_node, demo, encode, index, sample):
+    import nodes
+
+    inputs = sampler_inputs(demo, encode, index)
+    widgets = {
+        "thresholds": "custom", "schedule": "constant", "threshold_start": -9.0,
+        "threshold_end": -9.0, "form": "projection", "exit": 0.0, "start_percent": 0.0,
+        "end_percent": 1.0, "margin": 0.2, "iterations": 1, "decoder": "auto",
+    }  # fmt: skip
+    model, handle = run_node(
+        "AMG_Apply", model=demo["model"], index=index, preset="main", clip=demo["clip"],
+        **STRENGTHS, **widgets,
+    )  # fmt: skip
+    with torch.inference_mode():
+        (latent,) = nodes.common_ksampler(
+            model, 7, 3, 4.0, "euler", "normal", inputs["positive"], inputs["negative"],
+            inputs["latent_image"],
+        )  # fmt: skip
+    report, curve = run_node("AMG_Report", run=handle, after=latent)
+    steps = json.loads(report)["steps"]
+    assert [step["threshold"] for step in steps] == [-9.0] * 3
+    assert all(all(step["active"]) for step in steps)
+    assert curve.shape[-1] == 3
+
+
+def test_probe_knows_a_copy(amg, run_node, index, pictures):
+    import numpy as np
+    from PIL import Image
+
+    path = pictures / "memorised-002.webp"
+    picture = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).float() / 255
+    other = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    batch = torch.stack([picture, picture.flip(1), other])
+    similarity, words, nearest, captions = run_node("AMG_SimilarityProbe", image=batch, index=index)
+    assert similarity == pytest.approx(0, abs=0.05)
+    lines = words.splitlines()
+    assert len(lines) == 3
+    assert "memorised-002.webp" in lines[0]
+    assert "memorised-002.webp" in lines[1]
+    assert "ot a copy" in lines[2]
+    assert captions.splitlines()[0] == "panda face on teal checks"
+    assert nearest.shape[0] == 3
+
+
+def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path):
+    """A changed index is opened anew; an unchanged one comes from the host's cache."""
+    load = amg.nodes["AMG_LoadIndex"]
+    assert "few" in amg.paths.index_names()
+    first = load.fingerprint_inputs(index_name="few")
+    assert load.fingerprint_inputs(index_name="few") == first
+    assert load.fingerprint_inputs(index_name="gone") == "none"
+    (probe,) = run_node("AMG_LoadIndex", index_name="few")
+    assert probe.searcher.index.count == 24
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for path in sorted(pictures.glob("*.webp"))[:3]:
+        shutil.copy(path, fewer)
+    run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    before = load.fingerprint_inputs(index_name="changing")
+    shutil.copy(sorted(pictures.glob("*.webp"))[5], fewer)
+    _, text = run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    assert text.startswith("4 pictures")
+    assert load.fingerprint_inputs(index_name="changing") != before
+
+
+def test_build_names_what_it_skipped(amg, run_node, pictures, tmp_path):
+    shutil.copy(pictures / "memorised-000.webp", tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    _, text = run_node("AMG_BuildIndex", folder=str(tmp_path), name="odd", descriptor="pixel")
+    assert "NOT guarded" in text
+    assert "broken.png" in text
+
+
+def test_build_watches_its_folder(amg, tmp_path, pictures):
+    build = amg.nodes["AMG_BuildIndex"]
+    inputs = {"folder": str(tmp_path), "name": "w", "descriptor": "pixel"}
+    before = build.fingerprint_inputs(**inputs)
+    shutil.copy(pictures / "memorised-000.webp", tmp_path)
+    assert build.fingerprint_inputs(**inputs) != before
+
+
+def test_relative_folders_lie_below_the_input_folder(amg):
+    import folder_paths
+
+    assert str(amg.paths.picture_folder("cats")).startswith(folder_paths.get_input_directory())

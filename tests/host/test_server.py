@@ -1,0 +1,172 @@
+"""A real server: the pack is listed, its pages are served, and the example workflow runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = "anti-memorization-guidance"
+PATIENCE = 300  # seconds; continuous integration is slow
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, tmp_path_factory):
+    """`server(path, data=None)` -> parsed answer. One server for the whole file."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (base / "log.txt").open("w")
+    process = subprocess.Popen(
+        [
+            sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--database-url",
+            f"sqlite:///{base}/db.sqlite", "--disable-api-nodes", "--port", str(port),
+        ],
+        cwd=comfyui, stdout=log, stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    def ask(path: str, data: dict | None = None, raw: bool = False):
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return text if raw else json.loads(text)
+
+    ask.base = base
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                ask("/system_stats")
+                break
+            except (OSError, urllib.error.URLError):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("no server:\n" + (base / "log.txt").read_text()[-3000:])
+                time.sleep(0.5)
+        yield ask
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+def finish(server, prompt: dict) -> dict:
+    """Queue a prompt and wait; the history entry."""
+    number = server("/prompt", {"prompt": prompt})["prompt_id"]
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        history = server(f"/history/{number}")
+        if history:
+            return history[number]
+        time.sleep(0.3)
+    pytest.fail("the workflow did not end")
+
+
+@pytest.fixture(scope="module")
+def first_look():
+    text = (ROOT / "example_workflows/api/amg_first_look.api.json").read_text()
+    prompt = json.loads(text)
+    for node in prompt.values():
+        if "batch_size" in node["inputs"]:
+            node["inputs"]["batch_size"] = 1
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 6
+    return prompt
+
+
+def of_type(prompt: dict, kind: str) -> list[str]:
+    return [number for number, node in prompt.items() if node["class_type"] == kind]
+
+
+def test_listed(server):
+    info = server("/object_info")
+    ours = {name: node for name, node in info.items() if name.startswith("AMG_")}
+    assert len(ours) == 7
+    assert {node["category"] for node in ours.values()} == {"AMG"}
+    assert {node["python_module"] for node in ours.values()} == {f"custom_nodes.{FOLDER}"}
+    for node in ours.values():
+        assert all(node["output_tooltips"])
+
+
+def test_loaded_quietly(server):
+    log = (server.base / "log.txt").read_text()
+    assert "IMPORT FAILED" not in log
+    mine = [line for line in log.splitlines() if "amg" in line.lower()]
+    assert len(mine) <= 1, mine
+
+
+def test_help_pages_and_workflows_are_served(server):
+    for node in ("AMG_Sampler", "AMG_BuildIndex"):
+        assert server(f"/extensions/{FOLDER}/docs/{node}.md", raw=True).startswith(b"# ")
+    templates = server("/api/workflow_templates")
+    assert {"amg_first_look", "amg_sd15"} <= set(templates[FOLDER])
+
+
+def test_the_first_look_runs(server, first_look):
+    """On an empty ComfyUI: no checkpoint, no index, no descriptor weights."""
+    done = finish(server, first_look)
+    assert done["status"]["status_str"] == "success", done["status"]
+    shown = done["outputs"]
+    for number in of_type(first_look, "PreviewImage"):
+        assert shown[number]["images"]
+    for number in of_type(first_look, "PreviewAny"):
+        assert shown[number]["text"][0]
+    for number in of_type(first_look, "AMG_SimilarityProbe"):
+        assert shown[number]["images"]
+    assert (server.base / "models/amg_indexes/amg-demo/manifest.json").is_file()
+
+
+def test_unchanged_nodes_come_from_the_cache(server, first_look):
+    finish(server, first_look)
+    done = finish(server, first_look)
+    cached = dict(done["status"]["messages"])["execution_cached"]["nodes"]
+    assert set(of_type(first_look, "AMG_BuildIndex") + of_type(first_look, "AMG_Sampler")) <= set(
+        cached
+    )
+
+
+def test_an_error_reaches_the_artist(server, first_look):
+    prompt = {
+        "1": {"class_type": "AMG_LoadIndex", "inputs": {"index_name": "amg-demo"}},
+        "2": {"class_type": "AMG_BuildIndex", "inputs": {
+            "folder": "/nowhere", "name": "x", "descriptor": "pixel"}},
+    }  # fmt: skip
+    done = finish(server, {"2": prompt["2"]})
+    error = dict(done["status"]["messages"])["execution_error"]
+    assert "/nowhere" in error["exception_message"]
+    assert error["node_type"] == "AMG_BuildIndex"
+
+
+def test_interrupt(server, first_look):
+    prompt = json.loads(json.dumps(first_look))
+    (sampler,) = of_type(prompt, "AMG_Sampler")
+    prompt[sampler]["inputs"] |= {"steps": 2000, "seed": 99}
+    (plain,) = of_type(prompt, "KSampler")
+    keep = {sampler, *of_type(prompt, "AMG_DemoModel"), *of_type(prompt, "CLIPTextEncode"),
+            *of_type(prompt, "EmptyLatentImage"), *of_type(prompt, "AMG_BuildIndex")}  # fmt: skip
+    prompt = {number: node for number, node in prompt.items() if number in keep}
+    prompt["99"] = {"class_type": "PreviewAny", "inputs": {"source": [sampler, 1]}}
+    number = server("/prompt", {"prompt": prompt})["prompt_id"]
+    time.sleep(4)
+    server("/interrupt", {}, raw=True)
+    deadline = time.monotonic() + PATIENCE
+    while not (history := server(f"/history/{number}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    messages = dict(history[number]["status"]["messages"])
+    assert "execution_interrupted" in messages
+    assert plain  # and the server goes on working
+    assert finish(server, first_look)["status"]["status_str"] == "success"
