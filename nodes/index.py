@@ -68,7 +68,9 @@ class LoadIndexNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, index_name: str) -> str:
+    def fingerprint_inputs(cls, index_name: str | None) -> str:
+        if index_name is None:  # comes over a wire
+            return "linked"
         try:
             state = os.stat(paths.find_index(index_name) / paths.MANIFEST)
         except (AMGError, OSError):
@@ -130,15 +132,22 @@ class BuildIndexNode(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, name: str, descriptor: str) -> str:
-        """Changes when files are added to or removed from the folder, or the index is replaced."""
+    def fingerprint_inputs(
+        cls, folder: str | None, name: str | None, descriptor: str | None
+    ) -> str:
+        """Changes when files are added to or removed from a folder that is typed in.
+
+        The host gives None for what comes over a wire.
+        """
+        if folder is None:
+            return "linked"
         try:
             top = paths.picture_folder(folder)
             times = [os.stat(top).st_mtime_ns]
             times += [os.stat(place).st_mtime_ns for place, _, _ in os.walk(top)]
-            return f"{max(times)} {len(times)} {(paths.new_index(name) / paths.MANIFEST).is_file()}"
         except (AMGError, OSError):
             return "none"
+        return f"{max(times)} {len(times)}"
 
     @classmethod
     def execute(cls, folder: str, name: str, descriptor: str) -> io.NodeOutput:

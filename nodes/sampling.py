@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import comfy.samplers
@@ -11,6 +10,7 @@ from comfy_api.latest import io
 from ..amg_core import presets
 from ..amg_core.errors import AMGError
 from ..amg_core.schedule import KINDS, Schedule
+from ..amg_core.session import Session
 from . import decoding, hook, show
 from .types import CATEGORY, MemorizationIndex, ReportHandle
 
@@ -192,7 +192,8 @@ class SamplerNode(io.ComfyNode):
             preset, index.metric, despecification=despecification, deduplication=deduplication,
             dissimilarity=dissimilarity,
         )  # fmt: skip
-        report = hook.Report()
+        # At denoise 0 the host runs no step: the report then says that nothing was seen.
+        report = hook.Report(Session(index, settings, expected_steps=0).report())
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, report=report,
             on_step=show.text_on(cls.hidden.unique_id),
@@ -352,9 +353,8 @@ class ApplyNode(io.ComfyNode):
         settings = presets.settings(
             preset, index.metric, despecification=despecification, deduplication=deduplication,
             dissimilarity=dissimilarity, start_percent=start_percent, end_percent=end_percent,
-            **changes,
+            exit=presets.settings(preset, index.metric).exit * exit, **changes,
         )  # fmt: skip
-        settings = dataclasses.replace(settings, exit=settings.exit * exit)
         report = hook.Report()
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, decoder=decoder, report=report,

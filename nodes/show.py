@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -13,11 +14,8 @@ def text_on(node_id: str | None) -> Callable[[str], None]:
     """A function that shows a text on that node in the browser; nothing without a server."""
 
     def show(text: str) -> None:
-        try:
-            from server import PromptServer
-        except ImportError:
-            return
-        server = getattr(PromptServer, "instance", None)
+        module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
+        server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
             server.send_progress_text(text, node_id)
 

@@ -49,13 +49,15 @@ def amg(tmp_path_factory, comfyui):
 
     base = tmp_path_factory.mktemp("comfy")
     folder_paths.models_dir = str(base / "models")
+    empty = ([str(base / "vae_approx")], {".safetensors", ".pth"})
+    folder_paths.folder_names_and_paths["vae_approx"] = empty  # whatever the host has there
     link = base / "custom_nodes" / FOLDER
     link.parent.mkdir()
     link.symlink_to(ROOT, target_is_directory=True)
     before = set(sys.modules)
-    started = time.perf_counter()
+    started = time.process_time()
     loaded = asyncio.run(nodes.load_custom_node(str(link)))
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     name = str(link).replace(".", "_x_")
 
     def module(path: str):

@@ -126,7 +126,7 @@ def test_index_of_another_descriptor(amg, index, monkeypatch):
         nodes_index.open_probe(amg.paths.find_index("few"))
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\n"])
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\ny"])
 def test_names_of_indexes(amg, run_node, pictures, name):
     with pytest.raises(amg.AMGError, match="name:"):
         run_node(

@@ -13,7 +13,7 @@ SNAPSHOT = json.loads((Path(__file__).parents[1] / "nodes/schema.json").read_tex
 def test_loads_fast_and_brings_nothing_heavy(amg):
     assert amg.loaded
     assert amg.seconds < 0.3
-    heavy = {"faiss", "sqlite3", "transformers", "torchvision"}
+    heavy = {"faiss", "transformers", "torchvision"}
     assert not heavy & {name.split(".")[0] for name in amg.imported}
     assert not [name for name in amg.imported if name.endswith(("sscd", "amg_demo.model"))]
 

@@ -66,9 +66,8 @@ def test_demo_model_agrees_with_its_own_sampler(amg, demo, encode):
         sigma = torch.full((2,), level)
         with torch.inference_mode():
             wanted = network.denoise(x, sigma, context)
-            assert torch.allclose(
-                model.apply_model(x, sigma, c_crossattn=context), wanted, atol=1e-4
-            )
+            drawn = model.apply_model(x, sigma, c_crossattn=context)
+        assert torch.allclose(drawn, wanted, atol=1e-4)
 
 
 def test_sampler_node(amg, run_node, demo, encode, index):
@@ -92,6 +91,13 @@ def test_sampler_node_at_strength_0_is_ksampler(amg, run_node, demo, encode, ind
             *(inputs[name] for name in list(nodes.KSampler.INPUT_TYPES()["required"]))
         )[0]["samples"]
     assert torch.equal(guarded, plain)
+
+
+def test_denoise_0_samples_nothing(amg, run_node, demo, encode, index):
+    inputs = sampler_inputs(demo, encode, index, denoise=0.0)
+    latent, report, _ = run_node("AMG_Sampler", **inputs)
+    assert torch.equal(latent["samples"], inputs["latent_image"]["samples"])
+    assert json.loads(report)["steps"] == []
 
 
 def test_without_clip_the_report_says_so(amg, run_node, demo, encode, index):
@@ -179,6 +185,7 @@ def test_build_watches_its_folder(amg, tmp_path, pictures):
     before = build.fingerprint_inputs(**inputs)
     shutil.copy(pictures / "memorised-000.webp", tmp_path)
     assert build.fingerprint_inputs(**inputs) != before
+    assert build.fingerprint_inputs(folder=None, name="w", descriptor="pixel") == "linked"
 
 
 def test_relative_folders_lie_below_the_input_folder(amg):
