@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
 
 import comfy.samplers
 import torch
@@ -57,13 +56,10 @@ class NeighborPrediction:
     def __init__(self, clip, run: dict):
         self.clip, self.run = clip, run
 
-    def bind(self, args: dict) -> Callable[[list[str]], Tensor]:
-        """`captions -> D_n` for the model evaluation that `args` (of a post-CFG hook) describes."""
-        return lambda captions: self.predict(args, captions)
-
     def predict(self, args: dict, captions: list[str]) -> Tensor:
-        """Captions of the B samples -> (B, C, H, W). A sample without a caption gets D_u.
+        """Captions of the B samples -> D_n (B, C, H, W) at the evaluation that `args` describes.
 
+        args : dict, as the host hands it to a post-CFG hook. A sample without a caption gets D_u.
         One more evaluation of the model for the whole batch; one for each length of conditioning
         where captions differ in it, because padding one would change what it means.
         """

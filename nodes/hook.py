@@ -158,15 +158,19 @@ class _Known:
         if denoise_mask is not None:
             self.mask = comfy.utils.reshape_mask(denoise_mask, noise.shape).to(device)
 
-    def composite(self, denoised: Tensor, args: dict) -> Tensor:
-        """`denoised` where it is drawn, the given latent elsewhere. No mask: the same tensor."""
+    def compositor(self, args: dict) -> Callable[[Tensor], Tensor]:
+        """Prediction -> the picture it stands for: itself where drawn, the given latent elsewhere.
+
+        Without a mask, the very same tensor.
+        """
         if self.mask is None:
-            return denoised
+            return lambda prediction: prediction
         mask, change = self.mask, args["model_options"].get("denoise_mask_function")
         if change is not None:
             extra = {"model": self.guider, "sigmas": self.sigmas}
             mask = change(args["sigma"], mask, extra_options=extra)
-        return denoised * mask + self.latent.to(denoised) * (1 - mask)
+        given = self.latent.to(args["denoised"]) * (1 - mask)
+        return lambda prediction: prediction * mask + given
 
     def kwargs(self, seed) -> dict:
         """What the host passes to `encode_model_conds` for this run."""
@@ -182,14 +186,18 @@ def _step(session: Session, known: _Known, neighbors, on_step) -> Callable[[dict
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
         # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
         guided = args["uncond"] is not None
+        whole = known.compositor(args)
         predict = None
         if guided and neighbors is not None and args["cond"]:
-            predict = neighbors.bind(args)
-        seen = known.composite(denoised, args)
+
+            def predict(captions: list[str]) -> Tensor:
+                return whole(neighbors.predict(args, captions))
+
+        seen = whole(denoised)
         out = session.step(
             seen,
-            cond=args["cond_denoised"],
-            uncond=args["uncond_denoised"] if guided else None,
+            cond=whole(args["cond_denoised"]),
+            uncond=whole(args["uncond_denoised"]) if guided else None,
             cfg_scale=float(args["cond_scale"]),
             sigma=sigma,
             t=t,

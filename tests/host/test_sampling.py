@@ -243,7 +243,7 @@ def test_inpaint_composites_before_looking(amg, tiny, index, settings, sample):
     real = amg.hook.Session.step
 
     def spy(self, denoised, **kwargs):
-        seen.append(denoised.clone())
+        seen.extend([denoised.clone(), kwargs["cond"].clone(), kwargs["uncond"].clone()])
         return real(self, denoised, **kwargs)
 
     given = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(8))
