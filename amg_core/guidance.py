@@ -8,12 +8,14 @@ Every function works per sample: no reduction ever crosses the batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def expand(per_sample: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, …) to multiply `like`."""
+    """(B,) -> (B, 1, …), on the device and in the type of `like`."""
     return per_sample.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -22,7 +24,9 @@ def despecification_strength(closeness: Tensor, c1: float, cfg_scale: float) -> 
     return (c1 * closeness).clamp(0, max(0.0, cfg_scale - 1))
 
 
-def deduplication_strength(closeness: Tensor, s1: Tensor, c2: float, cfg_scale: float) -> Tensor:
+def deduplication_strength(
+    closeness: Tensor, s1: Tensor, c2: float | Tensor, cfg_scale: float
+) -> Tensor:
     """s2 = clamp(c2·σ_t, 0, s0 − s1 − 1)   (Eq. 16). (B,) each -> (B,)."""
     room = (cfg_scale - s1 - 1).clamp_min(0)
     return torch.minimum((c2 * closeness).clamp_min(0), room)
@@ -43,8 +47,13 @@ def dissimilarity(gradient: Tensor, sigma: Tensor, c3: float | Tensor) -> Tensor
 
     ε is held constant, as in the authors' code: ∇_{x_t} = ∇_D/√ᾱ, and √(1−ᾱ) in ε is σ in D.
     """
-    c3 = torch.as_tensor(c3, device=gradient.device, dtype=gradient.dtype)
+    c3 = torch.as_tensor(c3).to(gradient)
     return -expand(c3 * sigma.to(gradient) ** 2, gradient) * gradient
+
+
+def reference_c3(similarity: Tensor, t: float) -> Tensor:
+    """The authors' code instead of a constant c3: 100·(σ_t − 0.3)·e^((1000 − T)/170), (B,) -> (B,)."""
+    return 100 * (similarity - 0.3) * math.exp(1000 * (1 - t) / 170)
 
 
 def projection(gradient: Tensor, excess: Tensor, denoised: Tensor, cap: float) -> Tensor:
@@ -79,5 +88,4 @@ def resolved_side(sigma: float, latent_side: int) -> float:
     half-cycles, coefficients of size L/(k·√(π/2·ln L)); those above σ stand out of the noise.
     """
     side = max(2, latent_side)
-    c = (torch.pi / 2 * torch.log(torch.tensor(float(side)))).sqrt().item()
-    return side / (c * max(sigma, 1e-6))
+    return side / (math.sqrt(math.pi / 2 * math.log(side)) * max(sigma, 1e-6))

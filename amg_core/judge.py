@@ -8,7 +8,6 @@ from torch import Tensor
 from .images import low_pass, luminance
 
 ZNCC_SIDE = 16
-ZNCC_COPY = 0.75  # above: a copy up to brightness and contrast. See docs/honesty.md for the evidence.
 
 
 def zncc(a: Tensor, b: Tensor) -> Tensor:

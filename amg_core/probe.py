@@ -14,20 +14,32 @@ from .guidance import resolved_side, without_brightness_and_contrast
 from .images import low_pass
 from .index.search import Searcher
 
+SAMPLED = 256  # index pictures that are compared with the others to learn what unrelated means
+QUANTILE = 0.99  # of their similarity to their nearest other picture
+SAME = {"cosine": 0.9, "nl2": -0.2}  # above: two files of one picture, not two pictures
+LIMIT = {"cosine": 0.75, "nl2": -0.35}  # unrelated pictures are never taken to be closer than this
+FEW, UNKNOWN = 8, {"cosine": 0.3, "nl2": -0.8}  # an index of fewer pictures cannot tell
+
 
 @dataclass(frozen=True)
 class Match:
     """The nearest index picture of each sample, at one scale.
 
-    similarity, spread : Tensor (B,); ids : Tensor (B,) int64; mirrored : Tensor (B,) bool, whether
-    the picture's mirror image was the closer one.
+    similarity, closeness (see `metrics.closeness`), spread : Tensor (B,); ids : Tensor (B,) int64;
+    mirrored : Tensor (B,) bool, whether the picture's mirror image was the closer one.
     """
 
     similarity: Tensor
+    closeness: Tensor
     ids: Tensor
     mirrored: Tensor
     spread: Tensor
     scale: int
+
+    def __getitem__(self, i: int) -> Match:
+        """The match of sample i alone."""
+        parts = (self.similarity, self.closeness, self.ids, self.mirrored, self.spread)
+        return Match(*(part[i : i + 1] for part in parts), self.scale)
 
 
 class Probe:
@@ -41,6 +53,7 @@ class Probe:
         self.searcher, self.descriptor, self.decoder = searcher, descriptor, decoder
         self.metric, self.scales = descriptor.spec.metric, descriptor.spec.scales
         self._decoys: dict[int, Tensor] = {}
+        self._unrelated: dict[int, float] = {}
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
         """The finest stored scale that noise level `sigma` still resolves; the coarsest at least."""
@@ -49,11 +62,7 @@ class Probe:
 
     def decode(self, latent: Tensor) -> Tensor:
         """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than the descriptor can use."""
-        return self.decoder(shrink(latent, self.decoder_side))
-
-    @property
-    def decoder_side(self) -> int:
-        return max(32, -(-self.scales[-1] // 8))
+        return self.decoder(shrink(latent, max(32, -(-self.scales[-1] // 8))))
 
     @torch.no_grad()
     def look(self, latents: Tensor, sigma: float) -> Match:
@@ -68,57 +77,94 @@ class Probe:
         scale = self.scales[-1] if scale is None else scale
         return self._join([self._match(picture[None], scale) for picture in pictures], scale)
 
-    def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
-        """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now.
+    def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+        """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now (1,).
 
-        Taken through the low-passed picture, so that only what `sigma` still decides is pushed, and
-        with the components that would merely change brightness, tint or contrast removed.
+        Taken through the low-passed picture, so that only what the noise level still decides is
+        pushed, and with what would merely change brightness, tint or contrast removed.
         Call outside inference mode with gradients enabled.
         """
         latent = latent.detach().clone().requires_grad_()
         picture = low_pass(self.decode(latent), match.scale)
         seen = picture.detach().clone().requires_grad_()
-        value = self._similarity(seen, match)
+        view = seen.flip(-1) if bool(match.mirrored[0]) else seen
+        query = self.descriptor.embed(view, match.scale)
+        neighbor = self.searcher.rows(match.ids, match.scale)
+        value = metrics.similarity(self.metric, query, neighbor, match.spread.to(query))
         (push,) = torch.autograd.grad(value.sum(), seen)
         push = without_brightness_and_contrast(push, seen.detach())
         (gradient,) = torch.autograd.grad(picture, latent, push)
-        return gradient, float(value)
+        return gradient, value.detach()
 
-    def _similarity(self, pictures: Tensor, match: Match) -> Tensor:
-        view = pictures.flip(-1) if bool(match.mirrored[0]) else pictures
-        query = self.descriptor.embed(view, match.scale)
-        neighbor = self.searcher.rows(match.ids, match.scale)
-        return metrics.similarity(self.metric, query, neighbor, match.spread)
+    @torch.no_grad()
+    def unrelated(self, scale: int) -> float:
+        """How similar two different pictures of this index can be, at one scale.
+
+        The 99 % quantile, over up to 256 of its pictures, of the similarity to the nearest other one;
+        files of one and the same picture are passed over. This is the zero of `metrics.closeness`.
+        """
+        if scale not in self._unrelated:
+            self._unrelated[scale] = self._measure_unrelated(scale)
+        return self._unrelated[scale]
+
+    def _measure_unrelated(self, scale: int) -> float:
+        count = self.searcher.index.count
+        if count < FEW:
+            return UNKNOWN[self.metric]
+        chosen = torch.linspace(0, count - 1, min(SAMPLED, count)).round().long()
+        values, ids = self.searcher.nearest(
+            self.searcher.rows(chosen, scale), scale, metrics.NEIGHBORS + 1
+        )
+        nearest = []
+        for own, row_values, row_ids in zip(chosen.tolist(), values, ids.cpu(), strict=True):
+            others = row_ids != own
+            similarity = self._similarities(
+                self.searcher.rows(torch.tensor([own]), scale), row_values[others][None],
+                row_ids[others], scale,
+            )[0]  # fmt: skip
+            different = similarity[similarity < SAME[self.metric]]
+            if len(different):
+                nearest.append(different.max())
+        if len(nearest) < FEW:
+            return UNKNOWN[self.metric]
+        return min(float(torch.stack(nearest).quantile(QUANTILE)), LIMIT[self.metric])
 
     def _match(self, picture: Tensor, scale: int) -> Match:
         found = [self._nearest(view, scale) for view in (picture, picture.flip(-1))]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
-        return Match(similarity, index, torch.tensor([mirrored]), spread, scale)
+        close = metrics.closeness(self.metric, similarity, self.unrelated(scale))
+        return Match(similarity, close, index, torch.tensor([mirrored]), spread, scale)
 
     def _nearest(self, picture: Tensor, scale: int) -> tuple[Tensor, Tensor, Tensor]:
         query = self.descriptor.embed(picture, scale)
+        wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
+        values, ids = self.searcher.nearest(query, scale, wanted)
+        similarities, spread = self._similarities(query, values, ids[0], scale)
+        best = similarities.argmax()
+        return similarities[best][None], ids[0][best][None], spread
+
+    def _similarities(
+        self, query: Tensor, values: Tensor, ids: Tensor, scale: int
+    ) -> tuple[Tensor, Tensor]:
+        """Similarity to each of the rows `ids` (K,), found at `values` (1, K), and the spread (1,)."""
         if self.metric == "cosine":
-            values, ids = self.searcher.nearest(query, scale, 1)
-            return values[:, 0], ids[:, 0], torch.ones_like(values[:, 0])
-        distances, ids = self.searcher.nearest(query, scale, metrics.NEIGHBORS)
-        missing = metrics.NEIGHBORS - distances.shape[1]
+            return values[0], torch.ones_like(values[:, 0])
+        around, missing = values[0], metrics.NEIGHBORS - values.shape[1]
         if missing > 0:
-            others = (self._decoy_rows(scale) - query).norm(dim=1).sort().values[:missing]
-            around = torch.cat([distances, others[None]], dim=1)
-        else:
-            around = distances
-        spread = around.mean(dim=1).clamp_min(1e-6)
-        return -distances[:, 0] / (metrics.ALPHA * spread), ids[:, 0], spread
+            others = (self._decoy_rows(scale) - query).norm(dim=1).sort().values
+            around = torch.cat([around, others[:missing].to(around)])
+        spread = around.mean().clamp_min(1e-6)[None]
+        rows = self.searcher.rows(ids, scale)
+        return -metrics.nl2(metrics.matched(query[0], rows), rows, spread), spread
 
     def _decoy_rows(self, scale: int) -> Tensor:
         if scale not in self._decoys:
-            every = torch.arange(self.searcher.count)
-            rows = self.searcher.rows(every, scale)
-            self._decoys[scale] = metrics.decoys(rows, scale)
+            every = torch.arange(self.searcher.index.count)
+            self._decoys[scale] = metrics.decoys(self.searcher.rows(every, scale), scale)
         return self._decoys[scale]
 
     @staticmethod
     def _join(matches: list[Match], scale: int) -> Match:
-        columns = ("similarity", "ids", "mirrored", "spread")
+        columns = ("similarity", "closeness", "ids", "mirrored", "spread")
         return Match(*(torch.cat([getattr(m, c).cpu() for m in matches]) for c in columns), scale)

@@ -1,111 +1,301 @@
-"""One sampling run under guard: measure, gate, steer, remember."""
+"""One sampling run under guard: look, gate, steer, remember."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from . import guidance, metrics
+from . import __version__, guidance, metrics
 from .probe import Match, Probe
 from .schedule import Schedule
+
+OVERSHOOT_UNTIL = 0.25  # t below which the overshoot of classifier-free guidance no longer blinds
+FORMS = ("projection", "gradient", "reference")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the guard does once a prediction is too close. See ``presets.py`` for the named ones."""
+    """What the guard does once a prediction is too close. `presets.settings` makes the named ones.
+
+    Attributes
+    ----------
+    schedule : Schedule
+        λ_t on the scale of `metrics.closeness`, or in the descriptor's own units if `own_units`.
+    despecification, deduplication : float
+        c1 and c2 of Eqs. 14 and 16; 0 = off.
+    dissimilarity : float
+        κ of the projection (1 = all the way), or c3 of Eq. 17; 0 = off.
+    form : {"projection", "gradient", "reference"}
+        Of the dissimilarity term: bounded and re-measured; Eq. 17 as it stands; Eq. 17 with the
+        authors' code constants, 100·(σ_t − 0.3)·e^((1000 − T)/170), and G_spe outside the gate.
+    exit : float
+        Strength r of the early way out (see `Session`); 0 = the paper's three terms only.
+    exit_until : float
+        Diffusion time t down to which a prompt that proved to be a key stays softened.
+    growth, most : float
+        The exit grows by this factor with every step that is still too close, up to `most`.
+    soften : float
+        How much of the prompt the softened one keeps, in [0, 1].
+    margin : float
+        How far below the threshold the projection aims, in units of similarity.
+    iterations, cap : int, float
+        Of the projection: steps at most, and their length relative to ‖D‖ each.
+    start_percent, end_percent : float
+        The share of sampling, 0 to 1, in which the guard looks.
+    """
 
     schedule: Schedule
-    despecification: float = 0.0  # c1
-    deduplication: float = 0.0  # c2
-    dissimilarity: float = 0.0  # κ of the projection, or c3
+    despecification: float = 0.0
+    deduplication: float = 0.0
+    dissimilarity: float = 0.0
     form: str = "projection"
     exit: float = 0.0
     exit_until: float = 0.5
-    margin: float = 0.1
+    growth: float = 1.5
+    most: float = 4.0
+    soften: float = 0.25
+    margin: float = 0.05
     iterations: int = 3
-    cap: float = 0.3
-    start: float = 0.0
-    end: float = 1.0
+    cap: float = 0.1
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    own_units: bool = False
+    preset: str = "custom"
+
+    @property
+    def off(self) -> bool:
+        """Only watch: nothing is ever changed."""
+        return not (self.despecification or self.deduplication or self.dissimilarity or self.exit)
 
 
 @dataclass
 class StepRecord:
+    """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term."""
+
     t: float
     sigma: float
     scale: int
     threshold: float
     similarity: list[float]
+    closeness: list[float]
     neighbor: list[int]
     active: list[bool]
-    exiting: list[bool]
-    after: list[float]
-    moved: list[float]
+    moved: dict[str, list[float]]
 
 
-@dataclass
 class Session:
-    probe: Probe
-    settings: Settings
-    records: list[StepRecord] = field(default_factory=list)
+    """Watches and steers one sampling run; a new run takes a new session.
 
-    def step(self, denoised, *, cond, uncond, cfg_scale, sigma, t, neighbor_denoised=None):
+    A prediction that is too close is answered in one of two ways. Early, by *leaving*: the prompt has
+    proved to be a key to a stored picture, so until `exit_until` it is replaced by a softened one,
+
+        D ← D_u + s0·(D_s − D_u) − r·(D_c − D_u) − s2·(D_n − D_u),
+
+    where D_s is the prediction for the prompt softened towards no prompt (D_u where even that draws
+    the picture), the r-term acts while D_c is still too close and grows until it is not, and D_n
+    belongs to the caption of the picture that D_u itself is close to, if there is one. Without
+    unconditional prediction (cfg 1), or with `exit` 0, the paper's three terms act instead. Later, a
+    prediction that is too close again leaves in the same way, and the projection bounds what remains.
+
+    What is looked at is D_c until t = 0.25 and D from there: guidance overshoots early, and an
+    overshot copy passes for something new.
+    """
+
+    def __init__(self, probe: Probe, settings: Settings, expected_steps: int | None = None):
+        self.probe, self.settings, self.expected_steps = probe, settings, expected_steps
+        self.records: list[StepRecord] = []
+        self._keyed: Tensor | None = None
+        self._away: Tensor | None = None
+
+    def step(
+        self,
+        denoised: Tensor,
+        *,
+        cond: Tensor | None,
+        uncond: Tensor | None,
+        cfg_scale: float,
+        sigma: Tensor,
+        t: float,
+        neighbor_denoised: Callable[[list[str]], Tensor] | None = None,
+        softened_denoised: Callable[[float], Tensor] | None = None,
+        composite: Callable[[Tensor], Tensor] = lambda latent: latent,
+    ) -> Tensor:
+        """Guide one prediction D (B, C, H, W); returns that very tensor where nothing is too close.
+
+        Parameters
+        ----------
+        cond, uncond : Tensor (B, C, H, W) or None
+            D_c and D_u; None where the host did not compute them (no guidance scale, cfg 1).
+        cfg_scale : float
+            s0.
+        sigma : Tensor (B,)
+            Noise level in k-diffusion units (flow: σ/(1 − σ)).
+        t : float
+            Diffusion time in [0, 1], 1 = pure noise.
+        neighbor_denoised : callable, optional
+            B captions -> D_n. Without it deduplication is off.
+        softened_denoised : callable, optional
+            Share of the prompt kept -> D_s. Without it D_u stands in.
+        composite : callable, optional
+            What is looked at instead of a prediction, for instance with the known part of an
+            inpainting put in.
+        """
         s = self.settings
-        level = float(sigma[0])
-        match = self.probe.look(denoised, level)
-        threshold = s.schedule(t)
-        active = match.similarity > threshold
-        record = StepRecord(t, level, match.scale, threshold, match.similarity.tolist(),
-                            match.ids.tolist(), active.tolist(), [False] * len(active), [], [])
-        self.records.append(record)
-        if not active.any():
+        if not s.start_percent <= 1 - t <= s.end_percent:
             return denoised
-        out = denoised.clone()
-        on = active.nonzero()[:, 0].tolist()
-        close = metrics.closeness(self.probe.metric, match.similarity)
-        nb = None
-        if neighbor_denoised is not None and uncond is not None and s.deduplication > 0:
-            nb = neighbor_denoised([self.probe.searcher.index.caption(i) for i in match.ids.tolist()])
-        exiting = s.exit != 0 and t > s.exit_until and uncond is not None
-        for i in on:
-            D, Dc, Du = denoised[i:i+1], cond[i:i+1], uncond[i:i+1]
-            c = close[i:i+1]
-            if exiting:
-                new = D - (cfg_scale + s.exit) * (Dc - Du)
-                record.exiting[i] = True
-                s1 = torch.tensor([cfg_scale - 1.0])
-            else:
-                s1 = guidance.despecification_strength(c, s.despecification, cfg_scale)
-                new = D + guidance.despecification(Dc, Du, s1)
-            if nb is not None:
-                if exiting:
-                    s2 = torch.tensor([s.deduplication * float(c)]).clamp(0, 3)
-                else:
-                    s2 = guidance.deduplication_strength(c, s1, s.deduplication, cfg_scale)
-                new = new + guidance.deduplication(nb[i:i+1], Du, s2)
-            out[i:i+1] = new
-            if s.dissimilarity > 0 and not (exiting and s.exit < -900):
-                out[i:i+1] = self.repair(out[i:i+1], match, i, threshold, sigma[i:i+1])
-        record.moved = [float((out[i]-denoised[i]).norm()/denoised[i].norm()) for i in range(len(out))]
+        if self._keyed is None:
+            self._keyed = torch.zeros(len(denoised), dtype=torch.bool)
+            self._away = torch.full((len(denoised),), s.exit)
+        level = float(sigma[0])
+        watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
+        match = self.probe.look(composite(watched), level)
+        active, threshold = self._gate(match, t)
+        leaving = s.exit > 0 and uncond is not None and s.form != "reference"
+        self._keyed |= active
+        steered = active.clone()
+        if leaving and t > s.exit_until:
+            steered |= self._keyed
+        if s.form == "reference":
+            steered |= match.closeness > 0
+        moved: dict[str, list[float]] = {}
+        out = denoised
+        if steered.any() and not s.off:
+            if uncond is not None:
+                way = self._leave if leaving else self._paper
+                change = way(
+                    denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
+                    neighbor_denoised, softened_denoised,
+                )  # fmt: skip
+                for name, delta in change.items():
+                    out = torch.where(guidance.expand(steered, out) > 0, out + delta, out)
+                    moved[name] = _relative(delta, denoised, steered)
+            if s.dissimilarity > 0 and active.any():
+                pushed = self._dissimilarity(out, match, active, threshold, sigma, t, composite)
+                moved["dissimilarity"] = _relative(pushed - out, denoised, active)
+                out = pushed
+        self.records.append(
+            StepRecord(
+                t, level, match.scale, threshold, match.similarity.tolist(),
+                match.closeness.tolist(), match.ids.tolist(), active.tolist(), moved,
+            )
+        )  # fmt: skip
         return out
 
-    def repair(self, D, match, i, threshold, sigma):
+    def _gate(self, match: Match, t: float) -> tuple[Tensor, float]:
+        """Eq. 10's indicator (B,), and λ_t in the descriptor's units."""
+        level = self.settings.schedule(t)
+        if self.settings.own_units:
+            return match.similarity > level, level
+        unrelated = self.probe.unrelated(match.scale)
+        perfect = metrics.PERFECT[self.probe.metric]
+        return match.closeness > level, unrelated + level * (perfect - unrelated)
+
+    def _leave(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
+               neighbor_denoised, softened_denoised) -> dict[str, Tensor]:  # fmt: skip
+        """The early way out, as changes of D by term. Only rows of `steered` are meant."""
         s = self.settings
-        one = Match(match.similarity[i:i+1], match.ids[i:i+1], match.mirrored[i:i+1], match.spread[i:i+1], match.scale)
-        with torch.inference_mode(False), torch.enable_grad():
-            D = D.detach().clone()
-            for _ in range(s.iterations):
-                g, now = self.probe.gradient(D, one)
-                excess = torch.tensor([now - threshold + s.margin])
-                if float(excess) <= 0:
-                    break
-                if s.form == "projection":
-                    D = D + guidance.projection(g, s.dissimilarity * excess, D, s.cap)
-                else:
-                    D = D + guidance.dissimilarity(g, sigma, s.dissimilarity)
-                    break
-        return D
+        soft = uncond
+        if softened_denoised is not None and s.soften > 0:
+            drawn = softened_denoised(s.soften)
+            usable = ~self._gate(self.probe.look(drawn, level), t)[0]
+            soft = torch.where(guidance.expand(usable, drawn) > 0, drawn, uncond)
+        away = guidance.expand(torch.where(active, self._away, 0.0), denoised)
+        change = {
+            "softened": cfg_scale * (soft - cond),
+            "away": -away * (cond - uncond),
+        }
+        grown = (self._away * s.growth).clamp(max=max(s.most, s.exit))
+        self._away = torch.where(active, grown, self._away)
+        if neighbor_denoised is not None and s.deduplication > 0:
+            own = self.probe.look(uncond, level)
+            drawn_anyway = self._gate(own, t)[0] & steered
+            if drawn_anyway.any():
+                neighbor = neighbor_denoised(self._captions(own, drawn_anyway))
+                s2 = torch.where(drawn_anyway, s.deduplication * own.closeness.clamp(0, 1), 0.0)
+                change["deduplication"] = guidance.deduplication(neighbor, uncond, s2)
+        return change
+
+    def _paper(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
+               neighbor_denoised, softened_denoised) -> dict[str, Tensor]:  # fmt: skip
+        """G_spe and G_dup of Eqs. 13 to 16, as changes of D."""
+        s = self.settings
+        close = (match.similarity if s.own_units else match.closeness).clamp(0, 1)
+        s1 = guidance.despecification_strength(close, s.despecification, cfg_scale)
+        change = {"despecification": guidance.despecification(cond, uncond, s1)}
+        if neighbor_denoised is not None and s.deduplication > 0 and active.any():
+            c2 = s.deduplication
+            if s.form == "reference":  # their code: c2 = (s0 − 1 − s1)/0.3
+                c2 = c2 * (cfg_scale - 1 - s1)
+            s2 = guidance.deduplication_strength(close, s1, c2, cfg_scale)
+            neighbor = neighbor_denoised(self._captions(match, active))
+            change["deduplication"] = guidance.deduplication(neighbor, uncond, s2 * active)
+        return change
+
+    def _dissimilarity(self, out, match, active, threshold, sigma, t, composite) -> Tensor:
+        """G_sim (Eq. 17) or the projection, for the active rows of `out`."""
+        s, out = self.settings, out.clone()
+        now = self.probe.look(composite(out), float(sigma[0]))
+        for i in active.nonzero()[:, 0].tolist():
+            with torch.inference_mode(False), torch.enable_grad():
+                latent, one = out[i : i + 1].detach().clone(), now[i]
+                if s.form != "projection":
+                    gradient, value = self.probe.gradient(latent, one)
+                    c3 = s.dissimilarity
+                    if s.form == "reference":
+                        c3 = c3 * guidance.reference_c3(value if s.own_units else one.closeness, t)
+                    out[i : i + 1] = latent + guidance.dissimilarity(
+                        gradient, sigma[i : i + 1].clone(), c3
+                    )
+                    continue
+                for _ in range(s.iterations):
+                    gradient, value = self.probe.gradient(latent, one)
+                    excess = s.dissimilarity * (value - threshold + s.margin)
+                    if float(excess) <= 0:
+                        break
+                    latent = latent + guidance.projection(gradient, excess, latent, s.cap)
+            out[i : i + 1] = latent
+        return out
+
+    def _captions(self, match: Match, wanted: Tensor) -> list[str]:
+        """Neighbour captions of the wanted rows, "" for the others."""
+        index = self.probe.searcher.index
+        pairs = zip(match.ids.tolist(), wanted.tolist(), strict=True)
+        return [index.caption(i) if use else "" for i, use in pairs]
+
+    def line(self) -> str:
+        """The latest step in one line, for a live display."""
+        if not self.records:
+            return "looking…"
+        record, total = self.records[-1], self.expected_steps
+        step = f"step {len(self.records)}" + (f"/{total}" if total else "")
+        acted = f"guarding {sum(record.active)} of {len(record.active)}"
+        return f"{step} · similarity {max(record.similarity):.2f} · {acted}"
+
+    def report(self) -> dict:
+        """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""
+        index = self.probe.searcher.index
+        active = [record.active for record in self.records]
+        samples = range(len(active[0]) if active else 0)
+        neighbors = sorted({i for record in self.records for i in record.neighbor})
+        return {
+            "amg": __version__,
+            "index": {"name": index.name, "hash": index.hash, "count": index.count},
+            "descriptor": self.probe.descriptor.spec.to_json(),
+            "settings": asdict(self.settings),
+            "evaluations": len(self.records),
+            "guarded_evaluations": [sum(row[i] for row in active) for i in samples],
+            "largest_similarity": [max(r.similarity[i] for r in self.records) for i in samples],
+            "neighbors": {
+                str(i): {"source": index.source(i), "caption": index.caption(i)} for i in neighbors
+            },
+            "steps": [asdict(record) for record in self.records],
+        }
+
+
+def _relative(delta: Tensor, denoised: Tensor, rows: Tensor) -> list[float]:
+    """‖delta‖/‖D‖ a sample, 0 where the term did not act."""
+    size = delta.flatten(1).norm(dim=1) / denoised.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return torch.where(rows.to(size.device), size, 0.0).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,23 +9,30 @@ import torch
 from torch import Tensor
 
 from . import judge
+from .images import low_pass
+from .metrics import PERFECT
 from .probe import Probe
 
-COPY = {"cosine": 0.5, "nl2": -1.4}  # Somepalli et al. 2023 (SSCD); Carlini et al. 2023 (nL2)
+COPY = 0.4  # closeness above which the descriptor says copy: where the schedule of `main` ends
+ZNCC_COPY = 0.75  # correlation above which the second judge does, or more where the index is uniform
+SAMPLED = 256  # thumbnails compared with each other to learn that
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What is known of one finished picture.
 
-    similarity : float, in the descriptor's units; threshold : float, above it the descriptor says copy;
-    zncc : float in [−1, 1], the second judge's correlation with the nearest picture (see `judge.zncc`);
-    neighbor : int, row id; source, caption : str, of that picture; copy : bool, either judge says so.
+    similarity, threshold : float, in the descriptor's units, above the threshold it says copy;
+    closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float in
+    [−1, 1], the second judge's correlation with the nearest picture (see `judge.zncc`); neighbor :
+    int, row id; source, caption : str, of that picture; copy : bool, either judge says so.
     """
 
     similarity: float
     threshold: float
+    closeness: float
     zncc: float
+    zncc_threshold: float
     neighbor: int
     source: str
     caption: str
@@ -37,29 +43,48 @@ class Verdict:
         return asdict(self)
 
 
-def verdict(probe: Probe, pictures: Tensor, threshold: float | None = None) -> list[Verdict]:
-    """Judge pictures (B, 3, H, W) in [0, 1]. `threshold` defaults to the literature's for the metric.
+def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
+    """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
     The second judge looks at the descriptor's nearest picture and at its mirror image.
     """
-    threshold = COPY[probe.metric] if threshold is None else threshold
-    if not math.isfinite(threshold):
-        raise ValueError("threshold must be a finite number")
     index = probe.searcher.index
     match = probe.look_at_pictures(pictures)
+    unrelated = probe.unrelated(match.scale)
+    threshold = unrelated + COPY * (PERFECT[probe.metric] - unrelated)
+    limit = zncc_threshold(index)
     blind = judge.over_index(pictures, match.ids[:, None], lambda i: thumbnail(index, i))
     verdicts = []
-    for similarity, i, correlation in zip(
-        match.similarity.tolist(), match.ids.tolist(), blind.tolist(), strict=True
-    ):
-        first, second = similarity > threshold, correlation > judge.ZNCC_COPY
+    columns = (match.similarity, match.closeness, match.ids, blind)
+    for similarity, close, i, correlation in zip(*(c.tolist() for c in columns), strict=True):
+        first, second = close > COPY, correlation > limit
         verdicts.append(
             Verdict(
-                similarity, threshold, correlation, i, index.source(i), index.caption(i),
-                first or second, _words(first, second, index.source(i)),
+                similarity, threshold, close, correlation, limit, i, index.source(i),
+                index.caption(i), first or second, _words(first, second, index.source(i)),
             )
         )  # fmt: skip
     return verdicts
+
+
+def zncc_threshold(index) -> float:
+    """What the second judge calls a copy in this index, at least 0.75.
+
+    The 99 % quantile, over up to 256 pictures, of the correlation with the most alike other one
+    (files of one picture, above 0.97, passed over): pictures of one series correlate by themselves.
+    """
+    if index.hash not in _limits:
+        chosen = torch.linspace(0, index.count - 1, min(SAMPLED, index.count)).round().long()
+        small = [low_pass(thumbnail(index, i)[None], judge.ZNCC_SIDE) for i in chosen.tolist()]
+        pictures = torch.cat(small)
+        every = judge.zncc_matrix(pictures, torch.cat([pictures, pictures.flip(-1)]))
+        own = torch.eye(len(pictures), dtype=torch.bool).repeat(1, 2)
+        nearest = every.masked_fill(own | (every > 0.97), -1).amax(dim=1)
+        _limits[index.hash] = max(ZNCC_COPY, float(nearest.quantile(0.99)))
+    return _limits[index.hash]
+
+
+_limits: dict[str, float] = {}  # by index hash: a pure function of the index
 
 
 def thumbnail(index, i: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The `pixel` descriptor: the picture itself, small. Needs no weights; compared by nL2 (AMG Eq. 8)."""
+"""The `pixel` descriptor: the picture itself, small. Needs no weights. Compared by nL2 (Eq. 8)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .base import DescriptorSpec
 
 
 class PixelDescriptor:
-    """Area-averaged RGB at 8, 16 or 32 px a side, flattened: (B, 3·s·s) in [0, 1]."""
+    """Area-averaged RGB at 16 or 32 px a side, flattened: (B, 3·s·s) in [0, 1]."""
 
     spec = DescriptorSpec(
-        id="pixel", metric="nl2", preprocessing="rgb01-square-area/1", scales=(8, 16, 32)
+        id="pixel", metric="nl2", preprocessing="rgb01-square-area/1", scales=(16, 32)
     )
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:

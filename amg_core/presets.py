@@ -1,0 +1,94 @@
+"""The named settings. Why these numbers: docs/honesty.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from .errors import AMGError
+from .schedule import Schedule
+from .session import FORMS, Settings
+
+# Thresholds on the scale of `metrics.closeness`: a fifth of the way from unrelated to identical at the
+# first step, two fifths at the last.
+RISING = Schedule("parabolic", 0.2, 0.4)
+
+_PRESETS = {
+    "main": Settings(
+        RISING, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=1.5, preset="main"
+    ),
+    "strong": Settings(
+        Schedule("parabolic", 0.15, 0.3), despecification=1.0, deduplication=2.0, dissimilarity=1.0,
+        exit=2.5, exit_until=0.35, most=5.0, soften=0.2, preset="strong",
+    ),
+    "paper": Settings(
+        RISING, despecification=13.0, deduplication=5.0, dissimilarity=1.0, preset="paper"
+    ),
+    "reference": Settings(
+        Schedule("exponential", 0.3, 0.4), despecification=13.0, deduplication=1 / 0.3,
+        dissimilarity=1.0, form="reference", preset="reference",
+    ),
+}  # fmt: skip
+PRESETS = tuple(_PRESETS)
+
+
+def settings(
+    preset: str,
+    metric: str,
+    *,
+    despecification: float = 1.0,
+    deduplication: float = 1.0,
+    dissimilarity: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    **overrides,
+) -> Settings:
+    """A preset with its strengths multiplied and single fields replaced.
+
+    Parameters
+    ----------
+    preset : one of PRESETS
+        main (recommended) and strong leave the copy's basin early; paper is Eqs. 10 to 17 with the
+        projection for Eq. 17; reference has the constants of the authors' code.
+    metric : {"cosine", "nl2"}
+        Of the descriptor. reference takes thresholds in SSCD units where the metric is the cosine.
+    despecification, deduplication, dissimilarity : float
+        Multipliers, 0 = off, 1 = the preset. despecification includes the early exit.
+    overrides
+        Fields of `Settings`.
+
+    Raises
+    ------
+    AMGError
+        For a value that is not a finite number or out of range; names the widget.
+    """
+    if preset not in _PRESETS:
+        raise AMGError(f"preset: {preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
+    multipliers = {
+        "despecification": despecification,
+        "deduplication": deduplication,
+        "dissimilarity": dissimilarity,
+    }
+    numbers = multipliers | {k: v for k, v in overrides.items() if isinstance(v, int | float)}
+    for name, value in numbers.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise AMGError(f"{name}: {value} is not usable. Give a number of 0 or more (0 = off).")
+    for name, value in {"start_percent": start_percent, "end_percent": end_percent}.items():
+        if not 0 <= value <= 1:
+            raise AMGError(f"{name}: {value} is not usable. Give a number from 0 to 1.")
+    if start_percent > end_percent:
+        raise AMGError("start_percent is larger than end_percent: the guard would never look.")
+    if overrides.get("form", "projection") not in FORMS:
+        raise AMGError(f"form: choose one of {', '.join(FORMS)}.")
+    base = _PRESETS[preset]
+    chosen = replace(
+        base,
+        despecification=base.despecification * despecification,
+        deduplication=base.deduplication * deduplication,
+        dissimilarity=base.dissimilarity * dissimilarity,
+        exit=base.exit * despecification,
+        start_percent=start_percent,
+        end_percent=end_percent,
+        own_units=base.own_units or (preset == "reference" and metric == "cosine"),
+    )
+    return replace(chosen, **overrides)

@@ -1,0 +1,311 @@
+"""The guard on an index of real files with a decoder that is the identity: promises and equations."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amg_core import guidance, metrics, presets
+from amg_core.errors import AMGError
+from amg_core.descriptors.pixel import PixelDescriptor
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.probe import Probe
+from amg_core.schedule import Schedule
+from amg_core.session import Session, Settings
+
+SIDE = 32
+
+
+class Identity:
+    """Three-channel latents are pictures."""
+
+    name, channels = "identity", 3
+
+    def __call__(self, latent):
+        return latent
+
+    def to(self, device):
+        return self
+
+
+def smooth(generator, count):
+    coarse = torch.rand(count, 3, 5, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures = smooth(torch.Generator().manual_seed(0), 64)
+    for i, picture in enumerate(pictures):
+        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(array).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(f"caption {i}")
+    descriptor = PixelDescriptor()
+    build(folder, folder / "index", descriptor)
+    return Probe(Searcher(Index.open(folder / "index")), descriptor, Identity())
+
+
+@pytest.fixture(scope="module")
+def scene(probe):
+    """D, D_c, D_u of four samples; the first two are copies of rows 3 and 10."""
+    generator = torch.Generator().manual_seed(1)
+    strangers = smooth(generator, 4)
+    rows = probe.searcher.rows(torch.tensor([3, 10]), 32).reshape(2, 3, SIDE, SIDE)
+    cond = torch.cat([rows, strangers[2:]])
+    uncond = strangers.flip(0)
+    denoised = uncond + 3.0 * (cond - uncond)
+    return {"denoised": denoised, "cond": cond, "uncond": uncond}
+
+
+def run(session, scene, t=0.8, sigma=3.0, **more):
+    batch = len(scene["denoised"])
+    arguments = {"cfg_scale": 3.0, "sigma": torch.full((batch,), sigma), "t": t} | scene | more
+    return session.step(**arguments)
+
+
+def make(name="main", **overrides):
+    return presets.settings(name, "nl2", **overrides)
+
+
+def test_copies_are_found_and_strangers_left_alone(probe, scene):
+    session = Session(probe, make())
+    out = run(session, scene)
+    record = session.records[0]
+    assert record.active == [True, True, False, False]
+    assert record.neighbor[:2] == [3, 10]
+    assert not torch.equal(out[:2], scene["denoised"][:2])
+    assert torch.equal(out[2:], scene["denoised"][2:])
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_dormant_returns_the_very_tensor(probe, scene, name):
+    settings = make(name, schedule=Schedule("constant", 2.0, 2.0))
+    if name == "reference":
+        scene = {k: v[2:] for k, v in scene.items()}  # G_spe is outside the gate in their code
+        scene["cond"] = scene["uncond"] = torch.rand_like(scene["cond"])
+    assert run(Session(probe, settings), scene) is scene["denoised"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_strength_zero_only_watches(probe, scene, name):
+    session = Session(probe, make(name, despecification=0, deduplication=0, dissimilarity=0))
+    assert run(session, scene) is scene["denoised"]
+    assert session.records[0].active[:2] == [True, True]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_permuting_the_batch_permutes_the_result(probe, scene, name):
+    order = torch.tensor([2, 1, 3, 0])
+    shuffled = {k: v[order] for k, v in scene.items()}
+    first, second = Session(probe, make(name)), Session(probe, make(name))
+    for t in (0.9, 0.6, 0.3, 0.1):
+        a, b = run(first, scene, t=t), run(second, shuffled, t=t)
+        assert torch.equal(a[order], b)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(probe, scene, name):
+    together = run(Session(probe, make(name)), scene)
+    alone = run(Session(probe, make(name)), {k: v[:1] for k, v in scene.items()})
+    assert torch.equal(together[:1], alone)
+
+
+def test_the_exit_by_hand(probe, scene):
+    """D' = D_u + s0(D_s − D_u) − r(D_c − D_u) for active rows, with a D_s that is no copy."""
+    settings = make(dissimilarity=0, deduplication=0)
+    soft = smooth(torch.Generator().manual_seed(7), 4)
+    session = Session(probe, settings)
+    out = run(session, scene, softened_denoised=lambda keep: soft)
+    d_u, d_c = scene["uncond"], scene["cond"]
+    expected = d_u + 3.0 * (soft - d_u) - settings.exit * (d_c - d_u)
+    assert torch.allclose(out[:2], expected[:2], atol=1e-5)
+    run(session, scene, softened_denoised=lambda keep: soft)
+    assert session._away[:2].tolist() == pytest.approx([settings.exit * 1.5**2] * 2)
+    assert session._away[2:].tolist() == [settings.exit] * 2
+
+
+def test_a_softened_prompt_that_still_draws_the_picture_is_not_used(probe, scene):
+    out = run(
+        Session(probe, make(dissimilarity=0, deduplication=0)), scene,
+        softened_denoised=lambda keep: scene["cond"],
+    )  # fmt: skip
+    d_u, d_c = scene["uncond"], scene["cond"]
+    assert torch.allclose(out[:2], (d_u - 1.5 * (d_c - d_u))[:2], atol=1e-5)
+
+
+def test_a_key_stays_softened_until_the_transition(probe, scene):
+    settings = make(dissimilarity=0, deduplication=0)
+    session = Session(probe, settings)
+    run(session, scene)
+    calm = scene | {"cond": scene["uncond"].flip(0)}  # nothing is close any more
+    calm["denoised"] = calm["uncond"] + 3.0 * (calm["cond"] - calm["uncond"])
+    early = run(session, calm, t=0.7)
+    assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no s1 left, no away
+    assert torch.equal(early[2:], calm["denoised"][2:])
+    assert run(session, calm, t=0.4) is calm["denoised"]  # plain guidance under watch
+
+
+def test_the_papers_terms_by_hand(probe, scene):
+    settings = make("paper", dissimilarity=0)
+    captions = []
+
+    def neighbor(texts):
+        captions.extend(texts)
+        return torch.full_like(scene["cond"], 0.25)
+
+    session = Session(probe, settings)
+    out = run(session, scene, neighbor_denoised=neighbor)
+    close = torch.tensor(session.records[0].closeness)[:2]
+    s1 = (13.0 * close).clamp(0, 2)
+    s2 = torch.minimum(5.0 * close, 2 - s1)
+    d, d_c, d_u = (scene[k][:2] for k in ("denoised", "cond", "uncond"))
+    w = [s[:, None, None, None] for s in (s1, s2)]
+    expected = d - w[0] * (d_c - d_u) - w[1] * (0.25 - d_u)
+    assert torch.allclose(out[:2], expected, atol=1e-5)
+    assert captions == ["caption 3", "caption 10", "", ""]
+
+
+def test_without_unconditional_prediction_only_dissimilarity_acts(probe, scene):
+    near = 0.9 * scene["cond"] + 0.1 * scene["uncond"]  # a copy to the letter has no direction to go
+    session = Session(probe, make())
+    out = run(
+        session, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1
+    )
+    assert set(session.records[0].moved) == {"dissimilarity"}
+    before, after = (probe.look(x, 0.1).similarity for x in (near, out))
+    assert (after[:2] < before[:2] - 0.05).all() and torch.equal(out[2:], near[2:])
+
+
+def test_gradient_against_finite_differences(probe):
+    generator = torch.Generator().manual_seed(3)
+    base = probe.searcher.rows(torch.tensor([5]), 32).reshape(1, 3, SIDE, SIDE)
+    latent = (0.7 * base + 0.3 * smooth(generator, 1)).clamp(0.05, 0.95)
+    match = probe.look(latent, 0.1)
+    assert match.ids.item() == 5 and match.scale == 32
+    gradient, _ = probe.gradient(latent, match)
+    assert gradient.mean(dim=(2, 3)).abs().max() < 1e-6
+    direction = guidance.without_brightness_and_contrast(torch.randn_like(latent), latent)
+
+    def value(x):
+        query = probe.descriptor.embed(x, 32).double()
+        row = probe.searcher.rows(torch.tensor([5]), 32).double()
+        return metrics.similarity("nl2", query, row, match.spread.double()).item()
+
+    step = 1e-4
+    numeric = (value(latent + step * direction) - value(latent - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=0.03)
+
+
+def test_a_darker_flatter_copy_is_still_a_copy(probe):
+    picture = probe.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
+    match = probe.look_at_pictures((picture - 0.5) * 0.6 + 0.4)
+    assert match.ids.item() == 20 and match.closeness.item() > 0.9
+
+
+def test_a_mirrored_copy_is_found(probe):
+    picture = probe.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
+    match = probe.look_at_pictures(picture.flip(-1))
+    assert match.ids.item() == 20 and match.mirrored.item() and match.closeness.item() > 0.99
+
+
+def test_unrelated_is_between_strangers_and_copies(probe):
+    for scale in probe.scales:
+        brute = []
+        for i in range(64):
+            row = probe.searcher.rows(torch.tensor([i]), scale)
+            others = torch.tensor([j for j in range(64) if j != i])
+            rows = probe.searcher.rows(others, scale)
+            spread = (rows - row).norm(dim=1).sort().values[:50].mean()
+            near = metrics.nl2(metrics.matched(row[0], rows), rows, spread)
+            nearest50 = (rows - row).norm(dim=1).sort().indices[:50]
+            brute.append(-near[nearest50].min().item())
+        expected = torch.tensor(brute).quantile(0.99).item()
+        assert probe.unrelated(scale) == pytest.approx(min(expected, -0.35), abs=1e-3)
+
+
+def test_reference_constants():
+    """field.md §5: K = 100(σ − .3)e^((1000−t)/170) σ_e² is 12 at t = 1, σ = .5, and 1099 at 601."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+    for step, expected in ((601, 1099), (301, 853), (1, 12)):
+        sigma2 = ((1 - alphas[step]) / alphas[step]).item()
+        c3 = guidance.reference_c3(torch.tensor(0.5), step / 1000).item()
+        assert c3 * sigma2 == pytest.approx(expected, rel=0.05 if step > 1 else 0.2)
+
+
+def test_the_window_is_kept(probe, scene):
+    session = Session(probe, make(start_percent=0.5))
+    assert run(session, scene, t=0.8) is scene["denoised"] and session.records == []
+    run(session, scene, t=0.4)
+    assert len(session.records) == 1
+
+
+def test_no_draw_from_the_global_generator(probe, scene):
+    before = torch.random.get_rng_state()
+    run(Session(probe, make()), scene)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_works_under_inference_mode(probe, scene):
+    expected = run(Session(probe, make()), scene)
+    with torch.inference_mode():
+        inside = {k: v.clone() for k, v in scene.items()}
+        out = run(Session(probe, make()), inside)
+    assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_the_report_is_json_and_complete(probe, scene):
+    import json
+
+    from amg_core.plot import curve
+
+    session = Session(probe, make(), expected_steps=2)
+    assert session.line() == "looking…"
+    for t in (0.9, 0.5):
+        run(session, scene, t=t)
+    report = json.loads(json.dumps(session.report()))
+    assert report["index"]["hash"] == probe.searcher.index.hash
+    assert report["guarded_evaluations"][2:] == [0, 0]
+    assert report["neighbors"]["3"]["caption"] == "caption 3"
+    assert len(report["steps"]) == report["evaluations"] == 2
+    assert session.line().startswith("step 2/2 · similarity ")
+    assert curve(report).size == (640, 360)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"despecification": float("nan")}, "despecification"),
+        ({"dissimilarity": -1.0}, "dissimilarity"),
+        ({"exit": float("inf")}, "exit"),
+        ({"start_percent": 1.5}, "start_percent"),
+        ({"start_percent": 0.9, "end_percent": 0.1}, "start_percent"),
+        ({"form": "cubic"}, "form"),
+    ],
+)
+def test_bad_settings_name_the_widget(arguments, named):
+    with pytest.raises(AMGError, match=named):
+        make(**arguments)
+
+
+def test_unknown_preset():
+    with pytest.raises(AMGError, match="main"):
+        make("mild")
+
+
+def test_settings_of_a_small_index(tmp_path):
+    """Three pictures: decoys fill the denominator, and a copy is still told from a stranger."""
+    pictures = smooth(torch.Generator().manual_seed(5), 3)
+    for i, picture in enumerate(pictures):
+        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    build(tmp_path, tmp_path / "index", PixelDescriptor())
+    small = Probe(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
+    stranger = smooth(torch.Generator().manual_seed(6), 1)
+    match = small.look_at_pictures(torch.cat([pictures[1:2], stranger]))
+    assert match.closeness[0] > 0.95 and match.closeness[1] < 0.2
+
+
+assert Settings(Schedule("constant", 0, 0)).off
