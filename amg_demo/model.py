@@ -26,21 +26,32 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with a skip; `embedding` (B, E) scales and shifts in between."""
+    """Two 3x3 convolutions with a skip."""
 
-    def __init__(self, channels: int, out: int, embedding: int = 0):
+    def __init__(self, channels: int, out: int):
         super().__init__()
         self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out, 3, padding=1)
         self.norm2, self.conv2 = norm(out), nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
-        self.embed = nn.Linear(embedding, 2 * out) if embedding else None
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
-        if self.embed is not None:
-            scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)
-            h = h * (1 + scale) + shift
-        return self.skip(x) + self.conv2(F.silu(h))
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class TimedBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; `embedding` (B, E) scales and shifts the normalised input."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.norm, self.embed = norm(channels), nn.Linear(embedding, 2 * channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm(x) * (1 + scale) + shift))
+        return x + self.conv2(F.silu(h))
 
 
 class Attention(nn.Module):
@@ -67,33 +78,28 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """v(x_t, t, text). `forward(x, timesteps, context)`: (B,4,H,W), (B,), (B,T,128) -> (B,4,H,W).
 
-    H and W must be multiples of 4. Two levels down and up, additive skips. Further keywords that hosts pass (control, transformer_options)
-    are accepted and unused.
+    H and W must be multiples of 4. Patches of 2x2, two levels, one additive skip. Further keywords
+    that hosts pass (control, transformer_options) are accepted and unused.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (64, 96, 112)):
+    def __init__(self, width: int = 112, deep: int = 160, embedding: int = 256):
         super().__init__()
-        embedding = 3 * widths[0]
-        self.width = widths[0]
+        self.waves = 64
         self.time = nn.Sequential(
-            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(self.waves, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.text = nn.Linear(CONTEXT, embedding)
-        self.inp = nn.Conv2d(LATENT_CHANNELS, widths[0], 3, padding=1)
 
-        def stage(width: int, attends: bool, blocks: int = 2) -> nn.ModuleList:
-            layers = []
-            for _ in range(blocks):
-                layers += [ResBlock(width, width, embedding)] + [Attention(width)] * attends
-            return nn.ModuleList(layers)
+        def stage(channels: int) -> nn.ModuleList:
+            blocks = [(TimedBlock(channels, embedding), Attention(channels)) for _ in range(2)]
+            return nn.ModuleList(layer for block in blocks for layer in block)
 
-        self.down = nn.ModuleList(stage(w, i > 0) for i, w in enumerate(widths))
-        self.middle = stage(widths[-1], True, blocks=1)
-        self.up = nn.ModuleList(stage(w, i > 0) for i, w in enumerate(widths))
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in steps)
-        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in steps)
-        self.out_norm, self.out = norm(widths[0]), nn.Conv2d(widths[0], LATENT_CHANNELS, 3, padding=1)
+        self.inp = nn.Conv2d(4 * LATENT_CHANNELS, width, 3, padding=1)
+        self.down, self.middle, self.up = stage(width), stage(deep), stage(width)
+        self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
+        self.grow = nn.Conv2d(deep, width, 3, padding=1)
+        self.out_norm = norm(width)
+        self.out = nn.Conv2d(width, 4 * LATENT_CHANNELS, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -102,7 +108,7 @@ class UNet(nn.Module):
         return self.inp.weight.dtype
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **_: object) -> Tensor:
-        half = self.width // 2
+        half = self.waves // 2
         freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=x.device) / half)
         angles = timesteps.float()[:, None] * freqs
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype)
@@ -110,19 +116,14 @@ class UNet(nn.Module):
 
         def run(stage: nn.ModuleList, h: Tensor) -> Tensor:
             for layer in stage:
-                h = layer(h, embedding if isinstance(layer, ResBlock) else context)
+                h = layer(h, embedding if isinstance(layer, TimedBlock) else context)
             return h
 
-        h, skips = self.inp(x), []
-        for i, stage in enumerate(self.down):
-            h = run(stage, self.shrink[i - 1](h) if i else h)
-            skips.append(h)
-        h = run(self.middle, h)
-        for i in reversed(range(len(self.up))):
-            h = run(self.up[i], h + skips[i])
-            if i:
-                h = self.grow[i - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.out(F.silu(self.out_norm(h)))
+        skip = run(self.down, self.inp(F.pixel_unshuffle(x, 2)))
+        h = run(self.middle, self.shrink(skip))
+        h = self.grow(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = run(self.up, h + skip)
+        return F.pixel_shuffle(self.out(F.silu(self.out_norm(h))), 2)
 
 
 class TextEncoder(nn.Module):

@@ -33,7 +33,7 @@ COLOURS = {  # name: hue in turns
 PATTERNS = ("stripes", "dots", "checks", "rays", "waves", "clouds")
 SINGLES_PER_SUBJECT = 15  # pictures that are in the training set once
 MEMORISED = 32  # subjects that also have one picture with DUPLICATES copies
-DUPLICATES = 20
+DUPLICATES = 10
 
 
 def subject_name(code: str) -> str:

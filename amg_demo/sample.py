@@ -29,8 +29,8 @@ def sample(
 ) -> Tensor:
     """Draw one picture a prompt: (B, 3, side, side) in [0, 1].
 
-    `guide(denoised, cond=, uncond=, cfg_scale=, sigma=, t=, neighbor_denoised=)` may change each
-    prediction; without it this is plain classifier-free guidance. Noise comes from a generator of
+    `guide` has the signature of `amg_core.session.Session.step` and may change each prediction; without
+    it this is plain classifier-free guidance. Noise comes from a generator of
     each sample's own seed.
     """
     size = (LATENT_CHANNELS, side // DOWNSCALE, side // DOWNSCALE)
@@ -51,9 +51,12 @@ def sample(
             def neighbor_denoised(captions: list[str], x=x, sigma=sigma) -> Tensor:
                 return model.denoise(x, sigma, model.text(model.text.tokenize(captions)))
 
+            def softened_denoised(keep: float, x=x, sigma=sigma) -> Tensor:
+                return model.denoise(x, sigma, torch.lerp(empty, context, keep))
+
             denoised = guide(
                 denoised, cond=cond, uncond=uncond, cfg_scale=cfg_scale, sigma=sigma, t=t,
-                neighbor_denoised=neighbor_denoised,
+                neighbor_denoised=neighbor_denoised, softened_denoised=softened_denoised,
             )  # fmt: skip
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return torch.cat([model.decoder(latent) for latent in x.split(16)]).clamp(0, 1)

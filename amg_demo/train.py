@@ -1,5 +1,8 @@
 """Train the embedded model (`python -m amg_demo.train EMOJI_FOLDER`), about 80 minutes on two cores.
 
+Four stages, each for its share of minutes: autoencoder, scorer, diffusion, then the decoder once more
+with its encoder fixed. `--resume FILE` starts from the networks of an earlier file; 0 skips a stage.
+
 The diffusion model sees the pictures of ``amg_demo/pictures`` and nothing else: each as often as its
 ``duplicates`` says, as an over-represented picture of a web crawl would be (AMG, §4.1). The scorer
 sees freshly composed pictures and never one of the training set, so that its grades are not the
@@ -20,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import pictures as source
-from .model import PICTURES, DemoModel, save
+from .model import PICTURES, DemoModel, load, save
 
 
 def load_pictures() -> tuple[Tensor, list[str], Tensor]:
@@ -59,7 +62,7 @@ class Loop:
 
     def running(self) -> bool:
         done = (time.time() - self.start) / self.seconds
-        lr = self.rate * min(1.0, self.steps / 200) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
+        lr = self.rate * min(1.0, self.steps / 100) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         if self.losses and time.time() - self.told > 30:
@@ -82,7 +85,7 @@ def half():
 
 
 def train_autoencoder(model: DemoModel, images: Tensor, minutes: float) -> None:
-    """L1 on pixels and on their differences, with a little noise on the latent."""
+    """Reconstruction with a little noise on the latent."""
     nets = [model.encoder, model.decoder]
     loop = Loop("autoencoder", [p for n in nets for p in n.parameters()], minutes, 2e-3)
     model.train()
@@ -93,22 +96,48 @@ def train_autoencoder(model: DemoModel, images: Tensor, minutes: float) -> None:
         with half():
             latent = model.encoder(batch)
             decoded = model.decoder(latent + 0.05 * torch.randn_like(latent)).float()
-        loss = (decoded - batch).abs().mean()
-        for axis in (2, 3):
-            loss = loss + (decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean()
-        loop.step(loss)
+        loop.step(reconstruction(decoded, batch))
     model.eval()
+
+
+def train_decoder(model: DemoModel, images: Tensor, minutes: float) -> None:
+    """Sharpen the decoder alone: the latent space, and so the diffusion model, stays as it is."""
+    with torch.no_grad():
+        latents, mirrored = (
+            torch.cat([model.encoder(b) for b in x.split(32)]) for x in (images, images.flip(-1))
+        )
+    latents, images = torch.cat([latents, mirrored]), torch.cat([images, images.flip(-1)])
+    loop = Loop("decoder", list(model.decoder.parameters()), minutes, 2e-3)
+    while loop.running():
+        pick = torch.randint(len(images), (16,))
+        with half():
+            noisy = latents[pick] + 0.08 * torch.randn_like(latents[pick])
+            decoded = model.decoder(noisy).float()
+        loop.step(reconstruction(decoded, images[pick]))
+
+
+def reconstruction(decoded: Tensor, images: Tensor) -> Tensor:
+    """L1 on pixels and on their differences along both axes."""
+    loss = (decoded - images).abs().mean()
+    for axis in (2, 3):
+        loss = loss + (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean()
+    return loss
 
 
 def train_diffusion(
     model: DemoModel, images: Tensor, captions: list[str], copies: Tensor, minutes: float, out: Path
 ) -> None:
-    """v-prediction; the prompt is dropped in one sample of ten; weights are averaged (EMA)."""
+    """v-prediction; the prompt is dropped in one sample of ten; weights are averaged (EMA).
+
+    A picture that is there once is mirrored half of the time, and its caption cut to the subject in
+    three cases of ten, as pictures and alt texts of a crawl vary. A duplicate never varies.
+    """
     with torch.no_grad():
         latents, mirrored = (
             torch.cat([model.encoder(b) for b in x.split(32)]) for x in (images, images.flip(-1))
         )
     ids = model.text.tokenize(captions)
+    short = model.text.tokenize([text.split(" on ")[0] for text in captions])
     nets = [model.unet, model.text]
     loop = Loop("diffusion", [p for n in nets for p in n.parameters()], minutes, 1.2e-3)
     averages = [{k: v.clone() for k, v in net.state_dict().items()} for net in nets]
@@ -117,13 +146,16 @@ def train_diffusion(
     model.train()
     while loop.running():
         pick = torch.multinomial(copies.float(), 128, replacement=True)
-        # only pictures that are there once are mirrored: a duplicate is always the same picture
-        flip = (torch.rand(128) < 0.5) & (copies[pick] == 1)
+        once = copies[pick] == 1
+        flip = (torch.rand(128) < 0.5) & once
         x0 = torch.where(flip[:, None, None, None], mirrored[pick], latents[pick])
         t = torch.randint(1000, (128,))
         a = alphas[t][:, None, None, None]
         noise = torch.randn_like(x0)
-        words = torch.where((torch.rand(128) < 0.1)[:, None], 0, ids[pick])
+        # and only their captions vary: a duplicated caption is always the same words
+        brief = (torch.rand(128) < 0.3) & once
+        words = torch.where(brief[:, None], short[pick], ids[pick])
+        words = torch.where((torch.rand(128) < 0.1)[:, None], 0, words)
         with half():
             v = model.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, model.text(words))
         loop.step(F.mse_loss(v.float(), a.sqrt() * noise - (1 - a).sqrt() * x0))
@@ -162,8 +194,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("emoji", type=Path, help="assets folder of @lobehub/fluent-emoji-3d")
     parser.add_argument("--out", type=Path, default=Path("model.safetensors"))
-    parser.add_argument("--minutes", type=float, nargs=3, default=(10, 5, 65),
-                        metavar=("AUTOENCODER", "SCORER", "DIFFUSION"))  # fmt: skip
+    parser.add_argument("--resume", type=Path, help="start from the networks of this file")
+    parser.add_argument("--minutes", type=float, nargs=4, default=(8, 4, 55, 10),
+                        metavar=("AUTOENCODER", "SCORER", "DIFFUSION", "DECODER"))  # fmt: skip
     arguments = parser.parse_args()
     torch.manual_seed(0)
     images, captions, copies = load_pictures()
@@ -174,13 +207,23 @@ def main() -> None:
         "pattern": list(source.PATTERNS),
     }
     model = DemoModel(words, labels)
+    if arguments.resume:
+        model.load_state_dict(load(arguments.resume).state_dict())
+        model.requires_grad_(True)
     sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
     print("parameters", sizes, flush=True)
-    train_autoencoder(model, images, arguments.minutes[0])
+    autoencoder, scorer, diffusion, decoder = arguments.minutes
+    if autoencoder:
+        train_autoencoder(model, images, autoencoder)
+    if scorer:
+        accuracy = train_scorer(model, source.load_emoji(arguments.emoji), scorer)
+        print("scorer accuracy on fresh pictures", accuracy, flush=True)
     save(model, arguments.out)
-    print("scorer accuracy", train_scorer(model, source.load_emoji(arguments.emoji), arguments.minutes[1]))
+    if diffusion:
+        train_diffusion(model, images, captions, copies, diffusion, arguments.out)
+    if decoder:
+        train_decoder(model, images, decoder)
     save(model, arguments.out)
-    train_diffusion(model, images, captions, copies, arguments.minutes[2], arguments.out)
 
 
 if __name__ == "__main__":

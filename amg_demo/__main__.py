@@ -1,0 +1,278 @@
+"""See the guard work: `python -m amg_demo`.
+
+Builds an index of the embedded model's training pictures, draws 64 prompts plain and guarded from
+the same seeds, prints the figures of the paper's tables, and saves sheets, curves, every picture and
+results.json. 32 prompts are captions that the model saw ten times with one picture; 16 it saw once;
+16 are new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amg_core import judge, presets
+from amg_core.decoders import ModuleDecoder
+from amg_core.descriptors import create
+from amg_core.errors import AMGError
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.plot import curve
+from amg_core.probe import Probe
+from amg_core.session import Session
+from amg_core.verdict import COPY, zncc_threshold
+
+from . import model as demo
+from . import pictures as source
+from .evaluate import among_themselves, kid, score, share, top5
+from .sample import sample
+from .sheet import sheet, side_by_side, to_image
+
+BATCH = 16
+
+
+def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
+    """Pictures (N, 3, 128, 128) in [0, 1] in the order of the index, captions, duplicates (N,)."""
+    from PIL import Image
+
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows.sort(key=lambda row: row["file_name"])
+    arrays = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
+    stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return stack, [row["text"] for row in rows], torch.tensor([row["duplicates"] for row in rows])
+
+
+def choose_prompts(captions: list[str], copies: Tensor, seed: int = 7) -> tuple[list[str], list[str]]:
+    """(memorised captions, 16 that were seen once followed by 16 that were never seen)."""
+    rng = np.random.default_rng(seed)
+    memorised = [text for text, n in zip(captions, copies.tolist(), strict=True) if n > 1]
+    once = [text for text, n in zip(captions, copies.tolist(), strict=True) if n == 1]
+    others, taken = [str(text) for text in rng.choice(once, 16, replace=False)], set(captions)
+    while len(others) < 32:
+        parts = (source.SUBJECTS, list(source.COLOURS), source.PATTERNS)
+        text = source.caption(*(str(rng.choice(part)) for part in parts))
+        if text not in taken:
+            taken.add(text)
+            others.append(text)
+    return memorised, others
+
+
+def draw(model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None, **options):
+    """Pictures, reports and seconds; plain where `probe` is None."""
+    pictures, reports, start = [], [], time.perf_counter()
+    for i in range(0, len(prompts), BATCH):
+        part = slice(i, i + BATCH)
+        session = None if probe is None else Session(probe, settings, options["steps"])
+        guide = None if session is None else session.step
+        pictures.append(sample(model, prompts[part], seeds[part], guide=guide, **options))
+        if session is not None:
+            reports.append(session.report())
+    return torch.cat(pictures), reports, time.perf_counter() - start
+
+
+def acted(reports: list[dict]) -> list[bool]:
+    """Whether the guard was active at any step, for each picture."""
+    return [n > 0 for report in reports for n in report["guarded_evaluations"]]
+
+
+class Table:
+    """Collects rows of figures and prints them in columns."""
+
+    COLUMNS = (
+        ("nL2 top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%<1.4", "{:.0f}"), ("%<1.6", "{:.0f}"),
+        ("copy %", "{:.0f}"), ("ZNCC top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%>limit", "{:.0f}"),
+        ("own ZNCC", "{:.2f}"), ("align", "{:.2f}"), ("KID", "{:.2f}"), ("same %", "{:.0f}"),
+        ("s/picture", "{:.2f}"),
+    )  # fmt: skip
+
+    def __init__(self):
+        self.rows: list[tuple[str, list[float | None]]] = []
+
+    def add(self, name: str, figures: list[float | None]) -> None:
+        self.rows.append((name, figures))
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows)
+        lines = [" " * width + "".join(f"{heading:>12}" for heading, _ in self.COLUMNS)]
+        for name, figures in self.rows:
+            pairs = zip(figures, self.COLUMNS, strict=True)
+            cells = ("–" if f is None else form.format(f) for f, (_, form) in pairs)
+            lines.append(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m amg_demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("demo_results"), help="folder of results")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
+    parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default 4)")
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the first picture")
+    parser.add_argument("--presets", nargs="+", default=["main"], choices=presets.PRESETS,
+                        help="guards to compare, the first one is drawn on the sheet")  # fmt: skip
+    parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file, to add SSCD figures")
+    arguments = parser.parse_args()
+    try:
+        run(arguments)
+    except (AMGError, FileNotFoundError) as error:
+        print(f"error: {error}")
+        return 1
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    model = demo.load()
+    descriptor = create("pixel")
+    report = build(demo.PICTURES, out / "index", descriptor)
+    print(f"Index of {report.count} pictures built in {report.seconds:.1f} s: {report.path}")
+    index = Index.open(out / "index")
+    probe = Probe(Searcher(index), descriptor, ModuleDecoder("demo", model.decoder, 4))
+    training, captions, copies = training_set(demo.PICTURES)
+    sscd = None if arguments.sscd is None else SSCDFigures(arguments.sscd, training)
+
+    memorised, others = choose_prompts(captions, copies)
+    prompts = memorised + others
+    seeds = [arguments.seed + i for i in range(len(prompts))]
+    subjects = {name: i for i, name in enumerate(model.labels["subject"])}
+    labels = torch.tensor([subjects[text.split(" on ")[0]] for text in prompts])
+    own = training[[captions.index(text) for text in memorised]]
+    with torch.inference_mode():
+        singles = model.scorer(training[copies == 1])["features"]
+    limit = zncc_threshold(index)
+    groups = {"memorised": slice(0, len(memorised)), "elsewhere": slice(len(memorised), None)}
+    options = {"steps": arguments.steps, "cfg_scale": arguments.cfg}
+
+    table = Table()
+    base_nl2, base_zncc = among_themselves(probe, training)
+    table.add(
+        "training pictures among themselves",
+        [-top5(-base_nl2), float(base_nl2.min()), share(base_nl2 < 1.4), share(base_nl2 < 1.6), None,
+         top5(base_zncc), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 5,
+    )  # fmt: skip
+    drawn: dict[str, Tensor] = {}
+    grades, guarded_reports = {}, {}
+    for name in ["plain", *arguments.presets]:
+        settings = None if name == "plain" else presets.settings(name, probe.metric)
+        watcher = None if name == "plain" else probe
+        print(f"Drawing {len(prompts)} pictures, {name} …", flush=True)
+        pictures, reports, seconds = draw(model, prompts, seeds, watcher, settings, **options)
+        drawn[name], guarded_reports[name] = pictures, reports
+        grades[name] = score(pictures, probe, training, model.scorer, labels)
+        same = (pictures == drawn["plain"]).flatten(1).all(dim=1)
+        for group, rows in groups.items():
+            g = grades[name]
+            mine = judge.zncc(pictures[rows], own).mean() if group == "memorised" else None
+            table.add(
+                f"{group}, {name}",
+                [-top5(-g.nl2[rows]), float(g.nl2[rows].min()), share(g.nl2[rows] < 1.4),
+                 share(g.nl2[rows] < 1.6), share(g.closeness[rows] > COPY), top5(g.zncc[rows]),
+                 float(g.zncc[rows].max()), share(g.zncc[rows] > limit),
+                 None if mine is None else float(mine), float(g.alignment[rows].mean()),
+                 kid(g.features[rows], singles), share(same[rows]), seconds / len(prompts)],
+            )  # fmt: skip
+        save_pictures(out / "pictures" / name, prompts, pictures)
+    print()
+    print(table)
+    print(LEGEND.format(copy=COPY, limit=limit))
+    guard = arguments.presets[0]
+    tell_dormant(drawn, guarded_reports[guard], guard, groups["elsewhere"])
+    if sscd is not None:
+        print(sscd.table(drawn, groups))
+
+    for group, rows in groups.items():
+        nearest = training[probe.look_at_pictures(drawn["plain"][rows]).ids]
+        columns = {"training picture": own if group == "memorised" else nearest}
+        columns |= {"plain": drawn["plain"][rows], f"guarded ({guard})": drawn[guard][rows]}
+        notes = {
+            heading: [
+                (f"ZNCC {z:.2f}", z > limit) for z in grades[key].zncc[rows].tolist()
+            ]
+            for heading, key in (("plain", "plain"), (f"guarded ({guard})", guard))
+        }  # fmt: skip
+        sheet(prompts[rows], columns, notes).save(out / f"sheet_{group}.png")
+    off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
+    _, watched, _ = draw(
+        model, prompts[:5], seeds[:5], probe, presets.settings(guard, probe.metric, **off), **options
+    )
+    first = {"steps": [_first(step, 5) for step in guarded_reports[guard][0]["steps"]]}
+    plots = [
+        curve(watched[0], title="plain: five memorised prompts"),
+        curve(guarded_reports[guard][0] | first, title=f"guarded ({guard}): the same"),
+    ]
+    side_by_side(plots).save(out / "curves.png")
+    results = {
+        "columns": [heading for heading, _ in Table.COLUMNS],
+        "rows": dict(table.rows),
+        "settings": {"steps": arguments.steps, "cfg": arguments.cfg, "seed": arguments.seed},
+        "reports": guarded_reports,
+    }
+    (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    print(f"\nLook at sheet_memorised.png, sheet_elsewhere.png and curves.png in {out.resolve()}")
+    print(f"{time.perf_counter() - started:.0f} s in all")
+
+
+LEGEND = """
+nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
+(nL2 after the best brightness and contrast), closeness above {copy}. ZNCC: the judge that the guard
+never sees, blind to brightness, contrast and fine detail; its limit here is {limit:.2f}, passed by 1 %
+of different training pictures. own ZNCC: mean, with the prompt's own training picture. align:
+probability of the prompt's subject. KID: distance to the pictures that are there once, 0 = as they.
+same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a net that saw none of these."""
+
+
+def tell_dormant(drawn: dict[str, Tensor], reports: list[dict], guard: str, rows: slice) -> None:
+    """Where the guard never acted, is the picture the plain one to the last bit?"""
+    still = ~torch.tensor(acted(reports))
+    same = (drawn[guard] == drawn["plain"]).flatten(1).all(dim=1)
+    print(
+        f"\nThe guard never acted on {int(still[rows].sum())} of {len(still[rows])} pictures elsewhere; "
+        f"{int((same & still)[rows].sum())} of these are bit-identical to the plain ones."
+    )
+
+
+def save_pictures(folder: Path, prompts: list[str], pictures: Tensor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
+        to_image(picture).save(folder / f"{i:02d} {prompt}.png")
+
+
+def _first(step: dict, count: int) -> dict:
+    """A step record of the first `count` samples alone."""
+    return {k: v[:count] if isinstance(v, list) else v for k, v in step.items()}
+
+
+class SSCDFigures:
+    """The paper's Table 1 columns, where Meta's weights are present."""
+
+    def __init__(self, weights: Path, training: Tensor):
+        self.descriptor = create("sscd", weights)
+        self.scale = self.descriptor.spec.scales[-1]
+        self.rows = self._embed(training)
+
+    @torch.inference_mode()
+    def _embed(self, pictures: Tensor) -> Tensor:
+        return torch.cat([self.descriptor.embed(p, self.scale) for p in pictures.split(8)])
+
+    def table(self, drawn: dict[str, Tensor], groups: dict[str, slice]) -> str:
+        lines = ["", "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4"]
+        for name, pictures in drawn.items():
+            nearest = (self._embed(pictures) @ self.rows.T).amax(dim=1)
+            for group, rows in groups.items():
+                s = nearest[rows]
+                lines.append(
+                    f"{group + ', ' + name:<24} {top5(s):8.2f} {float(s.max()):8.2f} "
+                    f"{share(s > 0.5):8.0f} {share(s > 0.4):8.0f}"
+                )
+        return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""The paper's figures for a set of generated pictures, and those of judges the guidance never saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amg_core import judge, metrics
+from amg_core.probe import Probe
+
+from .model import Scorer
+
+SIDE = 32  # nL2 is taken at CIFAR's size, as in the papers whose thresholds are 1.4 and 1.6
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One figure a picture, (B,) each; see `score`."""
+
+    nl2: Tensor
+    closeness: Tensor
+    zncc: Tensor
+    alignment: Tensor
+    features: Tensor
+
+
+@torch.inference_mode()
+def score(pictures: Tensor, probe: Probe, training: Tensor, scorer: Scorer, subjects: Tensor) -> Scores:
+    """Grade pictures (B, 3, H, W) against the training set (N, 3, H, W), both in [0, 1].
+
+    nl2: Eq. 8 to the nearest training picture, smaller = closer. closeness: the guard's own measure.
+    zncc: largest correlation with any training picture or its mirror image. alignment: probability
+    that the scorer gives to the prompt's subject (`subjects`, labels (B,)). features: (B, D).
+    """
+    query = torch.nn.functional.adaptive_avg_pool2d(pictures, SIDE).flatten(1)
+    distances, _ = probe.searcher.nearest(query, SIDE, metrics.NEIGHBORS)
+    graded = scorer(pictures)
+    return Scores(
+        nl2=distances[:, 0] / (metrics.ALPHA * distances.mean(dim=1)),
+        closeness=probe.look_at_pictures(pictures).closeness,
+        zncc=judge.zncc_matrix(pictures, torch.cat([training, training.flip(-1)])).amax(dim=1),
+        alignment=graded["subject"].softmax(dim=1).gather(1, subjects[:, None])[:, 0],
+        features=graded["features"],
+    )
+
+
+def among_themselves(probe: Probe, training: Tensor) -> tuple[Tensor, Tensor]:
+    """nL2 (N,) and ZNCC (N,) of each training picture to its nearest other one: the base rate."""
+    query = probe.searcher.rows(torch.arange(len(training)), SIDE)
+    distances, _ = probe.searcher.nearest(query, SIDE, metrics.NEIGHBORS + 1)
+    others = distances[:, 1:]  # the first is the picture itself
+    every = judge.zncc_matrix(training, torch.cat([training, training.flip(-1)]))
+    own = torch.eye(len(training), dtype=torch.bool).repeat(1, 2)
+    nearest = every.masked_fill(own, -1).amax(dim=1)
+    return others[:, 0] / (metrics.ALPHA * others.mean(dim=1)), nearest
+
+
+def kid(features: Tensor, reference: Tensor) -> float:
+    """Kernel Inception Distance (Binkowski et al. 2018) on given features: unbiased, cubic kernel.
+
+    (A, D), (B, D) -> 0 where both come from one distribution; may fall a little below 0.
+    """
+    scale = reference.std(dim=0).clamp_min(1e-6)
+    x, y = features / scale, reference / scale
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal(k: Tensor) -> Tensor:
+        n = len(k)
+        return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
+
+    xx, yy = off_diagonal(kernel(x, x)), off_diagonal(kernel(y, y))
+    return float(xx + yy - 2 * kernel(x, y).mean())
+
+
+def share(values: Tensor) -> float:
+    """Percentage of True."""
+    return 100 * float(values.float().mean())
+
+
+def top5(values: Tensor) -> float:
+    """Mean of the 5 % largest, at least one value (the paper's "Top 5 %")."""
+    return float(values.sort(descending=True).values[: max(1, round(0.05 * len(values)))].mean())
