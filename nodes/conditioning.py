@@ -1,4 +1,4 @@
-"""What the model would draw for the caption of the nearest picture (D_n of AMG Eq. 15)."""
+"""What the model would draw for other texts: the neighbour's caption, a softened prompt."""
 
 from __future__ import annotations
 
@@ -46,22 +46,26 @@ def encode(clip, caption: str) -> dict:
     return known[key]
 
 
-class NeighborPrediction:
-    """Predictions for neighbour captions in one sampling run.
+class Predictions:
+    """What the model predicts for other texts than the prompt, in one sampling run.
 
+    clip : CLIP or None
+        Needed for captions only.
     run : dict
         `latent_image`, `denoise_mask`, `seed` of the run, as the host's `process_conds` has them.
+
+    The methods take `args` as the host hands it to a post-CFG hook, with an unconditional
+    prediction in it. Each call is one more evaluation of the model for the whole batch.
     """
 
     def __init__(self, clip, run: dict):
         self.clip, self.run = clip, run
 
-    def predict(self, args: dict, captions: list[str]) -> Tensor:
-        """Captions of the B samples -> D_n (B, C, H, W) at the evaluation that `args` describes.
+    def neighbor(self, args: dict, captions: list[str]) -> Tensor:
+        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u.
 
-        args : dict, as the host hands it to a post-CFG hook. A sample without a caption gets D_u.
-        One more evaluation of the model for the whole batch; one for each length of conditioning
-        where captions differ in it, because padding one would change what it means.
+        Where captions differ in the length of their conditioning, there is one evaluation for each
+        length, because padding one would change what it means.
         """
         out = args["uncond_denoised"].clone()
         groups: dict[tuple, list[int]] = {}
@@ -70,13 +74,23 @@ class NeighborPrediction:
                 groups.setdefault(_shape(encode(self.clip, caption)), []).append(row)
         for rows in groups.values():
             filled = [captions[row if row in rows else rows[0]] for row in range(len(captions))]
-            out[rows] = self._evaluate(args, filled)[rows]
+            text = _stack([encode(self.clip, caption) for caption in filled])
+            out[rows] = self._evaluate(args, text)[rows]
         return out
 
-    def _evaluate(self, args: dict, captions: list[str]) -> Tensor:
+    def softened(self, args: dict, keep: float) -> Tensor:
+        """The prompt mixed into no prompt -> D_s (B, C, H, W); keep in [0, 1], 0 = no prompt."""
+        prompt = _template(args["cond"], args["sigma"])
+        nothing = _template(args["uncond"], args["sigma"])
+        mixed = {
+            key: _mix(nothing.get(key), prompt.get(key), keep)
+            for key in ("cross_attn", "pooled_output")
+        }
+        return self._evaluate(args, mixed)
+
+    def _evaluate(self, args: dict, text: dict) -> Tensor:
         x, model = args["input"], args["model"]
         cond = _template(args["cond"], args["sigma"])
-        text = _stack([encode(self.clip, caption) for caption in captions])
         _check_width(cond, text)
         cond |= text
         (cond,) = comfy.samplers.encode_model_conds(
@@ -87,6 +101,17 @@ class NeighborPrediction:
             model, [None, [cond]], x, args["sigma"], args["model_options"]
         )
         return predictions[1]
+
+
+def _mix(nothing: Tensor | None, prompt: Tensor | None, keep: float) -> Tensor | None:
+    """`keep` of the prompt, the rest of no prompt (repeated or cut to the prompt's length)."""
+    if nothing is None or prompt is None:
+        return prompt
+    nothing = nothing.to(prompt)
+    if prompt.ndim == 3 and nothing.shape[1] != prompt.shape[1]:
+        times = -(-prompt.shape[1] // nothing.shape[1])
+        nothing = nothing.repeat(1, times, 1)[:, : prompt.shape[1]]
+    return torch.lerp(nothing, prompt, keep)
 
 
 def _template(conds: list[dict], sigma: Tensor) -> dict:
@@ -122,10 +147,10 @@ def _stack(texts: list[dict]) -> dict:
 
 
 def _check_width(prompt: dict, text: dict) -> None:
-    wanted = prompt.get("cross_attn")
-    if wanted is not None and wanted.shape[-1] != text["cross_attn"].shape[-1]:
+    wanted, given = prompt.get("cross_attn"), text["cross_attn"]
+    if wanted is not None and wanted.shape[-1] != given.shape[-1]:
         raise AMGError(
-            f"clip: this text encoder gives {text['cross_attn'].shape[-1]} values a token and the "
+            f"clip: this text encoder gives {given.shape[-1]} values a token and the "
             f"prompt has {wanted.shape[-1]}. Connect the CLIP that encoded the prompt, or leave "
             f"clip unconnected (then deduplication is off)."
         )

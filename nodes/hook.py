@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import comfy.model_sampling
@@ -21,7 +22,7 @@ from ..amg_core.index.search import Searcher
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
 from . import decoding
-from .conditioning import NeighborPrediction
+from .conditioning import Predictions
 
 KEY = "amg"
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
@@ -90,8 +91,8 @@ def attach(
                 Probe(searcher, descriptor, to_picture), settings, expected_steps=len(sigmas) - 1
             )
             known = _Known(guider, noise, latent_image, denoise_mask, sigmas, device)
-            neighbors = None if clip is None else NeighborPrediction(clip, known.kwargs(seed))
-            guider.model_options[KEY] = _step(session, known, neighbors, on_step)
+            predictions = Predictions(clip, known.kwargs(seed))
+            guider.model_options[KEY] = _step(session, known, predictions, on_step)
             try:
                 return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback,
                                 disable_pbar, seed, *args, **kwargs)  # fmt: skip
@@ -177,7 +178,7 @@ class _Known:
         return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
 
 
-def _step(session: Session, known: _Known, neighbors, on_step) -> Callable[[dict], Tensor]:
+def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[dict], Tensor]:
     """The post-CFG function of one run."""
 
     def step(args: dict) -> Tensor:
@@ -185,29 +186,26 @@ def _step(session: Session, known: _Known, neighbors, on_step) -> Callable[[dict
         denoised = args["denoised"]
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
         # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
-        guided = args["uncond"] is not None
-        whole = known.compositor(args)
-        predict = None
-        if guided and neighbors is not None and args["cond"]:
-
-            def predict(captions: list[str]) -> Tensor:
-                return whole(neighbors.predict(args, captions))
-
-        seen = whole(denoised)
+        guided = bool(args["uncond"]) and bool(args["cond"])
+        neighbor = softened = None
+        if guided and predictions.clip is not None:
+            neighbor = partial(predictions.neighbor, args)
+        if guided and args["cond"][0].get("cross_attn") is not None:
+            softened = partial(predictions.softened, args)
         out = session.step(
-            seen,
-            cond=whole(args["cond_denoised"]),
-            uncond=whole(args["uncond_denoised"]) if guided else None,
+            denoised,
+            cond=args["cond_denoised"],
+            uncond=args["uncond_denoised"] if guided else None,
             cfg_scale=float(args["cond_scale"]),
             sigma=sigma,
             t=t,
-            neighbor_denoised=predict,
+            neighbor_denoised=neighbor,
+            softened_denoised=softened,
+            composite=known.compositor(args),
         )
         if on_step is not None:
             on_step(session.line())
-        if out is seen:
-            return denoised
-        return (out if seen is denoised else denoised + (out - seen)).to(denoised)
+        return out
 
     return step
 

@@ -32,14 +32,15 @@ class SimilarityProbeNode(io.ComfyNode):
                 io.Float.Output(
                     "similarity",
                     display_name="similarity",
-                    tooltip="Largest similarity of the batch, larger is closer. sscd: above 0.5 "
-                    "is a copy. pixel: above -1.4 is a copy, 0 is the very same picture.",
+                    tooltip="Largest similarity of the batch in units of the index's descriptor, "
+                    "larger is closer. The same picture has 1 with sscd and 0 with pixel.",
                 ),
                 io.String.Output(
                     "verdict",
                     display_name="verdict",
-                    tooltip="One sentence a picture. Two independent judges are asked; either "
-                    "can call it a copy.",
+                    tooltip="A line a picture: how close it is (0 = as alike as unrelated "
+                    "pictures of the index, 1 = the same), and a sentence. Two judges are asked; "
+                    "either can call it a copy.",
                 ),
                 io.Image.Output(
                     "nearest",
@@ -65,7 +66,7 @@ class SimilarityProbeNode(io.ComfyNode):
             raise AMGError("image: the batch is empty. Connect at least one picture.")
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
-        words = "\n".join(f"{v.similarity:.2f}  {v.words}" for v in verdicts)
+        words = "\n".join(f"{v.closeness:.2f}  {v.words}" for v in verdicts)
         nearest = show.images([index.searcher.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict() | {"text": (words,)}

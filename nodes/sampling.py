@@ -32,14 +32,15 @@ def strength_inputs() -> list[io.Input]:
             "preset",
             options=list(presets.PRESETS),
             default=presets.PRESETS[0],
-            tooltip="main: the recommended balance. strong: acts earlier and pushes harder, "
-            "pictures stray further from the prompt. reference: the constants of the authors' "
-            "code.",
+            tooltip="main: the recommended balance. strong: acts earlier and harder, pictures "
+            "stray further from the prompt. paper: its three terms only, weaker. reference: the "
+            "constants of the authors' code.",
         ),
         _strength(
             "despecification",
-            "Loosens the grip of the prompt while a picture comes too close to a known one. Free "
-            "of cost; needs cfg above 1. 0 = off, 1 = the preset, up to 2 is safe.",
+            "Loosens the grip of a prompt that leads to a known picture. Needs cfg above 1; costs "
+            "one more model call on guarded steps. 0 = off, 1 = the preset; above 2 pictures may "
+            "lose the prompt.",
         ),
         _strength(
             "deduplication",
@@ -234,23 +235,24 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold_start",
-                    default=0.3,
-                    min=-10.0,
+                    default=0.2,
+                    min=0.0,
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at pure noise. The guard acts above it, so lower "
-                    "guards more. sscd: 0.2 to 0.4; pixel: -1.9 to -1.5.",
+                    tooltip="custom thresholds: at pure noise. 0 = as alike as unrelated "
+                    "pictures of the index, 1 = the same picture. The guard acts above it: lower "
+                    "guards more and changes more; 0.1 to 0.3.",
                 ),
                 io.Float.Input(
                     "threshold_end",
-                    default=0.5,
-                    min=-10.0,
+                    default=0.4,
+                    min=0.0,
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at the finished picture. sscd: 0.4 to 0.5; "
-                    "pixel: -1.6 to -1.4.",
+                    tooltip="custom thresholds: at the finished picture, on the same scale; 0.3 to "
+                    "0.5. Above it Similarity Probe calls a picture a copy at 0.4.",
                 ),
                 io.Combo.Input(
                     "form",
@@ -292,7 +294,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "margin",
-                    default=0.1,
+                    default=0.05,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -342,18 +344,18 @@ class ApplyNode(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         changes: dict = {}
         if thresholds == "custom":
-            changes["schedule"] = custom_schedule(
-                schedule, threshold_start, threshold_end, index.metric
-            )
+            changes["schedule"] = custom_schedule(schedule, threshold_start, threshold_end)
             changes["margin"] = margin
         if form != AS_PRESET:
             changes["form"] = form
         if iterations > 0:
             changes["iterations"] = iterations
+        early = presets.settings(preset, index.metric, despecification=despecification).exit
+        changes["exit"] = early * exit
         settings = presets.settings(
             preset, index.metric, despecification=despecification, deduplication=deduplication,
             dissimilarity=dissimilarity, start_percent=start_percent, end_percent=end_percent,
-            exit=presets.settings(preset, index.metric).exit * exit, **changes,
+            **changes,
         )  # fmt: skip
         report = hook.Report()
         guarded = hook.attach(
@@ -388,14 +390,13 @@ class ReportNode(io.ComfyNode):
         return io.NodeOutput(*_told(run))
 
 
-def custom_schedule(kind: str, start: float, end: float, metric: str) -> Schedule:
-    """A `Schedule` whose thresholds similarity can pass; AMGError, naming the widget, otherwise."""
-    most, advice = (1, "0.2 to 0.5") if metric == "cosine" else (0, "-1.9 to -1.4")
+def custom_schedule(kind: str, start: float, end: float) -> Schedule:
+    """A `Schedule` whose thresholds a picture can pass; AMGError, naming the widget, otherwise."""
     for name, value in (("threshold_start", start), ("threshold_end", end)):
-        if not value < most:  # catches NaN too
+        if not value < 1:  # catches NaN too
             raise AMGError(
-                f"{name}: {value} would never guard, because similarity to this index is at most "
-                f"{most}. Usual values are {advice}; or set thresholds to 'preset'."
+                f"{name}: {value} would never guard, because only the very same picture is at 1. "
+                f"Give 0.1 to 0.5, or set thresholds to 'preset'."
             )
     return Schedule(kind, start, end)
 

@@ -111,16 +111,18 @@ def index(run_node, pictures):
 
 @pytest.fixture(scope="session")
 def settings(amg):
-    """Settings that always act ("active"), never ("dormant"), or act with strength 0 ("zero")."""
+    """Settings that always act by the paper's terms ("active") or by the early exit ("leaving"),
+    never act ("dormant"), or act with strength 0 ("zero")."""
 
     def make(kind: str):
-        level = -1e-6 if kind == "dormant" else -10.0
+        level = 2.0 if kind == "dormant" else -10.0  # in closeness
         strength = 0.0 if kind == "zero" else 1.0
         return amg.Settings(
             amg.Schedule("constant", level, level),
             despecification=strength,
             deduplication=strength,
             dissimilarity=strength,
+            exit=1.5 if kind == "leaving" else 0.0,
         )
 
     return make

@@ -69,10 +69,10 @@ def test_remembers_the_latest(amg, clip, monkeypatch):
 
 def test_each_sample_gets_its_caption(amg, clip, args):
     """Also where captions differ in length, and a sample without a caption gets D_u."""
-    neighbors = amg.conditioning.NeighborPrediction(clip, {})
+    predictions = amg.conditioning.Predictions(clip, {})
     captions = ["a green cat", LONG, ""]
     with torch.inference_mode():
-        predicted = neighbors.predict(args, captions)
+        predicted = predictions.neighbor(args, captions)
     for row in (0, 1):
         wanted = expected(args, clip, captions[row], row)
         assert torch.allclose(predicted[row], wanted, atol=1e-5)
@@ -86,10 +86,33 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
         "strength": 0.3, "area": (4, 4, 0, 0), "timestep_start": 0.5, "timestep_end": 0.4,
     }  # fmt: skip
     given["cond"] = [marked]
-    neighbors = amg.conditioning.NeighborPrediction(clip, {})
+    predictions = amg.conditioning.Predictions(clip, {})
     with torch.inference_mode():
-        plain = neighbors.predict(args, ["a", "b", "c"])
-        assert torch.equal(neighbors.predict(given, ["a", "b", "c"]), plain)
+        plain = predictions.neighbor(args, ["a", "b", "c"])
+        assert torch.equal(predictions.neighbor(given, ["a", "b", "c"]), plain)
+
+
+def test_softened_prompt(amg, clip, args):
+    """0 keeps nothing of the prompt, 1 all of it, and in between lies in between."""
+    predictions = amg.conditioning.Predictions(None, {})
+    with torch.inference_mode():
+        ends = predictions.softened(args, 0.0), predictions.softened(args, 1.0)
+        middle = predictions.softened(args, 0.5)
+    assert torch.allclose(ends[0], args["uncond_denoised"], atol=1e-5)
+    assert torch.allclose(ends[1], args["cond_denoised"], atol=1e-5)
+    assert not torch.allclose(middle, ends[0], atol=1e-6)
+    assert not torch.allclose(middle, ends[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 77, 154, 200])
+def test_mixing_prompts_of_other_lengths(amg, length):
+    prompt, nothing = torch.ones(1, 154, 4), torch.zeros(1, length, 4)
+    assert torch.allclose(amg.conditioning._mix(nothing, prompt, 0.25), 0.25 * prompt)
+    assert amg.conditioning._mix(None, prompt, 0.25) is prompt
+    assert amg.conditioning._mix(nothing, None, 0.25) is None
+    assert torch.equal(
+        amg.conditioning._mix(torch.zeros(2, 8), torch.ones(1, 8), 0.5), torch.full((2, 8), 0.5)
+    )
 
 
 def test_control_and_guidance_are_kept(amg, args):
@@ -124,6 +147,6 @@ def test_wrong_clip(amg, clip, args, monkeypatch):
     )
     wide.cond_stage_model.reset_clip_options = lambda: None
     wide.cond_stage_model.encode_token_weights = lambda _: (torch.zeros(1, 77, 99), None)
-    neighbors = amg.conditioning.NeighborPrediction(wide, {})
+    predictions = amg.conditioning.Predictions(wide, {})
     with pytest.raises(amg.AMGError, match="clip: this text encoder gives 99"):
-        neighbors.predict(args, ["a", "b", "c"])
+        predictions.neighbor(args, ["a", "b", "c"])

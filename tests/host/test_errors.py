@@ -24,7 +24,7 @@ def custom(tiny, index):
     return {
         "model": tiny(), "index": index, "preset": "main", "despecification": 1.0,
         "deduplication": 1.0, "dissimilarity": 1.0, "thresholds": "custom",
-        "schedule": "parabolic", "threshold_start": -1.9, "threshold_end": -1.5, "form": "preset",
+        "schedule": "parabolic", "threshold_start": 0.2, "threshold_end": 0.4, "form": "preset",
         "exit": 1.0, "start_percent": 0.0, "end_percent": 1.0, "margin": 0.1, "iterations": 0,
         "decoder": "auto",
     }  # fmt: skip
@@ -38,7 +38,7 @@ def test_bad_strengths(amg, run_node, inputs, name, value):
 
 
 @pytest.mark.parametrize("name", ["threshold_start", "threshold_end"])
-@pytest.mark.parametrize("value", [math.nan, 0.0, 0.5])
+@pytest.mark.parametrize("value", [math.nan, 1.0])
 def test_thresholds_that_never_guard(amg, run_node, custom, name, value):
     with pytest.raises(amg.AMGError, match=rf"{name}.*never guard"):
         run_node("AMG_Apply", **custom | {name: value})

@@ -111,8 +111,8 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
 
     inputs = sampler_inputs(demo, encode, index)
     widgets = {
-        "thresholds": "custom", "schedule": "constant", "threshold_start": -9.0,
-        "threshold_end": -9.0, "form": "projection", "exit": 0.0, "start_percent": 0.0,
+        "thresholds": "custom", "schedule": "constant", "threshold_start": 0.0,
+        "threshold_end": 0.05, "form": "projection", "exit": 0.0, "start_percent": 0.0,
         "end_percent": 1.0, "margin": 0.2, "iterations": 1, "decoder": "auto",
     }  # fmt: skip
     model, handle = run_node(
@@ -125,9 +125,11 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
             inputs["latent_image"],
         )  # fmt: skip
     report, curve = run_node("AMG_Report", run=handle, after=latent)
-    steps = json.loads(report)["steps"]
-    assert [step["threshold"] for step in steps] == [-9.0] * 3
-    assert all(all(step["active"]) for step in steps)
+    told = json.loads(report)
+    assert len(told["steps"]) == 3
+    assert told["settings"]["schedule"] == {"kind": "constant", "start": 0.0, "end": 0.05}
+    assert told["settings"]["margin"] == 0.2
+    assert told["settings"]["exit"] == 0
     assert curve.shape[-1] == 3
 
 

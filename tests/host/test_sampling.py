@@ -27,27 +27,30 @@ def test_every_sampler_and_kind_of_model(amg, tiny, guard, sample, kind, sampler
     for quiet in ("dormant", "zero"):
         assert torch.equal(sample(guard(model, quiet), sampler), plain)
     report = amg.hook.Report()
-    guided = sample(guard(model, report=report), sampler)
-    assert torch.isfinite(guided).all()
-    assert not torch.equal(guided, plain)
+    for acting in ("active", "leaving"):
+        guided = sample(guard(model, acting, report=report), sampler)
+        assert torch.isfinite(guided).all()
+        assert not torch.equal(guided, plain)
     steps = report.latest["steps"]
     assert len(steps) == CALLS.get(sampler, 4)
     assert all(0 <= step["t"] <= 1 for step in steps)
     assert steps[0]["t"] > 0.9
 
 
-def test_second_run_equals_the_first(tiny, guard, sample):
-    model = guard(tiny())
+@pytest.mark.parametrize("kind", ["active", "leaving"])
+def test_second_run_equals_the_first(tiny, guard, sample, kind):
+    model = guard(tiny(), kind)
     assert torch.equal(sample(model), sample(model))
 
 
-def test_batch_of_four_permutes(tiny, guard, sample):
+@pytest.mark.parametrize("kind", ["active", "leaving"])
+def test_batch_of_four_permutes(tiny, guard, sample, kind):
     """Each picture of a batch is guarded for itself (up to the rounding of batched kernels)."""
     import comfy.sample
 
     order = torch.tensor([2, 0, 3, 1])
     noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(5))
-    model = guard(tiny())
+    model = guard(tiny(), kind)
     original = comfy.sample.prepare_noise
     try:
         comfy.sample.prepare_noise = lambda *_: noise
@@ -236,24 +239,22 @@ def test_inpaint_looks_at_the_whole_and_keeps_the_rest(amg, tiny, guard, sample)
     assert torch.allclose(guided[..., 8:], given[..., 8:], atol=1e-4)
 
 
-def test_inpaint_composites_before_looking(amg, tiny, index, settings, sample):
+def test_inpaint_composites_before_looking(amg, tiny, index, settings, sample, monkeypatch):
     """With nothing masked in, the guard sees the given latent whatever the model predicts."""
     seen = []
     model = tiny()
-    real = amg.hook.Session.step
+    real = amg.hook.Probe.look
 
-    def spy(self, denoised, **kwargs):
-        seen.extend([denoised.clone(), kwargs["cond"].clone(), kwargs["uncond"].clone()])
-        return real(self, denoised, **kwargs)
+    def spy(self, latents, sigma):
+        seen.append(latents.clone())
+        return real(self, latents, sigma)
 
+    monkeypatch.setattr(amg.hook.Probe, "look", spy)
     given = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(8))
     latent = {"samples": given, "noise_mask": torch.zeros(1, 1, 128, 128)}
-    try:
-        amg.hook.Session.step = spy
-        sample(amg.hook.attach(model, index, settings("dormant")), latent=latent)
-    finally:
-        amg.hook.Session.step = real
+    sample(amg.hook.attach(model, index, settings("dormant")), latent=latent)
     expected = model.model.process_latent_in(given)
+    assert len(seen) == 4
     assert all(torch.allclose(each, expected, atol=1e-5) for each in seen)
 
 
