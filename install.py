@@ -19,7 +19,9 @@ def main() -> None:
     elif sys.version_info < (3, 10):
         print("[AMG] Python 3.10 or newer is needed; this is", sys.version.split()[0])
     else:
-        print("[AMG] Everything the guard needs is here. SSCD weights are optional: see docs/sscd.md.")
+        print(
+            "[AMG] Everything the guard needs is here. SSCD weights are optional: see docs/sscd.md."
+        )
 
 
 main()

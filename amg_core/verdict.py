@@ -14,7 +14,9 @@ from .metrics import PERFECT
 from .probe import Probe
 
 COPY = 0.4  # closeness above which the descriptor says copy: where the schedule of `main` ends
-ZNCC_COPY = 0.75  # correlation above which the second judge does, or more where the index is uniform
+ZNCC_COPY = (
+    0.75  # correlation above which the second judge does, or more where the index is uniform
+)
 SAMPLED = 256  # thumbnails compared with each other to learn that
 
 

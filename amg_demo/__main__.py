@@ -48,7 +48,9 @@ def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
     return stack, [row["text"] for row in rows], torch.tensor([row["duplicates"] for row in rows])
 
 
-def choose_prompts(captions: list[str], copies: Tensor, seed: int = 7) -> tuple[list[str], list[str]]:
+def choose_prompts(
+    captions: list[str], copies: Tensor, seed: int = 7
+) -> tuple[list[str], list[str]]:
     """(memorised captions, 16 that were seen once followed by 16 that were never seen)."""
     rng = np.random.default_rng(seed)
     memorised = [text for text, n in zip(captions, copies.tolist(), strict=True) if n > 1]
@@ -63,7 +65,9 @@ def choose_prompts(captions: list[str], copies: Tensor, seed: int = 7) -> tuple[
     return memorised, others
 
 
-def draw(model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None, **options):
+def draw(
+    model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None, **options
+):
     """Pictures, reports and seconds; plain where `probe` is None."""
     pictures, reports, start = [], [], time.perf_counter()
     for i in range(0, len(prompts), BATCH):
@@ -87,8 +91,8 @@ class Table:
     COLUMNS = (
         ("nL2 top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%<1.4", "{:.0f}"), ("%<1.6", "{:.0f}"),
         ("copy %", "{:.0f}"), ("ZNCC top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%>limit", "{:.0f}"),
-        ("own ZNCC", "{:.2f}"), ("align", "{:.2f}"), ("KID", "{:.2f}"), ("same %", "{:.0f}"),
-        ("s/picture", "{:.2f}"),
+        ("own mean", "{:.2f}"), ("own top1", "{:.2f}"), ("align", "{:.2f}"),
+        ("KID", "{:.2f}"), ("same %", "{:.0f}"), ("s/picture", "{:.2f}"),
     )  # fmt: skip
 
     def __init__(self):
@@ -115,7 +119,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1000, help="seed of the first picture")
     parser.add_argument("--presets", nargs="+", default=["main"], choices=presets.PRESETS,
                         help="guards to compare, the first one is drawn on the sheet")  # fmt: skip
-    parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file, to add SSCD figures")
+    parser.add_argument(
+        "--sscd", type=Path, help="Meta's sscd_disc_mixup file, to add SSCD figures"
+    )
     arguments = parser.parse_args()
     try:
         run(arguments)
@@ -155,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
     table.add(
         "training pictures among themselves",
         [-top5(-base_nl2), float(base_nl2.min()), share(base_nl2 < 1.4), share(base_nl2 < 1.6), None,
-         top5(base_zncc), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 5,
+         top5(base_zncc), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 6,
     )  # fmt: skip
     drawn: dict[str, Tensor] = {}
     grades, guarded_reports = {}, {}
@@ -169,13 +175,14 @@ def run(arguments: argparse.Namespace) -> None:
         same = (pictures == drawn["plain"]).flatten(1).all(dim=1)
         for group, rows in groups.items():
             g = grades[name]
-            mine = judge.zncc(pictures[rows], own).mean() if group == "memorised" else None
+            mine = judge.zncc(pictures[rows], own) if group == "memorised" else None
             table.add(
                 f"{group}, {name}",
                 [-top5(-g.nl2[rows]), float(g.nl2[rows].min()), share(g.nl2[rows] < 1.4),
                  share(g.nl2[rows] < 1.6), share(g.closeness[rows] > COPY), top5(g.zncc[rows]),
                  float(g.zncc[rows].max()), share(g.zncc[rows] > limit),
-                 None if mine is None else float(mine), float(g.alignment[rows].mean()),
+                 None if mine is None else float(mine.mean()),
+                 None if mine is None else float(mine.max()), float(g.alignment[rows].mean()),
                  kid(g.features[rows], singles), share(same[rows]), seconds / len(prompts)],
             )  # fmt: skip
         save_pictures(out / "pictures" / name, prompts, pictures)
@@ -200,7 +207,12 @@ def run(arguments: argparse.Namespace) -> None:
         sheet(prompts[rows], columns, notes).save(out / f"sheet_{group}.png")
     off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
     _, watched, _ = draw(
-        model, prompts[:5], seeds[:5], probe, presets.settings(guard, probe.metric, **off), **options
+        model,
+        prompts[:5],
+        seeds[:5],
+        probe,
+        presets.settings(guard, probe.metric, **off),
+        **options,
     )
     first = {"steps": [_first(step, 5) for step in guarded_reports[guard][0]["steps"]]}
     plots = [
@@ -223,7 +235,7 @@ LEGEND = """
 nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
 (nL2 after the best brightness and contrast), closeness above {copy}. ZNCC: the judge that the guard
 never sees, blind to brightness, contrast and fine detail; its limit here is {limit:.2f}, passed by 1 %
-of different training pictures. own ZNCC: mean, with the prompt's own training picture. align:
+of different training pictures. own: ZNCC with the prompt's own training picture alone. align:
 probability of the prompt's subject. KID: distance to the pictures that are there once, 0 = as they.
 same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a net that saw none of these."""
 
@@ -262,7 +274,10 @@ class SSCDFigures:
         return torch.cat([self.descriptor.embed(p, self.scale) for p in pictures.split(8)])
 
     def table(self, drawn: dict[str, Tensor], groups: dict[str, slice]) -> str:
-        lines = ["", "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4"]
+        lines = [
+            "",
+            "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4",
+        ]
         for name, pictures in drawn.items():
             nearest = (self._embed(pictures) @ self.rows.T).amax(dim=1)
             for group, rows in groups.items():

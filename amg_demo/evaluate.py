@@ -27,7 +27,9 @@ class Scores:
 
 
 @torch.inference_mode()
-def score(pictures: Tensor, probe: Probe, training: Tensor, scorer: Scorer, subjects: Tensor) -> Scores:
+def score(
+    pictures: Tensor, probe: Probe, training: Tensor, scorer: Scorer, subjects: Tensor
+) -> Scores:
     """Grade pictures (B, 3, H, W) against the training set (N, 3, H, W), both in [0, 1].
 
     nl2: Eq. 8 to the nearest training picture, smaller = closer. closeness: the guard's own measure.

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SIZE = 128
-SUBJECTS = (
-    "1f98a 1f438 1f43c 1f42f 1f437 1f984 1f427 1f989 1f419 1f980 1f433 1f98b 1f41e 1f422 1f420 "
-    "1f34e 1f34c 1f353 1f349 1f34d 1f951 1f955 1f354 1f369 1f382 1f335 1f33b 1f344 1f680 1f697 "
-    "26f5 1f3e0 1f3f0 1f3b8 2614 1f451 1f388 26bd 1f9f8 1f916"
-).split()
+SUBJECTS = """
+    1f98a 1f438 1f43c 1f42f 1f437 1f984 1f427 1f989 1f419 1f980 1f433 1f98b 1f41e 1f422 1f420
+    1f34e 1f34c 1f353 1f349 1f34d 1f951 1f955 1f354 1f369 1f382 1f335 1f33b 1f344 1f680 1f697
+    26f5 1f3e0 1f3f0 1f3b8 2614 1f451 1f388 26bd 1f9f8 1f916
+""".split()
 COLOURS = {  # name: hue in turns
     "red": 0.0, "orange": 0.075, "yellow": 0.145, "green": 0.33,
     "teal": 0.49, "blue": 0.60, "violet": 0.75, "pink": 0.90,

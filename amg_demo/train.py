@@ -39,9 +39,7 @@ def fresh_pictures(emoji: dict, count: int, seed: int) -> tuple[Tensor, dict[str
     rng = np.random.default_rng(seed)
     colours, images, labels = list(source.COLOURS), [], []
     for _ in range(count):
-        s, c, p = (
-            int(rng.integers(len(x))) for x in (source.SUBJECTS, colours, source.PATTERNS)
-        )
+        s, c, p = (int(rng.integers(len(x))) for x in (source.SUBJECTS, colours, source.PATTERNS))
         code, colour, pattern = source.SUBJECTS[s], colours[c], source.PATTERNS[p]
         images.append(np.asarray(source.compose(emoji[code], colour, pattern, rng)))
         labels.append((s, c, p))
@@ -67,7 +65,9 @@ class Loop:
             group["lr"] = lr
         if self.losses and time.time() - self.told > 30:
             self.told = time.time()
-            print(f"{self.name} {done:6.1%} step {self.steps} {np.mean(self.losses):.4f}", flush=True)
+            print(
+                f"{self.name} {done:6.1%} step {self.steps} {np.mean(self.losses):.4f}", flush=True
+            )
             self.losses = []
         return done < 1
 

@@ -19,7 +19,9 @@ def test_strengths_by_hand():
     assert torch.allclose(s1, torch.tensor([6.5, 3.9, 6.5, 0.0]))
     s2 = guidance.deduplication_strength(close, s1, 5.0, 7.5)
     assert torch.allclose(s2, torch.tensor([0.0, 1.5, 0.0, 0.0]))  # room 0, 2.6, 0, 6.5
-    assert guidance.deduplication_strength(close[1:2], s1[1:2], 20.0, 7.5).item() == pytest.approx(2.6)
+    assert guidance.deduplication_strength(close[1:2], s1[1:2], 20.0, 7.5).item() == pytest.approx(
+        2.6
+    )
 
 
 def test_strengths_vanish_at_cfg_1():
@@ -71,7 +73,9 @@ def test_projection_is_capped_per_sample():
 
 def test_projection_survives_a_zero_gradient():
     point = torch.ones(1, 4, 2, 2)
-    assert torch.isfinite(guidance.projection(torch.zeros(1, 4, 2, 2), torch.ones(1), point, 0.1)).all()
+    assert torch.isfinite(
+        guidance.projection(torch.zeros(1, 4, 2, 2), torch.ones(1), point, 0.1)
+    ).all()
 
 
 def test_pushes_neither_brighten_nor_flatten():

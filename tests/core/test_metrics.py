@@ -14,7 +14,9 @@ def test_nl2_by_hand():
 
 def test_closeness_is_zero_for_strangers_and_one_for_copies():
     assert metrics.closeness("nl2", torch.tensor([0.0, -2.0, -3.0])).tolist() == [1.0, 0.0, 0.0]
-    assert metrics.closeness("cosine", torch.tensor([1.0, 0.4, -0.2])).tolist() == pytest.approx([1.0, 0.4, 0.0])
+    assert metrics.closeness("cosine", torch.tensor([1.0, 0.4, -0.2])).tolist() == pytest.approx(
+        [1.0, 0.4, 0.0]
+    )
 
 
 def test_decoys_are_the_pictures_turned_and_recoloured():
@@ -50,7 +52,9 @@ def test_a_flat_picture_correlates_with_nothing():
 
 def test_a_mirrored_copy_is_seen():
     picture = torch.rand(1, 3, 16, 16)
-    assert judge.over_index(picture, torch.tensor([[0]]), lambda i: picture[0].flip(-1)).item() > 0.999
+    assert (
+        judge.over_index(picture, torch.tensor([[0]]), lambda i: picture[0].flip(-1)).item() > 0.999
+    )
 
 
 def test_linear_decoder_is_the_hosts_preview():

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from amg_core import guidance, metrics, presets
-from amg_core.errors import AMGError
 from amg_core.descriptors.pixel import PixelDescriptor
+from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.probe import Probe
@@ -168,7 +168,9 @@ def test_the_papers_terms_by_hand(probe, scene):
 
 
 def test_without_unconditional_prediction_only_dissimilarity_acts(probe, scene):
-    near = 0.9 * scene["cond"] + 0.1 * scene["uncond"]  # a copy to the letter has no direction to go
+    near = (
+        0.9 * scene["cond"] + 0.1 * scene["uncond"]
+    )  # a copy to the letter has no direction to go
     session = Session(probe, make())
     out = run(
         session, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1

@@ -1,0 +1,107 @@
+"""The embedded model: it memorises, the guard prevents it, and elsewhere nothing changes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amg_core import judge, presets
+from amg_core.decoders import ModuleDecoder
+from amg_core.descriptors import create
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.probe import Probe
+from amg_core.session import Session
+from amg_core.verdict import verdict
+from amg_demo import model as demo
+from amg_demo.__main__ import choose_prompts, training_set
+from amg_demo.evaluate import kid
+from amg_demo.sample import sample
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "index"
+    model = demo.load()
+    build(demo.PICTURES, folder, create("pixel"))
+    decoder = ModuleDecoder("demo", model.decoder, 4)
+    probe = Probe(Searcher(Index.open(folder)), create("pixel"), decoder)
+    training, captions, copies = training_set(demo.PICTURES)
+    return model, probe, training, captions, copies
+
+
+def draw(world, prompts, preset=None):
+    model, probe, *_ = world
+    session = None if preset is None else Session(probe, presets.settings(preset, "nl2"))
+    guide = None if session is None else session.step
+    seeds = list(range(50, 50 + len(prompts)))
+    return sample(model, prompts, seeds, guide=guide), session
+
+
+def test_copies_are_drawn_plain_and_not_under_guard(world):
+    model, probe, training, captions, copies = world
+    prompts = choose_prompts(captions, copies)[0][:6]
+    own = training[[captions.index(text) for text in prompts]]
+    plain, _ = draw(world, prompts)
+    guarded, session = draw(world, prompts, "main")
+    assert all(v.copy for v in verdict(probe, plain))
+    assert not any(v.copy for v in verdict(probe, guarded))
+    assert judge.zncc(plain, own).min() > 0.9  # the judge that the guard never sees
+    assert judge.zncc(guarded, own).max() < 0.75
+    assert min(session.report()["guarded_evaluations"]) > 0
+
+
+def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(world):
+    prompts = choose_prompts(*world[3:])[1][16:22]
+    plain, _ = draw(world, prompts)
+    guarded, session = draw(world, prompts, "main")
+    still = [n == 0 for n in session.report()["guarded_evaluations"]]
+    assert sum(still) >= 5
+    assert torch.equal(guarded[still], plain[still])
+
+
+def test_one_prompt_of_a_batch_does_not_change_another(world):
+    memorised, others = choose_prompts(*world[3:])
+    plain, _ = draw(world, [others[20], others[21]])
+    mixed, _ = draw(world, [others[20], memorised[0]], "main")
+    assert torch.equal(mixed[0], plain[0])
+
+
+def test_the_training_set_is_as_it_says(world):
+    _, probe, training, captions, copies = world
+    assert training.shape == (probe.searcher.index.count, 3, 128, 128)
+    assert [probe.searcher.index.caption(i) for i in range(len(captions))] == captions
+    assert (copies > 1).sum() == 32
+
+
+def test_kid_is_zero_for_one_distribution_and_large_for_two():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(200, 16, generator=generator) for _ in range(2))
+    assert abs(kid(a, b)) < 0.05 < kid(a + 1, b)
+
+
+def test_install_explains_and_changes_nothing():
+    first = subprocess.run(
+        [sys.executable, ROOT / "install.py"], capture_output=True, text=True, check=True
+    )
+    assert "Everything the guard needs is here" in first.stdout
+
+
+def test_run_without_a_task_teaches():
+    out = subprocess.run([sys.executable, ROOT / "run.py"], capture_output=True, text=True)
+    assert out.returncode == 2 and "run.py demo" in out.stdout
+
+
+def test_the_core_imports_no_host_and_nothing_heavy():
+    code = (
+        "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.session, "
+        "amg_core.presets, amg_core.decoders; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    names = {name.split(".")[0] for name in json.loads(out.stdout)}
+    assert not names & {"PIL", "faiss", "comfy", "nodes", "folder_paths", "scipy", "pandas"}
