@@ -44,7 +44,7 @@ def draw(world, prompts, preset=None):
 
 
 def test_copies_are_drawn_plain_and_not_under_guard(world):
-    model, probe, training, captions, copies = world
+    _, probe, training, captions, copies = world
     prompts = choose_prompts(captions, copies)[0][:6]
     own = training[[captions.index(text) for text in prompts]]
     plain, _ = draw(world, prompts)
