@@ -99,12 +99,11 @@ class _VAEDecode(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        half = copy.copy(model)
-        half._modules = {k: v for k, v in model._modules.items() if k not in ENCODERS}
-        self.half = half
+        self.vae = copy.copy(model)
+        self.vae._modules = {k: v for k, v in model._modules.items() if k not in ENCODERS}
 
     def forward(self, latent: Tensor) -> Tensor:
-        return self.half.decode(latent)
+        return self.vae.decode(latent)
 
 
 def _output_range(vae) -> tuple[float, float]:
