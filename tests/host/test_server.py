@@ -129,6 +129,18 @@ def test_the_first_look_runs(server, first_look):
     assert (server.base / "models/amg_indexes/amg-demo/manifest.json").is_file()
 
 
+def test_the_other_workflow_lacks_nothing_but_files(server):
+    """Validated by the host: only the user's own checkpoint and index are not in its lists."""
+    text = (ROOT / "example_workflows/api/amg_sd15.api.json").read_text()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server("/prompt", {"prompt": json.loads(text)})
+    answer = json.loads(caught.value.read())
+    errors = [error for node in answer["node_errors"].values() for error in node["errors"]]
+    assert {error["type"] for error in errors} == {"value_not_in_list"}
+    names = {error["extra_info"]["input_name"] for error in errors}
+    assert names == {"ckpt_name", "index_name"}
+
+
 def test_unchanged_nodes_come_from_the_cache(server, first_look):
     finish(server, first_look)
     done = finish(server, first_look)
