@@ -189,6 +189,8 @@ class SamplerNode(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
+        check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         settings = presets.settings(
             preset, index.metric, despecification=despecification, deduplication=deduplication,
             dissimilarity=dissimilarity,
@@ -342,6 +344,9 @@ class ApplyNode(io.ComfyNode):
         schedule, threshold_start, threshold_end, form, exit, start_percent, end_percent, margin,
         iterations, decoder, clip=None, vae=None,
     ) -> io.NodeOutput:  # fmt: skip
+        check_choice("thresholds", thresholds, [AS_PRESET, "custom"])
+        check_choice("schedule", schedule, KINDS)
+        check_choice("decoder", decoder, decoding.CHOICES)
         changes: dict = {}
         if thresholds == "custom":
             changes["schedule"] = custom_schedule(schedule, threshold_start, threshold_end)
@@ -388,6 +393,12 @@ class ReportNode(io.ComfyNode):
     @classmethod
     def execute(cls, run: hook.Report, after) -> io.NodeOutput:
         return io.NodeOutput(*_told(run))
+
+
+def check_choice(name: str, value: str, options) -> None:
+    """AMGError unless widget `name` has one of its options: the host does not check our lists."""
+    if value not in options:
+        raise AMGError(f"{name}: {value!r} is unknown here. Choose one of {', '.join(options)}.")
 
 
 def custom_schedule(kind: str, start: float, end: float) -> Schedule:

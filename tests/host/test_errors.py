@@ -50,6 +50,19 @@ def test_other_numbers_that_are_none(amg, run_node, custom, name):
         run_node("AMG_Apply", **custom | {name: math.nan})
 
 
+@pytest.mark.parametrize("name", ["thresholds", "schedule", "decoder", "form", "preset"])
+def test_choices_that_are_none(amg, run_node, custom, name):
+    with pytest.raises(amg.AMGError, match=rf"{name}.*hoose one of"):
+        run_node("AMG_Apply", **custom | {name: "odd"})
+
+
+@pytest.mark.parametrize("name", ["sampler_name", "scheduler", "preset"])
+def test_samplers_that_are_none(amg, run_node, inputs, name):
+    """The host would quietly take the first in its list."""
+    with pytest.raises(amg.AMGError, match=rf"{name}: 'odd'"):
+        run_node("AMG_Sampler", **inputs | {name: "odd"})
+
+
 def test_video_latent(amg, run_node, inputs):
     latent = {"samples": torch.zeros(1, 4, 2, 16, 16)}
     with pytest.raises(amg.AMGError, match=r"latent_image.*Video"):

@@ -138,7 +138,8 @@ def test_the_other_workflow_lacks_nothing_but_files(server):
     errors = [error for node in answer["node_errors"].values() for error in node["errors"]]
     assert {error["type"] for error in errors} == {"value_not_in_list"}
     names = {error["extra_info"]["input_name"] for error in errors}
-    assert names == {"ckpt_name", "index_name"}
+    # Lists of V3 nodes are checked by newer hosts only.
+    assert {"ckpt_name"} <= names <= {"ckpt_name", "index_name"}
 
 
 def test_unchanged_nodes_come_from_the_cache(server, first_look):
