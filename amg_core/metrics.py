@@ -7,7 +7,7 @@ from torch import Tensor
 
 ALPHA = 0.5  # Carlini et al. 2023, used by AMG Eq. 8
 NEIGHBORS = 50  # k of the denominator
-GAIN, OFFSET = (0.5, 2.0), 0.15  # how far contrast and brightness may be matched
+GAIN, OFFSET = (0.5, 2.0), 0.25  # how far contrast and brightness may be matched
 PERFECT = {"cosine": 1.0, "nl2": 0.0}  # similarity of a picture with itself
 
 
@@ -28,18 +28,18 @@ def nl2(query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
 
 
 def matched(query: Tensor, neighbors: Tensor) -> Tensor:
-    """`query` brought as close to each neighbour as contrast and brightness alone can bring it.
+    """`query` brought as close to each neighbour as contrast, brightness and tint alone can bring it.
 
     Eq. 8 calls a darker copy something new, and the overshoot of classifier-free guidance makes
-    every early copy look that way. So nL2 is taken after the best gain (one for the picture, ½ to 2)
-    and offset (one a colour channel, ±0.15), both held constant for gradients: what is left to follow
+    every early copy look that way. So nL2 is taken after the best gain (½ to 2) and
+    offset (±0.25) of each colour channel, both held constant for gradients: what is left to follow
     is structure. query (D,), neighbors (K, D), rows of 3 equal channel blocks in [0, 1] -> (K, D).
     """
     q, n = query.reshape(1, 3, -1), neighbors.reshape(len(neighbors), 3, -1)
     q_mean, n_mean = q.mean(dim=2, keepdim=True), n.mean(dim=2, keepdim=True)
     q_part, n_part = (q - q_mean).detach(), n - n_mean
-    power = q_part.square().sum(dim=(1, 2)).clamp_min(1e-6)
-    gain = ((q_part * n_part).sum(dim=(1, 2)) / power).clamp(*GAIN)[:, None, None]
+    power = q_part.square().sum(dim=2, keepdim=True).clamp_min(1e-6)
+    gain = ((q_part * n_part).sum(dim=2, keepdim=True) / power).clamp(*GAIN)
     offset = (n_mean - q_mean).detach().clamp(-OFFSET, OFFSET)
     return ((q - q_mean) * gain + q_mean + offset).flatten(1)
 

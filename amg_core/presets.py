@@ -9,24 +9,28 @@ from .errors import AMGError
 from .schedule import Schedule
 from .session import FORMS, Settings
 
-# Thresholds on the scale of `metrics.closeness`: a fifth of the way from unrelated to identical at the
-# first step, two fifths at the last.
-RISING = Schedule("parabolic", 0.2, 0.4)
+# Thresholds on the scale of `metrics.closeness`. SSCD falls fast as a copy is cropped or blended, nL2
+# after matching contrast does not: the same likeness has a smaller closeness in SSCD.
+RISING = {"nl2": Schedule("parabolic", 0.55, 0.6), "cosine": Schedule("parabolic", 0.2, 0.4)}
+EARLIER = {"nl2": Schedule("parabolic", 0.4, 0.5), "cosine": Schedule("parabolic", 0.15, 0.3)}
+AUTHORS = Schedule("exponential", 0.3, 0.4)
+THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING}
 
 _PRESETS = {
     "main": Settings(
-        RISING, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=1.5, preset="main"
+        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=1.5, preset="main"
     ),
     "strong": Settings(
-        Schedule("parabolic", 0.15, 0.3), despecification=1.0, deduplication=2.0, dissimilarity=1.0,
-        exit=2.5, exit_until=0.35, most=5.0, soften=0.2, preset="strong",
+        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.0, exit=2.0,
+        exit_until=0.25, soften=0.4, soften_end=0.7, release=0.0, preset="strong",
     ),
     "paper": Settings(
-        RISING, despecification=13.0, deduplication=5.0, dissimilarity=1.0, preset="paper"
+        AUTHORS, despecification=13.0, deduplication=5.0, dissimilarity=1.0, release=1.0,
+        preset="paper",
     ),
     "reference": Settings(
-        Schedule("exponential", 0.3, 0.4), despecification=13.0, deduplication=1 / 0.3,
-        dissimilarity=1.0, form="reference", preset="reference",
+        AUTHORS, despecification=13.0, deduplication=1 / 0.3, dissimilarity=1.0, form="reference",
+        release=1.0, preset="reference",
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)
@@ -83,6 +87,7 @@ def settings(
     base = _PRESETS[preset]
     chosen = replace(
         base,
+        schedule=THRESHOLDS[preset][metric] if preset in THRESHOLDS else base.schedule,
         despecification=base.despecification * despecification,
         deduplication=base.deduplication * deduplication,
         dissimilarity=base.dissimilarity * dissimilarity,

@@ -35,10 +35,14 @@ class Settings:
         Strength r of the early way out (see `Session`); 0 = the paper's three terms only.
     exit_until : float
         Diffusion time t down to which a prompt that proved to be a key stays softened.
+    release : float
+        Once a sample has proved to be a copy, this closeness is enough to act on it again.
     growth, most : float
         The exit grows by this factor with every step that is still too close, up to `most`.
     soften : float
-        How much of the prompt the softened one keeps, in [0, 1].
+        How much of the prompt the softened one keeps at first, in [0, 1].
+    soften_end : float
+        How much it keeps at `exit_until`; in between with the square of the way.
     margin : float
         How far below the threshold the projection aims, in units of similarity.
     iterations, cap : int, float
@@ -53,10 +57,12 @@ class Settings:
     dissimilarity: float = 0.0
     form: str = "projection"
     exit: float = 0.0
-    exit_until: float = 0.5
+    exit_until: float = 0.3
+    release: float = 0.1
     growth: float = 1.5
     most: float = 4.0
-    soften: float = 0.25
+    soften: float = 0.55
+    soften_end: float = 0.8
     margin: float = 0.05
     iterations: int = 3
     cap: float = 0.1
@@ -153,6 +159,7 @@ class Session:
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
         match = self.probe.look(composite(watched), level)
         active, threshold = self._gate(match, t)
+        active |= self._keyed & (match.closeness > s.release)
         leaving = s.exit > 0 and uncond is not None and s.form != "reference"
         self._keyed |= active
         steered = active.clone()
@@ -167,7 +174,7 @@ class Session:
                 way = self._leave if leaving else self._paper
                 change = way(
                     denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-                    neighbor_denoised, softened_denoised,
+                    neighbor_denoised, softened_denoised, composite,
                 )  # fmt: skip
                 for name, delta in change.items():
                     out = torch.where(guidance.expand(steered, out) > 0, out + delta, out)
@@ -194,13 +201,13 @@ class Session:
         return match.closeness > level, unrelated + level * (perfect - unrelated)
 
     def _leave(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-               neighbor_denoised, softened_denoised) -> dict[str, Tensor]:  # fmt: skip
+               neighbor_denoised, softened_denoised, composite) -> dict[str, Tensor]:  # fmt: skip
         """The early way out, as changes of D by term. Only rows of `steered` are meant."""
         s = self.settings
         soft = uncond
         if softened_denoised is not None and s.soften > 0:
-            drawn = softened_denoised(s.soften)
-            usable = ~self._gate(self.probe.look(drawn, level), t)[0]
+            drawn = softened_denoised(self._kept(t))
+            usable = self.probe.look(composite(drawn), level).closeness <= s.release
             soft = torch.where(guidance.expand(usable, drawn) > 0, drawn, uncond)
         away = guidance.expand(torch.where(active, self._away, 0.0), denoised)
         change = {
@@ -210,16 +217,22 @@ class Session:
         grown = (self._away * s.growth).clamp(max=max(s.most, s.exit))
         self._away = torch.where(active, grown, self._away)
         if neighbor_denoised is not None and s.deduplication > 0:
-            own = self.probe.look(uncond, level)
-            drawn_anyway = self._gate(own, t)[0] & steered
+            own = self.probe.look(composite(uncond), level)
+            drawn_anyway = (own.closeness > s.release) & steered
             if drawn_anyway.any():
                 neighbor = neighbor_denoised(self._captions(own, drawn_anyway))
                 s2 = torch.where(drawn_anyway, s.deduplication * own.closeness.clamp(0, 1), 0.0)
                 change["deduplication"] = guidance.deduplication(neighbor, uncond, s2)
         return change
 
+    def _kept(self, t: float) -> float:
+        """The share of the prompt that the softened one keeps at t."""
+        way = (1 - t) / max(1e-6, 1 - self.settings.exit_until)
+        low, high = self.settings.soften, self.settings.soften_end
+        return low + (high - low) * min(1.0, way) ** 2
+
     def _paper(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-               neighbor_denoised, softened_denoised) -> dict[str, Tensor]:  # fmt: skip
+               neighbor_denoised, softened_denoised, composite) -> dict[str, Tensor]:  # fmt: skip
         """G_spe and G_dup of Eqs. 13 to 16, as changes of D."""
         s = self.settings
         close = (match.similarity if s.own_units else match.closeness).clamp(0, 1)
@@ -236,28 +249,33 @@ class Session:
 
     def _dissimilarity(self, out, match, active, threshold, sigma, t, composite) -> Tensor:
         """G_sim (Eq. 17) or the projection, for the active rows of `out`."""
-        s, out = self.settings, out.clone()
+        s, rows = self.settings, list(out.split(1))
         now = self.probe.look(composite(out), float(sigma[0]))
         for i in active.nonzero()[:, 0].tolist():
             with torch.inference_mode(False), torch.enable_grad():
-                latent, one = out[i : i + 1].detach().clone(), now[i]
-                if s.form != "projection":
+                latent, one = rows[i].detach().clone(), now[i]
+                if s.form == "projection":
+                    latent = self._project(latent, one, threshold)
+                else:
                     gradient, value = self.probe.gradient(latent, one)
                     c3 = s.dissimilarity
                     if s.form == "reference":
                         c3 = c3 * guidance.reference_c3(value if s.own_units else one.closeness, t)
-                    out[i : i + 1] = latent + guidance.dissimilarity(
-                        gradient, sigma[i : i + 1].clone(), c3
-                    )
-                    continue
-                for _ in range(s.iterations):
-                    gradient, value = self.probe.gradient(latent, one)
-                    excess = s.dissimilarity * (value - threshold + s.margin)
-                    if float(excess) <= 0:
-                        break
-                    latent = latent + guidance.projection(gradient, excess, latent, s.cap)
-            out[i : i + 1] = latent
-        return out
+                    level = sigma[i : i + 1].clone()
+                    latent = latent + guidance.dissimilarity(gradient, level, c3)
+            rows[i] = latent
+        return torch.cat(rows)
+
+    def _project(self, latent: Tensor, match: Match, threshold: float) -> Tensor:
+        """Bounded steps down the similarity until it is `margin` below the threshold."""
+        for _ in range(self.settings.iterations):
+            gradient, value = self.probe.gradient(latent, match)
+            excess = value - threshold + self.settings.margin
+            if float(excess) <= 0:
+                break
+            step = self.settings.dissimilarity * excess
+            latent = latent + guidance.projection(gradient, step, latent, self.settings.cap)
+        return latent
 
     def _captions(self, match: Match, wanted: Tensor) -> list[str]:
         """Neighbour captions of the wanted rows, "" for the others."""
