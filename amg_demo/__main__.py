@@ -195,15 +195,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(sscd.table(drawn, groups))
 
     for group, rows in groups.items():
-        nearest = training[probe.look_at_pictures(drawn["plain"][rows]).ids]
-        columns = {"training picture": own if group == "memorised" else nearest}
-        columns |= {"plain": drawn["plain"][rows], f"guarded ({guard})": drawn[guard][rows]}
-        notes = {
-            heading: [
-                (f"ZNCC {z:.2f}", z > limit) for z in grades[key].zncc[rows].tolist()
-            ]
-            for heading, key in (("plain", "plain"), (f"guarded ({guard})", guard))
-        }  # fmt: skip
+        shown = (
+            own
+            if group == "memorised"
+            else training[probe.look_at_pictures(drawn["plain"][rows]).ids]
+        )
+        columns, notes = {"training picture": shown}, {}
+        for heading, name in (("plain", "plain"), (f"guarded ({guard})", guard)):
+            columns[heading] = drawn[name][rows]
+            correlation = judge.zncc(drawn[name][rows], shown).tolist()
+            notes[heading] = [(f"ZNCC {z:.2f}", z > limit) for z in correlation]
         sheet(prompts[rows], columns, notes).save(out / f"sheet_{group}.png")
     off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
     _, watched, _ = draw(
