@@ -120,7 +120,7 @@ def test_reading_while_builds_swap(tmp_path, pixel):
             try:
                 with Index.open(out) as index:
                     assert index.source(index.count - 1) == f"p{index.count - 1:03}.png"
-                    assert len(index.rows(8)) == index.count
+                    assert len(index.rows(16)) == index.count
                     seen.add(index.count)
             except BaseException as error:
                 failures.append(error)
@@ -139,7 +139,7 @@ def test_an_open_index_outlives_its_replacement(tmp_path, pixel, made):
     with Index.open(made) as index:
         build(fill(tmp_path / "other", 1, first=7), made, pixel)
         assert index.count == 5 and index.source(4) == "p004.png"
-        assert float(index.rows(8)[4].sum()) > 0
+        assert float(index.rows(16)[4].sum()) > 0
         assert index.thumbnail(3).size == (40, 30)
 
 

@@ -17,7 +17,7 @@ from amg_core.errors import AMGError
 from amg_core.index import Index
 from amg_core.index import format as fmt
 
-NAMES = ["manifest.json", "meta.sqlite", "rows.8.f16.npy", "rows.16.f16.npy", "rows.32.f16.npy"]
+NAMES = ["manifest.json", "meta.sqlite", "rows.16.f16.npy", "rows.32.f16.npy"]
 STEP = "rebuild|build|give|update the plugin|check"
 
 
@@ -105,7 +105,7 @@ def test_files_that_fit_their_hashes_but_not_the_manifest(made, tmp_path):
     def save(shape, dtype="<f2", value=0.5, order="C", allow=None):
         def change(copy):
             array = np.full(shape, value, dtype, order=order)
-            np.save(copy / "rows.8.f16.npy", array, allow_pickle=True)
+            np.save(copy / "rows.16.f16.npy", array, allow_pickle=True)
             reseal(copy)
 
         return change
@@ -124,15 +124,15 @@ def test_files_that_fit_their_hashes_but_not_the_manifest(made, tmp_path):
         reseal(copy)
 
     for name, change, word in [
-        ("few", save((4, 192)), "rows.8"),
-        ("wide", save((5, 193)), "rows.8"),
-        ("f4", save((5, 96), "<f4"), "rows.8"),
-        ("order", save((5, 192), order="F"), "rows.8"),
-        ("flat", save(960), "rows.8"),
-        ("pickle", save((5, 192), object), "rows.8"),
-        ("nan", save((5, 192), value=np.nan), "not finite"),
-        ("inf", save((5, 192), value=-np.inf), "not finite"),
-        ("count", lambda copy: reseal(copy, count=6), "rows.8"),
+        ("few", save((4, 768)), "rows.16"),
+        ("wide", save((5, 769)), "rows.16"),
+        ("f4", save((5, 384), "<f4"), "rows.16"),
+        ("order", save((5, 768), order="F"), "rows.16"),
+        ("flat", save(3840), "rows.16"),
+        ("pickle", save((5, 768), object), "rows.16"),
+        ("nan", save((5, 768), value=np.nan), "not finite"),
+        ("inf", save((5, 768), value=-np.inf), "not finite"),
+        ("count", lambda copy: reseal(copy, count=6), "rows.16"),
         ("row", sql("DELETE FROM pictures WHERE id = 4"), "meta.sqlite"),
         ("thumb", sql("DELETE FROM thumbnails WHERE id = 0"), "meta.sqlite"),
         ("id", sql("UPDATE pictures SET id = 9 WHERE id = 4"), "meta.sqlite"),
