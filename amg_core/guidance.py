@@ -42,6 +42,16 @@ def deduplication(neighbor: Tensor, uncond: Tensor, s2: Tensor) -> Tensor:
     return -expand(s2, uncond) * (neighbor - uncond)
 
 
+def away(cond: Tensor, uncond: Tensor, strength: Tensor) -> Tensor:
+    """−r·(D_c − D_u), without the mean of each channel: away from the composition, not from its colours.
+
+    The mean of a latent channel is the picture's overall tone. Pushed away from as well, a violet
+    picture turns green and stays what it was otherwise. strength r (B,).
+    """
+    pull = cond - uncond
+    return -expand(strength, pull) * (pull - pull.mean(dim=(2, 3), keepdim=True))
+
+
 def dissimilarity(gradient: Tensor, sigma: Tensor, c3: float | Tensor) -> Tensor:
     """−c3·σ²·∇_D similarity   (Eq. 17 in denoised space; σ in k-diffusion units, (B,)).
 

@@ -18,10 +18,10 @@ THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING}
 
 _PRESETS = {
     "main": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=1.5, preset="main"
+        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=2.0, preset="main"
     ),
     "strong": Settings(
-        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.0, exit=2.0,
+        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.0, exit=2.5,
         exit_until=0.25, soften=0.4, soften_end=0.7, release=0.0, preset="strong",
     ),
     "paper": Settings(

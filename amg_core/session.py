@@ -98,13 +98,14 @@ class Session:
     A prediction that is too close is answered in one of two ways. Early, by *leaving*: the prompt has
     proved to be a key to a stored picture, so until `exit_until` it is replaced by a softened one,
 
-        D ← D_u + s0·(D_s − D_u) − r·(D_c − D_u) − s2·(D_n − D_u),
+        D ← D_u + s0·(D_s − D_u) − r·(D_c − D_u)° − s2·(D_n − D_u),
 
     where D_s is the prediction for the prompt softened towards no prompt (D_u where even that draws
-    the picture), the r-term acts while D_c is still too close and grows until it is not, and D_n
-    belongs to the caption of the picture that D_u itself is close to, if there is one. Without
-    unconditional prediction (cfg 1), or with `exit` 0, the paper's three terms act instead. Later, a
-    prediction that is too close again leaves in the same way, and the projection bounds what remains.
+    the picture), ° takes away each channel's mean (`guidance.away`), the r-term acts while D_c is
+    still too close and grows until it is not, and D_n belongs to the caption of the picture that D_u
+    itself is close to, if there is one. Without unconditional prediction (cfg 1), or with `exit` 0,
+    the paper's three terms act instead. Later, a prediction that is too close again leaves in the
+    same way, and the projection bounds what remains.
 
     What is looked at is D_c until t = 0.25 and D from there: guidance overshoots early, and an
     overshot copy passes for something new.
@@ -209,10 +210,9 @@ class Session:
             drawn = softened_denoised(self._kept(t))
             usable = self.probe.look(composite(drawn), level).closeness <= s.release
             soft = torch.where(guidance.expand(usable, drawn) > 0, drawn, uncond)
-        away = guidance.expand(torch.where(active, self._away, 0.0), denoised)
         change = {
             "softened": cfg_scale * (soft - cond),
-            "away": -away * (cond - uncond),
+            "away": guidance.away(cond, uncond, torch.where(active, self._away, 0.0)),
         }
         grown = (self._away * s.growth).clamp(max=max(s.most, s.exit))
         self._away = torch.where(active, grown, self._away)

@@ -113,16 +113,20 @@ def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(probe, scene, n
 
 
 def test_the_exit_by_hand(probe, scene):
-    """D' = D_u + s0(D_s − D_u) − r(D_c − D_u) for active rows, with a D_s that is no copy."""
+    """D' = D_u + s0(D_s − D_u) − r(D_c − D_u)° for active rows, with a D_s that is no copy."""
     settings = make(dissimilarity=0, deduplication=0)
     soft = smooth(torch.Generator().manual_seed(7), 4)
     session = Session(probe, settings)
     out = run(session, scene, softened_denoised=lambda keep: soft)
     d_u, d_c = scene["uncond"], scene["cond"]
-    expected = d_u + 3.0 * (soft - d_u) - settings.exit * (d_c - d_u)
+    pull = d_c - d_u
+    pull = pull - pull.mean(dim=(2, 3), keepdim=True)
+    expected = d_u + 3.0 * (soft - d_u) - settings.exit * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
     run(session, scene, softened_denoised=lambda keep: soft)
-    assert session._away[:2].tolist() == pytest.approx([settings.exit * 1.5**2] * 2)
+    assert session._away[:2].tolist() == pytest.approx(
+        [min(settings.exit * 1.5**2, settings.most)] * 2
+    )
     assert session._away[2:].tolist() == [settings.exit] * 2
 
 
@@ -132,7 +136,8 @@ def test_a_softened_prompt_that_still_draws_the_picture_is_not_used(probe, scene
         softened_denoised=lambda keep: scene["cond"],
     )  # fmt: skip
     d_u, d_c = scene["uncond"], scene["cond"]
-    assert torch.allclose(out[:2], (d_u - 1.5 * (d_c - d_u))[:2], atol=1e-5)
+    away = guidance.away(d_c, d_u, torch.full((4,), make().exit))
+    assert torch.allclose(out[:2], (d_u + away)[:2], atol=1e-5)
 
 
 def test_a_key_stays_softened_until_the_transition(probe, scene):
