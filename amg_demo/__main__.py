@@ -234,7 +234,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 LEGEND = """
 nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
-(nL2 after the best brightness and contrast), closeness above {copy}. ZNCC: the judge that the guard
+(nL2 after the best brightness, contrast and tint), closeness above {copy}. ZNCC: the judge that the guard
 never sees, blind to brightness, contrast and fine detail; its limit here is {limit:.2f}, passed by 1 %
 of different training pictures. own: ZNCC with the prompt's own training picture alone. align:
 probability of the prompt's subject. KID: distance to the pictures that are there once, 0 = as they.

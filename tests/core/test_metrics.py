@@ -9,14 +9,39 @@ from amg_core import decoders, judge, metrics
 def test_nl2_by_hand():
     query, neighbor = torch.zeros(1, 4), torch.tensor([[3.0, 4.0, 0.0, 0.0]])
     assert metrics.nl2(query, neighbor, torch.tensor([20.0])).item() == pytest.approx(0.5)
-    assert metrics.similarity("nl2", query, neighbor, torch.tensor([20.0])).item() == -0.5
 
 
-def test_closeness_is_zero_for_strangers_and_one_for_copies():
-    assert metrics.closeness("nl2", torch.tensor([0.0, -2.0, -3.0])).tolist() == [1.0, 0.0, 0.0]
-    assert metrics.closeness("cosine", torch.tensor([1.0, 0.4, -0.2])).tolist() == pytest.approx(
-        [1.0, 0.4, 0.0]
-    )
+def test_matching_takes_away_brightness_contrast_and_tint_only():
+    neighbor = torch.rand(1, 3 * 64)
+    tint = torch.tensor([0.1, -0.05, 0.0]).repeat_interleave(64)
+    gain = torch.tensor([0.7, 1.0, 1.3]).repeat_interleave(64)
+    changed = (neighbor[0] - 0.5) * gain + 0.5 + tint
+    assert (metrics.matched(changed, neighbor) - neighbor).norm() < 1e-4
+    other = torch.rand(1, 3 * 64)
+    left = (metrics.matched(other[0], neighbor) - neighbor).norm()
+    assert left > 0.5 * (other - neighbor).norm()
+
+
+def test_matching_is_bounded():
+    """A flat picture does not become anything, nor black white."""
+    neighbor = torch.rand(1, 3 * 64)
+    faint = 0.5 + 0.01 * (neighbor[0] - 0.5)
+    assert (metrics.matched(faint, neighbor) - neighbor).norm() > 0.9 * (neighbor - 0.5).norm()
+    dark = neighbor[0] * 0
+    assert metrics.matched(dark, neighbor).max() <= metrics.OFFSET + 1e-6
+
+
+def test_similarity_of_a_copy_is_perfect():
+    row = torch.nn.functional.normalize(torch.rand(1, 48), dim=1)
+    for metric in ("nl2", "cosine"):
+        value = metrics.similarity(metric, row, row, torch.ones(1)).item()
+        assert value == pytest.approx(metrics.PERFECT[metric], abs=1e-5)
+
+
+def test_closeness_is_zero_for_unrelated_and_one_for_the_same():
+    assert metrics.closeness("nl2", torch.tensor([0.0, -0.7, -1.4]), -0.7).tolist() == [1, 0, -1]
+    close = metrics.closeness("cosine", torch.tensor([1.0, 0.3, 0.65]), 0.3)
+    assert close.tolist() == pytest.approx([1.0, 0.0, 0.5])
 
 
 def test_decoys_are_the_pictures_turned_and_recoloured():
