@@ -133,6 +133,51 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
     assert curve.shape[-1] == 3
 
 
+def test_under_sampler_custom_advanced(amg, run_node, demo, encode, index):
+    """The node itself, with CFGGuider: the guarded picture of KSampler, and no copy."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import (
+        CFGGuider,
+        Noise_RandomNoise,
+        SamplerCustomAdvanced,
+    )
+
+    import nodes
+
+    widgets = {
+        "thresholds": "preset", "schedule": "parabolic", "threshold_start": 0.3,
+        "threshold_end": 0.5, "form": "preset", "exit": 1.0, "start_percent": 0.0,
+        "end_percent": 1.0, "margin": 0.1, "iterations": 0, "decoder": "auto",
+    }  # fmt: skip
+    model, handle = run_node(
+        "AMG_Apply", model=demo["model"], index=index, preset="main", clip=demo["clip"],
+        **STRENGTHS, **widgets,
+    )  # fmt: skip
+    inputs = sampler_inputs(demo, encode, index)
+    conds = inputs["positive"], inputs["negative"]
+    latent, steps = inputs["latent_image"], 12
+
+    def custom(model):
+        guide = getattr(CFGGuider(), "get_guider", None) or CFGGuider.execute
+        run = getattr(SamplerCustomAdvanced(), "sample", None) or SamplerCustomAdvanced.execute
+        (guider,) = guide(model, *conds, 4.0)
+        sampling = demo["model"].get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+        sampler = comfy.samplers.sampler_object("euler")
+        return run(Noise_RandomNoise(7), guider, sampler, sigmas, latent)[0]["samples"]
+
+    with torch.inference_mode():
+        plain, guarded = custom(demo["model"]), custom(model)
+        (usual,) = nodes.common_ksampler(model, 7, steps, 4.0, "euler", "normal", *conds, latent)
+        pictures = [demo["vae"].decode(x) for x in (plain, guarded)]
+    assert torch.equal(guarded, usual["samples"])
+    report = json.loads(run_node("AMG_Report", run=handle, after=usual)[0])
+    assert min(report["guarded_evaluations"]) > 0
+    words = [run_node("AMG_SimilarityProbe", image=x, index=index)[1] for x in pictures]
+    assert words[0].count("A copy of memorised-000.webp") == 2
+    assert words[1].count("Not a copy") == 2
+
+
 def test_probe_knows_a_copy(amg, run_node, index, pictures):
     import numpy as np
     from PIL import Image
