@@ -29,7 +29,12 @@ def environment(task: str) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         print(f"Making an environment in {folder} …", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            sys.exit(
+                "This Python cannot make environments. On Debian and Ubuntu: apt install python3-venv"
+            )
     stamp = folder / f"{task}.installed"
     wanted = "\n".join(NEEDS[task])
     if not stamp.is_file() or stamp.read_text() != wanted:

@@ -1,0 +1,85 @@
+"""The whole guard with the cosine metric: SSCD's network (random weights) on real pictures."""
+
+import json
+
+import pytest
+import torch
+
+from amg_core import presets
+from amg_core.decoders import ModuleDecoder
+from amg_core.descriptors.sscd import SSCDDescriptor
+from amg_core.descriptors.weights import expected_shapes
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.probe import Probe
+from amg_core.schedule import Schedule
+from amg_core.session import Session
+from amg_core.verdict import verdict
+from amg_demo import model as demo
+from amg_demo.__main__ import training_set
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in expected_shapes().items():
+        if name.endswith("running_var"):
+            state[name] = torch.ones(shape)
+        elif len(shape) > 1:
+            fan = torch.Size(shape[1:]).numel()
+            state[name] = torch.randn(shape, generator=generator) / fan**0.5
+        else:
+            state[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+    descriptor = SSCDDescriptor(state, "0" * 64, side=224)
+    folder = tmp_path_factory.mktemp("few")
+    rows = (demo.PICTURES / "metadata.jsonl").read_text().splitlines()[:10]
+    for row in rows:
+        name = json.loads(row)["file_name"]
+        (folder / name).write_bytes((demo.PICTURES / name).read_bytes())
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    build(folder, folder / "index", descriptor)
+    model = demo.load()
+    decoder = ModuleDecoder("demo", model.decoder, 4)
+    probe = Probe(Searcher(Index.open(folder / "index")), descriptor, decoder)
+    pictures = training_set(demo.PICTURES)[0][[0, 3, 400]]
+    with torch.no_grad():
+        return probe, pictures, model.encoder(pictures)
+
+
+def arguments(latents):
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    return {
+        "denoised": latents + 0.05 * noise, "cond": latents + 0.05 * noise, "uncond": 0.5 * noise,
+        "cfg_scale": 4.0, "sigma": torch.full((len(latents),), 0.3), "t": 0.5,
+        "softened_denoised": lambda keep: 0.3 * noise,
+        "neighbor_denoised": lambda captions: 0.1 * noise,
+    }  # fmt: skip
+
+
+def test_verdicts_find_the_pictures_themselves(world):
+    probe, pictures, _ = world
+    verdicts = verdict(probe, pictures[:2])
+    assert [v.neighbor for v in verdicts] == [0, 3] and all(v.copy for v in verdicts)
+    assert verdicts[0].similarity > 0.999
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_steers_and_stays_finite(world, name):
+    probe, _, latents = world
+    low = Schedule("constant", -1.0, -1.0)  # a network that has learnt nothing finds all alike
+    session = Session(probe, presets.settings(name, "cosine", schedule=low, own_units=True))
+    given = arguments(latents[:1])
+    out = session.step(**given)
+    assert torch.isfinite(out).all() and not torch.equal(out, given["denoised"])
+    assert session.records[0].active == [True]
+    json.dumps(session.report())
+
+
+def test_dormant_is_identity(world):
+    probe, _, latents = world
+    session = Session(
+        probe, presets.settings("main", "cosine", schedule=Schedule("constant", 2, 2))
+    )
+    given = arguments(latents[:1])
+    assert session.step(**given) is given["denoised"]
