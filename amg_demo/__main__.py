@@ -2,8 +2,8 @@
 
 Builds an index of the embedded model's training pictures, draws 64 prompts plain and guarded from
 the same seeds, prints the figures of the paper's tables, and saves sheets, curves, every picture and
-results.json. 32 prompts are captions that the model saw ten times with one picture; 16 it saw once;
-16 are new.
+results.json. 32 prompts are captions that were duplicated in training together with their picture; 16
+were there once; 16 are new.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
     """Pictures (N, 3, 128, 128) in [0, 1] in the order of the index, captions, duplicates (N,)."""
     from PIL import Image
 
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()
+    ]
     rows.sort(key=lambda row: row["file_name"])
     arrays = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
     stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
