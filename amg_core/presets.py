@@ -18,11 +18,12 @@ THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING}
 
 _PRESETS = {
     "main": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=2.0, preset="main"
+        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=2.0, exit_until=0.2,
+        preset="main",
     ),
     "strong": Settings(
         AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.0, exit=2.5,
-        exit_until=0.25, soften=0.4, soften_end=0.7, release=0.0, preset="strong",
+        exit_until=0.15, soften=0.4, soften_end=0.7, release=0.0, preset="strong",
     ),
     "paper": Settings(
         AUTHORS, despecification=13.0, deduplication=5.0, dissimilarity=1.0, release=1.0,

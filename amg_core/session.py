@@ -57,7 +57,7 @@ class Settings:
     dissimilarity: float = 0.0
     form: str = "projection"
     exit: float = 0.0
-    exit_until: float = 0.3
+    exit_until: float = 0.2
     release: float = 0.1
     growth: float = 1.5
     most: float = 4.0

@@ -141,7 +141,7 @@ def test_a_softened_prompt_that_still_draws_the_picture_is_not_used(probe, scene
 
 
 def test_a_key_stays_softened_until_the_transition(probe, scene):
-    settings = make(dissimilarity=0, deduplication=0)
+    settings = make(dissimilarity=0, deduplication=0, exit_until=0.3)
     session = Session(probe, settings)
     run(session, scene)
     calm = scene | {"cond": scene["uncond"].flip(0)}  # nothing is close any more
