@@ -1,32 +1,114 @@
-"""Descriptors by id. `create` loads weights on first use only."""
+"""Descriptors by name. Weights are loaded on first use only."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import AMGError
-from .base import Descriptor, DescriptorSpec
+from .base import Descriptor, DescriptorSpec, embed_scales
 
-IDS = ("pixel", "sscd")
+IDS = ("pixel", "sscd")  # those that guard on any host without further choices
+NAMES = (*IDS, "latent", "clip")
 
 
-def create(name: str, weights: Path | None = None) -> Descriptor:
-    """The descriptor of that name: "pixel", or "sscd" with the path of Meta's weights file.
+def create(name: str, weights: str | Path | None = None, **options) -> Descriptor:
+    """The descriptor of that name.
+
+    Parameters
+    ----------
+    name : one of NAMES
+    weights : path, optional
+        sscd: Meta's file. latent: a TAESD encoder, see `latent`; without it nothing can be encoded, but
+        latents can be compared. clip: a file or a folder, see `clip`. pixel has none.
+    options
+        `scales`, a subset of the descriptor's own; sscd: `side` (224, 288 or 320); latent: `family`,
+        `side`, `channels`; clip: `activation`, `heads`.
 
     Raises
     ------
     AMGError
-        For an unknown name, or for absent or unreadable weights; says where to put the file.
+        For an unknown name or option value, or absent or unreadable weights; says what to do.
     """
-    if name == "pixel":
-        from .pixel import PixelDescriptor
+    path = None if weights is None else Path(weights).expanduser()
+    try:
+        if name == "pixel":
+            from .pixel import PixelDescriptor
 
-        return PixelDescriptor()
-    if name == "sscd":
-        from .sscd import SSCDDescriptor
+            return PixelDescriptor(**options)
+        if name == "sscd":
+            from .sscd import SSCDDescriptor
 
-        return SSCDDescriptor.from_file(weights)
-    raise AMGError(f"Unknown descriptor {name!r}: choose one of {', '.join(IDS)}.")
+            return SSCDDescriptor.from_file(path, **options)
+        if name == "latent":
+            from .latent import LatentDescriptor
+
+            return LatentDescriptor.from_file(path, **options)
+        if name == "clip":
+            from .clip import CLIPDescriptor
+
+            return CLIPDescriptor.from_file(path, **options)
+    except (TypeError, ValueError) as error:
+        raise AMGError(f"The descriptor {name} cannot be made: {error}.") from error
+    raise AMGError(f"Unknown descriptor {name!r}: choose one of {', '.join(NAMES)}.")
 
 
-__all__ = ["IDS", "Descriptor", "DescriptorSpec", "create"]
+def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descriptor:
+    """The descriptor that made an index: of that very spec, with its input side and its scales.
+
+    A `latent` index needs no weights to be searched with latents; with weights it can look at pictures.
+
+    Raises
+    ------
+    AMGError
+        The index was made by a descriptor that is not known here, or with other weights.
+    """
+    kind, options = spec.id.partition("_")[0], {"scales": spec.scales}
+    if kind not in NAMES:
+        raise AMGError(
+            f"The index was made with the descriptor {spec.id}, which this version does not know: "
+            f"update the plugin, or build the index again with one of {', '.join(NAMES)}."
+        )
+    if kind == "sscd" and (found := re.match(r"square(\d+)-", spec.preprocessing)):
+        options["side"] = int(found[1])
+    if kind == "latent":
+        from .latent import LatentDescriptor
+
+        if weights is None:
+            return LatentDescriptor.for_spec(spec)
+        options |= LatentDescriptor.options_of(spec)
+    if kind == "clip":
+        from .clip import options_of
+
+        options |= options_of(spec)
+    made = create(kind, weights, **options)
+    if made.spec == spec:
+        return made
+    if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:
+        if weights is not None and _file_sha256(Path(weights).expanduser()) == spec.weights_sha256:
+            made.spec = spec  # an index of format 1 names the hash of the file
+            return made
+        raise AMGError(
+            f"The index was made with other weights of {spec.id} than {weights}: give the file it was "
+            f"made with (hash {spec.weights_sha256[:12]}…), or build the index again."
+        )
+    raise AMGError(
+        f"The index was made with {spec.id}, {spec.preprocessing}, scales {list(spec.scales)}, and here "
+        f"is {made.spec.id}, {made.spec.preprocessing}, scales {list(made.spec.scales)}: use the "
+        f"version and the weights it was made with, or build the index again."
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+__all__ = ["IDS", "NAMES", "Descriptor", "DescriptorSpec", "create", "embed_scales", "for_spec"]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..images import low_pass
-from .base import DescriptorSpec
+from .base import DescriptorSpec, subset
 
 
 class PixelDescriptor:
-    """Area-averaged RGB at 16 or 32 px a side, flattened: (B, 3·s·s) in [0, 1]."""
+    """Area-averaged RGB at 16 or 32 px a side, flattened: (B, 3·s·s) in [0, 1].
 
+    `scales` picks one of the two.
+    """
+
+    space = "picture"
     spec = DescriptorSpec(
         id="pixel", metric="nl2", preprocessing="rgb01-square-area/1", scales=(16, 32)
     )
+
+    def __init__(self, scales: Sequence[int] | None = None) -> None:
+        self.spec = replace(self.spec, scales=subset(scales, self.spec.scales))
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
         if scale not in self.spec.scales:

@@ -12,7 +12,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images import low_pass, resize
-from .base import DescriptorSpec
+from .base import DescriptorSpec, subset
 from .weights import DIMENSIONS, STAGES, load
 
 SIDES = (224, 288, 320)
@@ -30,6 +30,11 @@ GEM_POWER = 3.0
 BN_EPSILON = 1e-5
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB
 _STD = (0.229, 0.224, 0.225)
+
+
+def preprocessing(side: int) -> str:
+    """The spec's name of what happens to a picture before the network of input side `side`."""
+    return f"square{side}-bilinear-imagenet/1"
 
 
 class _Bottleneck(nn.Module):
@@ -108,18 +113,27 @@ class SSCDDescriptor:
     a half-formed prediction is compared with equally blurred index pictures. Every picture is
     squeezed into a square, the option that Meta recommends for batches.
 
-    Use `from_file`; the constructor takes tensors as `weights.load` returns them.
+    Use `from_file`; the constructor takes tensors as `weights.load` returns them. `scales` picks
+    some of 16, 32, 64 and `side`: an index of many millions may keep full detail alone.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], sha256: str, side: int = 288) -> None:
+    space = "picture"
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        sha256: str,
+        side: int = 288,
+        scales: Sequence[int] | None = None,
+    ) -> None:
         if side not in SIDES:
             raise ValueError(f"SSCD's input side is one of {SIDES}, not {side}")
         self.side = side
         self.spec = DescriptorSpec(
             id="sscd_disc_mixup",
             metric="cosine",
-            preprocessing=f"square{side}-bilinear-imagenet/1",
-            scales=(*LOW_SCALES, side),
+            preprocessing=preprocessing(side),
+            scales=subset(scales, (*LOW_SCALES, side)),
             weights_sha256=sha256,
         )
         # A host may call from within inference_mode; tensors born there never join autograd.
@@ -133,7 +147,9 @@ class SSCDDescriptor:
         self.to("cpu")
 
     @classmethod
-    def from_file(cls, path: Path | None, side: int = 288) -> SSCDDescriptor:
+    def from_file(
+        cls, path: Path | None, side: int = 288, scales: Sequence[int] | None = None
+    ) -> SSCDDescriptor:
         """Read Meta's weights, in any of the layouts that `weights` describes.
 
         Raises
@@ -141,7 +157,7 @@ class SSCDDescriptor:
         AMGError
             The file is absent, damaged, hostile or another network; says what to do.
         """
-        return cls(*load(path), side)
+        return cls(*load(path), side, scales)
 
     @property
     def device(self) -> torch.device:

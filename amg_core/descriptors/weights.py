@@ -22,7 +22,6 @@ References
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import re
@@ -35,6 +34,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AMGError
+from .tensors import tensors_sha256
 
 FILE_NAME = "sscd_disc_mixup.torchvision.pt"
 STAGES = (3, 4, 6, 3)  # blocks a stage, ResNet-50
@@ -51,7 +51,7 @@ _MAX_ENTRIES = 20_000
 
 
 def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
-    """The network's tensors under torchvision's names, and the file's SHA-256.
+    """The network's tensors under torchvision's names, and their SHA-256.
 
     Parameters
     ----------
@@ -63,6 +63,7 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
     state : dict of str to Tensor
         `expected_shapes` names them; float32 on the CPU.
     sha256 : str
+        Of the tensors, see `tensors.tensors_sha256`: one and the same for all layouts.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
             f"{path} is damaged or is not a weights file of SSCD ({error}). Nothing in it was run. "
             f"Download it again. {_WHERE}"
         ) from error
-    return state, hashlib.sha256(data).hexdigest()
+    return state, tensors_sha256(state)
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amg_core.descriptors import create
+from amg_core.descriptors import create, for_spec
 from amg_core.descriptors.sscd import BN_EPSILON, SSCDDescriptor, SSCDNetwork, fold
+from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.descriptors.weights import expected_shapes, load
 from amg_core.errors import AMGError
 
@@ -201,6 +203,15 @@ def write(tmp_path, state, classy):
     return _write
 
 
+def by_hand(state) -> str:
+    """The identity as the docs word it, written independently."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        shape = ",".join(str(n) for n in state[name].shape)
+        digest.update(f"{name} {shape}\n".encode() + state[name].numpy().tobytes(order="C"))
+    return digest.hexdigest()
+
+
 EXACT = ("torchvision", "classy", "checkpoint", "legacy", "traced", "scripted", "safetensors")
 
 
@@ -214,7 +225,7 @@ def test_every_layout_is_read_exactly(layout, write, state, monkeypatch):
 
     monkeypatch.setattr(torch.jit, "load", forbidden)
     read, sha256 = load(path)
-    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 == tensors_sha256(state) == by_hand(state)
     assert read.keys() == state.keys()
     for name, tensor in state.items():
         assert read[name].dtype == torch.float32 and read[name].is_contiguous()
@@ -222,7 +233,8 @@ def test_every_layout_is_read_exactly(layout, write, state, monkeypatch):
 
 
 def test_half_precision_is_widened(write, state):
-    read, _ = load(write("half"))
+    read, sha256 = load(write("half"))
+    assert sha256 != tensors_sha256(state), "other numbers are another network"
     assert all(torch.equal(read[k], v.half().float()) for k, v in state.items())
 
 
@@ -413,6 +425,43 @@ def test_spec(descriptor, state):
     assert nn.BatchNorm2d(1).eps == BN_EPSILON
     with pytest.raises(ValueError, match="288"):
         SSCDDescriptor(state, "", side=300)
+
+
+def test_an_equivalent_file_opens_the_same_index(write):
+    made = create("sscd", write("torchvision"), side=320, scales=(320, 32))
+    assert made.spec.scales == (32, 320) and made.side == 320
+    again = for_spec(made.spec, write("classy"))
+    assert again.spec == made.spec and again.side == 320
+    with pytest.raises(ValueError, match="no scale"):
+        again.embed(torch.rand(1, 3, 32, 32), 16)
+
+
+def test_an_index_that_names_the_file_hash_still_opens(write):
+    path = write("torchvision")
+    old = replace(
+        create("sscd", path).spec, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    assert for_spec(old, path).spec == old
+
+
+def test_other_weights_and_unknown_descriptors_are_refused(write, state):
+    path = write("torchvision")
+    spec = create("sscd", path).spec
+    with pytest.raises(AMGError, match="other weights"):
+        for_spec(replace(spec, weights_sha256="ab" * 32), path)
+    with pytest.raises(AMGError, match=r"imagenet/2.*build the index again"):
+        for_spec(replace(spec, preprocessing="square288-bilinear-imagenet/2"), path)
+    with pytest.raises(AMGError, match="update the plugin"):
+        for_spec(replace(spec, id="dino_v9"), path)
+    for options in ({"side": 300}, {"scales": (17,)}, {"scales": ()}, {"colour": 1}):
+        with pytest.raises(AMGError, match="cannot be made"):
+            create("sscd", path, **options)
+
+
+def test_pixel_with_one_scale():
+    one = create("pixel", scales=(32,))
+    assert one.spec.scales == (32,) and for_spec(one.spec).spec == one.spec
+    assert create("pixel").spec.scales == (16, 32)
 
 
 def test_embed_normalises_low_passes_and_scales(descriptor, state, classy):
