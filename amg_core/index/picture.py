@@ -1,0 +1,205 @@
+"""One picture, decoded: from the bytes of a file, or from pixels, to upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import stat
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .avif .bmp .tif .tiff".split())
+# Pictures this code does not read. They are reported as skipped: a file that is silently left out
+# is a picture that is silently not guarded.
+UNSUPPORTED = frozenset(".heic .heif .jxl .jp2 .psd .exr .dng .cr2 .cr3 .nef .arw .svg".split())
+# What Pillow may try, whatever the file is called. No format that starts another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
+MAX_PIXELS = 89_478_485  # Pillow's own limit, kept here because hosts switch that one off
+MAX_FILE_BYTES = 1 << 30
+TOO_LARGE = "too large: shrink it below 89 megapixels"
+
+
+class Unreadable(Exception):
+    """A picture that cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded picture.
+
+    Attributes
+    ----------
+    source : str
+        The name it goes by.
+    pixels : (H, W, 3) uint8
+        RGB, upright, alpha composited on white.
+    sha256 : str
+        Of the file's bytes; of shape and pixels where there was no file.
+    width, height : int
+        Of the upright picture in full, in pixels.
+    """
+
+    source: str
+    pixels: np.ndarray
+    sha256: str
+    width: int
+    height: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(W, H) of `pixels`."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def load_picture(path: Path, source: str = "") -> Picture:
+    """Read and decode one file; see `decode`. Raises Unreadable."""
+    return decode(read_file(path), source or path.name)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of one picture file. Raises Unreadable."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise Unreadable("not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Unreadable(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    except ValueError as error:  # a NUL in the name
+        raise Unreadable(str(error)) from None
+
+
+def decode(data: bytes | np.ndarray, source: str) -> Picture:
+    """Decode one picture.
+
+    EXIF orientation is applied, alpha composited on white, the first frame of an animation taken,
+    16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored.
+
+    Parameters
+    ----------
+    data : bytes, or (H, W, 3) uint8
+        A picture file, or RGB pixels, which are taken as they are.
+    source : str
+        Becomes `Picture.source`.
+
+    Raises
+    ------
+    Unreadable
+        Damaged, of another format, or larger than MAX_PIXELS or MAX_FILE_BYTES.
+    """
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or not data.size:
+            raise Unreadable(f"not RGB pixels: {data.dtype} of shape {data.shape}")
+        height, width = data.shape[:2]
+        return Picture(source, data, pixel_hash(data), width, height)
+    if len(data) > MAX_FILE_BYTES:
+        raise Unreadable(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
+    return _decode_file(data, source, MAX_PIXELS)
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256 (hex) of a picture that is no file: of its shape and its bytes, row by row."""
+    digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def _decode_file(data: bytes, source: str, max_pixels: int) -> Picture:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Unreadable(f"{width} x {height} is {TOO_LARGE}")
+            image.load()
+            orientation = _orientation(image)
+            pixels = np.array(_upright(_rgb(image), orientation))
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable(_unknown(data)) from None
+    except Image.DecompressionBombError:
+        raise Unreadable(TOO_LARGE) from None
+    except Exception as error:  # decoders raise nearly everything on damaged files
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise Unreadable(f"damaged ({reason})") from None
+    if orientation >= 5:  # lies on its side
+        width, height = height, width
+    return Picture(source, pixels, hashlib.sha256(data).hexdigest(), width, height)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS, and AVIF where this Pillow has its codec (11.3 and newer)."""
+    return (*FORMATS, "AVIF") if importlib.util.find_spec("PIL._avif") else FORMATS
+
+
+def _unknown(data: bytes) -> str:
+    """Why these bytes are no picture."""
+    if not data:
+        return "empty file"
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "AVIF needs Pillow 11.3: pip install --upgrade pillow"
+    if data[4:8] == b"ftyp":
+        return "a video or HEIC file: convert it to PNG"
+    return "not a picture of a known format"
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where the EXIF block is absent or damaged. Ask after load()."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as it is meant to be seen."""
+    from PIL.Image import Transpose as T
+
+    turns = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE)
+    turns += (T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+    return image if orientation == 1 else image.transpose(turns[orientation - 2])
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, transparency composited on white."""
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of more than 8 bits -> uint8. 16 bits: /257; floats and 32 bits: by the range in use."""
+    grey = values.astype(np.float64)
+    if not np.isfinite(grey).all():
+        raise Unreadable("has values that are not finite")
+    top = float(grey.max())
+    if mode.startswith("I;16"):
+        scale = 257.0
+    elif mode == "F" and top <= 1:
+        scale = 1 / 255
+    elif top <= 255:
+        scale = 1.0
+    else:
+        scale = 257.0 if top <= 65535 else top / 255
+    return (grey / scale).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,131 @@
+"""What a source of pictures is, and the few things all of them need."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+FILE_KEYS = (
+    *("file_name", "file", "filename", "path", "image", "image_path", "filepath"),
+    *("file_path", "image_file", "img", "img_path", "key"),
+)
+TEXT_KEYS = ("text", "caption", "prompt")
+# What operating systems leave between a person's pictures.
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".Trashes", ".thumbnails")
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture that has not been read yet.
+
+    Attributes
+    ----------
+    source : str
+        POSIX-like name, unique within its Source: "a/b.png", "00000.tar/000000012.jpg". Text that
+        UTF-8 can hold.
+    caption : str
+        "" where there is none.
+    read : callable
+        Call it once, from any thread: the file's bytes, or (H, W, 3) uint8 RGB pixels. May raise
+        `Unreadable`, whose message is the reason.
+    """
+
+    source: str
+    caption: str
+    read: Callable[[], bytes | np.ndarray]
+
+
+class Source(Protocol):
+    """Where pictures come from. Iterable again and again, in the same order.
+
+    Attributes
+    ----------
+    name : str
+        For messages: the path.
+    notes : list of str
+        What was wrong with captions, filled while iterating.
+    skipped : list of (source, reason)
+        Pictures that cannot even be listed, filled while iterating.
+    """
+
+    name: str
+    notes: list[str]
+    skipped: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        """Pictures to come, for a progress bar; 0 where that is unknown before the end."""
+
+    def __iter__(self) -> Iterator[Item]:
+        """The pictures. Forgets the `notes` and `skipped` of an earlier round."""
+
+
+class Names:
+    """Makes names unique: the second "a.png" becomes "a.png#2"."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        count = self._seen[name] = self._seen.get(name, 0) + 1
+        return name if count == 1 else self(f"{name}#{count}")
+
+
+def is_system(name: str) -> bool:
+    """Whether a path is a system's own: macOS' "._" shadows, thumbnail folders, waste bins."""
+    *folders, last = name.split("/")
+    return last.startswith("._") or not SYSTEM_FOLDERS.isdisjoint((*folders, last))
+
+
+def inner(name: str) -> str:
+    """A member's name in an archive as a plain relative POSIX path that leads nowhere else."""
+    parts = name.replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def storable(source: str) -> str:
+    """A file name as text that a database can hold: bytes that are not UTF-8 become escapes."""
+    return source.encode("utf-8", "backslashreplace").decode()
+
+
+def clean(text: str) -> str:
+    """A caption: no outer blanks, no NUL, nothing that UTF-8 cannot hold."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode().strip()
+
+
+def decode_text(data: bytes) -> str:
+    """Text of a file whose encoding nobody stated: UTF-16 with a mark, UTF-8, else Western."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def text_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines of such a file (seekable), one at a time, each with its "\\n"."""
+    wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    file.seek(0)
+    errors = "replace" if wide else "surrogateescape"
+    for line in io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", errors):
+        try:
+            line.encode()
+            yield line
+        except UnicodeEncodeError:  # not UTF-8
+            yield line.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+def picture_name(record: dict) -> str:
+    """The file a record (keys in lower case) names, "" where it names none."""
+    return next((record[key] for key in FILE_KEYS if isinstance(record.get(key), str)), "")
+
+
+def caption_of(record: dict) -> str:
+    """The caption of a record (keys in lower case), "" where it has none."""
+    return next((clean(record[key]) for key in TEXT_KEYS if isinstance(record.get(key), str)), "")
