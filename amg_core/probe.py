@@ -10,6 +10,7 @@ from torch import Tensor
 from . import metrics
 from .decoders import Decoder, shrink
 from .descriptors.base import Descriptor
+from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
 from .images import low_pass
 from .index.search import Searcher
@@ -45,6 +46,8 @@ class Match:
 class Probe:
     """Index, descriptor and decoder together: latents in, matches and gradients out.
 
+    A descriptor of latents needs no decoder.
+
     Samples are handled one at a time: nothing in a batch can touch anything else in it, not even
     through the rounding of a batched kernel, and memory stays that of one picture.
     """
@@ -52,29 +55,52 @@ class Probe:
     def __init__(self, searcher: Searcher, descriptor: Descriptor, decoder: Decoder | None = None):
         self.searcher, self.descriptor, self.decoder = searcher, descriptor, decoder
         self.metric, self.scales = descriptor.spec.metric, descriptor.spec.scales
+        self.latent = getattr(descriptor, "space", "picture") == "latent"
+        self._channels = descriptor.channels if self.latent else 3
+        self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
         self._decoys: dict[int, Tensor] = {}
         self._unrelated: dict[int, float] = {}
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
-        """The finest stored scale that noise level `sigma` still resolves; the coarsest at least."""
+        """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
+
+        Of latents, none that is finer than the latent itself.
+        """
         legible = resolved_side(sigma, latent_side)
+        if self.latent:
+            legible = min(legible, latent_side)
         return max((s for s in self.scales if s <= legible), default=self.scales[0])
 
     def decode(self, latent: Tensor) -> Tensor:
         """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than the descriptor can use."""
+        if self.decoder is None:
+            raise AMGError(
+                f"The descriptor {self.descriptor.spec.id} looks at pictures: give the probe a decoder."
+            )
         return self.decoder(shrink(latent, max(32, -(-self.scales[-1] // 8))))
 
     @torch.no_grad()
     def look(self, latents: Tensor, sigma: float) -> Match:
         """Match the predictions (B, C, H, W) at noise level `sigma`."""
         scale = self.scale_at(sigma, min(latents.shape[-2:]))
+        if self.latent:
+            return self._join([self._match(latent[None], scale) for latent in latents], scale)
         pictures = (self.decode(latent[None]).clamp(0, 1) for latent in latents)
         return self._join([self._match(picture, scale) for picture in pictures], scale)
 
     @torch.no_grad()
     def look_at_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
-        """Match finished pictures (B, 3, H, W) in [0, 1], in full detail unless `scale` is given."""
+        """Match finished pictures (B, 3, H, W) in [0, 1], in full detail unless `scale` is given.
+
+        Raises
+        ------
+        AMGError
+            The descriptor compares latents and has no encoder.
+        """
         scale = self.scales[-1] if scale is None else scale
+        if self.latent:
+            latents = (self.descriptor.encode(picture[None]) for picture in pictures)
+            return self._join([self._match(latent, scale) for latent in latents], scale)
         return self._join([self._match(picture[None], scale) for picture in pictures], scale)
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
@@ -84,6 +110,8 @@ class Probe:
         pushed, and with what would merely change brightness, tint or contrast removed.
         Call outside inference mode with gradients enabled.
         """
+        if self.latent:
+            return self._latent_gradient(latent.detach(), match)
         latent = latent.detach().clone().requires_grad_()
         picture = low_pass(self.decode(latent), match.scale)
         seen = picture.detach().clone().requires_grad_()
@@ -95,6 +123,22 @@ class Probe:
         push = without_brightness_and_contrast(push, seen.detach())
         (gradient,) = torch.autograd.grad(picture, latent, push)
         return gradient, value.detach()
+
+    @torch.no_grad()
+    def _latent_gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+        """`gradient` in closed form, where what is compared is the latent itself."""
+        from .descriptors.latent import low_pass_adjoint
+
+        mirrored = bool(match.mirrored[0])
+        seen = low_pass(latent.float(), match.scale)
+        query = (seen.flip(-1) if mirrored else seen).flatten(1)
+        neighbor = self.searcher.rows(match.ids, match.scale).to(query)
+        push, value = metrics.nl2_gradient(
+            query, neighbor, match.spread.to(query), self._channels, self._offset
+        )
+        push = push.reshape(seen.shape)
+        push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
+        return low_pass_adjoint(push, tuple(latent.shape[-2:])).to(latent), value
 
     @torch.no_grad()
     def unrelated(self, scale: int) -> float:
@@ -129,6 +173,12 @@ class Probe:
             return UNKNOWN[self.metric]
         return min(float(torch.stack(nearest).quantile(QUANTILE)), LIMIT[self.metric])
 
+    def _embed(self, seen: Tensor, scale: int) -> Tensor:
+        """A picture, or a latent where the descriptor compares latents: (1, C, H, W) -> (1, D)."""
+        if self.latent:
+            return self.descriptor.embed_latents(seen, scale)
+        return self.descriptor.embed(seen, scale)
+
     def _match(self, picture: Tensor, scale: int) -> Match:
         found = [self._nearest(view, scale) for view in (picture, picture.flip(-1))]
         mirrored = bool(found[1][0] > found[0][0])
@@ -137,7 +187,7 @@ class Probe:
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, scale)
 
     def _nearest(self, picture: Tensor, scale: int) -> tuple[Tensor, Tensor, Tensor]:
-        query = self.descriptor.embed(picture, scale)
+        query = self._embed(picture, scale)
         wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
         values, ids = self.searcher.nearest(query, scale, wanted)
         similarities, spread = self._similarities(query, values, ids[0], scale)
@@ -156,12 +206,15 @@ class Probe:
             around = torch.cat([around, others[:missing].to(around)])
         spread = around.mean().clamp_min(1e-6)[None]
         rows = self.searcher.rows(ids, scale)
-        return -metrics.nl2(metrics.matched(query[0], rows), rows, spread), spread
+        near = metrics.matched(query[0], rows, self._channels, self._offset)
+        return -metrics.nl2(near, rows, spread), spread
 
     def _decoy_rows(self, scale: int) -> Tensor:
         if scale not in self._decoys:
             every = torch.arange(self.searcher.index.count)
-            self._decoys[scale] = metrics.decoys(self.searcher.rows(every, scale), scale)
+            self._decoys[scale] = metrics.decoys(
+                self.searcher.rows(every, scale), scale, self._channels
+            )
         return self._decoys[scale]
 
     @staticmethod

@@ -1,0 +1,272 @@
+"""The `latent` descriptor: the model's own latents, small. Compared by nL2 (Eq. 8).
+
+The prediction of a diffusion model *is* a latent, so a look costs an average and a product: nothing
+is decoded, and the gradient has a closed form (`metrics.nl2_gradient`, `low_pass_adjoint`). The price
+is that an index belongs to one latent space: `family` is part of its identity.
+
+What is indexed is the encoder's latent of each picture *as the sampler sees it* (in ComfyUI: after the
+latent format's ``process_in``), squeezed to a square and averaged to 8, 16 and 32 cells a side.
+
+References
+----------
+.. [1] R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022.
+.. [2] O. Boer Bohan, TAESD, https://github.com/madebyollin/taesd (MIT).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..decoders import _Block
+from ..errors import AMGError
+from ..images import low_pass, resize
+from .base import DescriptorSpec, subset
+from .tensors import read_tensors, tensors_sha256
+
+SCALES = (8, 16, 32)  # cells a side
+SIDE = 512  # px a side at which pictures are encoded: 64 cells
+FAMILIES = {
+    "sd15": 4,
+    "sdxl": 4,
+    "sd3": 16,
+    "flux": 16,
+}  # latent spaces that TAESD covers: channels
+_TAESD = {"taesd": "sd15", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux"}
+_PREPROCESSING = re.compile(r"([a-z0-9]+)-(\d+)px-c(\d+)-square-area/1")
+
+
+class LatentDescriptor:
+    """Low-passed latents, flattened: (B, C·s·s), about ±5 for a latent space of unit variance.
+
+    Parameters
+    ----------
+    encode : callable or None
+        (B, 3, S, S) pictures in [0, 1] -> (B, C, h, w) latents in the sampler's space. A host wraps its
+        VAE, see also `from_file`. None: latents can be compared, pictures cannot be looked at.
+    family : str
+        Which latent space: "sd15", "sdxl", "sd3", "flux", or a host's own word ([a-z0-9]+).
+    weights_sha256 : str
+        Hash of the encoder (`tensors.tensors_sha256`).
+    channels : int
+        C.
+    kind : str
+        What made the latents: "vae", or "taesd" for the small stand-in.
+    side : int
+        Pixels a side, S, that a picture is squeezed to before it is encoded.
+    scales : subset of SCALES, optional
+    """
+
+    space = "latent"
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor] | None,
+        family: str,
+        weights_sha256: str,
+        channels: int,
+        *,
+        kind: str = "vae",
+        side: int = SIDE,
+        scales: Sequence[int] | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[a-z0-9]+", family) or not re.fullmatch(r"[a-z0-9]+", kind):
+            raise ValueError(f"family {family!r} and kind {kind!r} must be of a-z and 0-9")
+        if channels < 1 or side < 8:
+            raise ValueError(
+                f"channels {channels} and side {side} must be positive, side at least 8"
+            )
+        self.family, self.channels, self.side = family, channels, side
+        self._encode = encode
+        self.spec = DescriptorSpec(
+            id=f"latent_{family}",
+            metric="nl2",
+            preprocessing=f"{kind}-{side}px-c{channels}-square-area/1",
+            scales=subset(scales, SCALES),
+            weights_sha256=weights_sha256,
+        )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path | None,
+        family: str | None = None,
+        side: int = SIDE,
+        scales: Sequence[int] | None = None,
+    ) -> LatentDescriptor:
+        """With a TAESD encoder: an approximation of the model's own VAE, for the command line.
+
+        The family follows from the file's name (taesd_encoder, taesdxl_encoder, taesd3_encoder,
+        taef1_encoder) unless it is given.
+
+        Raises
+        ------
+        AMGError
+            No file, another network, or a name that does not tell the family.
+        """
+        if path is None:
+            raise AMGError(
+                "No encoder for the descriptor latent: give taesd_encoder.safetensors (SD 1.5), "
+                "taesdxl_encoder, taesd3_encoder or taef1_encoder (Flux) from "
+                "github.com/madebyollin/taesd, or build the index in ComfyUI with the model's VAE."
+            )
+        known = _TAESD.get(path.stem.lower().removesuffix("_encoder"))
+        if family is None and known is None:
+            raise AMGError(
+                f"{path.name} does not tell which models its latents are for: rename it as published "
+                f"({', '.join(f'{name}_encoder' for name in _TAESD)}), or give the family "
+                f"({', '.join(FAMILIES)})."
+            )
+        network, sha256 = load_taesd_encoder(path)
+        return cls(
+            network,
+            family or known,
+            sha256,
+            network.channels,
+            kind="taesd",
+            side=side,
+            scales=scales,
+        )
+
+    @classmethod
+    def for_spec(cls, spec: DescriptorSpec) -> LatentDescriptor:
+        """Without an encoder, for an index of that spec: enough to guard, not to look at pictures."""
+        return cls(None, weights_sha256=spec.weights_sha256, scales=spec.scales, **_parts(spec))
+
+    @staticmethod
+    def options_of(spec: DescriptorSpec) -> dict:
+        """What `from_file` needs to make a descriptor of that spec."""
+        parts = _parts(spec)
+        return {"family": parts["family"], "side": parts["side"]}
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32 latents in the sampler's space.
+
+        Raises
+        ------
+        AMGError
+            There is no encoder, or it makes latents of another shape.
+        """
+        if self._encode is None:
+            raise AMGError(
+                f"Pictures cannot be compared with an index of latents ({self.spec.id}) without the "
+                f"encoder that made it: connect the model's VAE, or give the TAESD encoder file."
+            )
+        latents = self._encode(resize(pictures.float(), self.side)).float()
+        self._check(latents)
+        return latents
+
+    def embed(self, pictures: Tensor, scale: int) -> Tensor:
+        """See `Descriptor.embed`: encode, then `embed_latents`."""
+        return self.embed_latents(self.encode(pictures), scale)
+
+    def embed_scales(self, pictures: Tensor) -> dict[int, Tensor]:
+        """Every scale of one encoding: {scale: (B, C·scale²)}."""
+        latents = self.encode(pictures)
+        return {scale: self.embed_latents(latents, scale) for scale in self.spec.scales}
+
+    def embed_latents(self, latents: Tensor, scale: int) -> Tensor:
+        """(B, C, h, w) latents in the sampler's space -> (B, C·scale²). Differentiable."""
+        if scale not in self.spec.scales:
+            raise ValueError(f"latent has no scale {scale}, only {self.spec.scales}")
+        self._check(latents)
+        return low_pass(latents.float(), scale).flatten(1)
+
+    def to(self, device: torch.device | str) -> LatentDescriptor:
+        """Move our own encoder; a host's callable looks after its own device."""
+        if isinstance(self._encode, nn.Module):
+            with torch.inference_mode(False):
+                self._encode.to(device)
+        return self
+
+    def _check(self, latents: Tensor) -> None:
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise AMGError(
+                f"The index holds latents of {self.channels} channels ({self.spec.id}) and this model "
+                f"makes {tuple(latents.shape)}: an index of latents works with one kind of model only. "
+                f"Choose the index made for this model, or one of pictures (pixel, sscd)."
+            )
+
+
+def _parts(spec: DescriptorSpec) -> dict:
+    found = _PREPROCESSING.fullmatch(spec.preprocessing)
+    if not found:
+        raise AMGError(
+            f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
+            f"know: update the plugin, or build the index again."
+        )
+    return {
+        "family": spec.id.partition("_")[2], "kind": found[1], "side": int(found[2]),
+        "channels": int(found[3]),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the way back of a gradient
+
+
+def low_pass_adjoint(gradient: Tensor, size: tuple[int, int]) -> Tensor:
+    """The transpose of `images.low_pass`: ∇ of its output -> ∇ of its input.
+
+    gradient (B, C, s, s) -> (B, C, *size). A low-pass is separable, Y = A·X·Bᵀ, so this is Aᵀ·G·B.
+    """
+    side = gradient.shape[-1]
+    rows, columns = (_low_pass_matrix(n, side, min(size) < side).to(gradient.device) for n in size)
+    return rows.T @ gradient @ columns
+
+
+def _low_pass_matrix(n: int, side: int, enlarge: bool) -> Tensor:
+    """(side, n): what `low_pass` does along one axis of n values."""
+    eye = torch.eye(n)[None, None]
+    if enlarge:
+        return F.interpolate(eye, size=(side, n), mode="bilinear", antialias=True)[0, 0]
+    return F.adaptive_avg_pool2d(eye, (side, n))[0, 0]
+
+
+# ---------------------------------------------------------------- TAESD
+
+
+class TAESDEncoder(nn.Sequential):
+    """The encoder of TAESD, the mirror of `decoders.TAESDDecoder`: (B, 3, 8h, 8w) -> (B, C, h, w)."""
+
+    def __init__(self, channels: int = 4):
+        def shrink() -> list[nn.Module]:
+            halve = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+            return [halve, _Block(), _Block(), _Block()]
+
+        super().__init__(
+            nn.Conv2d(3, 64, 3, padding=1), _Block(), *shrink(), *shrink(), *shrink(),
+            nn.Conv2d(64, channels, 3, padding=1),
+        )  # fmt: skip
+        self.channels = channels
+
+
+def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
+    """TAESD from an `*_encoder` file (.safetensors, or .pth read without unpickling code), and its hash.
+
+    Raises
+    ------
+    AMGError
+        The file is absent or is not a TAESD encoder; names the file.
+    """
+    try:
+        state = {
+            name.removeprefix("encoder.layers."): tensor.float()
+            for name, tensor in read_tensors(path).items()
+            if not name.startswith("decoder.")
+        }
+        with torch.inference_mode(False):
+            with torch.device("meta"):  # no draw from the global generator
+                network = TAESDEncoder(state["14.weight"].shape[0])
+            network.load_state_dict(state, assign=True)
+            network.eval().requires_grad_(False)
+    except Exception as error:
+        raise AMGError(
+            f"{path} is not a readable TAESD encoder ({error}). Take the *_encoder file from "
+            f"github.com/madebyollin/taesd; the *_decoder file cannot make an index."
+        ) from error
+    return network, tensors_sha256(state)
