@@ -1,0 +1,374 @@
+"""Captions of duplicates: how alike they are, and how to make them less alike for training.
+
+Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023): pictures
+that recur with one and the same caption are copied most. Their training-time remedies change the
+captions: several per picture (MC), random words now and then (RC), random words put in (RT), words
+of the caption repeated (CWR). The figures in the docstrings are theirs; those of their released
+training code are named where they differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amg_core.errors import AMGError
+
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+METHODS = ("mc", "rc", "rt", "cwr")
+PROBABILITY = {"rc": 0.4, "rt": 0.1, "cwr": 0.4}  # of each change; MC changes always
+INSERTED = 2  # words that RT and CWR put in, as in the released training code
+RANDOM_LENGTH = 4  # words of a random caption, likewise
+MANY = 200  # captions of a cluster that are compared with each other, pair by pair
+
+Encoder = Callable[[list[str]], np.ndarray]
+
+
+# ------------------------------------------------------------------------------ how alike
+
+
+def jaccard(a: str, b: str) -> float:
+    """Unigram overlap |A ∩ B| / |A ∪ B| of the sets of lower-case words, in [0, 1]; 0 if both are empty."""
+    first, second = _unigrams(a), _unigrams(b)
+    union = len(first | second)
+    return len(first & second) / union if union else 0.0
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Mean over all pairs of captions of one cluster; None where it was not measured.
+
+    with_caption : int, captions that are not empty; jaccard : unigram overlap; text : similarity of
+    the text embeddings; product : mean of text × jaccard, pair by pair; words : "identical",
+    "alike" (mean overlap of at least ½), "different" or "missing" (fewer than two captions).
+    """
+
+    with_caption: int
+    jaccard: float | None
+    text: float | None
+    product: float | None
+    words: str
+
+
+def likeness(captions: Sequence[str], encode: Encoder | None = None) -> Likeness:
+    """Compare the captions of one cluster. Empty ones are left out.
+
+    Of more than 200 captions, 200 evenly spaced ones are compared. `encode`: n texts -> (n, D) unit
+    rows; without it the text factor stays None, and nothing stands in for it.
+    """
+    there = [text for text in captions if text.strip()]
+    count = len(there)
+    if count < 2:
+        return Likeness(count, None, None, None, "missing")
+    if count > MANY:
+        there = [there[i] for i in np.linspace(0, count - 1, MANY).round().astype(int)]
+    first, second = np.triu_indices(len(there), 1)
+    sets = [_unigrams(text) for text in there]
+    overlap = np.array([_overlap(sets[i], sets[j]) for i, j in zip(first, second, strict=True)])
+    text = product = None
+    if encode is not None:
+        rows = np.asarray(encode(there), np.float64)
+        between = (rows[first] * rows[second]).sum(1)
+        text, product = float(between.mean()), float((between * overlap).mean())
+    mean = float(overlap.mean())
+    same = len({" ".join(t.lower().split()) for t in there}) == 1
+    words = "identical" if same else "alike" if mean >= 0.5 else "different"
+    return Likeness(count, mean, text, product, words)
+
+
+def _unigrams(text: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in WORD.findall(text))
+
+
+def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    union = len(a | b)
+    return len(a & b) / union if union else 0.0
+
+
+def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
+    """A text encoder from a local folder in the layout of the `transformers` library.
+
+    CLIP: the projected text embedding. Any other model (sentence transformers): the mean of the last
+    hidden states over the tokens. Safetensors only, no code from the folder, no network.
+
+    Raises
+    ------
+    AMGError
+        `transformers` is missing, or the folder holds no such model.
+    """
+    import torch
+
+    try:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+    except ImportError as error:
+        raise AMGError(
+            f"Text similarity needs the package transformers ({error}): "
+            f"pip install transformers, or leave the text encoder away."
+        ) from None
+    local = {"local_files_only": True, "trust_remote_code": False}
+    if not folder.is_dir():
+        raise AMGError(f"Text encoder {folder} is not a folder: give the folder of the model.")
+    try:
+        clip = AutoConfig.from_pretrained(folder, **local).model_type.startswith("clip")
+        kind = CLIPTextModelWithProjection if clip else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        model = kind.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AMGError(
+            f"Text encoder {folder} cannot be loaded ({reason}): give a folder with config.json, "
+            f"tokenizer and model.safetensors."
+        ) from error
+    longest = min(int(tokenizer.model_max_length), 512)
+
+    @torch.inference_mode()
+    def encode(texts: list[str]) -> np.ndarray:
+        rows = []
+        for text in texts:  # one at a time: a row never depends on its neighbours
+            tokens = tokenizer([text], truncation=True, max_length=longest, return_tensors="pt").to(
+                device
+            )
+            out = model(**tokens)
+            row = out.text_embeds[0] if clip else out.last_hidden_state[0].mean(0)
+            rows.append((row / row.norm().clamp_min(1e-12)).float().cpu().numpy())
+        return np.stack(rows)
+
+    return encode
+
+
+# ------------------------------------------------------------------------- making them differ
+
+
+def generator(sha256: str, seed: int = 0, draw: int = 0) -> np.random.Generator:
+    """The random numbers of one picture: a function of its content, not of its place in the set.
+
+    sha256 : hex digest of the file; seed : the run's; draw : number of the variant.
+    """
+    key = hashlib.sha256(f"{sha256}/{seed}/{draw}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
+
+
+def random_tokens(
+    caption: str,
+    rng: np.random.Generator,
+    vocabulary: Sequence[str],
+    probability: float = PROBABILITY["rt"],
+    times: int = INSERTED,
+) -> str:
+    """RT: `times` times, with the given probability, replace a random word or put one in.
+
+    Paper: p = 0.1, replace or add with equal chance. (Released code: adds only, two words with one
+    draw of p = 0.1.) `vocabulary`: the words to draw from.
+    """
+    words = caption.split()
+    for _ in range(times):
+        if rng.random() >= probability:
+            continue
+        word = _choice(rng, vocabulary)
+        if words and rng.random() < 0.5:
+            words[rng.integers(len(words))] = word
+        else:
+            words.insert(rng.integers(len(words) + 1), word)
+    return " ".join(words)
+
+
+def word_repetition(
+    caption: str,
+    rng: np.random.Generator,
+    probability: float = PROBABILITY["cwr"],
+    times: int = INSERTED,
+) -> str:
+    """CWR: `times` times, with the given probability (paper 0.4, released code 0.1), repeat one of
+    the caption's words at a random place."""
+    own = caption.split()
+    words = list(own)
+    for _ in range(times):
+        if own and rng.random() < probability:
+            words.insert(rng.integers(len(words) + 1), _choice(rng, own))
+    return " ".join(words)
+
+
+def random_caption(
+    caption: str,
+    rng: np.random.Generator,
+    vocabulary: Sequence[str],
+    probability: float = PROBABILITY["rc"],
+    length: int = RANDOM_LENGTH,
+) -> str:
+    """RC: with the given probability (paper 0.4, released code 0.1) `length` random words instead."""
+    if rng.random() >= probability:
+        return caption
+    return " ".join(_choice(rng, vocabulary) for _ in range(length))
+
+
+def multiple_captions(caption: str, rng: np.random.Generator, others: Sequence[str]) -> str:
+    """MC: one of all captions that are known for the picture, each as likely as the others.
+
+    The paper has 20 captions a picture from a captioner (BLIP). None is made here: `others` are
+    those of the picture's duplicates, or the user's. Without any, the caption itself.
+    """
+    known = list(dict.fromkeys(text for text in (caption, *others) if text.strip()))
+    return _choice(rng, known) if known else caption
+
+
+def _choice(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def vocabulary(captions: Iterable[str]) -> list[str]:
+    """The words of all captions, lower-case, each once, sorted: what RC and RT draw from.
+
+    The authors draw from CLIP's whole vocabulary, most of which are fragments of words. Words of the
+    set itself keep to its language and subject.
+    """
+    return sorted({word.lower() for text in captions for word in WORD.findall(text)})
+
+
+# -------------------------------------------------------------------------------- exporting
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture to write a caption for; `others`: further captions that are known for it."""
+
+    source: str
+    caption: str
+    sha256: str
+    others: tuple[str, ...] = ()
+
+
+def diversify(
+    pictures: Sequence[Captioned],
+    method: str,
+    *,
+    words: Sequence[str],
+    variants: int = 1,
+    seed: int = 0,
+    probability: float | None = None,
+) -> list[tuple[str, list[str]]]:
+    """(source, `variants` captions) of each picture by one of METHODS.
+
+    Each variant is a draw of its own, as each epoch is in the paper: with one variant and p = 0.1
+    most captions stay as they are. The result depends on the picture's content, its captions, the
+    words and the seed only.
+
+    Raises
+    ------
+    AMGError
+        Random words are wanted and there are none.
+    """
+    if method not in METHODS:
+        raise AMGError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
+    if method in ("rc", "rt") and not words:
+        raise AMGError("No words to draw from: the pictures have no captions; give --words FILE.")
+    chance = PROBABILITY.get(method, 1.0) if probability is None else probability
+    made = []
+    for picture in pictures:
+        texts = []
+        for draw in range(variants):
+            rng = generator(picture.sha256, seed, draw)
+            if method == "mc":
+                text = multiple_captions(picture.caption, rng, picture.others)
+            elif method == "rc":
+                text = random_caption(picture.caption, rng, words, chance)
+            elif method == "rt":
+                text = random_tokens(picture.caption, rng, words, chance)
+            else:
+                text = word_repetition(picture.caption, rng, chance)
+            texts.append(" ".join(text.split()))
+        made.append((picture.source, texts))
+    return made
+
+
+def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jsonl") -> list[Path]:
+    """Write captions into a new folder.
+
+    form "jsonl": metadata.jsonl with file_name and text, and texts where there are several variants.
+    form "txt": one file a picture, at its own path, one variant a line.
+
+    Raises
+    ------
+    AMGError
+        The folder is there and not empty, two pictures would share a file, or nothing can be written.
+    """
+    names = {}
+    for source, texts in made:
+        name = _inside(source)
+        name = posixpath.splitext(name)[0] + ".txt" if form == "txt" else name
+        if name in names:
+            raise AMGError(
+                f"{names[name][0]} and {source} would share the caption file {name}: "
+                f"write jsonl instead."
+            )
+        names[name] = (source, texts)
+    new_folder(folder)
+    try:
+        if form == "txt":
+            for name, (_, texts) in names.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+            return [folder / name for name in names]
+        path = folder / "metadata.jsonl"
+        with open(path, "x", encoding="utf-8") as file:
+            for name, (_, texts) in names.items():
+                entry = {"file_name": name, "text": texts[0]}
+                if len(texts) > 1:
+                    entry["texts"] = texts
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        return [path]
+    except OSError as error:
+        raise AMGError(f"Cannot write captions to {folder} ({error}): choose another.") from error
+
+
+def new_folder(folder: Path) -> None:
+    """Make `folder`, or take it where it is empty. AMGError where anything lies in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        full = any(os.scandir(folder))
+    except OSError as error:
+        raise AMGError(f"Cannot make the folder {folder} ({error}): choose another.") from error
+    if full:
+        raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
+
+
+def _inside(source: str) -> str:
+    """A source as a relative path that cannot leave the folder."""
+    parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return "/".join(part.replace(":", "_") for part in parts) or "picture"
+
+
+def extra_captions(path: Path) -> dict[str, list[str]]:
+    """A JSONL of further captions: {"file_name": …, "text": … or "texts": […]} a line.
+
+    Several lines of one name add up. AMGError names the line that cannot be used.
+    """
+    found: dict[str, list[str]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AMGError(f"Cannot read {path} ({error}): give a JSONL file in UTF-8.") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+            texts = entry["texts"] if "texts" in entry else [entry["text"]]
+            usable = isinstance(name, str) and isinstance(texts, list)
+            if not usable or not all(isinstance(text, str) for text in texts):
+                raise TypeError("file_name and text must be text")
+        except (ValueError, KeyError, TypeError) as error:
+            raise AMGError(
+                f"{path}, line {number} has no file_name and text ({error}): mend that line."
+            ) from None
+        found.setdefault(name, []).extend(text.strip() for text in texts if text.strip())
+    return found

@@ -1,0 +1,683 @@
+"""Pictures that are in an index several times: clusters of duplicates, and which of them to keep.
+
+After Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023):
+pairs above an SSCD similarity, joined to clusters; how alike the captions within a cluster are; how
+complex the pictures are (a simple picture that recurs is memorised first). No file is ever deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amg_core.errors import AMGError
+from amg_core.metrics import GAIN, OFFSET
+
+from . import captions, sheet
+
+# Above: one picture. sscd: the paper's. pixel: see docs/dedup.md. Others have not been measured.
+THRESHOLD = {"sscd": 0.7, "pixel": 0.7}
+BLOCK = 2048  # rows compared with as many others at once
+FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
+JPEG_QUALITY = 90  # as in the authors' code
+DROP, KEEP = "drop.txt", "keep.txt"
+
+Progress = Callable[[int, int, str], None]
+
+
+# ------------------------------------------------------------------------------- pairs
+
+
+def default_threshold(spec) -> float:
+    """The similarity above which two pictures are one. AMGError where none has been measured."""
+    kind = spec.id.partition("_")[0]
+    if kind not in THRESHOLD:
+        raise AMGError(
+            f"No threshold is known for duplicates by the descriptor {spec.id}: give --threshold, "
+            f"or use an index of sscd or pixel."
+        )
+    return THRESHOLD[kind]
+
+
+def pairs(
+    rows,
+    metric: str,
+    scale: int,
+    threshold: float,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All pairs of rows more similar than `threshold`, block by block.
+
+    Exact: every row is compared with every other, O(N²·D) work, in memory that does not grow with N.
+
+    Parameters
+    ----------
+    rows : (N, D) float16, sliceable (`Index.rows`)
+    metric : "cosine" (similarity = cosine) or "nl2" (see `likeness_of_pictures`)
+    scale : side of the rows; for "nl2" they are D / scale² channels
+
+    Yields
+    ------
+    (a, b, similarity) : ids with a < b, int64, and float32, of one block each.
+    """
+    count = rows.shape[0]
+    compare = _cosine if metric == "cosine" else likeness_of_pictures
+    total = -(-count // BLOCK)
+    blocks, done = total * (total + 1) // 2, 0
+    with torch.inference_mode():
+        for i in range(0, count, BLOCK):
+            first = _prepared(rows[i : i + BLOCK], metric, scale, device)
+            for j in range(i, count, BLOCK):
+                second = first if j == i else _prepared(rows[j : j + BLOCK], metric, scale, device)
+                similarity = compare(first, second)
+                a, b = (similarity > threshold).nonzero(as_tuple=True)
+                values = similarity[a, b].cpu().numpy()
+                a, b = a.cpu().numpy() + i, b.cpu().numpy() + j
+                once = a < b  # in a block on the diagonal each pair is found twice
+                done += 1
+                if progress:
+                    progress(done, blocks, "")
+                if once.any():
+                    yield a[once], b[once], values[once]
+
+
+def _prepared(rows: np.ndarray, metric: str, scale: int, device) -> Tensor:
+    """Unit rows (M, D), or (M, C, P) for nl2: C channels of P = scale² values."""
+    block = torch.from_numpy(np.asarray(rows, np.float32)).to(device)
+    if metric == "cosine":
+        return block / block.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return block.reshape(len(block), -1, scale * scale)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b.T
+
+
+def likeness_of_pictures(a: Tensor, b: Tensor) -> Tensor:
+    """How much of the structure of small pictures is common to both: (A, C, P), (B, C, P) -> (A, B).
+
+    1 − ‖m(a) − b‖ / ‖b − b̄‖, the smaller value of both directions: m is the best gain (½ to 2) and
+    offset (±0.25) a channel, as `metrics.matched` has it, and b̄ the means of the channels. 1 = the same
+    picture up to contrast, brightness and tint; 0 = nothing in common. Unlike nL2 (Eq. 8) it does not
+    depend on the rest of the set: fifty duplicates would shrink the denominator of Eq. 8 to nothing.
+    """
+    a_mean, b_mean = a.mean(2), b.mean(2)
+    a_part, b_part = a - a_mean[..., None], b - b_mean[..., None]
+    a_power, b_power = a_part.square().sum(2), b_part.square().sum(2)
+    there = torch.zeros(len(a), len(b), device=a.device)
+    back = torch.zeros_like(there)
+    for c in range(a.shape[1]):
+        product = a_part[:, c] @ b_part[:, c].T
+        shift = (a_mean[:, None, c] - b_mean[None, :, c]).abs()
+        level = a.shape[2] * (shift - OFFSET).clamp_min(0).square()
+        there += _left_over(product, a_power[:, None, c], b_power[None, :, c]) + level
+        back += _left_over(product, b_power[None, :, c], a_power[:, None, c]) + level
+    a_size = a_power.sum(1).clamp_min(FLAT**2)
+    b_size = b_power.sum(1).clamp_min(FLAT**2)
+    worse = torch.maximum(there / b_size[None, :], back / a_size[:, None])
+    return 1 - worse.clamp_min(0).sqrt()
+
+
+def _left_over(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """min over the gain g of ‖g·x − y‖² from x·y, ‖x‖², ‖y‖²."""
+    gain = (product / own.clamp_min(1e-6)).clamp(*GAIN)
+    return gain.square() * own - 2 * gain * product + other
+
+
+# ---------------------------------------------------------------------------- clusters
+
+
+class Components:
+    """Union-find over 0 .. n−1, fed with arrays of pairs. `root` is the least id of each component."""
+
+    def __init__(self, n: int) -> None:
+        self.root = np.arange(n)
+        self.weakest = np.full(n, np.inf, np.float32)
+        self.strongest = np.full(n, -np.inf, np.float32)
+
+    def join(self, a: np.ndarray, b: np.ndarray, similarity: np.ndarray) -> None:
+        """Join a[i] with b[i]; the weakest and the strongest link of each id are remembered."""
+        for ends in (a, b):
+            np.minimum.at(self.weakest, ends, similarity)
+            np.maximum.at(self.strongest, ends, similarity)
+        while True:
+            first, second = self.root[a], self.root[b]
+            apart = first != second
+            if not apart.any():
+                return
+            a, b, first, second = a[apart], b[apart], first[apart], second[apart]
+            np.minimum.at(self.root, np.maximum(first, second), np.minimum(first, second))
+            while True:
+                above = self.root[self.root]
+                if np.array_equal(above, self.root):
+                    break
+                self.root = above
+
+    def groups(self) -> list[np.ndarray]:
+        """Ids of each component of two or more, ascending; components by their least id."""
+        order = np.argsort(self.root, kind="stable")
+        starts = np.flatnonzero(np.diff(self.root[order])) + 1
+        return [part for part in np.split(order, starts) if len(part) > 1]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a cluster.
+
+    id : row; alias : whether it is a further file of the very same bytes; width, height : pixels of
+    the original; likeness : similarity to the member that is kept, which may be below the threshold
+    where others lie between the two; entropy : bits, of the grey levels; jpeg : bytes a pixel as JPEG of quality 90;
+    measured : "file" or "thumbnail", what these two were taken from ("" = not measured).
+    """
+
+    id: int
+    source: str
+    caption: str
+    sha256: str
+    width: int
+    height: int
+    alias: bool = False
+    muted: bool = False
+    keep: bool = False
+    likeness: float = 1.0
+    entropy: float | None = None
+    jpeg: float | None = None
+    measured: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Files of one picture. weakest, strongest : similarity of the links that hold it together
+    (1 where all are byte-identical); captions : see `captions.Likeness`."""
+
+    members: tuple[Member, ...]
+    weakest: float
+    strongest: float
+    captions: captions.Likeness
+
+    @property
+    def kept(self) -> Member:
+        return next(member for member in self.members if member.keep)
+
+    @property
+    def dropped(self) -> list[Member]:
+        return [member for member in self.members if not member.keep]
+
+
+def clusters(
+    index,
+    threshold: float | None = None,
+    *,
+    scale: int | None = None,
+    encode: captions.Encoder | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> list[Cluster]:
+    """Clusters of duplicates of an open index, largest first.
+
+    Connected components of the pairs above `threshold`; muted rows take part; files with the bytes
+    of a row join it. One member of each is to be kept, see `choose`.
+
+    Parameters
+    ----------
+    threshold : similarity, default THRESHOLD of the descriptor
+    scale : one of the index's, default full detail
+    encode : text encoder for the captions, see `captions.text_encoder`
+    """
+    scale = index.spec.scales[-1] if scale is None else scale
+    if scale not in index.spec.scales:
+        known = ", ".join(map(str, index.spec.scales))
+        raise AMGError(f"Index {index.name} has no scale {scale}: choose one of {known}.")
+    threshold = default_threshold(index.spec) if threshold is None else threshold
+    components = Components(index.count)
+    found = pairs(
+        index.rows(scale), index.spec.metric, scale, threshold, device=device, progress=progress
+    )
+    for a, b, similarity in found:
+        components.join(a, b, similarity)
+    further: dict[int, list] = {}
+    for alias in index.aliases():
+        further.setdefault(alias.id, []).append(alias)
+    groups = components.groups()
+    grouped = {int(i) for group in groups for i in group}
+    groups += [np.array([i]) for i in sorted(further) if i not in grouped]
+    made = []
+    for group in groups:
+        members = [one for i in group.tolist() for one in _files(index, i, further.get(i, ()))]
+        linked = len(group) > 1
+        made.append(
+            Cluster(
+                tuple(_compared(choose(members), index, scale)),
+                float(components.weakest[group].min()) if linked else 1.0,
+                float(components.strongest[group].max()) if linked else 1.0,
+                captions.likeness([member.caption for member in members], encode),
+            )
+        )
+    return sorted(made, key=lambda one: (-len(one.members), one.members[0].id))
+
+
+def _files(index, i: int, aliases: Sequence) -> list[Member]:
+    """Row i and its aliases."""
+    record, muted = index.record(i), i in index.muted
+    row = Member(
+        i, record.source, record.caption, record.sha256, record.width, record.height, muted=muted
+    )
+    return [row] + [
+        replace(row, source=alias.source, caption=alias.caption, alias=True) for alias in aliases
+    ]
+
+
+def choose(members: Sequence[Member]) -> list[Member]:
+    """Mark one to keep: the largest area, then the longest caption, then the first id, then the file
+    that the index names before its byte-identical ones, then the first name."""
+    best = min(
+        members, key=lambda m: (-m.width * m.height, -len(m.caption), m.id, m.alias, m.source)
+    )
+    return [replace(member, keep=member is best) for member in members]
+
+
+def _compared(members: Sequence[Member], index, scale: int) -> list[Member]:
+    """The members with their similarity to the one that is kept."""
+    kept = next(member.id for member in members if member.keep)
+    ids = sorted({member.id for member in members})
+    rows, metric = index.rows(scale), index.spec.metric
+    compare = _cosine if metric == "cosine" else likeness_of_pictures
+    own = _prepared(rows[np.array([kept])], metric, scale, "cpu")
+    value = {kept: 1.0}
+    for start in range(0, len(ids), BLOCK):
+        part = [i for i in ids[start : start + BLOCK] if i != kept]
+        if part:
+            others = _prepared(rows[np.array(part)], metric, scale, "cpu")
+            value |= zip(part, compare(own, others)[0].tolist(), strict=True)
+    return [replace(member, likeness=value[member.id]) for member in members]
+
+
+# -------------------------------------------------------------------------- complexity
+
+
+def entropy(picture: Image.Image) -> float:
+    """Shannon entropy of the grey levels (256 bins, Rec. 709 weights), in bits: 0 to 8."""
+    grey = np.asarray(picture.convert("RGB"), np.float64) @ (0.2125, 0.7154, 0.0721)
+    counts = np.bincount(grey.round().astype(np.uint8).ravel(), minlength=256)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def jpeg_bytes(picture: Image.Image) -> float:
+    """Bytes a pixel of the picture as a JPEG of quality 90."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.tell() / (picture.width * picture.height)
+
+
+def measure(found: Sequence[Cluster], index, pictures: Path | None = None) -> list[Cluster]:
+    """The clusters with the complexity of each member.
+
+    Taken from the original where `pictures` (a folder, or any other source) has one of that name,
+    else from the thumbnail; `Member.measured` says which. Thumbnails blur detail away, so figures
+    of thumbnails and of files must not be compared with each other.
+    """
+    wanted = {member.source for one in found for member in one.members}
+    originals = _originals(pictures, wanted) if pictures else {}
+
+    def measured(member: Member) -> Member:
+        if member.source in originals:
+            bits, size = originals[member.source]
+            return replace(member, entropy=bits, jpeg=size, measured="file")
+        try:
+            small = index.thumbnail(member.id)
+        except AMGError:  # an index of imported embeddings has no pictures
+            return member
+        return replace(member, entropy=entropy(small), jpeg=jpeg_bytes(small), measured="thumbnail")
+
+    return [replace(one, members=tuple(map(measured, one.members))) for one in found]
+
+
+def _originals(place: Path, wanted: set[str]) -> dict[str, tuple[float, float]]:
+    from amg_core.index.picture import Unreadable, decode
+    from amg_core.index.sources import open_source
+
+    found = {}
+    for item in open_source(place):
+        if item.source not in wanted:
+            continue
+        try:
+            picture = Image.fromarray(decode(item.read(), item.source).pixels)
+        except Unreadable:
+            continue
+        found[item.source] = (entropy(picture), jpeg_bytes(picture))
+    return found
+
+
+# ----------------------------------------------------------------------------- telling
+
+
+def summary(found: Sequence[Cluster]) -> dict:
+    """The figures of all clusters together, JSON-able."""
+    members = [member for one in found for member in one.members]
+    kinds = Counter(one.captions.words for one in found)
+    return {
+        "clusters": len(found),
+        "pictures": len(members),
+        "drop": len(members) - len(found),
+        "least_likeness": min((member.likeness for member in members), default=None),
+        "byte_identical": sum(member.alias for member in members),
+        "captions": {k: kinds[k] for k in ("identical", "alike", "different", "missing")},
+        "jaccard": _mean(one.captions.jaccard for one in found),
+        "text": _mean(one.captions.text for one in found),
+        "text_x_jaccard": _mean(one.captions.product for one in found),
+        "entropy": _mean(member.entropy for member in members),
+        "jpeg": _mean(member.jpeg for member in members),
+    }
+
+
+def _mean(values) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int = 20) -> str:
+    """What a person reads: the counts, the clusters, what to do about them."""
+    if not found:
+        return f"{name}: no two pictures are more alike than {threshold:g}. Nothing to drop."
+    all_of_them = summary(found)
+    kinds = all_of_them["captions"]
+    lines = [
+        f"{name}: {all_of_them['pictures']} pictures in {len(found)} clusters of duplicates "
+        f"(similarity above {threshold:g}).",
+        f"Keep {len(found)}, drop {all_of_them['drop']}"
+        + (f"; {all_of_them['byte_identical']} of these files are byte-identical to another."
+           if all_of_them["byte_identical"] else "."),
+        "Captions within a cluster: "
+        + ", ".join(f"{kinds[kind]} {kind}" for kind in kinds if kinds[kind])
+        + ". Pictures that recur under one caption are memorised most.",
+    ]  # fmt: skip
+    if all_of_them["jaccard"] is not None:
+        lines.append(f"Unigram overlap of captions: {all_of_them['jaccard']:.2f} (mean Jaccard).")
+        if all_of_them["text"] is None:
+            lines.append(
+                "Text similarity, the other factor of the paper's measure, was left out: "
+                "no text encoder was given (--text-encoder FOLDER)."
+            )
+        else:
+            lines.append(
+                f"Text similarity {all_of_them['text']:.2f}, text × overlap "
+                f"{all_of_them['text_x_jaccard']:.2f}."
+            )
+    far = sum(member.likeness <= threshold for one in found for member in one.dropped)
+    if far:
+        lines.append(
+            f"{far} of those to drop are alike to the kept one only by way of others (their figure "
+            f"is {threshold:g} or less): look at these before you drop them."
+        )
+    for number, one in enumerate(found[:limit], 1):
+        lines.append("")
+        lines.append(f"{number}. {title(one)}")
+        lines += [f"   {_told(member)}" for member in one.members[:limit]]
+        if len(one.members) > limit:
+            lines.append(f"   … and {len(one.members) - limit} more")
+    if len(found) > limit:
+        lines += ["", f"… and {len(found) - limit} more clusters (--out DIR writes all)"]
+    return "\n".join(lines)
+
+
+def title(one: Cluster) -> str:
+    """One line about a cluster."""
+    links = f"{one.weakest:.2f}" if one.weakest > 0.995 else f"{one.weakest:.2f} or more"
+    text = f"{len(one.members)} pictures, similarity {links}, captions {one.captions.words}"
+    if one.captions.jaccard is not None and one.captions.words != "identical":
+        text += f" ({one.captions.jaccard:.2f})"
+    return text
+
+
+def _told(member: Member) -> str:
+    word = "keep" if member.keep else "drop"
+    notes = [f"{member.width}x{member.height}"]
+    if not (member.keep or member.alias):
+        notes.append(f"{member.likeness:.2f}")
+    if member.entropy is not None:
+        notes.append(f"{member.entropy:.1f} bits, {member.jpeg:.2f} B/px")
+    notes += ["same bytes"] * member.alias + ["muted"] * member.muted
+    caption = " ".join(member.caption.split())
+    return f"{word}  {member.source}  ({', '.join(notes)})" + (f"  {caption}" if caption else "")
+
+
+def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict:
+    return {
+        "index": name,
+        "threshold": threshold,
+        **summary(found),
+        "jpeg_quality": JPEG_QUALITY,
+        "members": [
+            {
+                "weakest": one.weakest,
+                "strongest": one.strongest,
+                "captions": asdict(one.captions),
+                "pictures": [asdict(member) for member in one.members],
+            }
+            for one in found
+        ],
+    }
+
+
+def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -> list[str]:
+    """drop.txt, keep.txt (a path a line), clusters.json and clusters.csv into a new folder.
+
+    Returns notes: names with a line break are left out of the text files, and said to be.
+    """
+    captions.new_folder(folder)
+    notes = []
+    lists: dict[str, list[str]] = {KEEP: [], DROP: []}
+    for one in found:
+        for member in one.members:
+            if member.source.splitlines() == [member.source]:
+                lists[KEEP if member.keep else DROP].append(member.source)
+            else:
+                notes.append(f"{member.source!r} has a line break: it is in clusters.json only")
+    try:
+        for file_name, sources in lists.items():
+            text = "".join(source + "\n" for source in sources)
+            (folder / file_name).write_text(text, encoding="utf-8")
+        data = json.dumps(to_json(found, name, threshold), indent=1, ensure_ascii=False)
+        (folder / "clusters.json").write_text(data, encoding="utf-8")
+        with open(folder / "clusters.csv", "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            columns = tuple(Member.__dataclass_fields__)
+            table.writerow(("cluster", *columns))
+            for number, one in enumerate(found, 1):
+                for member in one.members:
+                    table.writerow((number, *(getattr(member, column) for column in columns)))
+    except OSError as error:
+        raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
+    return notes
+
+
+def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -> Image.Image:
+    """A contact sheet of the clusters, largest first: the kept picture in green, the others in red."""
+    parts = []
+    for number, one in enumerate(found[:most], 1):
+        cells = []
+        for member in sorted(one.members, key=lambda m: not m.keep)[: 2 * columns]:
+            lines = [member.source.rsplit("/", 1)[-1]]
+            if not member.keep:
+                lines[0] = f"{member.likeness:.2f}  {lines[0]}"
+            if member.caption.strip():
+                lines.append(member.caption)
+            small = index.thumbnail(member.id)
+            cells.append(sheet.Cell(small, lines, "keep" if member.keep else "drop"))
+        parts.append((f"{number}. {title(one)}", cells))
+    total = sum(len(one.members) for one in found)
+    heading = f"{total} pictures in {len(found)} clusters"
+    if len(found) > most:
+        heading += f"; the {most} largest"
+    return sheet.groups(parts, heading=heading, columns=columns, cell=128)
+
+
+# ------------------------------------------------------------------------- command line
+
+ABOUT = """\
+Find pictures that are in an index several times, and say which to keep. Training on duplicates is
+the surest way to have a model memorise them. Nothing is deleted: you get lists."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="similarity above which two are one (0.7 for sscd and pixel)",
+    )
+    parser.add_argument("--scale", type=int, help="compare at this side (full detail)")
+    parser.add_argument("--pictures", type=Path, help="where the originals lie, to measure them")
+    parser.add_argument("--no-complexity", action="store_true", help="do not measure the pictures")
+    parser.add_argument(
+        "--text-encoder", type=Path, metavar="FOLDER",
+        help="CLIP or sentence model (transformers folder) that compares captions",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write lists, JSON and CSV there")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the clusters")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, … (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    group = parser.add_argument_group("other captions for training (Somepalli et al. 2023)")
+    group.add_argument(
+        "--captions", type=Path, metavar="DIR", help="write changed captions into this new folder"
+    )
+    group.add_argument(
+        "--method", choices=captions.METHODS, default="mc",
+        help="mc: any caption of the cluster, rc: random words instead, rt: random words put in, "
+        "cwr: words repeated (%(default)s)",
+    )  # fmt: skip
+    group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
+    group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
+    group.add_argument("--variants", type=int, default=1, help="captions a picture (%(default)s)")
+    group.add_argument("--probability", type=float, help="of a change (rc, cwr 0.4; rt 0.1)")
+    group.add_argument(
+        "--more-captions", type=Path, metavar="JSONL", help="further captions for mc"
+    )
+    group.add_argument("--words", type=Path, metavar="FILE", help="words for rc and rt (the set's)")
+    group.add_argument("--seed", type=int, default=0, help="of the random words (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> int | None:
+    from amg_core.index import Index
+
+    from .cli import progress_printer
+
+    _check(options)
+    encode = None
+    if options.text_encoder:
+        encode = captions.text_encoder(options.text_encoder, options.device)
+    with Index.combine([Index.open(path) for path in options.index]) as index:
+        threshold = (
+            default_threshold(index.spec) if options.threshold is None else options.threshold
+        )
+        found = clusters(
+            index,
+            threshold,
+            scale=options.scale,
+            encode=encode,
+            device=options.device,
+            progress=blocks_as_pictures(index.count, progress_printer(sys.stderr)),
+        )
+        if not options.no_complexity:
+            found = measure(found, index, options.pictures)
+        notes = write(options.out, found, index.name, threshold) if options.out else []
+        if options.sheet:
+            _save(draw(found, index), options.sheet)
+        if options.captions:
+            written = _write_captions(options, index, found)
+            notes.append(f"{written} captions written to {options.captions}")
+        if options.json:
+            print(json.dumps(to_json(found, index.name, threshold) | {"notes": notes}, indent=1))
+            return None
+        print(report(found, index.name, threshold))
+        for path in filter(None, (options.out, options.sheet)):
+            notes.append(f"written: {path}")
+        for note in notes:
+            print(note)
+    return None
+
+
+def blocks_as_pictures(count: int, show: Progress) -> Progress:
+    """A progress callback that counts pairs of blocks, shown as the share of the pictures done."""
+
+    def progress(done: int, total: int, source: str) -> None:
+        show(count * done // total, count, source)
+
+    return progress
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What argparse cannot check, before the work."""
+    if options.threshold is not None and not -1 <= options.threshold < 1:
+        raise AMGError(f"--threshold {options.threshold:g} is no similarity: give one below 1.")
+    if options.variants < 1:
+        raise AMGError("--variants must be at least 1.")
+    if options.probability is not None and not 0 <= options.probability <= 1:
+        raise AMGError("--probability must be between 0 and 1.")
+    for folder in filter(None, (options.out, options.captions)):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
+
+
+def _write_captions(options: argparse.Namespace, index, found: Sequence[Cluster]) -> int:
+    more = captions.extra_captions(options.more_captions) if options.more_captions else {}
+    known: list[captions.Captioned] = []
+    for one in found:
+        texts = tuple(dict.fromkeys(m.caption for m in one.members if m.caption.strip()))
+        known += [
+            captions.Captioned(
+                m.source, m.caption, m.sha256, (*texts, *more.get(m.source, ()))
+            )
+            for m in one.members
+        ]  # fmt: skip
+    if options.all:
+        there = {picture.source for picture in known}
+        known += [
+            captions.Captioned(r.source, r.caption, r.sha256, tuple(more.get(r.source, ())))
+            for r in index.records()
+            if r.source not in there
+        ]
+    made = captions.diversify(
+        known,
+        options.method,
+        words=_words(options, index),
+        variants=options.variants,
+        seed=options.seed,
+        probability=options.probability,
+    )
+    captions.export(options.captions, made, options.caption_form)
+    return sum(len(texts) for _, texts in made)
+
+
+def _words(options: argparse.Namespace, index) -> list[str]:
+    """What random words are drawn from: a file of words, or the captions of the index."""
+    if options.method not in ("rc", "rt"):
+        return []
+    if options.words is None:
+        return captions.vocabulary(record.caption for record in index.records())
+    try:
+        return captions.vocabulary([options.words.read_text(encoding="utf-8-sig")])
+    except (OSError, UnicodeDecodeError) as error:
+        raise AMGError(f"Cannot read {options.words} ({error}): give a text file.") from error
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    try:
+        image.save(path)
+    except (OSError, ValueError) as error:
+        raise AMGError(f"Cannot write the sheet {path} ({error}): give a .png to write.") from error
