@@ -3,13 +3,24 @@
 ::
 
     my_index/
-      manifest.json          what is below, with sizes and SHA-256; last key: its own checksum
-      rows.<scale>.f16.npy   (count, dim) little-endian float16, row = id; one file a scale
-      meta.sqlite            pictures(id, source, caption, sha256, width, height),
-                             thumbnails(id, data)
+      manifest.json            what is below, with sizes and SHA-256; last key: its own checksum
+      shards/<name>/           at most ROWS_PER_SHARD pictures; never changed once it is there
+        rows.<scale>.f16.npy   (n, dim) little-endian float16; one file a scale
+        sha256.npy             (n, 32) uint8: SHA-256 of the picture's file
+        meta.sqlite            pictures(id, source, caption, width, height), id = row in the shard;
+                               thumbnails(id, data); aliases(sha256, source, caption): further
+                               files with the bytes of a picture of this index
+      cache/                   may be deleted at any time: what can be computed again
+      .build/                  a build in progress, or one that was killed: the next goes on from it
 
-While a build runs there are hidden siblings: ``.my_index.amg-build`` (the index in the making),
-``.my_index.amg-old`` (the replaced one, for the moment of the swap) and ``.my_index.amg-lock``.
+A row's id is its place in the shards taken in the manifest's order. A change writes new shards and
+then replaces the manifest, so a reader finds the old index or the new one. Everything but SQLite is
+readable with a few lines in any language, and SQLite comes with all of them; it was chosen over
+Parquet because it needs no package on a portable Windows ComfyUI and answers a question about one
+row in 0.1 ms.
+
+Version 1 (one shard, in the folder itself, with the hashes in the table of pictures) is still read;
+the first change writes version 2.
 """
 
 from __future__ import annotations
@@ -17,26 +28,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
 
 FORMAT = "amg-index"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 META = "meta.sqlite"
+HASHES = "sha256.npy"
+SHARDS, CACHE, BUILD = "shards", "cache", ".build"
 HEADER_BYTES = 128
 THUMBNAIL_SIDE = 256
-MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 1 << 27
 METRICS = ("nl2", "cosine")
 
 SCHEMA = """
 CREATE TABLE pictures (
-    id INTEGER PRIMARY KEY, source TEXT NOT NULL, caption TEXT NOT NULL, sha256 TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, source TEXT NOT NULL, caption TEXT NOT NULL,
     width INTEGER NOT NULL, height INTEGER NOT NULL);
 CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+CREATE TABLE aliases (sha256 TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL);
 """
 
 
@@ -49,14 +64,27 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class ShardEntry:
+    """One shard: where it lies below the index ("" in version 1), its rows, its files."""
+
+    path: str
+    count: int
+    files: Mapping[str, FileEntry]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The parsed manifest. `dims` maps scale -> D, `files` maps file name -> FileEntry."""
+    """The parsed manifest. `dims` maps scale -> D, `muted` SHA-256 of a picture -> reason."""
 
     spec: DescriptorSpec
-    count: int
+    dims: Mapping[int, int]
+    shards: Sequence[ShardEntry]
     created: str
-    dims: dict[int, int]
-    files: dict[str, FileEntry]
+    muted: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(shard.count for shard in self.shards)
 
 
 def rows_name(scale: int) -> str:
@@ -64,33 +92,29 @@ def rows_name(scale: int) -> str:
     return f"rows.{scale}.f16.npy"
 
 
-def rows_header(count: int, dim: int) -> bytes:
-    """The .npy v1 header of a (count, dim) float16 array, always HEADER_BYTES long.
+def npy_header(dtype: str, count: int, dim: int) -> bytes:
+    """The .npy v1 header of a (count, dim) array, always HEADER_BYTES long.
 
-    The fixed length lets a build write rows before it knows how many there will be.
+    The fixed length lets rows be written before it is known how many there will be.
     """
-    fields = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({count}, {dim}), }}".encode()
-    body = fields.ljust(HEADER_BYTES - 11) + b"\n"
+    fields = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({count}, {dim}), }}"
+    body = fields.encode().ljust(HEADER_BYTES - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
 
-def build_folder(index: Path) -> Path:
-    """Where the index in the making lives."""
-    return index.with_name(f".{index.name}.amg-build")
-
-
-def old_folder(index: Path) -> Path:
-    """Where the replaced index rests for the moment of the swap."""
-    return index.with_name(f".{index.name}.amg-old")
+def shard_name(files: Mapping[str, FileEntry]) -> str:
+    """Shards are named by what is in them."""
+    listing = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def lock_file(index: Path) -> Path:
-    """Held while a build runs."""
+    """Held while the index is being changed."""
     return index.with_name(f".{index.name}.amg-lock")
 
 
 def real(path: str | os.PathLike) -> Path:
-    """Absolute path with links resolved, so that siblings lie where the folder really is."""
+    """Absolute path with links resolved."""
     return Path(os.path.realpath(path))
 
 
@@ -105,31 +129,45 @@ def digest(path: Path) -> FileEntry:
 
 
 def describe(spec: DescriptorSpec) -> str:
-    """A descriptor's identity for a person: 'pixel (rgb01-square-area/1, nl2, scales 8/16/32)'."""
+    """A descriptor's identity for a person: 'pixel (rgb01-square-area/1, nl2, scales 16/32)'."""
     parts = [spec.preprocessing, spec.metric, "scales " + "/".join(map(str, spec.scales))]
     if spec.weights_sha256:
         parts.append(f"weights {spec.weights_sha256[:12]}")
     return f"{spec.id} ({', '.join(parts)})"
 
 
+def identity(manifest: Manifest) -> str:
+    """The index hash: SHA-256 (hex) of all that the manifest says, but when it was made."""
+    return _checksum({k: v for k, v in _tree(manifest).items() if k != "created"})
+
+
 def dump_manifest(manifest: Manifest) -> bytes:
     """The one byte string that stands for this manifest; `parse_manifest` reads it back."""
-    data = {
+    data = _tree(manifest)
+    return _dump(data | {"checksum": _checksum(data)})
+
+
+def _tree(manifest: Manifest) -> dict:
+    return {
         "format": FORMAT,
         "version": VERSION,
         "created": manifest.created,
         "count": manifest.count,
         "descriptor": manifest.spec.to_json(),
-        "rows": [
-            {"scale": scale, "file": rows_name(scale), "dim": dim}
-            for scale, dim in manifest.dims.items()
+        "rows": [{"scale": scale, "dim": dim} for scale, dim in manifest.dims.items()],
+        "shards": [
+            {
+                "path": shard.path,
+                "count": shard.count,
+                "files": {
+                    name: {"size": entry.size, "sha256": entry.sha256}
+                    for name, entry in sorted(shard.files.items())
+                },
+            }
+            for shard in manifest.shards
         ],
-        "files": {
-            name: {"size": entry.size, "sha256": entry.sha256}
-            for name, entry in sorted(manifest.files.items())
-        },
+        "muted": dict(sorted(manifest.muted.items())),
     }
-    return _dump(data | {"checksum": _checksum(data)})
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
@@ -148,18 +186,29 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise _damaged(path, f"is not the manifest of an AMG index (format {FORMAT!r})")
     if type(tree.get("version")) is not int:
         raise _damaged(path, "names no format version")
-    if tree["version"] != VERSION:
+    if tree["version"] not in (1, VERSION):
         raise AMGError(
-            f"{path} has index format version {tree['version']}, this plugin reads version "
+            f"{path} has index format version {tree['version']}, this plugin reads versions 1 and "
             f"{VERSION}: update the plugin, or rebuild the index."
         )
     try:
         checksum = tree.pop("checksum", None)
         if checksum != _checksum(tree) or _dump(tree | {"checksum": checksum}) != data:
             raise _damaged(path, "was altered after the index was built")
-        return _typed(tree)
+        return _typed(_modern(tree))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"does not describe an index ({error})") from None
+
+
+def _modern(tree: dict) -> dict:
+    """A version-1 tree as version 2 says it: one shard, in the index folder itself."""
+    if tree["version"] == VERSION:
+        return tree
+    _need([row["file"] for row in tree["rows"]] == [rows_name(r["scale"]) for r in tree["rows"]])
+    return tree | {
+        "shards": [{"path": "", "count": tree["count"], "files": tree["files"]}],
+        "muted": {},
+    }
 
 
 def _typed(tree: dict) -> Manifest:
@@ -171,32 +220,56 @@ def _typed(tree: dict) -> Manifest:
     scales = spec["scales"]
     _need(isinstance(scales, list) and bool(scales) and all(map(_positive, scales)), "scales")
     _need(scales == sorted(set(scales)), "scales")
-    _need(_positive(tree["count"]), "count")
     _need(isinstance(tree["created"], str), "created")
     rows = tree["rows"]
     _need(isinstance(rows, list) and [row["scale"] for row in rows] == scales, "rows")
-    for row in rows:
-        _need(row["file"] == rows_name(row["scale"]) and _positive(row["dim"]), "rows")
+    _need(all(_positive(row["dim"]) for row in rows), "rows")
+    _need(isinstance(tree["shards"], list) and bool(tree["shards"]), "shards")
+    shards = [_shard(item, scales) for item in tree["shards"]]
+    _need(len({shard.path for shard in shards}) == len(shards), "shards")
+    muted = tree["muted"]
+    _need(all(_is_digest(k) and isinstance(v, str) for k, v in muted.items()), "muted")
+    manifest = Manifest(
+        spec=DescriptorSpec.from_json(spec),
+        dims={row["scale"]: row["dim"] for row in rows},
+        shards=shards,
+        created=tree["created"],
+        muted=muted,
+    )
+    _need(type(tree["count"]) is int and manifest.count == tree["count"], "count")
+    return manifest
+
+
+def _shard(tree: dict, scales: list[int]) -> ShardEntry:
     files = {
         name: FileEntry(entry["size"], entry["sha256"]) for name, entry in tree["files"].items()
     }
-    _need(set(files) == {META, *map(rows_name, scales)}, "files")
+    path = tree["path"]
+    _need(isinstance(path, str), "shard path")
+    wanted = {META, *map(rows_name, scales)}
+    if path:  # "" is a shard of version 1
+        folder, _, name = path.partition("/")
+        _need(folder == SHARDS and len(name) == 16 and set(name) <= set(_HEX), "shard path")
+        wanted.add(HASHES)
+    _need(set(files) == wanted, "files")
     for entry in files.values():
-        _need(_positive(entry.size) and isinstance(entry.sha256, str), "files")
-    return Manifest(
-        spec=DescriptorSpec.from_json(spec),
-        count=tree["count"],
-        created=tree["created"],
-        dims={row["scale"]: row["dim"] for row in rows},
-        files=files,
-    )
+        _need(_positive(entry.size) and _is_digest(entry.sha256), "files")
+    _need(_positive(tree["count"]), "count")
+    return ShardEntry(path, tree["count"], files)
+
+
+_HEX = "0123456789abcdef"
+
+
+def _is_digest(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set(_HEX)
 
 
 def _positive(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 62
 
 
-def _need(condition: bool, what: str) -> None:
+def _need(condition: bool, what: str = "files") -> None:
     if not condition:
         raise ValueError(f"wrong {what}")
 

@@ -1,30 +1,44 @@
-"""Open an index folder: everything is checked first, then rows, captions and pictures by id."""
+"""Open an index folder: rows, captions and pictures by id. Several indexes can be read as one."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import sqlite3
-import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import numpy as np
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
 from . import format as fmt
+from .known import Known
+from .shard import MEND, Record, Rows, Shard
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MEND = "rebuild the index, or restore the folder from a backup"
+VERIFIED = "verified.json"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A further file with the very bytes of picture `id`."""
+
+    id: int
+    source: str
+    caption: str
 
 
 class Index:
-    """An open, verified index. Use `Index.open`; may be used from several threads at once.
+    """An open index. Use `Index.open`; may be used from several threads at once.
 
     Attributes
     ----------
@@ -37,27 +51,35 @@ class Index:
     spec : DescriptorSpec
         The descriptor that made the rows.
     hash : str
-        SHA-256 (hex) of the manifest: names this very content.
+        SHA-256 (hex) of what the manifest says: names this very content.
+    created : str
+        ISO 8601, UTC.
+    muted : dict of int to str
+        Rows that a search never returns, with the reason.
+    cache : Path or None
+        Folder for what can be computed again; None where nothing can be written.
+    members : tuple of Index
+        Itself, or the indexes that were combined, in the order of their rows.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: fmt.Manifest,
-        index_hash: str,
-        rows: dict[int, np.memmap],
-        meta: sqlite3.Connection,
-    ) -> None:
-        self.path, self.name, self.hash = path, path.name, index_hash
+    def __init__(self, path: Path, manifest: fmt.Manifest, shards: Sequence[Shard]) -> None:
+        self.path, self.name, self.hash = path, path.name, fmt.identity(manifest)
         self.count, self.spec, self.created = manifest.count, manifest.spec, manifest.created
-        self._rows, self._meta, self._lock = rows, meta, threading.Lock()
+        self.manifest, self.shards = manifest, tuple(shards)
+        self.members: tuple[Index, ...] = (self,)
+        self.cache: Path | None = None
+        self._rows = _joined(self.spec, self.shards)
+        self._starts = _starts(shard.count for shard in self.shards)
+        self.muted = self._ids_of(manifest.muted)
 
     @classmethod
     def open(cls, path: str | os.PathLike, descriptor_spec: DescriptorSpec | None = None) -> Index:
-        """Open the index in folder `path`, read-only, and verify all of it.
+        """Open the index in folder `path`, read-only.
 
-        Reads every byte once (about a second a gigabyte). Safe while a build replaces the index:
-        the result is wholly the old or wholly the new one.
+        Sizes and headers of all files are checked, and the content (SHA-256) of those that have
+        not been found sound since they were last touched: a copied or altered index is read
+        through once, about a second a gigabyte. `verify` reads through always. Safe while
+        another program changes the index: the result is wholly the old or wholly the new one.
 
         Raises
         ------
@@ -67,78 +89,164 @@ class Index:
         """
         path = Path(os.path.abspath(path))
         for _ in range(5):
-            place = _locate(path)
-            before = _manifest_bytes(place)
+            before = _manifest_bytes(path)
             try:
-                index = cls._open(path, place, before, descriptor_spec)
+                index = cls._open(path, before, descriptor_spec)
             except AMGError:
-                if _unchanged(path, place, before):
+                if _manifest_bytes(path) == before:
                     raise
             else:
-                if _unchanged(path, place, before):
-                    return index
-                index.close()
-        raise AMGError(f"{path} keeps changing while it is opened: wait for the build to end.")
+                return index
+        raise AMGError(f"{path} keeps changing while it is opened: wait until that has ended.")
 
     @classmethod
-    def _open(
-        cls, path: Path, place: Path, data: bytes | None, spec: DescriptorSpec | None
-    ) -> Index:
-        """One attempt; `place` is where the folder lies at the moment."""
+    def _open(cls, path: Path, data: bytes | None, spec: DescriptorSpec | None) -> Index:
         if data is None:
-            raise _absent(path, place)
-        manifest = fmt.parse_manifest(data, place / fmt.MANIFEST)
+            raise _absent(path)
+        manifest = fmt.parse_manifest(data, path / fmt.MANIFEST)
         check_descriptor(path, manifest.spec, spec)
-        for name, entry in manifest.files.items():
-            _check_file(place / name, entry)
+        shards: list[Shard] = []
         try:
-            rows = {
-                scale: _open_rows(place / fmt.rows_name(scale), manifest.count, dim)
-                for scale, dim in manifest.dims.items()
-            }
-        except (OSError, ValueError) as error:
-            raise AMGError(f"Cannot read the rows of {path} ({error}): {MEND}.") from error
-        meta = _open_meta(place / fmt.META, manifest.count)
-        return cls(path, manifest, hashlib.sha256(data).hexdigest(), rows, meta)
+            for entry in manifest.shards:
+                shards.append(Shard(path / entry.path, entry, dict(manifest.dims)))
+            cache = _cache_folder(path)
+            sound = _Verified(cache)
+            for shard in shards:
+                sound.check(shard)
+            sound.save()
+            index = cls(path, manifest, shards)
+        except BaseException:
+            for shard in shards:
+                shard.close()
+            raise
+        index.cache = cache
+        return index
+
+    @classmethod
+    def combine(cls, indexes: Sequence[Index]) -> Index:
+        """Several open indexes as one, the rows of the first coming first.
+
+        What is muted in one of them is muted in all. Closing the result closes them.
+
+        Raises
+        ------
+        AMGError
+            Another descriptor, or none given.
+        """
+        if not indexes:
+            raise AMGError("No index to combine: give at least one.")
+        first = indexes[0]
+        if len(indexes) == 1:
+            return first
+        for other in indexes[1:]:
+            check_descriptor(other.path, other.spec, first.spec)
+        muted = {k: v for index in indexes for k, v in index.manifest.muted.items()}
+        manifest = fmt.Manifest(
+            spec=first.spec,
+            dims=first.manifest.dims,
+            shards=[entry for index in indexes for entry in index.manifest.shards],
+            created=max(index.created for index in indexes),
+            muted=muted,
+        )
+        combined = cls(first.path, manifest, [s for index in indexes for s in index.shards])
+        combined.name = " + ".join(index.name for index in indexes)
+        combined.members = tuple(member for index in indexes for member in index.members)
+        return combined
 
     def check_descriptor(self, spec: DescriptorSpec) -> None:
         """AMGError, naming both, unless `spec` is the descriptor of this index."""
         check_descriptor(self.path, self.spec, spec)
 
-    def rows(self, scale: int) -> np.memmap:
-        """(N, D) float16, read-only, of one of `spec.scales`. ValueError for another scale."""
+    def rows(self, scale: int) -> Rows:
+        """(N, D) float16 on the disk, of one of `spec.scales`. ValueError for another scale."""
         self._need_open()
         if scale not in self._rows:
             raise ValueError(f"index {self.name} has no scale {scale}, only {self.spec.scales}")
         return self._rows[scale]
 
+    def rows_key(self, scale: int) -> str:
+        """SHA-256 (hex) that names the rows of one scale, whatever else changes."""
+        name = fmt.rows_name(scale)
+        digests = "".join(shard.entry.files[name].sha256 for shard in self.shards)
+        return hashlib.sha256(digests.encode()).hexdigest()
+
     def caption(self, i: int) -> str:
         """Caption of row `i`, "" where there is none. IndexError outside 0 .. N-1."""
-        return self._one("SELECT caption FROM pictures WHERE id = ?", i)
+        return self.record(i).caption
 
     def source(self, i: int) -> str:
-        """Path of picture `i`, relative to the folder the index was built from, with slashes."""
-        return self._one("SELECT source FROM pictures WHERE id = ?", i)
+        """Name of picture `i` where it came from, with slashes."""
+        return self.record(i).source
+
+    def record(self, i: int) -> Record:
+        """All that is known of picture `i`."""
+        shard, row = self._at(i)
+        return shard.record(row)
+
+    def records(self) -> Iterator[Record]:
+        """The records of all rows, in order of their ids. Streams."""
+        self._need_open()
+        for shard in self.shards:
+            yield from shard.records()
+
+    def aliases(self) -> Iterator[Alias]:
+        """Files whose picture is there under another name. Streams."""
+        self._need_open()
+        for shard in self.shards:
+            for sha256, source, caption in shard.aliases():
+                if place := self.known.find(bytes.fromhex(sha256)):
+                    yield Alias(self._starts[place[0]] + place[1], source, caption)
+
+    def find(self, sha256: str) -> int | None:
+        """Id of the picture whose file has this SHA-256 (hex); None where it is not there."""
+        place = self.known.find(bytes.fromhex(sha256))
+        return None if place is None else self._starts[place[0]] + place[1]
 
     def thumbnail(self, i: int) -> Image.Image:
-        """Picture `i` in RGB, longest side at most 256 px."""
+        """Picture `i` in RGB, longest side at most 256 px.
+
+        Raises
+        ------
+        AMGError
+            The index was made of embeddings, without the pictures; or the data is damaged.
+        """
         from PIL import Image
 
-        data = self._one("SELECT data FROM thumbnails WHERE id = ?", i)
+        shard, row = self._at(i)
+        data = shard.thumbnail(row)
+        if data is None:
+            raise AMGError(
+                f"Index {self.name} holds no picture of {self.source(i)}: it was imported as "
+                f"embeddings. Build it from the pictures to see and to judge them."
+            )
         try:
             with Image.open(BytesIO(data), formats=("WEBP", "JPEG")) as image:
                 return image.convert("RGB")
         except (OSError, ValueError) as error:
             raise AMGError(
-                f"Thumbnail {i} in {self.path / fmt.META} cannot be decoded ({error}): {MEND}, "
+                f"Thumbnail {row} in {shard.folder / fmt.META} cannot be decoded ({error}): {MEND}, "
                 f"or update Pillow."
             ) from error
 
+    @cached_property
+    def known(self) -> Known:
+        """Places (shard, row) of the pictures by the hashes of their files."""
+        known = Known()
+        for number, shard in enumerate(self.shards):
+            known.add(shard.hashes, number)
+        return known
+
+    def verify(self) -> None:
+        """Read and hash every file. AMGError names the first one that is not as it was written."""
+        self._need_open()
+        for shard in self.shards:
+            shard.check()
+
     def close(self) -> None:
-        """Let go of the files (Windows cannot replace them before). Safe to call twice."""
+        """Let go of the files (Windows cannot remove them before). Safe to call twice."""
         self._rows = {}
-        with self._lock:
-            self._meta.close()
+        for shard in self.shards:
+            shard.close()
 
     def __enter__(self) -> Index:
         return self
@@ -153,17 +261,85 @@ class Index:
         if not self._rows:
             raise ValueError(f"index {self.name} is closed")
 
-    def _one(self, query: str, i: int):
+    def _at(self, i: int) -> tuple[Shard, int]:
         self._need_open()
         i = int(i)
         if not 0 <= i < self.count:
             raise IndexError(f"index {self.name} has ids 0 to {self.count - 1}, not {i}")
-        try:
-            with self._lock:
-                (value,) = self._meta.execute(query, (i,)).fetchone()
-        except sqlite3.Error as error:
-            raise AMGError(f"Cannot read {self.path / fmt.META} ({error}): {MEND}.") from error
-        return value
+        number = bisect_right(self._starts, i) - 1
+        return self.shards[number], i - self._starts[number]
+
+    def _ids_of(self, muted: dict[str, str]) -> dict[int, str]:
+        """Ids of all rows with these hashes (a combined index can hold a picture twice)."""
+        if not muted:
+            return {}
+        wanted = Known()
+        wanted.add(np.array([list(bytes.fromhex(key)) for key in muted], np.uint8), 0)
+        ids = {}
+        for start, shard in zip(self._starts, self.shards, strict=False):
+            for row in np.flatnonzero(wanted.find_all(shard.hashes)).tolist():
+                ids[start + row] = muted[shard.hashes[row].tobytes().hex()]
+        return ids
+
+
+class _Verified:
+    """Which files were found sound, and when they had last been touched.
+
+    A stamp is (size, modification time in ns, SHA-256). Where stamps cannot be kept, every opening
+    reads the index through.
+    """
+
+    def __init__(self, cache: Path | None) -> None:
+        self.path = cache / VERIFIED if cache else None
+        self.stamps: dict[str, list] = {}
+        self.changed = False
+        with suppress(OSError, ValueError, TypeError):
+            self.stamps = dict(json.loads(self.path.read_text())) if self.path else {}
+
+    def check(self, shard: Shard) -> None:
+        """AMGError where a file of the shard is damaged."""
+        now = {
+            f"{shard.entry.path}/{name}": [*_touched(shard.folder / name), file.sha256]
+            for name, file in shard.entry.files.items()
+        }
+        if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
+            shard.check()
+            self.stamps |= now
+            self.changed = True
+
+    def save(self) -> None:
+        if self.path is None or not self.changed:
+            return
+        with suppress(OSError):
+            fresh = self.path.with_suffix(f".{os.getpid()}.tmp")
+            fresh.write_text(json.dumps(self.stamps))
+            os.replace(fresh, self.path)
+
+
+def _touched(path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
+    return state.st_size, state.st_mtime_ns
+
+
+def _cache_folder(path: Path) -> Path | None:
+    cache = path / fmt.CACHE
+    with suppress(OSError):
+        cache.mkdir(exist_ok=True)
+    return cache if os.access(cache, os.W_OK) else None
+
+
+def _joined(spec: DescriptorSpec, shards: Sequence[Shard]) -> dict[int, Rows]:
+    return {scale: Rows([shard.rows(scale) for shard in shards]) for scale in spec.scales}
+
+
+def _starts(counts: Iterator[int]) -> list[int]:
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count)
+    return starts
 
 
 def check_descriptor(path: Path, built_with: DescriptorSpec, wanted: DescriptorSpec | None) -> None:
@@ -176,101 +352,31 @@ def check_descriptor(path: Path, built_with: DescriptorSpec, wanted: DescriptorS
         )
 
 
-def _locate(path: Path) -> Path:
-    """The folder to read: `path`, or the hidden place of the old index in the midst of a swap."""
-    old = fmt.old_folder(fmt.real(path)) if path.name else path
-    return old if not path.exists() and old.exists() else path
-
-
-def _manifest_bytes(place: Path) -> bytes | None:
+def _manifest_bytes(path: Path) -> bytes | None:
     """Content of the manifest, None where there is none to read."""
     try:
-        with open(place / fmt.MANIFEST, "rb") as file:
+        with open(path / fmt.MANIFEST, "rb") as file:
             return file.read(fmt.MAX_MANIFEST_BYTES)
     except OSError:
         return None
 
 
-def _unchanged(path: Path, place: Path, before: bytes | None) -> bool:
-    """False where a build has swapped the folder since `before` was read."""
-    return _locate(path) == place and _manifest_bytes(place) == before
-
-
-def _absent(path: Path, place: Path) -> AMGError:
-    manifest = place / fmt.MANIFEST
-    if not place.exists():
+def _absent(path: Path) -> AMGError:
+    manifest = path / fmt.MANIFEST
+    if not path.exists():
         return AMGError(
             f"There is no index at {path}: check the path, or build one "
             f"(python -m index_tools build PICTURES {path.name})."
         )
-    if not place.is_dir():
+    if not path.is_dir():
         return AMGError(f"{path} is a file: give the index folder, which holds {fmt.MANIFEST}.")
     if manifest.exists():
         return AMGError(f"{manifest} cannot be read: check its permissions.")
+    if (path / fmt.BUILD).exists():
+        return AMGError(
+            f"{path} holds a build that was interrupted: run it again, it goes on where it was."
+        )
     return AMGError(
         f"{manifest} is missing, so {path} is not an index or a damaged one: give another folder, "
         f"or build the index again."
     )
-
-
-def _check_file(path: Path, entry: fmt.FileEntry) -> None:
-    """Size first (cheap), then content."""
-    try:
-        size = path.stat().st_size
-        if size != entry.size:
-            word = "truncated" if size < entry.size else "too long"
-            raise AMGError(f"{path} is {word} ({size} of {entry.size} bytes): {MEND}.")
-        if fmt.digest(path) != entry:
-            raise AMGError(f"{path} was altered after the index was built: {MEND}.")
-    except FileNotFoundError:
-        raise AMGError(f"{path} is missing: {MEND}.") from None
-    except OSError as error:
-        raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
-
-
-def _open_rows(path: Path, count: int, dim: int) -> np.memmap:
-    """Map (count, dim) float16 rows; the header must be, byte for byte, the one a build writes."""
-    header = fmt.rows_header(count, dim)
-    with open(path, "rb") as file:
-        if file.read(fmt.HEADER_BYTES) != header:
-            raise AMGError(f"{path} does not hold {count} x {dim} float16 rows: {MEND}.")
-    if path.stat().st_size != fmt.HEADER_BYTES + 2 * count * dim:
-        raise AMGError(f"{path} has not the size of {count} x {dim} float16 rows: {MEND}.")
-    rows = np.memmap(path, dtype="<f2", mode="r", offset=fmt.HEADER_BYTES, shape=(count, dim))
-    step = max(1, (1 << 22) // dim)
-    for start in range(0, count, step):
-        bits = rows[start : start + step].view(np.uint16)
-        if ((bits & 0x7C00) == 0x7C00).any():
-            raise AMGError(f"{path} holds values that are not finite: {MEND}.")
-    return rows
-
-
-def _open_meta(path: Path, count: int) -> sqlite3.Connection:
-    """Read-only connection, one for all threads (the index serialises its use)."""
-    try:
-        meta = sqlite3.connect(_uri(path), uri=True, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise AMGError(f"{path} cannot be opened ({error}): {MEND}.") from error
-    try:
-        meta.execute("PRAGMA trusted_schema=OFF")
-        for table, columns in (
-            ("pictures", "id, source, caption, sha256, width, height"),
-            ("thumbnails", "id, data"),
-        ):
-            meta.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchall()
-            found = meta.execute(f"SELECT count(*), min(id), max(id) FROM {table}").fetchone()
-            if found != (count, 0, count - 1):
-                raise AMGError(f"{path} has not the {count} {table} of the manifest: {MEND}.")
-    except BaseException as error:
-        meta.close()
-        if isinstance(error, sqlite3.Error):
-            raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
-        raise
-    return meta
-
-
-def _uri(path: Path) -> str:
-    """SQLite URI of a file nobody writes to: no lock, no journal; any characters in the path."""
-    name = path.absolute().as_posix()
-    raw = os.fsencode(name if name.startswith("/") else "/" + name)
-    return f"file://{quote(raw, safe='/:')}?mode=ro&immutable=1"

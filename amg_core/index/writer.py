@@ -1,27 +1,23 @@
-"""Build an index from a folder of pictures, so that a crash leaves the old index or the new one.
+"""Make and change indexes: build, add, remove, mute, merge.
 
-Everything is written into a hidden sibling folder, flushed to the disk, and swapped in by two
-renames. Between the two a reader finds the old index under its hidden name (`reader.Index.open`
-looks there), so at every moment one whole index can be opened. Nothing half-built is ever visible.
-
-On POSIX a program that has the old index open keeps reading the old one. On Windows a folder with
-an open file in it cannot be renamed: the swap is tried for a few seconds, then the build ends with
-an error that says so, and the old index stays.
+Embeddings are never computed twice. A build first embeds what no index and no earlier, killed build
+has embedded, into parts that are sealed every few seconds (`_Store`); then it lays the rows out in
+the order in which the source names the pictures. So a build that is killed at any moment goes on
+where it was and ends, byte for byte, in the index of an undisturbed one, and building again after
+pictures came, went or changed costs no more than the difference.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import json
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from io import BytesIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import astuple, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +25,30 @@ import torch
 
 from ..descriptors.base import Descriptor, DescriptorSpec
 from ..errors import AMGError
+from . import commit
 from . import format as fmt
-from .folder import Captions, Picture, Unreadable, list_pictures, load_picture, storable
-from .search import plain_arithmetic
+from .embedding import Embedder, Seen, read_ahead
+from .known import Known
+from .reader import Index
+from .shard import Record, Shard, ShardWriter
+from .sources import Source, open_source
 
-BATCH_PIXELS = 1 << 24  # a batch holds no more than this many pixels (or one larger picture)
-SWAP_SECONDS = 5.0  # how long to wait for a virus scanner or a reader to let go of a folder
-LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+ROWS_PER_SHARD = 1 << 17
+PART_ROWS, PART_SECONDS = 4096, 15.0  # a part of a build is sealed after so much, or so long
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of an index: its picture (SHA-256, hex), its name and its caption."""
+
+    sha256: str
+    source: str
+    caption: str
+
+
+Chosen = Callable[[Entry], bool]
 
 
 @dataclass(frozen=True)
@@ -47,19 +58,24 @@ class BuildReport:
     Attributes
     ----------
     count : int
-        Rows written.
+        Pictures in the index now.
+    embedded, reused : int
+        Files whose picture was embedded, and files whose picture was there already: in the index,
+        in a build that was interrupted, or under another name.
     skipped : list of (source, reason)
         Pictures that are NOT in the index, and why.
     seconds : float
     path : Path
         The index folder.
     hash : str
-        SHA-256 (hex) of its manifest: `Index.hash`.
+        `Index.hash`.
     notes : list of str
         Caption files that could not be used, wholly or in part.
     """
 
     count: int
+    embedded: int
+    reused: int
     skipped: list[tuple[str, str]]
     seconds: float
     path: Path
@@ -68,370 +84,565 @@ class BuildReport:
 
 
 def build(
-    folder: str | os.PathLike,
+    source: str | os.PathLike | Source,
     out: str | os.PathLike,
     descriptor: Descriptor,
     *,
     progress: Progress | None = None,
     batch: int = 16,
     device: torch.device | str = "cpu",
+    workers: int | None = None,
 ) -> BuildReport:
-    """Index every picture below `folder` into the index folder `out`, replacing an index there.
+    """Make the index folder `out` of exactly the pictures of `source`.
 
-    Rows are in the order of the sorted relative POSIX paths. Memory does not grow with the
-    pictures, only with their names. Draws nothing from the global random generator.
+    An index that is there is brought up to date: what it has is not embedded again, what `source`
+    no longer has leaves it, what was muted stays muted. Memory does not grow with the pictures but
+    for their names and 24 bytes each. Draws nothing from a global random generator.
 
     Parameters
     ----------
-    folder : path
-        Searched recursively; see `folder.load_picture` and `folder.Captions` for what is read.
+    source : path or Source
+        See `sources.open_source` for what is read.
     out : path
         Must be absent, empty, or an index: anything else is refused, never deleted.
     descriptor : Descriptor
         Moved to `device`.
     progress : callable, optional
-        ``progress(done, total, source)`` after each picture was read. What it raises propagates
-        and leaves `out` as it was.
+        ``progress(done, total, source)`` for each file; `total` is 0 where it is not known. What it
+        raises propagates; the next build goes on from there.
     batch : int
-        Pictures embedded at once, at most.
+        Pictures embedded at once.
+    workers : int, optional
+        Threads that read and decode.
 
     Raises
     ------
     AMGError
-        No folder, no picture file, no readable picture, `out` is something else or is being
-        built right now, or the disk refuses.
+        No pictures, `out` is something else or is being changed right now, or the disk refuses.
     """
-    started = time.perf_counter()
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, not {batch}")
-    folder, target = Path(folder), fmt.real(out)
-    if not target.name:
-        raise AMGError(f"{target} cannot be an index: give a folder below it.")
-    sources, skipped = list_pictures(folder)
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
-        with _writing(target):
-            _tidy(target)
-        _refuse_foreign(target)
-        work = fmt.build_folder(target)
-        try:
-            with _writing(target):
-                work.mkdir()
-            captions = Captions(folder)
-            with torch.inference_mode(False):
-                descriptor = descriptor.to(device)
-            with closing(_Store(work, target, descriptor.spec)) as store:
-                for group in _batches(folder, sources, skipped, progress, batch):
-                    store.add(group, captions, _embed(group, descriptor, device), skipped)
-                if not store.count:
-                    raise AMGError(_nothing_readable(folder, skipped))
-                manifest = store.finish()
-            with _writing(target):
-                index_hash = _seal(work, manifest)
-            _refuse_foreign(target)  # again: a build is long, and what is replaced is deleted
-            with _writing(target):
-                _swap(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return BuildReport(
-        count=manifest.count,
-        skipped=sorted(skipped),
-        seconds=time.perf_counter() - started,
-        path=Path(out),
-        hash=index_hash,
-        notes=captions.notes,
-    )
+    run = _Run(source, out, descriptor, progress, batch, device, workers)
+    with commit.changing(run.target) as work, ExitStack() as opened:
+        old = _old(run.target, descriptor.spec, opened)
+        store = run.embed(work, old.shards if old else (), opened)
+        muted = _muted(run.target)
+        return run.report(_publish(run.target, work, store, run.order(), (), muted))
 
 
-def _batches(
-    folder: Path,
-    sources: list[str],
-    skipped: list[tuple[str, str]],
-    progress: Progress | None,
-    batch: int,
-) -> Iterator[list[Picture]]:
-    """Readable pictures in order, a few at a time; the others go to `skipped`."""
-    group: list[Picture] = []
-    pixels = 0
-    for done, source in enumerate(sources, 1):
-        try:
-            picture = load_picture(folder / source, source)
-        except Unreadable as error:
-            skipped.append((source, str(error)))
-        else:
-            area = picture.size[0] * picture.size[1]
-            if group and (len(group) == batch or pixels + area > BATCH_PIXELS):
-                yield group
-                group, pixels = [], 0
-            group.append(picture)
-            pixels += area
-        if progress is not None:
-            progress(done, len(sources), source)
-    if group:
-        yield group
+def add(
+    source: str | os.PathLike | Source,
+    index: str | os.PathLike,
+    descriptor: Descriptor,
+    *,
+    progress: Progress | None = None,
+    batch: int = 16,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+) -> BuildReport:
+    """Add the pictures of `source` to an index; parameters as for `build`.
+
+    A picture that is there already, under whatever name, is not added twice: a new name or caption
+    of it is noted as an alias. A changed file comes in as a new picture, beside the old one.
+
+    Raises
+    ------
+    AMGError
+        As `build`; and where `index` is absent or made with another descriptor.
+    """
+    run = _Run(source, index, descriptor, progress, batch, device, workers)
+    with commit.changing(run.target) as work, ExitStack() as opened:
+        old = opened.enter_context(Index.open(run.target, descriptor.spec))
+        store = run.embed(work, old.shards, opened)
+        kept = _kept(old.shards, store.stored)
+        order = chain(_entries(old.shards[kept:]), run.order())
+        manifest = _publish(run.target, work, store, order, old.shards[:kept], old.manifest.muted)
+        return run.report(manifest)
 
 
-def _embed(
-    group: list[Picture], descriptor: Descriptor, device: torch.device | str
-) -> dict[int, np.ndarray]:
-    """Scale -> (len(group), D) float32. Pictures of one size are embedded together."""
-    sizes: dict[tuple[int, int], list[int]] = {}
-    for place, picture in enumerate(group):
-        sizes.setdefault(picture.size, []).append(place)
-    result: dict[int, np.ndarray] = {}
-    with plain_arithmetic(device):
-        for places in sizes.values():
-            stack = np.stack([group[place].pixels for place in places])
-            pictures = torch.from_numpy(stack).to(device).permute(0, 3, 1, 2).float() / 255
-            for scale in descriptor.spec.scales:
-                rows = descriptor.embed(pictures, scale).float().cpu().numpy()
-                if scale not in result:
-                    result[scale] = np.empty((len(group), rows.shape[1]), np.float32)
-                result[scale][places] = rows
-    return result
+def remove(index: str | os.PathLike, chosen: Chosen) -> int:
+    """Take the chosen files out of an index; returns how many they were.
+
+    A picture leaves when its last file is chosen; before that, another of its files gives it its
+    name and caption. Only shards that change are written anew.
+
+    Raises
+    ------
+    AMGError
+        Nothing would be left, or the index cannot be read or written.
+    """
+    target = fmt.real(index)
+    with commit.changing(target) as work, Index.open(target) as old:
+        removed, rows_left = 0, 0
+        changed: set[int] = set()
+        gone: set[str] = set()  # pictures whose first file goes
+        for number, shard in enumerate(old.shards):
+            first = {entry.sha256 for entry in _own(shard) if chosen(entry)}
+            others = sum(chosen(entry) for entry in _others(shard))
+            if first or others:
+                changed.add(number)
+                rows_left += shard.count - len(first)
+            removed += len(first) + others
+            gone |= first
+        if not removed:
+            return 0
+        for number, shard in enumerate(old.shards):
+            left = {e.sha256 for e in _others(shard) if e.sha256 in gone and not chosen(e)}
+            if left:  # they become the first
+                changed.add(number)
+                rows_left += len(left)
+        for number in range(len(old.shards)):  # aliases need a shard to be in
+            if not rows_left and number not in changed:
+                changed.add(number)
+                rows_left = old.shards[number].count
+        if not rows_left:
+            raise AMGError(f"That would leave the index {target} empty: delete its folder instead.")
+        order = _entries([old.shards[number] for number in sorted(changed)])
+        kept = [shard for number, shard in enumerate(old.shards) if number not in changed]
+        left_over = (entry for entry in order if not chosen(entry))
+        pool = _Pool(old.spec, old.shards)
+        _publish(target, work, pool, left_over, kept, old.manifest.muted)
+        return removed
 
 
-class _Store:
-    """The data files in the making: one open row file a scale, and the database."""
+def mute(index: str | os.PathLike, chosen: Chosen, reason: str) -> int:
+    """Let searches pass over the chosen pictures: one's own, or public-domain art.
 
-    def __init__(self, work: Path, target: Path, spec: DescriptorSpec) -> None:
-        self.work, self.target, self.spec = work, target, spec
-        self.count = 0
-        self.dims: dict[int, int] = {}
-        self._rows: dict[int, object] = {}
-        with _writing(target):
-            self._meta = sqlite3.connect(work / fmt.META)
-            # No journal: the whole folder is thrown away unless the build ends well.
-            self._meta.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
-            self._meta.executescript(fmt.SCHEMA)
+    They stay in the index, and stay muted when it is built again. Returns how many they are.
+    """
+    target = fmt.real(index)
+    with commit.changing(target), Index.open(target) as old:
+        found = {entry.sha256 for entry in _entries(old.shards) if chosen(entry)}
+        if found:
+            _mark(target, old, dict(old.manifest.muted) | dict.fromkeys(found, reason))
+        return len(found)
 
-    def add(
-        self,
-        group: list[Picture],
-        captions: Captions,
-        embeddings: dict[int, np.ndarray],
-        skipped: list[tuple[str, str]],
-    ) -> None:
-        """Append the pictures whose embeddings float16 can hold; the others go to `skipped`."""
-        with np.errstate(over="ignore"):
-            halves = {scale: rows.astype("<f2") for scale, rows in embeddings.items()}
-        good = np.logical_and.reduce([np.isfinite(rows).all(1) for rows in halves.values()])
-        skipped.extend(
-            (picture.source, "the descriptor gave values that are not finite")
-            for picture, kept in zip(group, good, strict=True)
-            if not kept
-        )
-        kept = [picture for picture, fine in zip(group, good, strict=True) if fine]
-        texts = [captions.get(picture.source) for picture in kept]
-        small = [_thumbnail(picture.pixels) for picture in kept]
-        ids = range(self.count, self.count + len(kept))
-        with _writing(self.target):
-            for scale, rows in halves.items():
-                self._file(scale, rows.shape[1]).write(rows[good].tobytes())
-            self._meta.executemany(
-                "INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (i, storable(picture.source), text, picture.sha256, *picture.size)
-                    for i, picture, text in zip(ids, kept, texts, strict=True)
-                ],
-            )
-            self._meta.executemany(
-                "INSERT INTO thumbnails VALUES (?, ?)", zip(ids, small, strict=True)
-            )
-            self._meta.commit()
-        self.count += len(kept)
 
-    def _file(self, scale: int, dim: int):
-        if scale not in self._rows:
-            self._rows[scale] = open(self.work / fmt.rows_name(scale), "wb")  # noqa: SIM115
-            self._rows[scale].write(fmt.rows_header(0, dim))
-            self.dims[scale] = dim
-        if self.dims[scale] != dim:
-            raise ValueError(f"{self.spec.id} gave {self.dims[scale]}, then {dim} dimensions")
-        return self._rows[scale]
+def unmute(index: str | os.PathLike, chosen: Chosen) -> int:
+    """Undo `mute` for the chosen pictures; returns how many they are."""
+    target = fmt.real(index)
+    with commit.changing(target), Index.open(target) as old:
+        muted = dict(old.manifest.muted)
+        found = {e.sha256 for e in _entries(old.shards) if e.sha256 in muted and chosen(e)}
+        if found:
+            _mark(target, old, {key: why for key, why in muted.items() if key not in found})
+        return len(found)
 
-    def finish(self) -> fmt.Manifest:
-        """Put the final count into the headers, close, and hash."""
-        with _writing(self.target):
-            for scale, file in self._rows.items():
-                file.seek(0)
-                file.write(fmt.rows_header(self.count, self.dims[scale]))
-            self.close()
-            names = [fmt.META, *map(fmt.rows_name, self.spec.scales)]
-            return fmt.Manifest(
-                spec=self.spec,
-                count=self.count,
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                dims={scale: self.dims[scale] for scale in self.spec.scales},
-                files={name: fmt.digest(self.work / name) for name in names},
-            )
+
+def merge(indexes: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
+    """Make one index of several; returns its number of pictures.
+
+    A picture that several hold is in once, with its further names and captions as aliases. What is
+    muted in one is muted in the result. Shards that hold nothing known are copied as they are, so
+    the parts of a large index can be built on many machines.
+
+    Raises
+    ------
+    AMGError
+        Another descriptor, `out` is one of the indexes or not an index, or the disk refuses.
+    """
+    target = fmt.real(out)
+    if target in {fmt.real(index) for index in indexes}:
+        raise AMGError(f"{target} is one of the indexes to merge: give another folder.")
+    with commit.changing(target) as work, ExitStack() as opened:
+        whole = Index.combine([opened.enter_context(Index.open(index)) for index in indexes])
+        known, kept, again = Known(), [], []
+        for number, shard in enumerate(whole.shards):
+            new = shard.entry.path and not known.find_all(shard.hashes).any()
+            (kept if new else again).append(shard)
+            known.add(shard.hashes, number)
+        pool = _Pool(whole.spec, whole.shards)
+        manifest = _publish(target, work, pool, _entries(again), kept, whole.manifest.muted)
+        return manifest.count
+
+
+# ---------------------------------------------------------------- embed what is new
+
+
+class _Pool:
+    """Pictures that are embedded already, by the hash of their file."""
+
+    def __init__(self, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
+        self.spec, self.shards, self.known = spec, [], Known()
+        for shard in shards:
+            self._enter(shard)
+
+    def _enter(self, shard: Shard) -> None:
+        self.known.add(shard.hashes, len(self.shards))
+        self.shards.append(shard)
+
+    def copy(self, entry: Entry, writer: ShardWriter) -> None:
+        """Append the picture to `writer`, under the name and caption of `entry`."""
+        number, row = self.known.find(bytes.fromhex(entry.sha256))
+        shard = self.shards[number]
+        there = shard.record(row)
+        record = Record(entry.source, entry.caption, entry.sha256, there.width, there.height)
+        rows = {scale: shard.rows(scale)[row] for scale in self.spec.scales}
+        writer.add(record, rows, shard.thumbnail(row))
 
     def close(self) -> None:
-        """Safe to call twice."""
-        for file in self._rows.values():
-            file.close()
-        self._meta.close()
+        """Nothing of its own to let go of."""
 
 
-def _thumbnail(pixels: np.ndarray) -> bytes:
-    """Longest side at most THUMBNAIL_SIDE px, never enlarged; WebP, or JPEG without it."""
-    from PIL import Image, features
+class _Store(_Pool):
+    """What a build has embedded so far, in sealed parts below the build folder.
 
-    image = Image.fromarray(pixels)
-    image.thumbnail((fmt.THUMBNAIL_SIDE, fmt.THUMBNAIL_SIDE))
-    file = BytesIO()
-    image.save(file, "WEBP" if features.check("webp") else "JPEG", quality=85)
-    return file.getvalue()
+    Parts of a build that was killed are taken over where they are whole and of the same descriptor.
+    """
+
+    def __init__(self, folder: Path, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
+        super().__init__(spec, shards)
+        self.folder, self._first = folder, len(self.shards)
+        self._next = 0
+        self._writer: ShardWriter | None = None
+        self._unsealed: set[str] = set()
+        self._started = 0.0
+        for part in sorted(folder.glob("*")):
+            self._next = max(self._next, int(part.name) + 1)
+            try:
+                manifest = fmt.parse_manifest((part / fmt.MANIFEST).read_bytes(), part)
+                if manifest.spec != spec:
+                    raise AMGError("made by another descriptor")
+                shard = Shard(part, manifest.shards[0], dict(manifest.dims))
+                shard.check()
+            except (AMGError, OSError):  # cut short: its pictures are embedded again
+                shutil.rmtree(part)
+            else:
+                self._enter(shard)
+
+    @property
+    def stored(self) -> int:
+        """Pictures in the sealed parts."""
+        return sum(shard.count for shard in self.shards[self._first :])
+
+    def has(self, sha256: str) -> bool:
+        """Whether the picture needs no embedding. May be called from several threads."""
+        return sha256 in self._unsealed or self.known.find(bytes.fromhex(sha256)) is not None
+
+    def add(self, seen: Seen, rows: dict[int, np.ndarray]) -> None:
+        """Store a picture: scale -> (D,); seals the part when it is large or old."""
+        if self._writer is None:
+            self._writer = ShardWriter(self.folder / f"{self._next:08}", self.spec)
+            self._next, self._started = self._next + 1, time.monotonic()
+        size = seen.picture.width, seen.picture.height
+        self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+        self._unsealed.add(seen.sha256)
+        old = time.monotonic() - self._started > PART_SECONDS
+        if old or self._writer.count >= PART_ROWS:
+            self.seal()
+
+    def seal(self) -> None:
+        """Let what was stored survive a crash. The manifest comes last: without it nothing counts."""
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        entry = writer.finish(_PART)
+        manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
+        fresh = writer.folder / "manifest.tmp"
+        fresh.write_bytes(fmt.dump_manifest(manifest))
+        os.replace(fresh, writer.folder / fmt.MANIFEST)
+        self._enter(Shard(writer.folder, entry, dict(writer.dims)))
+        self._unsealed = set()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for shard in self.shards[self._first :]:
+            shard.close()
 
 
-def _nothing_readable(folder: Path, skipped: list[tuple[str, str]]) -> str:
-    shown = "; ".join(f"{source}: {reason}" for source, reason in sorted(skipped)[:3])
-    return (
-        f"No readable picture in {folder} ({len(skipped)} skipped: {shown}"
-        f"{'; …' if len(skipped) > 3 else ''}): replace the damaged files, or give another folder."
-    )
+_PART = f"{fmt.SHARDS}/{'0' * 16}"  # a part has no place in an index yet
 
 
-def _seal(work: Path, manifest: fmt.Manifest) -> str:
-    """Write the manifest, flush every file to the disk, return the index hash."""
-    data = fmt.dump_manifest(manifest)
-    (work / fmt.MANIFEST).write_bytes(data)
-    for path in work.iterdir():
-        _flush(path)
-    _flush(work)
-    return hashlib.sha256(data).hexdigest()
+class _Run:
+    """One reading of a source into an index."""
 
+    def __init__(self, source, out, descriptor, progress, batch, device, workers) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, not {batch}")
+        self.started = time.perf_counter()
+        self.out, self.target = Path(out), fmt.real(out)
+        is_path = isinstance(source, (str, os.PathLike))
+        self.source: Source = open_source(source) if is_path else source
+        self.descriptor, self.progress = descriptor, progress
+        self.batch, self.device, self.workers = batch, device, workers
+        self.skipped: list[tuple[str, str]] = []
+        self.files = self.embedded = self.done = 0
 
-def _flush(path: Path) -> None:
-    """fsync a file, or a folder where the system can."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
+        """Embed what neither `shards` nor an earlier build has; note the order of all files.
 
-
-def _swap(work: Path, target: Path) -> None:
-    """Put the finished folder in the place of `target`. Ends with the old or the new one there."""
-    old = fmt.old_folder(target)
-    try:
-        if target.exists():
-            _rename(target, old)
-        _rename(work, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        raise
-    _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _rename(source: Path, to: Path) -> None:
-    """os.rename that waits for others to let go (Windows)."""
-    until = time.monotonic() + SWAP_SECONDS
-    while True:
+        The store is closed with `opened`. AMGError where the source has no readable picture.
+        """
+        with commit.writing(self.target):
+            work.mkdir(exist_ok=True, parents=True)
+            store = _Store(work / "parts", self.descriptor.spec, shards)
+            opened.callback(store.close)
+            self._order = work / "order.jsonl"
+            order = open(self._order, "w", encoding="utf-8")  # noqa: SIM115
+            opened.callback(order.close)
+        embedder = Embedder(self.descriptor, self.device, self.batch)
         try:
-            return os.rename(source, to)
-        except PermissionError:
-            if os.name != "nt" or time.monotonic() > until:
-                raise
-            time.sleep(0.1)
+            for seen in self._embedded(store, embedder):
+                with commit.writing(self.target):
+                    order.write(json.dumps([seen.sha256, seen.source, seen.caption]) + "\n")
+            with commit.writing(self.target):
+                store.seal()
+                order.close()
+            if not self.files:
+                raise AMGError(self._nothing())
+        except BaseException:
+            with suppress(OSError, sqlite3.Error):  # keep what was done for the next attempt
+                store.seal()
+            if not store.stored:
+                store.close()
+                order.close()
+                _discard(self.target)
+            raise
+        return store
 
+    def _embedded(self, store: _Store, embedder: Embedder) -> Iterator[Seen]:
+        """The usable files in order, once their pictures are in the store."""
+        group: list[Seen] = []
+        fresh: dict[str, Seen] = {}
+        for seen in read_ahead(self.source, store.has, self.workers):
+            group.append(seen)
+            if seen.picture is not None and not store.has(seen.sha256):
+                fresh.setdefault(seen.sha256, seen)
+            if len(group) >= _GROUP or embedder.full([s.picture for s in fresh.values()]):
+                yield from self._flush(group, fresh, store, embedder)
+                group, fresh = [], {}
+        yield from self._flush(group, fresh, store, embedder)
 
-def _tidy(target: Path) -> None:
-    """Mend what a killed build left: a half-done swap, a half-built folder. Call under the lock."""
-    old, work = fmt.old_folder(target), fmt.build_folder(target)
-    if old.exists() and not target.exists():
-        os.rename(old, target)
-    for leftover in (old, work):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    def _flush(
+        self, group: list[Seen], fresh: dict[str, Seen], store: _Store, embedder: Embedder
+    ) -> Iterator[Seen]:
+        new = list(fresh.values())
+        rows = embedder([seen.picture for seen in new]) if new else {}
+        for place, seen in enumerate(new):
+            own = {scale: values[place] for scale, values in rows.items()}
+            if all(np.isfinite(row).all() for row in own.values()):
+                with commit.writing(self.target):
+                    store.add(seen, own)
+                self.embedded += 1
+        for seen in group:
+            self.done += 1
+            if seen.problem:
+                self.skipped.append((seen.source, seen.problem))
+            elif store.has(seen.sha256):
+                self.files += 1
+                yield seen
+            else:
+                why = "the descriptor gave values that are not finite"
+                self.skipped.append((seen.source, why))
+            if self.progress is not None:
+                self.progress(self.done, len(self.source), seen.source)
 
+    def order(self) -> Iterator[Entry]:
+        """All usable files of the source in order."""
+        with open(self._order, encoding="utf-8") as lines:
+            for line in lines:
+                yield Entry(*json.loads(line))
 
-def _refuse_foreign(target: Path) -> None:
-    """A build replaces an index, and nothing else that a person may have in that place."""
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise AMGError(f"{target} is a file: give a folder for the index, new or an index.")
-    names = {entry.name for entry in target.iterdir()} - LEFT_BY_SYSTEMS
-    ours = {name for name in names if name in (fmt.MANIFEST, fmt.META) or _is_rows(name)}
-    if names - ours:
-        raise AMGError(
-            f"{target} holds other files ({', '.join(sorted(names - ours)[:3])}) and will not be "
-            f"replaced: give another folder for the index, or move them away."
+    def report(self, manifest: fmt.Manifest) -> BuildReport:
+        return BuildReport(
+            count=manifest.count,
+            embedded=self.embedded,
+            reused=self.files - self.embedded,
+            skipped=sorted([*self.skipped, *self.source.skipped]),
+            seconds=time.perf_counter() - self.started,
+            path=self.out,
+            hash=fmt.identity(manifest),
+            notes=list(self.source.notes),
         )
-    if names and fmt.META not in names and not any(map(_is_rows, names)):
-        raise AMGError(f"{target} is not an index and will not be replaced: give another folder.")
 
-
-def _is_rows(name: str) -> bool:
-    return name.startswith("rows.") and name.endswith(".f16.npy")
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Disk errors in the block become an AMGError that names the index."""
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        held = os.name == "nt" and isinstance(error, PermissionError)
-        step = (
-            "close the programs that have this index open, then build again"
-            if held
-            else "free space or choose a folder you may write to, then build again"
+    def _nothing(self) -> str:
+        skipped = sorted([*self.skipped, *self.source.skipped])
+        if not skipped:
+            return f"No pictures in {self.source.name}: put some there, or give another place."
+        shown = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
+        return (
+            f"No readable picture in {self.source.name} ({len(skipped)} skipped: {shown}"
+            f"{'; …' if len(skipped) > 3 else ''}): replace the damaged files, or give another place."
         )
-        raise AMGError(f"Cannot write the index {target} ({error}): {step}.") from error
 
 
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One build of an index at a time. The system lets go of the lock when a process dies."""
-    path = fmt.lock_file(target)
-    with _writing(target):
-        file = _take(path)
-    if file is None:
-        raise AMGError(f"Another build of the index {target} is running: wait until it has ended.")
-    try:
-        yield
-    finally:
-        if os.name == "nt":
-            file.close()
-        with suppress(OSError):  # another build holds it already (Windows)
-            path.unlink()
-        file.close()
+_GROUP = 1024  # files that are noted at once, where few of them are new
 
 
-def _take(path: Path):
-    """The locked file, open; None where another process has it."""
-    while True:
-        file = open(path, "ab")  # noqa: SIM115 (held until the build ends)
-        try:
-            _system_lock(file)
-        except BlockingIOError:
-            file.close()
+# ---------------------------------------------------------------- lay the rows out
+
+
+def _publish(
+    target: Path,
+    work: Path,
+    pool: _Pool,
+    order: Iterable[Entry],
+    kept: Sequence[Shard],
+    muted: Mapping[str, str],
+) -> fmt.Manifest:
+    """Make the index of the shards `kept` as they are and, after them, the files of `order`.
+
+    The first file of a picture gives its row a name; the others become aliases.
+    """
+    with commit.writing(target), ExitStack() as opened:
+        layout = _Layout(target, work, pool, kept)
+        opened.callback(layout.close)
+        for entry in order:
+            layout.put(entry)
+        layout.seal()
+        if not layout.entries:
+            raise AMGError(f"The index {target} would be empty: nothing was changed.")
+        manifest = fmt.Manifest(pool.spec, layout.dims, layout.entries, commit.now(), muted)
+        layout.close()
+        pool.close()
+    commit.publish(target, manifest, layout.made)
+    return manifest
+
+
+class _Layout:
+    """Rows in their final order, cut into shards."""
+
+    def __init__(self, target: Path, work: Path, pool: _Pool, kept: Sequence[Shard]) -> None:
+        self.work, self.pool = work / fmt.SHARDS, pool
+        self.entries: list[fmt.ShardEntry] = []
+        self.made: dict[str, Path] = {}  # shards that are still to be moved to their place
+        self.dims: dict[int, int] = {}
+        self._shards: list[Shard] = []
+        self._mine: list[Shard] = []  # those made here
+        self._placed = Known()
+        self._writer: ShardWriter | None = None
+        self._names: dict[str, tuple[str, str]] = {}  # of the rows in the writer
+        self._aliases: set[tuple[str, str, str]] = set()
+        self._early: list[Entry] = []  # aliases that came before any row
+        if self.work.exists():
+            shutil.rmtree(self.work)
+        self.work.mkdir(parents=True)
+        for shard in kept:
+            if shard.folder != target / shard.entry.path:  # of another index
+                folder = self.work / f"copy{len(self._shards)}"
+                shutil.copytree(shard.folder, folder)
+                self.made[shard.entry.path] = folder
+            self._place(shard.entry, shard)
+            self._aliases.update(shard.aliases())
+            self.dims = {scale: shard.rows(scale).shape[1] for scale in pool.spec.scales}
+
+    def put(self, entry: Entry) -> None:
+        if (names := self._names_of(entry.sha256)) is None:
+            if self._writer is not None and self._writer.count >= ROWS_PER_SHARD:
+                self.seal()
+            if self._writer is None:
+                self._writer = ShardWriter(self.work / f"new{len(self._shards)}", self.pool.spec)
+            self.pool.copy(entry, self._writer)
+            self._names[entry.sha256] = (entry.source, entry.caption)
+            early, self._early = self._early, []
+            for alias in early:
+                self._writer.alias(alias.sha256, alias.source, alias.caption)
+        elif names != (entry.source, entry.caption) and astuple(entry) not in self._aliases:
+            self._aliases.add(astuple(entry))
+            if self._writer is None:
+                self._early.append(entry)
+            else:
+                self._writer.alias(entry.sha256, entry.source, entry.caption)
+
+    def seal(self) -> None:
+        """Finish the shard that is being written."""
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        entry = writer.finish()
+        self.made[entry.path] = writer.folder
+        self.dims = dict(writer.dims)
+        shard = Shard(writer.folder, entry, self.dims)
+        self._mine.append(shard)
+        self._place(entry, shard)
+        self._names = {}
+
+    def _place(self, entry: fmt.ShardEntry, shard: Shard) -> None:
+        self._placed.add(shard.hashes, len(self._shards))
+        self._shards.append(shard)
+        self.entries.append(entry)
+
+    def _names_of(self, sha256: str) -> tuple[str, str] | None:
+        """Name and caption of the row of a picture; None where it has none yet."""
+        if sha256 in self._names:
+            return self._names[sha256]
+        place = self._placed.find(bytes.fromhex(sha256))
+        if place is None:
             return None
-        except OSError as error:  # a file system without locks: go on without
-            if os.name == "nt" or error.errno == errno.EACCES:
-                file.close()
-                return None
-        try:  # the one we locked may have been removed by the build that ended just now
-            if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        except FileNotFoundError:
-            pass
-        file.close()
+        record = self._shards[place[0]].record(place[1])
+        return record.source, record.caption
+
+    def close(self) -> None:
+        """Let go of the files that were made (Windows moves no open files)."""
+        if self._writer is not None:
+            self._writer.close()
+        for shard in self._mine:
+            shard.close()
 
 
-def _system_lock(file) -> None:
-    if os.name == "nt":
-        import msvcrt
+def _mark(target: Path, old: Index, muted: Mapping[str, str]) -> None:
+    manifest = replace(old.manifest, muted=muted, created=commit.now())
+    commit.publish(target, manifest, {})
 
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _own(shard: Shard) -> Iterator[Entry]:
+    """The first file of each picture of a shard, in order."""
+    return (Entry(record.sha256, record.source, record.caption) for record in shard.records())
+
+
+def _others(shard: Shard) -> Iterator[Entry]:
+    """The further files that a shard names."""
+    return (Entry(*alias) for alias in shard.aliases())
+
+
+def _entries(shards: Iterable[Shard]) -> Iterator[Entry]:
+    """All files, in an order from which the same shards come."""
+    for shard in shards:
+        yield from _own(shard)
+        yield from _others(shard)
+
+
+def _kept(shards: Sequence[Shard], fresh: int) -> int:
+    """How many shards stay as they are when `fresh` pictures are added.
+
+    The last shard is written anew together with the new pictures while it is no longer than twice
+    what comes: few shards, and each row is rewritten O(log N) times [1]_. It is written anew, too,
+    where only names come, which need a shard to be in.
+
+    References
+    ----------
+    .. [1] J. Bentley, J. Saxe, "Decomposable searching problems I", J. Algorithms 1980.
+    """
+    kept, size = len(shards), fresh
+    while kept and (
+        not shards[kept - 1].entry.path  # of version 1
+        or size == 0
+        or (shards[kept - 1].count <= 2 * size and shards[kept - 1].count + size <= ROWS_PER_SHARD)
+    ):
+        kept -= 1
+        size += shards[kept].count
+    return kept
+
+
+def _old(target: Path, spec: DescriptorSpec, opened: ExitStack) -> Index | None:
+    """The index to take embeddings from; None where there is none of this descriptor, or a damaged
+    one (which a build mends)."""
+    try:
+        return opened.enter_context(Index.open(target, spec))
+    except AMGError:
+        return None
+
+
+def _muted(target: Path) -> Mapping[str, str]:
+    """What is muted in the index there, even where its rows cannot be used."""
+    try:
+        data = (target / fmt.MANIFEST).read_bytes()
+        return fmt.parse_manifest(data, target / fmt.MANIFEST).muted
+    except (OSError, AMGError):
+        return {}
+
+
+def _discard(target: Path) -> None:
+    """Forget a build that has nothing to show; the folder too, where it was made for it."""
+    shutil.rmtree(target / fmt.BUILD, ignore_errors=True)
+    with suppress(OSError):
+        target.rmdir()

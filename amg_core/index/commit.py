@@ -1,0 +1,191 @@
+"""Change an index folder so that every reader finds the old index or the new one.
+
+New shards are written into the hidden build folder, flushed to the disk and moved in under names
+that say what is in them; then the manifest is replaced, which systems do in one step; then what the
+new manifest no longer names is removed. A program that has the old index open keeps reading it: on
+POSIX removed files live on while they are open, on Windows they cannot be removed and stay until
+the next change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..errors import AMGError
+from . import format as fmt
+from .shard import check_file, flush
+
+LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+OURS = frozenset({fmt.MANIFEST, fmt.META, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
+PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
+
+
+@contextmanager
+def changing(index: Path) -> Iterator[Path]:
+    """One change of an index at a time. Gives the build folder, which outlives a crash.
+
+    Raises
+    ------
+    AMGError
+        Another change is running, `index` is something else than an index, or the disk refuses.
+    """
+    if not index.name:
+        raise AMGError(f"{index} cannot be an index: give a folder below it.")
+    with writing(index):
+        index.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(index):
+        refuse_foreign(index)
+        yield index / fmt.BUILD
+
+
+def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
+    """Make `manifest` the index. `made`: shard path -> the folder where it was written."""
+    entries = {entry.path: entry for entry in manifest.shards}
+    with writing(index):
+        (index / fmt.SHARDS).mkdir(exist_ok=True)
+        for path, folder in made.items():
+            place, entry = index / path, entries[path]
+            if place.exists() and _sound(place, entry):  # the index has it already
+                continue
+            shutil.rmtree(place, ignore_errors=True)
+            _patiently(os.rename, folder, place)
+        flush(index / fmt.SHARDS)
+        fresh = index / fmt.BUILD / fmt.MANIFEST
+        fresh.parent.mkdir(exist_ok=True)
+        fresh.write_bytes(fmt.dump_manifest(manifest))
+        flush(fresh)
+        _patiently(os.replace, fresh, index / fmt.MANIFEST)
+        flush(index)
+    _collect(index, manifest)
+
+
+def _sound(place: Path, entry: fmt.ShardEntry) -> bool:
+    try:
+        for name, file in entry.files.items():
+            check_file(place / name, file)
+    except AMGError:
+        return False
+    return True
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _collect(index: Path, manifest: fmt.Manifest) -> None:
+    """Remove what the manifest does not name; what is held open stays for the next time."""
+    shutil.rmtree(index / fmt.BUILD, ignore_errors=True)
+    kept = {shard.path for shard in manifest.shards}
+    for folder in (index / fmt.SHARDS).iterdir():
+        if f"{fmt.SHARDS}/{folder.name}" not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    if "" not in kept:  # files of version 1
+        for path in index.iterdir():
+            if path.name == fmt.META or _is_rows(path.name):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def refuse_foreign(index: Path) -> None:
+    """A build replaces an index, and nothing else that a person may have in that place."""
+    if not index.exists():
+        return
+    if not index.is_dir():
+        raise AMGError(f"{index} is a file: give a folder for the index, new or an index.")
+    names = {entry.name for entry in index.iterdir()} - LEFT_BY_SYSTEMS
+    others = sorted(name for name in names - OURS if not _is_rows(name))
+    if others:
+        raise AMGError(
+            f"{index} holds other files ({', '.join(others[:3])}) and will not be replaced: give "
+            f"another folder for the index, or move them away."
+        )
+    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD}:
+        raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
+
+
+def _is_rows(name: str) -> bool:
+    return name.startswith("rows.") and name.endswith(".f16.npy")
+
+
+@contextmanager
+def writing(index: Path) -> Iterator[None]:
+    """Disk errors in the block become an AMGError that names the index."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        held = os.name == "nt" and isinstance(error, PermissionError)
+        step = (
+            "close the programs that have this index open, then try again"
+            if held
+            else "free space or choose a folder you may write to, then try again"
+        )
+        raise AMGError(f"Cannot write the index {index} ({error}): {step}.") from error
+
+
+def _patiently(move, source: Path, to: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return move(source, to)
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+@contextmanager
+def _locked(index: Path) -> Iterator[None]:
+    """The system lets go of the lock when a process dies."""
+    path = fmt.lock_file(index)
+    with writing(index):
+        file = _take(path)
+    if file is None:
+        raise AMGError(f"The index {index} is being built or changed: wait until that has ended.")
+    try:
+        yield
+    finally:
+        if os.name == "nt":
+            file.close()
+        with suppress(OSError):  # another change holds it already (Windows)
+            path.unlink()
+        file.close()
+
+
+def _take(path: Path):
+    """The locked file, open; None where another process has it."""
+    while True:
+        file = open(path, "ab")  # noqa: SIM115 (held until the change ends)
+        try:
+            _system_lock(file)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError as error:  # a file system without locks: go on without
+            if os.name == "nt" or error.errno == errno.EACCES:
+                file.close()
+                return None
+        try:  # the one we locked may have been removed by the change that ended just now
+            if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()
+
+
+def _system_lock(file) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,127 @@
+"""From a source of pictures to rows: read ahead in parallel, embed in batches of one fixed shape."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+
+from ..arithmetic import plain_arithmetic
+from ..descriptors.base import Descriptor, embed_scales
+from . import format as fmt
+from .picture import Picture, Unreadable, decode, pixel_hash
+from .sources import Item
+
+BATCH_PIXELS = 1 << 25  # a batch holds no more than this many pixels (or one larger picture)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An item that was read.
+
+    `picture` and `thumbnail` are None where the picture is known already or cannot be used; in the
+    latter case `problem` says why, and `sha256` may be "".
+    """
+
+    source: str
+    caption: str
+    sha256: str = ""
+    picture: Picture | None = None
+    thumbnail: bytes | None = None
+    problem: str = ""
+
+
+def read_ahead(
+    items: Iterable[Item], known: Callable[[str], bool], workers: int | None = None
+) -> Iterator[Seen]:
+    """Read, hash and decode the items in `workers` threads; the results come in order.
+
+    A picture for which `known(sha256)` holds is not decoded. At most two items a thread are in
+    memory: decoding, hashing, shrinking and file access all let other threads run.
+    """
+    workers = workers or min(32, max(2, os.cpu_count() or 1))
+    waiting: deque[Future[Seen]] = deque()
+    with ThreadPoolExecutor(workers, "amg-read") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(_read, item, known))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _read(item: Item, known: Callable[[str], bool]) -> Seen:
+    sha256 = ""
+    try:
+        data = item.read()
+        sha256 = (
+            pixel_hash(data) if isinstance(data, np.ndarray) else hashlib.sha256(data).hexdigest()
+        )
+        if known(sha256):
+            return Seen(item.source, item.caption, sha256)
+        picture = decode(data, item.source)
+        return Seen(item.source, item.caption, sha256, picture, encode_thumbnail(picture.pixels))
+    except Unreadable as error:
+        return Seen(item.source, item.caption, sha256, problem=str(error))
+
+
+class Embedder:
+    """Pictures of any size -> rows, such that a row depends on its picture alone.
+
+    Networks round differently for different batch sizes. So every batch is filled up to `batch`
+    pictures of the descriptor's input size, and an interrupted build ends in the rows of an
+    undisturbed one. Moves the descriptor to `device`.
+    """
+
+    def __init__(self, descriptor: Descriptor, device: torch.device | str, batch: int) -> None:
+        with torch.inference_mode(False):
+            self.descriptor = descriptor.to(device)
+        self.device, self.batch = torch.device(device), batch
+
+    def full(self, pictures: list[Picture]) -> bool:
+        """Whether these are as many as should be embedded at once."""
+        area = sum(picture.pixels.shape[0] * picture.pixels.shape[1] for picture in pictures)
+        return len(pictures) >= self.batch or area >= BATCH_PIXELS
+
+    def __call__(self, pictures: list[Picture]) -> dict[int, np.ndarray]:
+        """At most `batch` pictures -> {scale: (n, D) float16}."""
+        with plain_arithmetic(self.device):
+            tensors = [self._tensor(picture.pixels) for picture in pictures]
+            if hasattr(self.descriptor, "shrink"):
+                found = {scale: self._rows(tensors, scale) for scale in self.descriptor.spec.scales}
+            else:  # its input size depends on the picture
+                rows = [embed_scales(self.descriptor, tensor) for tensor in tensors]
+                found = {scale: torch.cat([row[scale] for row in rows]) for scale in rows[0]}
+            with np.errstate(over="ignore"):
+                return {s: rows.float().cpu().numpy().astype("<f2") for s, rows in found.items()}
+
+    def _rows(self, tensors: list[torch.Tensor], scale: int) -> torch.Tensor:
+        small = [self.descriptor.shrink(tensor, scale) for tensor in tensors]
+        small += [torch.zeros_like(small[0])] * (self.batch - len(small))
+        return self.descriptor.embed(torch.cat(small), scale)[: len(tensors)]
+
+    def _tensor(self, pixels: np.ndarray) -> torch.Tensor:
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def encode_thumbnail(pixels: np.ndarray) -> bytes:
+    """Longest side at most THUMBNAIL_SIDE px, never enlarged; WebP, or JPEG without it."""
+    from PIL import Image, features
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((fmt.THUMBNAIL_SIDE, fmt.THUMBNAIL_SIDE))
+    file = BytesIO()
+    image.save(file, "WEBP" if features.check("webp") else "JPEG", quality=85)
+    return file.getvalue()

@@ -1,0 +1,321 @@
+"""One shard of an index: written once, from the first row to the last, then only read."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from ..descriptors.base import DescriptorSpec
+from ..errors import AMGError
+from . import format as fmt
+
+MEND = "rebuild the index, or restore the folder from a backup"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an index knows of a picture besides its rows.
+
+    `source`: its name where it came from; `sha256`: hex, of its file; `width`, `height`: pixels.
+    """
+
+    source: str
+    caption: str
+    sha256: str
+    width: int
+    height: int
+
+
+class ShardWriter:
+    """Writes a shard into an empty folder. The bytes depend on the content alone."""
+
+    def __init__(self, folder: Path, spec: DescriptorSpec) -> None:
+        self.folder, self.spec, self.count = folder, spec, 0
+        self.dims: dict[int, int] = {}
+        self._rows: dict[int, object] = {}
+        folder.mkdir(parents=True)
+        self._hashes = open(folder / fmt.HASHES, "wb")  # noqa: SIM115 (closed by close)
+        self._hashes.write(fmt.npy_header("|u1", 0, 32))
+        self._meta = sqlite3.connect(folder / fmt.META, isolation_level=None)
+        # No journal: an unfinished shard is thrown away. One transaction: SQLite counts them.
+        self._meta.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
+        self._meta.executescript(f"BEGIN; {fmt.SCHEMA}")
+
+    def add(self, record: Record, rows: dict[int, np.ndarray], thumbnail: bytes | None) -> None:
+        """Append a picture: scale -> (D,) float16, and an encoded thumbnail or None."""
+        for scale in self.spec.scales:
+            row = np.ascontiguousarray(rows[scale], "<f2")
+            self._file(scale, row.shape[0]).write(row.data)
+        self._hashes.write(bytes.fromhex(record.sha256))
+        self._meta.execute(
+            "INSERT INTO pictures VALUES (?, ?, ?, ?, ?)",
+            (self.count, record.source, record.caption, record.width, record.height),
+        )
+        if thumbnail is not None:
+            self._meta.execute("INSERT INTO thumbnails VALUES (?, ?)", (self.count, thumbnail))
+        self.count += 1
+
+    def alias(self, sha256: str, source: str, caption: str) -> None:
+        """Note a further file with the bytes of a picture of this or another shard."""
+        self._meta.execute("INSERT INTO aliases VALUES (?, ?, ?)", (sha256, source, caption))
+
+    def _file(self, scale: int, dim: int):
+        if scale not in self._rows:
+            self._rows[scale] = open(self.folder / fmt.rows_name(scale), "wb")  # noqa: SIM115
+            self._rows[scale].write(fmt.npy_header("<f2", 0, dim))
+            self.dims[scale] = dim
+        if self.dims[scale] != dim:
+            raise ValueError(f"{self.spec.id} gave {self.dims[scale]}, then {dim} dimensions")
+        return self._rows[scale]
+
+    def finish(self, path: str = "") -> fmt.ShardEntry:
+        """Put the count into the headers, flush all to the disk, and hash. OSError, sqlite3.Error."""
+        for scale, file in self._rows.items():
+            file.seek(0)
+            file.write(fmt.npy_header("<f2", self.count, self.dims[scale]))
+        self._hashes.seek(0)
+        self._hashes.write(fmt.npy_header("|u1", self.count, 32))
+        self._meta.execute("COMMIT")
+        self.close()
+        names = [fmt.META, fmt.HASHES, *map(fmt.rows_name, self.spec.scales)]
+        for name in names:
+            flush(self.folder / name)
+        files = {name: fmt.digest(self.folder / name) for name in names}
+        flush(self.folder)
+        return fmt.ShardEntry(path or f"{fmt.SHARDS}/{fmt.shard_name(files)}", self.count, files)
+
+    def close(self) -> None:
+        """Let go of the files. Safe to call twice."""
+        for file in (*self._rows.values(), self._hashes):
+            file.close()
+        self._meta.close()
+
+
+class Shard:
+    """An open shard. Its files are mapped at once, so it outlives their removal (not on Windows,
+    which does not remove them). May be used from several threads.
+
+    Raises
+    ------
+    AMGError
+        A file is missing, or has not the size and header that `entry` asks for. Content is not
+        hashed here: see `check`.
+    """
+
+    def __init__(self, folder: Path, entry: fmt.ShardEntry, dims: dict[int, int]) -> None:
+        self.folder, self.count, self.entry = folder, entry.count, entry
+        self._lock = threading.Lock()
+        for name, file in entry.files.items():
+            _check_size(folder / name, file)
+        self._rows = {
+            scale: _mapped(folder / fmt.rows_name(scale), "<f2", entry.count, dim)
+            for scale, dim in dims.items()
+        }
+        self._meta = _open_meta(folder / fmt.META)
+        self._first = fmt.HASHES not in entry.files  # of version 1
+        self._hashes = None
+        if not self._first:
+            self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """(n, 32) uint8, SHA-256 of each picture's file."""
+        if self._hashes is None:
+            found = self._all("SELECT sha256 FROM pictures ORDER BY id")
+            joined = b"".join(bytes.fromhex(sha256) for (sha256,) in found)
+            self._hashes = np.frombuffer(joined, np.uint8).reshape(self.count, 32)
+        return self._hashes
+
+    def rows(self, scale: int) -> np.memmap:
+        """(n, D) float16, read-only."""
+        return self._rows[scale]
+
+    def record(self, row: int) -> Record:
+        ((source, caption, width, height),) = self._all(
+            "SELECT source, caption, width, height FROM pictures WHERE id = ?", row
+        )
+        return Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
+
+    def records(self) -> Iterator[Record]:
+        """All records in row order; a few thousand at a time are in memory."""
+        query = (
+            "SELECT source, caption, width, height FROM pictures "
+            "WHERE id >= ? AND id < ? ORDER BY id"
+        )
+        for start in range(0, self.count, 4096):
+            for row, found in enumerate(self._all(query, start, start + 4096), start):
+                source, caption, width, height = found
+                yield Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
+
+    def aliases(self) -> Sequence[tuple[str, str, str]]:
+        """(sha256, source, caption) of further files, in the order they were met."""
+        if self._first:
+            return []
+        return self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """The encoded thumbnail, None where the picture itself was never at hand."""
+        found = self._all("SELECT data FROM thumbnails WHERE id = ?", row)
+        return found[0][0] if found else None
+
+    def check(self) -> None:
+        """Read and hash every byte. AMGError names the first file that is not as it was written."""
+        for name, file in self.entry.files.items():
+            check_file(self.folder / name, file)
+        for scale, rows in self._rows.items():
+            step = max(1, (1 << 22) // rows.shape[1])
+            for start in range(0, self.count, step):
+                bits = rows[start : start + step].view(np.uint16)
+                if ((bits & 0x7C00) == 0x7C00).any():
+                    path = self.folder / fmt.rows_name(scale)
+                    raise AMGError(f"{path} holds values that are not finite: {MEND}.")
+        path = self.folder / fmt.META
+        query = "SELECT count(*), min(id), max(id) FROM pictures"
+        if self._all(query) != [(self.count, 0, self.count - 1)]:
+            raise AMGError(f"{path} has not the {self.count} pictures of the manifest: {MEND}.")
+
+    def _all(self, query: str, *values: int) -> list[tuple]:
+        try:
+            with self._lock:
+                return self._meta.execute(query, values).fetchall()
+        except sqlite3.ProgrammingError:
+            raise ValueError("the index is closed") from None
+        except sqlite3.Error as error:
+            path = self.folder / fmt.META
+            raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
+
+    def close(self) -> None:
+        """Let go of the files. Safe to call twice."""
+        self._rows, self._hashes = {}, None
+        with self._lock:
+            self._meta.close()
+
+
+class Rows:
+    """Rows of one scale over all shards, on the disk: (N, D) float16.
+
+    ``rows[a:b]`` and ``rows[ids]`` (an int array) give arrays; nothing else is read.
+    """
+
+    dtype = np.dtype("<f2")
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self._parts = tuple(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.shape = (int(self._starts[-1]), int(parts[0].shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise ValueError("rows are sliced in steps of 1")
+            return self._slice(start, max(start, stop))
+        ids = np.asarray(key)
+        if ids.ndim != 1:
+            raise ValueError(f"ids must be (n,), not {ids.shape}")
+        if len(self._parts) == 1:
+            return np.asarray(self._parts[0][ids])
+        at = np.searchsorted(self._starts, ids, side="right") - 1
+        if len(ids) and (ids.min() < 0 or at.max() >= len(self._parts)):
+            raise IndexError(f"ids must be in 0 .. {len(self) - 1}")
+        found = np.empty((len(ids), self.shape[1]), self.dtype)
+        for part in np.unique(at):
+            of_part = at == part
+            found[of_part] = self._parts[part][ids[of_part] - self._starts[part]]
+        return found
+
+    def _slice(self, start: int, stop: int) -> np.ndarray:
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        pieces = []
+        for part, begin in zip(self._parts[first:], self._starts[first:], strict=False):
+            if begin >= stop:
+                break
+            pieces.append(part[max(start - begin, 0) : stop - begin])
+        if not pieces:
+            return np.empty((0, self.shape[1]), self.dtype)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def check_file(path: Path, entry: fmt.FileEntry) -> None:
+    """Size first (cheap), then content. AMGError names the file."""
+    _check_size(path, entry)
+    try:
+        if fmt.digest(path) != entry:
+            raise AMGError(f"{path} was altered after the index was built: {MEND}.")
+    except OSError as error:
+        raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
+
+
+def flush(path: Path) -> None:
+    """fsync a file, or a folder where the system can."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_size(path: Path, entry: fmt.FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise AMGError(f"{path} is missing: {MEND}.") from None
+    except OSError as error:
+        raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
+    if size != entry.size:
+        word = "truncated" if size < entry.size else "too long"
+        raise AMGError(f"{path} is {word} ({size} of {entry.size} bytes): {MEND}.")
+
+
+def _mapped(path: Path, dtype: str, count: int, dim: int) -> np.memmap:
+    """Map (count, dim) values; the header must be, byte for byte, the one that is written."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(fmt.HEADER_BYTES)
+        size = path.stat().st_size
+        itemsize = np.dtype(dtype).itemsize
+        if header != fmt.npy_header(dtype, count, dim):
+            raise AMGError(f"{path} does not hold {count} x {dim} {np.dtype(dtype)}: {MEND}.")
+        if size != fmt.HEADER_BYTES + itemsize * count * dim:
+            raise AMGError(f"{path} has not the size of {count} x {dim} values: {MEND}.")
+        return np.memmap(path, dtype, "r", fmt.HEADER_BYTES, (count, dim))
+    except (OSError, ValueError) as error:
+        raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
+
+
+def _open_meta(path: Path) -> sqlite3.Connection:
+    """Read-only connection, one for all threads (the shard serialises its use)."""
+    try:
+        meta = sqlite3.connect(_uri(path), uri=True, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise AMGError(f"{path} cannot be opened ({error}): {MEND}.") from error
+    try:
+        meta.execute("PRAGMA trusted_schema=OFF")
+        meta.execute("SELECT id, source, caption, width, height FROM pictures LIMIT 1").fetchall()
+        meta.execute("SELECT id, data FROM thumbnails LIMIT 1").fetchall()
+    except sqlite3.Error as error:
+        meta.close()
+        raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
+    return meta
+
+
+def _uri(path: Path) -> str:
+    """SQLite URI of a file nobody writes to: no lock, no journal; any characters in the path."""
+    name = path.absolute().as_posix()
+    raw = os.fsencode(name if name.startswith("/") else "/" + name)
+    return f"file://{quote(raw, safe='/:')}?mode=ro&immutable=1"
