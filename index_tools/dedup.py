@@ -179,9 +179,9 @@ class Member:
     """One file of a cluster.
 
     id : row; alias : whether it is a further file of the very same bytes; width, height : pixels of
-    the original; likeness : similarity to the member that is kept, which may be below the threshold
-    where others lie between the two; entropy : bits, of the grey levels; jpeg : bytes a pixel as JPEG of quality 90;
-    measured : "file" or "thumbnail", what these two were taken from ("" = not measured).
+    the original; kept_id : row of the picture kept for this one, and likeness : its similarity to
+    that; entropy : bits, of the grey levels; jpeg : bytes a pixel as JPEG of quality 90; measured :
+    "file" or "thumbnail", what these two were taken from ("" = not measured).
     """
 
     id: int
@@ -193,6 +193,7 @@ class Member:
     alias: bool = False
     muted: bool = False
     keep: bool = False
+    kept_id: int = -1
     likeness: float = 1.0
     entropy: float | None = None
     jpeg: float | None = None
@@ -210,8 +211,8 @@ class Cluster:
     captions: captions.Likeness
 
     @property
-    def kept(self) -> Member:
-        return next(member for member in self.members if member.keep)
+    def kept(self) -> list[Member]:
+        return [member for member in self.members if member.keep]
 
     @property
     def dropped(self) -> list[Member]:
@@ -223,6 +224,7 @@ def clusters(
     threshold: float | None = None,
     *,
     scale: int | None = None,
+    one_each: bool = False,
     encode: captions.Encoder | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -230,12 +232,13 @@ def clusters(
     """Clusters of duplicates of an open index, largest first.
 
     Connected components of the pairs above `threshold`; muted rows take part; files with the bytes
-    of a row join it. One member of each is to be kept, see `choose`.
+    of a row join it. Which are to be kept says `choose`.
 
     Parameters
     ----------
     threshold : similarity, default THRESHOLD of the descriptor
     scale : one of the index's, default full detail
+    one_each : keep exactly one picture of each cluster
     encode : text encoder for the captions, see `captions.text_encoder`
     """
     scale = index.spec.scales[-1] if scale is None else scale
@@ -255,13 +258,13 @@ def clusters(
     groups = components.groups()
     grouped = {int(i) for group in groups for i in group}
     groups += [np.array([i]) for i in sorted(further) if i not in grouped]
-    made = []
+    made, compare = [], _comparer(index, scale)
     for group in groups:
         members = [one for i in group.tolist() for one in _files(index, i, further.get(i, ()))]
         linked = len(group) > 1
         made.append(
             Cluster(
-                tuple(_compared(choose(members), index, scale)),
+                tuple(choose(members, compare, -np.inf if one_each else threshold)),
                 float(components.weakest[group].min()) if linked else 1.0,
                 float(components.strongest[group].max()) if linked else 1.0,
                 captions.likeness([member.caption for member in members], encode),
@@ -281,29 +284,63 @@ def _files(index, i: int, aliases: Sequence) -> list[Member]:
     ]
 
 
-def choose(members: Sequence[Member]) -> list[Member]:
-    """Mark one to keep: the largest area, then the longest caption, then the first id, then the file
-    that the index names before its byte-identical ones, then the first name."""
-    best = min(
-        members, key=lambda m: (-m.width * m.height, -len(m.caption), m.id, m.alias, m.source)
-    )
-    return [replace(member, keep=member is best) for member in members]
+def preference(member: Member) -> tuple:
+    """Sorts the member to keep first: the largest area, then the longest caption, then the first id,
+    then the file that the index names before its byte-identical ones, then the first name."""
+    area = member.width * member.height
+    return -area, -len(member.caption), member.id, member.alias, member.source
 
 
-def _compared(members: Sequence[Member], index, scale: int) -> list[Member]:
-    """The members with their similarity to the one that is kept."""
-    kept = next(member.id for member in members if member.keep)
-    ids = sorted({member.id for member in members})
+def choose(
+    members: Sequence[Member], compare: Callable[[int, list[int]], list[float]], threshold: float
+) -> list[Member]:
+    """Mark the members to keep, and give each of the others its likeness to the one kept for it.
+
+    In the order of `preference` a picture is kept unless it is more alike than `threshold` to one
+    that is kept already. So nothing is dropped that is not itself a duplicate of something kept: in
+    a chain a–b–c whose ends differ, both ends stay. A threshold of −inf keeps exactly one.
+
+    compare : (id, ids) -> similarity of that row to each of the others.
+    """
+    ordered = sorted(members, key=preference)
+    left = list(dict.fromkeys(member.id for member in ordered))
+    keeper: dict[int, tuple[int, float]] = {}
+    while left:
+        kept, *others = left
+        keeper[kept] = (kept, 1.0)
+        values = compare(kept, others) if others else []
+        left = []
+        for other, value in zip(others, values, strict=True):
+            if value > threshold:
+                keeper[other] = (kept, value)
+            else:
+                left.append(other)
+    first = {member.id: member for member in reversed(ordered)}  # the best file of each row
+    return [
+        replace(
+            member,
+            keep=keeper[member.id][0] == member.id and first[member.id] is member,
+            kept_id=keeper[member.id][0],
+            likeness=keeper[member.id][1],
+        )
+        for member in members
+    ]
+
+
+def _comparer(index, scale: int) -> Callable[[int, list[int]], list[float]]:
+    """`compare` of `choose` for the rows of an index."""
     rows, metric = index.rows(scale), index.spec.metric
-    compare = _cosine if metric == "cosine" else likeness_of_pictures
-    own = _prepared(rows[np.array([kept])], metric, scale, "cpu")
-    value = {kept: 1.0}
-    for start in range(0, len(ids), BLOCK):
-        part = [i for i in ids[start : start + BLOCK] if i != kept]
-        if part:
-            others = _prepared(rows[np.array(part)], metric, scale, "cpu")
-            value |= zip(part, compare(own, others)[0].tolist(), strict=True)
-    return [replace(member, likeness=value[member.id]) for member in members]
+    similarity = _cosine if metric == "cosine" else likeness_of_pictures
+
+    def compare(one: int, others: list[int]) -> list[float]:
+        own = _prepared(rows[np.array([one])], metric, scale, "cpu")
+        values: list[float] = []
+        for start in range(0, len(others), BLOCK):
+            part = np.array(others[start : start + BLOCK])
+            values += similarity(own, _prepared(rows[part], metric, scale, "cpu"))[0].tolist()
+        return values
+
+    return compare
 
 
 # -------------------------------------------------------------------------- complexity
@@ -373,7 +410,8 @@ def summary(found: Sequence[Cluster]) -> dict:
     return {
         "clusters": len(found),
         "pictures": len(members),
-        "drop": len(members) - len(found),
+        "keep": sum(member.keep for member in members),
+        "drop": sum(not member.keep for member in members),
         "least_likeness": min((member.likeness for member in members), default=None),
         "byte_identical": sum(member.alias for member in members),
         "captions": {k: kinds[k] for k in ("identical", "alike", "different", "missing")},
@@ -399,7 +437,7 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
     lines = [
         f"{name}: {all_of_them['pictures']} pictures in {len(found)} clusters of duplicates "
         f"(similarity above {threshold:g}).",
-        f"Keep {len(found)}, drop {all_of_them['drop']}"
+        f"Keep {all_of_them['keep']}, drop {all_of_them['drop']}"
         + (f"; {all_of_them['byte_identical']} of these files are byte-identical to another."
            if all_of_them["byte_identical"] else "."),
         "Captions within a cluster: "
@@ -418,16 +456,21 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
                 f"Text similarity {all_of_them['text']:.2f}, text × overlap "
                 f"{all_of_them['text_x_jaccard']:.2f}."
             )
-    far = sum(member.likeness <= threshold for one in found for member in one.dropped)
-    if far:
+    if all_of_them["least_likeness"] <= threshold:
+        far = sum(member.likeness <= threshold for one in found for member in one.dropped)
         lines.append(
-            f"{far} of those to drop are alike to the kept one only by way of others (their figure "
+            f"{far} of those to drop are alike to the one kept only by way of others (their figure "
             f"is {threshold:g} or less): look at these before you drop them."
+        )
+    elif all_of_them["keep"] > len(found):
+        lines.append(
+            "Every picture to drop is a duplicate of one that is kept, not only of a chain."
         )
     for number, one in enumerate(found[:limit], 1):
         lines.append("")
         lines.append(f"{number}. {title(one)}")
-        lines += [f"   {_told(member)}" for member in one.members[:limit]]
+        ordered = sorted(one.members, key=lambda member: (member.kept_id, not member.keep))
+        lines += [f"   {_told(member)}" for member in ordered[:limit]]
         if len(one.members) > limit:
             lines.append(f"   … and {len(one.members) - limit} more")
     if len(found) > limit:
@@ -511,7 +554,8 @@ def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -
     parts = []
     for number, one in enumerate(found[:most], 1):
         cells = []
-        for member in sorted(one.members, key=lambda m: not m.keep)[: 2 * columns]:
+        order = sorted(one.members, key=lambda m: (m.kept_id, not m.keep))
+        for member in order[: 3 * columns]:
             lines = [member.source.rsplit("/", 1)[-1]]
             if not member.keep:
                 lines[0] = f"{member.likeness:.2f}  {lines[0]}"
@@ -542,6 +586,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="similarity above which two are one (0.7 for sscd and pixel)",
     )
     parser.add_argument("--scale", type=int, help="compare at this side (full detail)")
+    parser.add_argument(
+        "--one-each", action="store_true",
+        help="keep exactly one of each cluster, though the ends of a chain may differ",
+    )  # fmt: skip
     parser.add_argument("--pictures", type=Path, help="where the originals lie, to measure them")
     parser.add_argument("--no-complexity", action="store_true", help="do not measure the pictures")
     parser.add_argument(
@@ -589,6 +637,7 @@ def run(options: argparse.Namespace) -> int | None:
             index,
             threshold,
             scale=options.scale,
+            one_each=options.one_each,
             encode=encode,
             device=options.device,
             progress=blocks_as_pictures(index.count, progress_printer(sys.stderr)),
