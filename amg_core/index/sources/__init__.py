@@ -1,21 +1,99 @@
-"""Where the pictures of an index come from. See docs/sources.md."""
+"""Where the pictures of an index come from: folders, archives, lists, memory.
+
+What is read, and how captions are found, is written down in docs/sources.md.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from .base import Item, Source
-from .folder import FolderSource
+from ...errors import AMGError
+from ..picture import EXTENSIONS
+from .archive import TarSource, ZipSource
+from .base import TARS, Item, Names, Source
+from .folder import FolderSource, find
+from .memory import Pictures
+from .table import LISTS, TableSource
 
-__all__ = ["FolderSource", "Item", "Source", "open_source"]
+__all__ = ["Chain", "Item", "Pictures", "Source", "open_source", "open_sources"]
 
 
 def open_source(path: str | os.PathLike) -> Source:
-    """The pictures at `path`, whatever lies there.
+    """The pictures at `path`: a folder of pictures or tar shards, a zip, a tar, or a list.
 
     Raises
     ------
     AMGError
-        Nothing there that holds pictures.
+        Nothing there that holds pictures, or it cannot be read.
     """
-    return FolderSource(path)
+    path = Path(path)
+    name = path.name.lower()
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise AMGError(f"{path} does not exist: check the path.")
+    if name.endswith(".zip"):
+        return ZipSource(path)
+    if name.endswith(TARS):
+        return TarSource([("", path)], str(path))
+    if name.endswith(LISTS):
+        return TableSource(path)
+    hint = "its folder" if path.suffix.lower() in EXTENSIONS else "a folder of pictures"
+    raise AMGError(
+        f"{path} is a file that holds no pictures: give {hint}, a .zip, a .tar, or a list "
+        f"({', '.join(LISTS)})."
+    )
+
+
+def open_sources(paths: Sequence[str | os.PathLike]) -> Source:
+    """Several sources one after the other.
+
+    The names of each begin with the last part of its path, "photos/a.png"; where two paths end
+    alike, the second is called "photos#2". One path alone is `open_source(path)`.
+    """
+    if len(paths) == 1:
+        return open_source(paths[0])
+    if not paths:
+        raise AMGError("No pictures were given: name a folder, a .zip, a .tar or a list.")
+    names = Names()
+    return Chain([(f"{names(Path(p).name or 'pictures')}/", open_source(p)) for p in paths])
+
+
+class Chain:
+    """Sources one after the other; names, and what was skipped, get the prefix of their source."""
+
+    def __init__(self, parts: Sequence[tuple[str, Source]], name: str = "") -> None:
+        self.name = name or ", ".join(source.name for _, source in parts)
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._parts = list(parts)
+
+    def __len__(self) -> int:
+        counts = [len(source) for _, source in self._parts]
+        return sum(counts) if all(counts) else 0
+
+    def __iter__(self) -> Iterator[Item]:
+        self.notes.clear()
+        self.skipped.clear()
+        for prefix, source in self._parts:
+            for item in source:
+                yield replace(item, source=prefix + item.source)
+            self.notes += source.notes
+            self.skipped += [(prefix + name, reason) for name, reason in source.skipped]
+
+
+def _open_folder(path: Path) -> Source:
+    """A folder's loose pictures and its tar shards; its parquet files where it has neither."""
+    found = find(path)
+    parts: list[tuple[str, Source]] = []
+    if found.pictures or not (found.tars or found.parquets):
+        parts.append(("", FolderSource(path, found)))
+    if found.tars:
+        parts.append(("", TarSource([(f"{tar}/", path / tar) for tar in found.tars], str(path))))
+    if not parts:
+        # TableSource checks each; with pictures about, a parquet file describes those.
+        parts = [(f"{name}/", TableSource(path / name)) for name in found.parquets]
+    return parts[0][1] if len(parts) == 1 and not parts[0][0] else Chain(parts, str(path))

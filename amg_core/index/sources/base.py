@@ -13,6 +13,7 @@ FILE_KEYS = (
     *("file_name", "file", "filename", "path", "image", "image_path", "filepath"),
     *("file_path", "image_file", "img", "img_path", "key"),
 )
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 TEXT_KEYS = ("text", "caption", "prompt")
 # What operating systems leave between a person's pictures.
 SYSTEM_FOLDERS = frozenset(
@@ -84,7 +85,7 @@ def is_system(name: str) -> bool:
 
 def inner(name: str) -> str:
     """A member's name in an archive as a plain relative POSIX path that leads nowhere else."""
-    parts = name.replace("\\", "/").split("/")
+    parts = name.replace("\\", "/").replace("\0", "").split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 

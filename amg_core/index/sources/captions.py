@@ -7,7 +7,7 @@ import io
 import json
 import posixpath
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from .base import caption_of, clean, decode_text, picture_name, text_lines
@@ -44,11 +44,7 @@ class Captions:
 
     def get(self, source: str) -> str:
         """Caption of the picture at relative POSIX path `source`, "" where there is none."""
-        stem = posixpath.splitext(source)[0]
-        for extension in (".txt", ".caption"):
-            if caption := clean(decode_text(self._read(stem + extension, MAX_CAPTION_BYTES))):
-                return caption
-        if caption := json_caption(self._read(stem + ".json", MAX_JSON_BYTES)):
+        if caption := beside(self._read, posixpath.splitext(source)[0]):
             return caption
         above = _ancestors(source)
         self._tables = {at: tables for at, tables in self._tables.items() if at in above}
@@ -97,10 +93,25 @@ class Captions:
             return b""
 
 
-def json_caption(data: bytes) -> str:
-    """Caption in a picture's own .json, "" where there is none."""
-    record = _json_object(decode_text(data)) if data else None
-    return caption_of(record) if record else ""
+def beside(read: Callable[[str, int], bytes], *stems: str) -> str:
+    """Caption in a picture's own file, "" where there is none.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(path, limit)`` gives the first `limit` bytes, b"" where there is no such file.
+    stems : str
+        What that file may be called, without extension.
+    """
+    for extension in (".txt", ".caption"):
+        for stem in stems:
+            if caption := clean(decode_text(read(stem + extension, MAX_CAPTION_BYTES))):
+                return caption
+    for stem in stems:
+        data = read(stem + ".json", MAX_JSON_BYTES)
+        if data and (caption := caption_of(_json_object(decode_text(data)) or {})):
+            return caption
+    return ""
 
 
 def json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict | None]]:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
 from ..picture import EXTENSIONS, UNSUPPORTED, read_file
-from .base import Item, is_system, storable
+from .base import TARS, Item, is_system, storable
 from .captions import Captions
 
 
 class FolderSource:
     """Every picture file below `path`, sorted by the code points of the relative path.
 
-    Raises AMGError where the folder is absent, cannot be listed, or holds no picture file.
+    Raises AMGError where the folder is absent, cannot be listed, or holds no picture file. `found`
+    is what `find(path)` gave, where that is known.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, found: Found | None = None) -> None:
         self.path = Path(path)
         self.name = str(path)
         self.notes: list[str] = []
-        self._files, self._left_out = list_pictures(self.path)
-        self.skipped = list(self._left_out)
+        found = found or find(self.path)
+        _demand_pictures(self.path, found)
+        self._files, self._left_out = found.pictures, found.skipped
+        self.skipped = list(found.skipped)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -59,49 +63,71 @@ class FolderTree:
         return str(self.folder / path)
 
 
-def list_pictures(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """All picture files below `folder`, and what could not be looked into.
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder: relative POSIX paths, sorted by code point.
 
-    Returns
-    -------
-    sources : list of str
-        Relative POSIX paths, sorted by code point.
-    skipped : list of (source, reason)
-        Folders that cannot be listed, and pictures in formats that are not read.
-
-    Raises
-    ------
-    AMGError
-        `folder` is absent, not a folder, not listable, or holds no picture file.
+    `skipped`: folders that cannot be listed, and pictures in formats that are not read, with the
+    reason.
     """
+
+    pictures: list[str]
+    tars: list[str]
+    parquets: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def find(folder: Path) -> Found:
+    """Look through a folder. Raises AMGError where it is absent, no folder, or not listable."""
     if not folder.exists():
         raise AMGError(f"Picture folder {folder} does not exist: check the path.")
     if not folder.is_dir():
         raise AMGError(f"{folder} is a file: give the folder that holds the pictures.")
-    sources: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    for relative, reason in walk(folder):
-        extension = posixpath.splitext(relative)[1].lower()
+    found = Found([], [], [], [])
+    for relative, reason in _walk(folder):
+        name = relative.lower()
+        extension = posixpath.splitext(name)[1]
+        if extension in UNSUPPORTED:
+            reason = f"{extension} files are not read: convert it to PNG"
+        elif extension == ".zip":
+            reason = "an archive in a folder is not opened: give it as a source of its own"
         if reason:
             if relative == "":
                 raise AMGError(f"Picture folder {folder} cannot be listed ({reason}).")
-            skipped.append((storable(relative), reason))
+            found.skipped.append((storable(relative), reason))
         elif extension in EXTENSIONS:
-            sources.append(relative)
-        elif extension in UNSUPPORTED:
-            reason = f"{extension} files are not read: convert it to PNG"
-            skipped.append((storable(relative), reason))
-    if not sources:
-        known = ", ".join(sorted(EXTENSIONS))
-        other = f" ({len(skipped)} skipped: {skipped[0][0]}, {skipped[0][1]})" if skipped else ""
-        raise AMGError(
-            f"No picture files in {folder}{other}: put pictures there ({known}), "
-            f"or give another folder."
-        )
-    return sorted(sources), sorted(skipped)
+            found.pictures.append(relative)
+        elif name.endswith(TARS):
+            found.tars.append(relative)
+        elif extension == ".parquet":
+            found.parquets.append(relative)
+    for each in (found.pictures, found.tars, found.parquets, found.skipped):
+        each.sort()
+    return found
 
 
-def walk(folder: Path, prefix: str = "", seen: set[str] | None = None) -> Iterator[tuple[str, str]]:
+def list_pictures(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Pictures below `folder`, and what was skipped; see `find`. AMGError also where none is."""
+    found = find(folder)
+    _demand_pictures(folder, found)
+    return found.pictures, found.skipped
+
+
+def _demand_pictures(folder: Path, found: Found) -> None:
+    if found.pictures:
+        return
+    known = ", ".join(sorted(EXTENSIONS))
+    n = len(found.skipped)
+    other = f" ({n} skipped: {found.skipped[0][0]}, {found.skipped[0][1]})" if n else ""
+    raise AMGError(
+        f"No picture files in {folder}{other}: put pictures there ({known}), "
+        f"or give another folder."
+    )
+
+
+def _walk(
+    folder: Path, prefix: str = "", seen: set[str] | None = None
+) -> Iterator[tuple[str, str]]:
     """(relative path, "") of every file, (relative path, reason) of every unlistable folder."""
     seen = set() if seen is None else seen
     place = os.path.realpath(folder / prefix)
@@ -118,7 +144,7 @@ def walk(folder: Path, prefix: str = "", seen: set[str] | None = None) -> Iterat
         if is_system(name):
             continue
         if is_folder:
-            yield from walk(folder, f"{prefix}{name}/", seen)
+            yield from _walk(folder, f"{prefix}{name}/", seen)
         else:
             yield prefix + name, ""
 

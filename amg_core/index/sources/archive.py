@@ -1,0 +1,454 @@
+"""Archives, read in place and never unpacked: zip files, and tar shards as WebDataset writes them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import mmap
+import os
+import posixpath
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ...errors import AMGError
+from ..picture import EXTENSIONS, MAX_FILE_BYTES, UNSUPPORTED, Unreadable
+from .base import Item, Names, inner, is_system, storable
+from .captions import MAX_JSON_BYTES, Captions, beside
+
+TEXTS = (".txt", ".caption", ".json")
+TOO_BIG = f"file larger than {MAX_FILE_BYTES >> 20} MiB"
+MAX_HEADER_BYTES = 1 << 20  # of a long name or other extra of a tar member
+HELD_BYTES = 1 << 28  # of one WebDataset sample; a larger group of equal keys is none
+HELD_FILES = 256
+
+
+def _refusal(name: str, size: int) -> str:
+    """Why a member with this name cannot be used, "" where it can be tried."""
+    extension = posixpath.splitext(name)[1].lower()
+    if extension in UNSUPPORTED:
+        return f"{extension} files are not read: convert it to PNG"
+    return TOO_BIG if size > MAX_FILE_BYTES else ""
+
+
+def _is_picture(name: str) -> bool:
+    extension = posixpath.splitext(name)[1].lower()
+    return (extension in EXTENSIONS or extension in UNSUPPORTED) and not is_system(name)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+# --- zip ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file in a zip. `fetch(limit)` gives its bytes (all: -1) or raises Unreadable."""
+
+    name: str
+    refusal: str
+    fetch: Callable[[int], bytes]
+
+
+class ZipSource:
+    """The pictures in a zip file, sorted by name, with captions as in a folder.
+
+    Of a zip that was cut short, so that its directory is missing, the members that are whole are
+    read, and the loss is reported in `skipped`. Raises AMGError where it is no zip file, or holds
+    no picture.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._damage = ""
+        entries = self._open()
+        # A member that names a file again stands behind the first one under this name.
+        self._tree = _ZipTree(self.path, entries)
+        pictures = [entry for entry in entries if _is_picture(entry.name)]
+        self._pictures = sorted(pictures, key=lambda entry: entry.name)
+        if not pictures:
+            damage = f" ({self._damage})" if self._damage else ""
+            raise AMGError(f"No picture files in {path}{damage}: give another archive.")
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __iter__(self) -> Iterator[Item]:
+        self.notes.clear()
+        self.skipped[:] = [(self.path.name, self._damage)] if self._damage else []
+        captions, names = Captions(self._tree, self.notes), Names()
+        for entry in self._pictures:
+            name = names(storable(entry.name))
+            if entry.refusal:
+                self.skipped.append((name, entry.refusal))
+            else:
+                yield Item(name, captions.get(entry.name), partial(entry.fetch, -1))
+
+    def _open(self) -> list[_Entry]:
+        try:
+            archive = zipfile.ZipFile(self.path)  # open as long as one of its items is about
+        except (OSError, zipfile.BadZipFile) as error:
+            if isinstance(error, OSError):
+                raise AMGError(
+                    f"Cannot open {self.path} ({error.strerror or error}): check the path."
+                ) from None
+        except Exception:  # a damaged directory raises nearly everything
+            pass
+        else:
+            lock = threading.Lock()
+            return [
+                _Entry(name, _zip_refusal(info), partial(_zip_read, archive, lock, info))
+                for info in archive.infolist()
+                if not info.is_dir() and (name := inner(_zip_name(info)))
+            ]
+        try:
+            entries = list(_salvage(self.path))
+        except (OSError, ValueError):  # cannot be mapped: empty
+            entries = []
+        if not entries:
+            raise AMGError(f"{self.path} is not a zip file, or is damaged: get it again.")
+        self._damage = (
+            f"the archive is damaged or cut: {len(entries)} files in it were found, "
+            f"others are missing; get a complete copy"
+        )
+        return entries
+
+
+class _ZipTree:
+    """The files of a zip, for `Captions`."""
+
+    def __init__(self, path: Path, entries: Sequence[_Entry]) -> None:
+        self.path = path
+        # Pictures are not asked for; the first file of a name wins.
+        self._files = {e.name: e for e in reversed(entries) if not _is_picture(e.name)}
+        self._tables: dict[str, list[str]] = {}
+        for name in sorted(self._files):
+            if name.lower().endswith(".csv") and not is_system(name):
+                at = posixpath.dirname(name)
+                self._tables.setdefault(at and at + "/", []).append(name)
+
+    def read(self, path: str, limit: int = -1) -> bytes:
+        entry = self._files.get(path)
+        if entry is None:
+            raise FileNotFoundError(path)
+        try:
+            if entry.refusal:
+                raise Unreadable(entry.refusal)
+            return entry.fetch(limit)
+        except Unreadable as error:
+            raise OSError(str(error)) from None
+
+    def tables(self, at: str) -> list[str]:
+        return self._tables.get(at, [])
+
+    def where(self, path: str) -> str:
+        return f"{self.path}/{path}"
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name; many programs write UTF-8 without saying so."""
+    if not info.flag_bits & 0x800:
+        try:
+            return info.orig_filename.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            pass
+    return info.filename
+
+
+def _zip_refusal(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & 1:
+        return "encrypted: unpack the archive with its password, and give the folder"
+    return _refusal(info.filename, info.file_size)
+
+
+def _zip_read(
+    archive: zipfile.ZipFile, lock: threading.Lock, info: zipfile.ZipInfo, limit: int
+) -> bytes:
+    try:
+        with lock, archive.open(info) as file:
+            return file.read(limit)  # no more than info.file_size, whatever the data unpacks to
+    except Exception as error:  # decoders raise nearly everything on damaged files
+        raise Unreadable(f"damaged in the archive ({_reason(error)})") from None
+
+
+_LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip
+_MARK = b"PK\x03\x04"
+
+
+def _salvage(path: Path) -> Iterator[_Entry]:
+    """The whole members of a zip that has lost the directory at its end."""
+    lock = threading.Lock()
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    at = 0 if data[:4] == _MARK else -1
+    while 0 <= at <= len(data) - _LOCAL.size:
+        _, _, flags, method, _, _, crc, packed, size, *lengths = _LOCAL.unpack_from(data, at)
+        start = at + _LOCAL.size + sum(lengths)
+        raw = data[at + _LOCAL.size : at + _LOCAL.size + lengths[0]]
+        extra = data[start - lengths[1] : start]
+        if packed == 0xFFFFFFFF and len(extra) >= 20 and extra[:2] == b"\x01\x00":
+            size, packed = struct.unpack_from("<QQ", extra, 4)
+        if flags & 8 and not packed and method == 8:  # the sizes follow the data
+            packed, size, crc = _deflated(data, start), 0, None
+        if packed < 0 or start + packed > len(data):
+            return  # the member that was cut
+        name = inner(raw.decode("utf-8" if flags & 0x800 else "cp437", "replace"))
+        if name and not raw.endswith(b"/"):
+            encrypted = "encrypted: get a complete copy and unpack it" if flags & 1 else ""
+            fetch = partial(_inflate, data, lock, slice(start, start + packed), method, crc)
+            yield _Entry(name, encrypted or _refusal(name, size), fetch)
+        at = data.find(_MARK, start + packed)
+
+
+def _deflated(data: mmap.mmap, start: int) -> int:
+    """Length of the deflate stream at `start`, -1 where it does not end."""
+    stream, at = zlib.decompressobj(-15), start
+    try:
+        while at < len(data) and not stream.eof:
+            chunk = data[at : at + (1 << 16)]
+            at += len(chunk)
+            while chunk and not stream.eof:
+                stream.decompress(chunk, 1 << 20)
+                chunk = stream.unconsumed_tail
+    except zlib.error:
+        return -1
+    return at - len(stream.unused_data) - start if stream.eof else -1
+
+
+def _inflate(
+    data: mmap.mmap, lock: threading.Lock, place: slice, method: int, crc: int | None, limit: int
+) -> bytes:
+    with lock:
+        packed = data[place]
+    if method not in (0, 8):
+        raise Unreadable(f"compressed by method {method}, which is not read")
+    try:
+        most = MAX_FILE_BYTES + 1
+        plain = packed if method == 0 else zlib.decompressobj(-15).decompress(packed, most)
+    except zlib.error as error:
+        raise Unreadable(f"damaged in the archive ({error})") from None
+    if len(plain) > MAX_FILE_BYTES:
+        raise Unreadable(TOO_BIG)
+    if crc is not None and zlib.crc32(plain) != crc:
+        raise Unreadable("damaged in the archive (bad checksum)")
+    return plain if limit < 0 else plain[:limit]
+
+
+# --- tar ---------------------------------------------------------------------------------------
+
+
+class TarSource:
+    """The pictures in tar files, in the order of the members; one picture in memory at a time.
+
+    Files whose names are equal up to the first dot of their last part belong together, as
+    WebDataset and img2dataset write them: ``a/001.jpg``, ``a/001.txt``, ``a/001.json``. They must
+    follow one another. What a damaged file holds before the damage is read; the loss is reported
+    in `skipped`.
+
+    Parameters
+    ----------
+    shards : sequence of (prefix, path)
+        A picture is called prefix + its name in the tar.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    AMGError
+        The only tar file cannot be read at all.
+    """
+
+    def __init__(self, shards: Sequence[tuple[str, Path]], name: str) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._shards = list(shards)
+        self._count = _announced(path for _, path in shards)
+        if len(shards) == 1:
+            self._check(shards[0][1])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        self.notes.clear()
+        self.skipped.clear()
+        count = 0
+        for prefix, path in self._shards:
+            for item in self._shard(prefix, path):
+                count += 1
+                yield item
+        self._count = count
+
+    def _shard(self, prefix: str, path: Path) -> Iterator[Item]:
+        names, alone = Names(), 0
+        for sample in _samples(self._files(prefix, path)):
+            if not sample.pictures:
+                alone += len(sample.texts)
+            for name, data in sample.pictures:
+                caption = beside(
+                    lambda path, limit, texts=sample.texts: texts.get(path, b"")[:limit],
+                    *(posixpath.splitext(name)[0], sample.key),
+                )
+                yield Item(names(storable(prefix + name)), caption, partial(bytes, data))
+        if alone:
+            self.notes.append(
+                f"{path}: {alone} caption files lie beside no picture: pack pictures and captions "
+                f"next to each other (tar --sort=name)"
+            )
+
+    def _files(self, prefix: str, path: Path) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of the pictures and caption files; ends at the first damage."""
+        count = 0
+        try:
+            with _unpacked(path) as stream, _tar(stream) as tar:
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # else it keeps every header
+                    name = inner(info.name)
+                    picture = _is_picture(name)
+                    if info.isdir() or not (picture or self._is_caption(name, info, path)):
+                        continue
+                    refusal = _refusal(name, info.size)
+                    if not info.isreg():
+                        refusal = "a link in the archive: give the folder it was packed from"
+                    if refusal:
+                        self.skipped.append((storable(prefix + name), refusal))
+                        continue
+                    data = tar.extractfile(info).read()
+                    if len(data) != info.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                    count += picture
+                    yield name, data
+        except Exception as error:  # decoders raise nearly everything on damaged files
+            self.skipped.append(
+                (
+                    storable(prefix.rstrip("/") or path.name),
+                    f"the archive is damaged or cut after {count} pictures ({_reason(error)}): "
+                    f"what follows is missing; get a complete copy",
+                )
+            )
+
+    def _is_caption(self, name: str, info: tarfile.TarInfo, path: Path) -> bool:
+        if is_system(name) or not info.isreg():
+            return False
+        if posixpath.basename(name) == "metadata.jsonl" or name.lower().endswith(".csv"):
+            self.notes.append(f"{path}/{name}: not read in a tar; use .txt files, or a zip")
+        return name.lower().endswith(TEXTS) and info.size <= MAX_JSON_BYTES
+
+    @staticmethod
+    def _check(path: Path) -> None:
+        try:
+            with _unpacked(path) as stream, _tar(stream):
+                pass
+        except OSError as error:
+            if error.errno is not None:
+                reason = error.strerror or str(error)
+                raise AMGError(f"Cannot open {path} ({reason}): check the path.") from None
+            raise AMGError(f"{path} is damaged ({_reason(error)}): get it again.") from None
+        except Exception as error:
+            raise AMGError(
+                f"{path} is not a tar file, or is damaged at its start ({_reason(error)}): "
+                f"get it again."
+            ) from None
+
+
+@dataclass
+class _Sample:
+    """Members of one key: the pictures as (name, bytes), the texts by name."""
+
+    key: str
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)
+    texts: dict[str, bytes] = field(default_factory=dict)
+    held: int = 0
+
+
+def _samples(files: Iterator[tuple[str, bytes]]) -> Iterator[_Sample]:
+    """Consecutive files grouped by WebDataset's key."""
+    sample = _Sample("")
+    for name, data in files:
+        folder, last = posixpath.split(name)
+        key = posixpath.join(folder, last.split(".", 1)[0])
+        full = sample.held + len(data) > HELD_BYTES
+        full |= len(sample.pictures) + len(sample.texts) >= HELD_FILES
+        if key != sample.key or full:
+            yield sample
+            sample = _Sample(key)
+        sample.held += len(data)
+        if _is_picture(name):
+            sample.pictures.append((name, data))
+        else:
+            stem, extension = posixpath.splitext(name)
+            sample.texts[stem + extension.lower()] = data
+    yield sample
+
+
+def _announced(paths: Iterator[Path]) -> int:
+    """Pictures in all these shards as img2dataset's _stats.json say, 0 where one says nothing."""
+    total = 0
+    for path in paths:
+        try:
+            stem = path.name.split(".tar")[0]
+            total += int(json.loads(path.with_name(f"{stem}_stats.json").read_bytes())["successes"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0
+    return max(total, 0)
+
+
+def _unpacked(path: Path):
+    """The file, decompressed on the way where it is compressed."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start[:2] == b"\x1f\x8b":
+        return gzip.open(path)
+    if start[:3] == b"BZh":
+        return bz2.open(path)
+    if start == b"\xfd7zXZ\0":
+        return lzma.open(path)
+    if start[:4] == b"\x28\xb5\x2f\xfd":
+        raise tarfile.ReadError("compressed by zstd: unpack it to .tar first")
+    return open(path, "rb")
+
+
+def _tar(stream) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that reports damage, where tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def frombuffer(cls, buf, encoding, errors):
+        header = super().frombuffer(buf, encoding, errors)
+        if not header.isreg() and header.type in _EXTRAS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError("a header of absurd length")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # the mark at the end
+            raise
+        except tarfile.EmptyHeaderError:
+            raise tarfile.ReadError("ends without its end mark") from None
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
+_EXTRAS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)

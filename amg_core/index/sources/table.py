@@ -1,0 +1,198 @@
+"""Lists of pictures: csv, tsv, jsonl and parquet files with a row for each picture."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ...errors import AMGError
+from ..picture import read_file
+from .base import (
+    FILE_KEYS,
+    TEXT_KEYS,
+    Item,
+    Names,
+    caption_of,
+    inner,
+    picture_name,
+    storable,
+    text_lines,
+)
+from .captions import csv_records, json_records
+
+LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+# Columns of a parquet file that may hold the pictures themselves.
+BYTE_KEYS = (
+    *("image", "jpg", "jpeg", "png", "webp", "img", "picture", "bytes"),
+    *("image_bytes", "image_data", "img_bytes"),
+)
+ROWS_AT_ONCE = 32
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C: is a drive
+
+
+class TableSource:
+    """The pictures that the rows of a list name, or hold, in the order of the rows.
+
+    Paths are absolute or relative to the list's folder. Nothing is downloaded: a row that gives a
+    web address goes to `skipped`. A file that two rows name comes twice, as "a.png" and "a.png#2",
+    since each may have its own caption.
+
+    Raises
+    ------
+    AMGError
+        The list cannot be read, or has no column for pictures; pyarrow is missing (parquet).
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._parquet = self.path.suffix.lower() == ".parquet"
+        self._count = 0
+        if self._parquet:
+            with self._opened() as table:
+                self._count = table.metadata.num_rows
+                _columns(table, self.path)
+        else:
+            self._check()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Item]:
+        self.notes.clear()
+        self.skipped.clear()
+        names, count = Names(), 0
+        for where, record in self._parquet_rows() if self._parquet else self._text_rows():
+            count += 1
+            item = self._item(where, record, names)
+            if isinstance(item, Item):
+                yield item
+            else:
+                self.skipped.append((where, item))
+        self._count = count
+
+    def _item(self, where: str, record: dict | str, names: Names) -> Item | str:
+        """The picture of a row, or why there is none."""
+        if isinstance(record, str):
+            return record
+        name, caption = picture_name(record).strip(), caption_of(record)
+        if (data := record.get("")) is not None:  # the picture itself
+            return Item(names(storable(inner(name)) or where), caption, partial(bytes, data))
+        if not name:
+            url = record.get("url")
+            name = url.strip() if isinstance(url, str) else ""
+        if not name:
+            return "names no picture"
+        if ADDRESS.match(name):
+            return f"a web address, and nothing is downloaded: {name[:200]}"
+        path = self.path.parent / name
+        if "\\" in name and os.sep == "/" and not os.path.lexists(path):
+            path = self.path.parent / name.replace("\\", "/")
+        source = storable(name.replace("\0", "").replace("\\", "/").removeprefix("./"))
+        return Item(names(source), caption, partial(read_file, path))
+
+    def _check(self) -> None:
+        """Raise AMGError where the first row shows that this is no list of pictures."""
+        first = next(self._text_rows(strict=True), None)
+        if first is None:
+            raise AMGError(f"{self.path} has no rows: give a list with a row for each picture.")
+        record = first[1]
+        if isinstance(record, dict) and not set(FILE_KEYS).intersection(record):
+            raise _no_column(self.path, record)
+
+    def _text_rows(self, strict: bool = False) -> Iterator[tuple[str, dict | str]]:
+        try:
+            with open(self.path, "rb") as file:
+                if self.path.suffix.lower() in (".jsonl", ".ndjson"):
+                    for number, record in json_records(text_lines(file)):
+                        yield f"line {number}", record or "not a JSON object"
+                else:
+                    for number, record in csv_records(text_lines(file)):
+                        yield f"line {number}", record
+        except OSError as error:
+            if strict:
+                reason = error.strerror or str(error)
+                raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
+            yield "the rest", error.strerror or str(error)
+
+    def _opened(self):
+        try:
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise AMGError(
+                f"Reading {self.path} needs pyarrow: pip install pyarrow (or save it as csv)."
+            ) from None
+        try:
+            return pq.ParquetFile(self.path, pre_buffer=False)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise AMGError(f"{self.path} is not parquet, or damaged ({reason}).") from None
+
+    def _parquet_rows(self) -> Iterator[tuple[str, dict | str]]:
+        """Records with lower-case keys; under the key "" the bytes of the picture, if any."""
+        number = 0
+        try:
+            with self._opened() as table:
+                held, columns = _columns(table, self.path)
+                for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"row {number}", _record(row, held)
+        except AMGError:
+            raise
+        except Exception as error:  # pyarrow raises nearly everything on damaged files
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            yield f"row {number + 1} and all after it", f"the list is damaged ({reason})"
+
+
+def _columns(table, path: Path) -> tuple[str, list[str]]:
+    """(column with the pictures or "", columns worth reading) of an open parquet file."""
+    import pyarrow.types as types
+
+    schema = table.schema_arrow
+    lower = {name.lower(): name for name in reversed(schema.names)}
+
+    def holds_bytes(name: str) -> bool:
+        kind = schema.field(name).type
+        if types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    held = next((lower[k] for k in BYTE_KEYS if k in lower and holds_bytes(lower[k])), "")
+    named = [lower[key] for key in FILE_KEYS if key in lower and lower[key] != held]
+    if not held and not named:
+        raise _no_column(path, schema.names)
+    texts = [lower[key] for key in (*TEXT_KEYS, "url") if key in lower]
+    return held, ([held] if held else []) + named + texts
+
+
+def _record(row: dict, held: str) -> dict:
+    """A row with lower-case keys, its picture's bytes under ""."""
+    record = {key.lower(): value for key, value in row.items() if key != held}
+    picture = row.get(held)
+    if isinstance(picture, dict):  # as HuggingFace's datasets keep pictures
+        record[""] = picture.get("bytes")
+        if isinstance(picture.get("path"), str):
+            record["file_name"] = picture["path"]
+    elif isinstance(picture, bytes):
+        record[""] = picture
+    return record
+
+
+def _no_column(path: Path, found) -> AMGError:
+    columns = ", ".join(map(str, list(found)[:12])) or "none"
+    hint = ""
+    if "url" in {str(name).lower() for name in found}:
+        hint = " It lists web addresses: download them with img2dataset, and give its output."
+    return AMGError(
+        f"{path} has no column that names pictures (it has: {columns}): call one file_name, "
+        f"and one text for the captions.{hint}"
+    )
