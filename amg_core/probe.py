@@ -84,9 +84,10 @@ class Probe:
         """Match the predictions (B, C, H, W) at noise level `sigma`."""
         scale = self.scale_at(sigma, min(latents.shape[-2:]))
         if self.latent:
-            return self._join([self._match(latent[None], scale) for latent in latents], scale)
-        pictures = (self.decode(latent[None]).clamp(0, 1) for latent in latents)
-        return self._join([self._match(picture, scale) for picture in pictures], scale)
+            seen = (latent[None] for latent in latents)
+        else:
+            seen = (self.decode(latent[None]).clamp(0, 1) for latent in latents)
+        return self._join([self._match(one, one.flip(-1), scale) for one in seen], scale)
 
     @torch.no_grad()
     def look_at_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
@@ -99,9 +100,11 @@ class Probe:
         """
         scale = self.scales[-1] if scale is None else scale
         if self.latent:
-            latents = (self.descriptor.encode(picture[None]) for picture in pictures)
-            return self._join([self._match(latent, scale) for latent in latents], scale)
-        return self._join([self._match(picture[None], scale) for picture in pictures], scale)
+            encode = self.descriptor.encode
+            both = ((encode(p[None]), encode(p[None].flip(-1))) for p in pictures)
+            return self._join([self._match(*views, scale) for views in both], scale)
+        views = ((p[None], p[None].flip(-1)) for p in pictures)
+        return self._join([self._match(*pair, scale) for pair in views], scale)
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
         """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now (1,).
@@ -179,8 +182,9 @@ class Probe:
             return self.descriptor.embed_latents(seen, scale)
         return self.descriptor.embed(seen, scale)
 
-    def _match(self, picture: Tensor, scale: int) -> Match:
-        found = [self._nearest(view, scale) for view in (picture, picture.flip(-1))]
+    def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
+        """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture."""
+        found = [self._nearest(view, scale) for view in (seen, mirror)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
         close = metrics.closeness(self.metric, similarity, self.unrelated(scale))

@@ -1,0 +1,285 @@
+"""The `clip` descriptor: what a picture is about; compared by cosine. Needs weights and transformers.
+
+The coarse stage of the papers' two-stage search: CLIP finds a thousand candidates, SSCD ranks them
+(`index.two_stage`). CLIP alone is no judge of copies: two pictures of one subject are near.
+
+Weights as ComfyUI users have them in models/clip_vision: one file or a folder with ``config.json``,
+in the naming of transformers (``vision_model.…``) or of OpenAI and open_clip (``visual.…``).
+
+References
+----------
+.. [1] A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+.. [2] G. Ilharco et al., OpenCLIP, https://github.com/mlfoundations/open_clip
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import AMGError
+from .base import DescriptorSpec, subset
+from .sscd import _full_precision
+from .tensors import read_tensors, tensors_sha256
+
+ACTIVATIONS = ("quick_gelu", "gelu")
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_SIZES = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}  # by width
+_HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+_PREPROCESSING = re.compile(r"crop(\d+)-bicubic-clip-(quick_gelu|gelu)-heads(\d+)/1")
+_FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+          "pytorch_model.bin")  # fmt: skip
+
+
+class CLIPDescriptor:
+    """CLIP's image embedding: (B, 3, H, W) in [0, 1] -> (B, D) unit rows, at one scale.
+
+    Preprocessing is CLIP's and clip-retrieval's: shorter side to the input side (224) by antialiased
+    bicubic interpolation, centre crop, CLIP's mean and deviation. What lies outside the centre square
+    is not seen. Always float32.
+
+    Use `from_file`; the constructor takes tensors under transformers' names.
+    """
+
+    space = "picture"
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        activation: str,
+        heads: int,
+        scales: Sequence[int] | None = None,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
+        positions = len(state["vision_model.embeddings.position_embedding.weight"])
+        self.side = math.isqrt(positions - 1) * patch
+        size = _SIZES.get(width, str(width))
+        self.spec = DescriptorSpec(
+            id=f"clip_vit_{size}_{patch}",
+            metric="cosine",
+            preprocessing=f"crop{self.side}-bicubic-clip-{activation}-heads{heads}/1",
+            scales=subset(scales, (self.side,)),
+            weights_sha256=tensors_sha256(state),
+        )
+        with torch.inference_mode(False):
+            self._network = _network(state, activation, heads, self.side)
+            self._mean = torch.tensor(_MEAN, dtype=torch.float32, device="cpu").view(3, 1, 1)
+            self._std = torch.tensor(_STD, dtype=torch.float32, device="cpu").view(3, 1, 1)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path | None,
+        activation: str | None = None,
+        heads: int | None = None,
+        scales: Sequence[int] | None = None,
+    ) -> CLIPDescriptor:
+        """Read a file, or a folder of a model as Hugging Face publishes it.
+
+        `activation` and `heads` cannot be seen in the tensors. They come from a ``config.json`` in the
+        same folder; failing that from the arguments; failing those they are what models of that size
+        have: the rule for ViT-B and ViT-L is OpenAI's quick_gelu, for larger ones LAION's gelu. For
+        LAION's own ViT-B and ViT-L give ``activation="gelu"``.
+
+        Raises
+        ------
+        AMGError
+            The file is absent, damaged or another network, or transformers is not installed.
+        """
+        if path is None:
+            raise AMGError(
+                "No weights for the descriptor clip: give a file from models/clip_vision "
+                "(.safetensors), or the folder of a CLIP model."
+            )
+        file, config = _find(path)
+        try:
+            state = _checked(_renamed(read_tensors(file)))
+        except Exception as error:
+            raise AMGError(
+                f"{file} holds no CLIP image encoder that can be read ({error}): give a ViT of OpenAI's "
+                f"CLIP or OpenCLIP, as in models/clip_vision."
+            ) from error
+        width = state["vision_model.embeddings.class_embedding"].shape[0]
+        rule = "gelu" if width >= 1280 else "quick_gelu"
+        activation = config.get("hidden_act") or activation or rule
+        heads = config.get("num_attention_heads") or heads or _HEADS.get(width, max(1, width // 64))
+        return cls(state, activation, heads, scales)
+
+    def embed(self, pictures: Tensor, scale: int) -> Tensor:
+        """See `Descriptor.embed`."""
+        if scale not in self.spec.scales:
+            raise ValueError(f"clip has no scale {scale}, only {self.spec.scales}")
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"expected (B, 3, H, W), got {tuple(pictures.shape)}")
+        with _full_precision(pictures.device):
+            seen = (centre(pictures.float(), self.side) - self._mean) / self._std
+            return F.normalize(self._network(pixel_values=seen).image_embeds)
+
+    def to(self, device: torch.device | str) -> CLIPDescriptor:
+        """Move the weights; leaves inference_mode by itself. Returns self."""
+        with torch.inference_mode(False):
+            self._network.to(device)
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self
+
+
+def centre(pictures: Tensor, side: int) -> Tensor:
+    """Shorter side to `side`, then the middle square: (B, 3, H, W) -> (B, 3, side, side) in [0, 1].
+
+    As torchvision's ``Resize(side, BICUBIC)`` and ``CenterCrop(side)`` on a PIL picture, which CLIP,
+    OpenCLIP and clip-retrieval use; without their rounding to 8 bits, so that gradients pass.
+    """
+    height, width = pictures.shape[-2:]
+    ratio = side / min(height, width)
+    size = (side, int(width * ratio)) if height <= width else (int(height * ratio), side)
+    if size != (height, width):
+        pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    return pictures[..., top : top + side, left : left + side]
+
+
+def options_of(spec: DescriptorSpec) -> dict:
+    """What `CLIPDescriptor.from_file` needs besides the weights to make a descriptor of that spec."""
+    found = _PREPROCESSING.fullmatch(spec.preprocessing)
+    if not found:
+        raise AMGError(
+            f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
+            f"know: update the plugin, or build the index again."
+        )
+    return {"activation": found[2], "heads": int(found[3])}
+
+
+# ---------------------------------------------------------------- files and names
+
+
+def _find(path: Path) -> tuple[Path, dict]:
+    """The weights file, and what a config.json beside it says of the image encoder."""
+    folder = path if path.is_dir() else path.parent
+    file = path
+    if path.is_dir():
+        present = [folder / name for name in _FILES if (folder / name).is_file()]
+        if not present:
+            raise AMGError(f"{folder} holds no CLIP weights: none of {', '.join(_FILES)} is there.")
+        file = present[0]
+    if not file.is_file():
+        raise AMGError(f"{file} does not exist: give a file from models/clip_vision.")
+    config = folder / "config.json"
+    if (
+        file.name not in _FILES or not config.is_file()
+    ):  # a file among many has no config of its own
+        return file, {}
+    try:
+        data = json.loads(config.read_text("utf-8"))
+        data = data.get("vision_config", data)
+        return file, data if isinstance(data, dict) else {}
+    except (OSError, ValueError) as error:
+        raise AMGError(f"{config} cannot be read ({error}): restore it, or remove it.") from error
+
+
+_STEMS = {
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+}
+_LAYERS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+_BLOCK = re.compile(
+    r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias|in_proj_weight|in_proj_bias)"
+)
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder alone, under transformers' names, in float32."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(("vision_model.", "visual_projection.")):
+            if not name.endswith("position_ids"):
+                state[name] = tensor.float()
+        elif name.startswith("visual."):
+            state |= _from_open_clip(name.removeprefix("visual."), tensor.float())
+    return state
+
+
+def _from_open_clip(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    if name == "proj":
+        return {"visual_projection.weight": tensor.T.contiguous()}
+    if found := _BLOCK.fullmatch(name):
+        number, layer, field = found.groups()
+        at = f"vision_model.encoder.layers.{number}"
+        if field.startswith("in_proj_"):
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            end = field.removeprefix("in_proj_")
+            return {f"{at}.self_attn.{p}_proj.{end}": part.contiguous() for p, part in parts}
+        return {f"{at}.{_LAYERS[layer]}.{field}": tensor}
+    stem, _, field = name.partition(".") if name.startswith("ln_") else (name, "", "")
+    return {"vision_model." + _STEMS[stem] + (f".{field}" if field else ""): tensor}
+
+
+def _checked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+        "visual_projection.weight",
+    ):
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds values that are not numbers")
+    return state
+
+
+def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int):
+    """transformers' CLIPVisionModelWithProjection on these very tensors, frozen."""
+    try:
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    except ImportError as error:
+        raise AMGError(
+            f"The descriptor clip needs transformers, which comes with ComfyUI ({error}): "
+            f"pip install transformers"
+        ) from error
+    width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
+    layers = 1 + max(
+        int(name.split(".")[3]) for name in state if name.startswith("vision_model.encoder.layers.")
+    )
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(state["vision_model.encoder.layers.0.mlp.fc1.bias"]),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=side,
+        patch_size=patch,
+        projection_dim=len(state["visual_projection.weight"]),
+        hidden_act=activation,
+    )
+    try:
+        with torch.device("meta"):  # no memory, and no draw from the global generator
+            network = CLIPVisionModelWithProjection(config)
+        network.load_state_dict(dict(state), assign=True)
+    except (RuntimeError, ValueError) as error:
+        raise AMGError(
+            f"The weights hold no CLIP image encoder of width {width}, {layers} layers and {heads} heads "
+            f"({' '.join(str(error).split())[:300]}): give another file."
+        ) from error
+    for module in network.modules():  # a buffer that no file holds
+        if getattr(module, "position_ids", None) is not None:
+            count = len(state["vision_model.embeddings.position_embedding.weight"])
+            module.position_ids = torch.arange(count)[None]
+    return network.float().eval().requires_grad_(False)
