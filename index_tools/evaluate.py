@@ -1,0 +1,637 @@
+"""How much of a set of generated pictures is copied from an index: the figures of the papers.
+
+For each picture the nearest one of the index at full detail, and from these the measures of AMG (Chen
+et al., CVPR 2024, Tables 1 to 3): the share above a similarity, the mean of the top 5 %, the top 1. FID
+and CLIP score where their weights are at hand; what was not measured says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import heapq
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amg_core import metrics, verdict
+from amg_core.errors import AMGError
+from amg_core.probe import Probe
+
+from . import page
+from .captions import new_folder
+
+TOP = 0.05  # of the pictures, by similarity
+RESAMPLES = 2000  # of the bootstrap
+CIFAR_SIDE = 32  # the side at which the papers take nL2 of pixels
+WORST = 24  # pairs that are shown
+SHOWN_SIDE = 224  # pixels of a shown picture
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One generated picture and the nearest one of the index.
+
+    similarity : cosine, or −nL2 of the `metrics.matched` picture (what the guard compares); the
+    larger one of the picture and its mirror image. nl2 : Eq. 8 as it stands, None for cosine and
+    for an index of fewer than 50 pictures. closeness : see `metrics.closeness`. zncc : the second
+    judge's correlation, None where the index holds no pictures. copy : either judge says so.
+    """
+
+    picture: str
+    prompt: str
+    similarity: float
+    nl2: float | None
+    closeness: float
+    zncc: float | None
+    copy: bool
+    words: str
+    neighbor: int
+    source: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a table: value with a 95 % interval [low, high], None where there is none.
+
+    note : why it was not measured where `value` is None, else a remark.
+    """
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    note: str = ""
+
+    def text(self) -> str:
+        """For a table: "12.5 % [8.1, 18.7]" or "not measured (…)"."""
+        if self.value is None:
+            return f"not measured ({self.note})"
+        digits = 1 if self.unit == "%" else 0 if self.unit == "n" else 3
+        unit = " %" if self.unit == "%" else ""
+        shown = f"{self.value:.{digits}f}{unit}"
+        if self.low is not None:
+            shown += f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return shown
+
+
+@dataclass
+class Evaluation:
+    """All that is known of one set of pictures. figures : key -> Figure, in the order of a table;
+    worst : the closest pairs, closest first, each with a JPEG of the generated picture."""
+
+    name: str
+    judged: list[Judged]
+    figures: dict[str, Figure]
+    metric: str
+    copy_above: float
+    unrelated: float
+    worst: list[tuple[Judged, bytes]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def values(self) -> list[float]:
+        """What the histogram shows: nL2 where it was measured, else the similarity."""
+        nl2 = [one.nl2 for one in self.judged]
+        plain = self.metric == "cosine" or None in nl2
+        return [one.similarity for one in self.judged] if plain else nl2
+
+    def to_json(self) -> dict:
+        return {
+            "name": self.name,
+            "figures": {key: asdict(figure) for key, figure in self.figures.items()},
+            "copy_above": self.copy_above,
+            "unrelated": self.unrelated,
+            "skipped": [{"picture": name, "reason": reason} for name, reason in self.skipped],
+            "notes": self.notes,
+        }
+
+
+# --------------------------------------------------------------------------- the figures
+
+
+def top_mean(values: np.ndarray) -> float:
+    """Mean of the largest 5 % of the values, of one at least."""
+    count = max(1, round(TOP * len(values)))
+    return float(np.partition(values, len(values) - count)[len(values) - count :].mean())
+
+
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile interval (95 %) of a statistic over pictures drawn again with replacement.
+
+    The draws have a generator and a seed of their own: the same values give the same interval.
+    """
+    rng = np.random.Generator(np.random.PCG64(0))
+    n = len(values)
+    drawn = [statistic(values[rng.integers(n, size=n)]) for _ in range(resamples)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def share(hits: int, n: int) -> tuple[float, float, float]:
+    """Percentage with its 95 % interval (Wilson 1927).
+
+    Not by bootstrap: of 0 hits it would make "surely 0 %", however few pictures there are.
+    """
+    z = 1.959964
+    p = hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    low = 0.0 if hits == 0 else middle - half
+    high = 1.0 if hits == n else middle + half
+    return 100 * p, 100 * low, 100 * high
+
+
+def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dict[str, Figure]:
+    """The papers' measures of a set of pictures, key -> Figure. `judged` holds at least one."""
+    n = len(judged)
+    made = {"count": Figure("pictures", n, unit="n")}
+
+    def spread(key: str, label: str, values: np.ndarray, closest_is_small: bool = False) -> None:
+        sign = -1 if closest_is_small else 1
+        low, high = sorted(sign * v for v in bootstrap(sign * values, top_mean))
+        made[f"{key}_top5"] = Figure(f"{label}, top 5 %", sign * top_mean(sign * values), low, high)
+        made[f"{key}_top1"] = Figure(
+            f"{label}, top 1", float(sign * (sign * values).max()), note="no interval: an extreme"
+        )
+        low, high = bootstrap(values, lambda part: float(part.mean()))
+        made[f"{key}_mean"] = Figure(f"{label}, mean", float(values.mean()), low, high)
+
+    def portion(key: str, label: str, hits: Iterable[bool]) -> None:
+        value, low, high = share(sum(hits), n)
+        made[key] = Figure(label, value, low, high, "%")
+
+    if metric == "cosine":
+        values = np.array([one.similarity for one in judged])
+        for limit in page.LIMITS["cosine"]:
+            portion(f"above_{limit:g}", f"similarity > {limit:g}", (v > limit for v in values))
+        spread("similarity", "similarity", values)
+        made["similarity_95"] = Figure(
+            "similarity, 95th percentile",
+            float(np.quantile(values, 0.95)),
+            *bootstrap(values, lambda part: float(np.quantile(part, 0.95))),
+        )
+    elif None in (measured := [one.nl2 for one in judged]):
+        why = f"Eq. 8 needs an index of {metrics.NEIGHBORS} pictures or more"
+        for limit in page.LIMITS["nl2"]:
+            made[f"nl2_below_{limit:g}"] = Figure(f"nL2 < {limit:g}", None, unit="%", note=why)
+    else:
+        values = np.array(measured)
+        for limit in page.LIMITS["nl2"]:
+            portion(f"nl2_below_{limit:g}", f"nL2 < {limit:g}", (v < limit for v in values))
+        spread("nl2", "nL2", values, closest_is_small=True)
+    close = np.array([one.closeness for one in judged])
+    portion("too_close", f"closeness > {copy_closeness:g}", (v > copy_closeness for v in close))
+    spread("closeness", "closeness", close)
+    portion("copies", "copies, by either judge", (one.copy for one in judged))
+    return made
+
+
+# ------------------------------------------------------------------------------- looking
+
+
+def evaluate(
+    probe: Probe,
+    source,
+    *,
+    clip: Callable[[Image.Image, str], float] | None = None,
+    inception: Callable[[np.ndarray], np.ndarray] | None = None,
+    reference: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Judge all pictures of a source against the index of `probe`, one at a time.
+
+    Parameters
+    ----------
+    source : amg_core.index.sources.Source
+        The generated pictures; their captions are the prompts.
+    clip : (picture, prompt) -> score, see `clip_scorer`
+    inception : (H, W, 3) uint8 -> (D,) features, see `inception_features`
+    reference : (N, D) features of the pictures that FID compares with
+
+    Raises
+    ------
+    AMGError
+        No picture of the source can be read.
+    """
+    from amg_core.index.picture import Unreadable, decode
+
+    index, scale = probe.searcher.index, probe.scales[-1]
+    judges = _second_judge(index)
+    judged: list[Judged] = []
+    skipped: list[tuple[str, str]] = []
+    worst: list[tuple[float, int, Judged, bytes]] = []
+    scores: list[float] = []
+    features: list[np.ndarray] = []
+    total = len(source)
+    for item in source:
+        try:
+            pixels = decode(item.read(), item.source).pixels
+        except Unreadable as error:
+            skipped.append((item.source, str(error)))
+            continue
+        one = _judge(probe, pixels, item.source, item.caption, judges)
+        judged.append(one)
+        entry = (one.closeness, -len(judged), one, b"")
+        if len(worst) < WORST or entry > worst[0]:
+            entry = (*entry[:3], small_jpeg(Image.fromarray(pixels)))
+            (heapq.heappush if len(worst) < WORST else heapq.heapreplace)(worst, entry)
+        if clip and one.prompt:
+            scores.append(clip(Image.fromarray(pixels), one.prompt))
+        if inception:
+            features.append(inception(pixels))
+        if progress:
+            progress(len(judged) + len(skipped), max(total, len(judged) + len(skipped)), "")
+    skipped += source.skipped
+    if not judged:
+        shown = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise AMGError(f"No picture of {source.name} can be read{shown}: give another folder.")
+    table = figures(judged, probe.metric, verdict.COPY)
+    table["clip"] = _clip_figure(scores, len(judged), clip is not None)
+    table["fid"] = _fid_figure(features, reference)
+    made = Evaluation(
+        name=str(source.name),
+        judged=judged,
+        figures=table,
+        metric=probe.metric,
+        copy_above=verdict.COPY,
+        unrelated=probe.unrelated(scale),
+        worst=[(one, jpeg) for _, _, one, jpeg in sorted(worst, key=lambda e: e[:2], reverse=True)],
+        skipped=skipped,
+        notes=list(source.notes),
+    )
+    if judges is None:
+        made.notes.append(
+            f"index {index.name} holds no pictures: the second judge, which looks at pictures, was "
+            f"not asked"
+        )
+    return made
+
+
+def _second_judge(index) -> float | None:
+    """The limit of the second judge; None where the index was imported without pictures."""
+    try:
+        return verdict.zncc_threshold(index)
+    except AMGError:
+        return None
+
+
+def _judge(probe: Probe, pixels: np.ndarray, name: str, prompt: str, limit: float | None) -> Judged:
+    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+    picture = picture.to(probe.searcher.device)
+    nl2 = plain_nl2(probe, picture)
+    if limit is not None:
+        v = verdict.verdict(probe, picture)[0]
+        return Judged(
+            name, prompt, v.similarity, nl2, v.closeness, v.zncc, v.copy, v.words, v.neighbor,
+            v.source, v.caption,
+        )  # fmt: skip
+    match = probe.look_at_pictures(picture)
+    close, i = float(match.closeness[0]), int(match.ids[0])
+    record = probe.searcher.index.record(i)
+    copy = close > verdict.COPY
+    words = f"{'Too close to' if copy else 'Nearest:'} {record.source} (one judge only)."
+    return Judged(
+        name, prompt, float(match.similarity[0]), nl2, close, None, copy, words, i, record.source,
+        record.caption,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def plain_nl2(probe: Probe, picture: Tensor) -> float | None:
+    """Eq. 8 as it stands, of (1, 3, H, W): ‖x − n‖ / (α · mean of the 50 nearest), k = 50, α = 0.5.
+
+    Without the matching of contrast and brightness that the guard does, and without mirroring; at 32
+    pixels a side where the index has that scale, as in the papers. None for a cosine descriptor, and
+    for an index of fewer than 50 pictures.
+    """
+    if probe.metric == "cosine":
+        return None
+    scale = CIFAR_SIDE if CIFAR_SIDE in probe.scales else probe.scales[-1]
+    query = probe.descriptor.embed(picture, scale)
+    distances, _ = probe.searcher.nearest(query, scale, metrics.NEIGHBORS)
+    if distances.shape[1] < metrics.NEIGHBORS:
+        return None
+    return float(distances[0, 0] / (metrics.ALPHA * distances[0].mean()).clamp_min(1e-6))
+
+
+def small_jpeg(picture: Image.Image) -> bytes:
+    """A JPEG of at most 224 pixels a side."""
+    small = picture.convert("RGB")
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    file = BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+# --------------------------------------------------------------------- optional measures
+
+
+def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
+    """CLIP score: 100 × cosine of the picture's and the prompt's embeddings, below 0 counted as 0.
+
+    From a local folder of the `transformers` library (config.json, tokenizer, model.safetensors).
+    Pictures: shorter side to the input side (bicubic), centre crop, CLIP's mean and deviation.
+
+    Returns
+    -------
+    (Image, str) -> float
+
+    Raises
+    ------
+    AMGError
+        `transformers` is missing, or the folder holds no CLIP model.
+    """
+    try:
+        from transformers import AutoTokenizer, CLIPModel
+    except ImportError as error:
+        raise AMGError(
+            f"The CLIP score needs the package transformers ({error}): pip install transformers, "
+            f"or leave --clip away."
+        ) from None
+    if not folder.is_dir():
+        raise AMGError(f"{folder} is not a folder: give --clip the folder of a CLIP model.")
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AMGError(
+            f"No CLIP model in {folder} ({reason}): it needs config.json, the tokenizer's files and "
+            f"model.safetensors."
+        ) from error
+    side = model.config.vision_config.image_size
+    longest = model.config.text_config.max_position_embeddings
+    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
+    deviation = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def score(picture: Image.Image, prompt: str) -> float:
+        scale = side / min(picture.size)
+        size = [max(side, round(length * scale)) for length in picture.size]
+        whole = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        pixels = np.asarray(whole.crop((left, top, left + side, top + side)), np.float32) / 255
+        values = (torch.from_numpy(pixels).permute(2, 0, 1)[None] - mean) / deviation
+        tokens = tokenizer([prompt], truncation=True, max_length=longest, return_tensors="pt")
+        out = model(
+            input_ids=tokens["input_ids"].to(device),
+            attention_mask=tokens["attention_mask"].to(device),
+            pixel_values=values.to(device),
+        )
+        cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
+        return 100 * max(0.0, float(cosine[0]))
+
+    return score
+
+
+def inception_features(weights: Path, device: torch.device | str = "cpu"):
+    """The 2048 features of FID by torch-fidelity's port of the original Inception network.
+
+    Parameters
+    ----------
+    weights : path of weights-inception-2015-12-05-6726825d.pth, from torch-fidelity's releases
+
+    Returns
+    -------
+    (H, W, 3) uint8 -> (2048,) float64
+
+    Raises
+    ------
+    AMGError
+        The package or the file is missing, or the file holds more than tensors.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise AMGError(
+            f"FID needs the package torch-fidelity ({error}): pip install torch-fidelity, or leave "
+            f"--inception away."
+        ) from None
+    try:
+        # torch-fidelity unpickles freely: what does not pass torch's own reader never gets there.
+        torch.load(weights, map_location="cpu", weights_only=True)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+        ).to(device)
+    except FileNotFoundError:
+        raise AMGError(
+            f"{weights} is missing: download weights-inception-2015-12-05-6726825d.pth from "
+            f"torch-fidelity's releases and give its path."
+        ) from None
+    except Exception as error:  # damaged archives raise nearly everything
+        reason = " ".join(str(error).split())[:200]
+        raise AMGError(f"{weights} does not hold Inception's weights ({reason}).") from error
+
+    @torch.inference_mode()
+    def features(pixels: np.ndarray) -> np.ndarray:
+        picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+        return network(picture.to(device))[0][0].double().cpu().numpy()
+
+    return features
+
+
+def fid(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of two sets of features (N, D), (M, D), each of two rows or more.
+
+    Heusel et al. 2017, Eq. 6: ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). The trace of the root is
+    taken from the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½, so nothing can become complex.
+    """
+    means = a.mean(0), b.mean(0)
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(np.atleast_2d(first))
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    both = np.linalg.eigvalsh(root @ np.atleast_2d(second) @ root)
+    trace = np.trace(np.atleast_2d(first)) + np.trace(np.atleast_2d(second))
+    return float(((means[0] - means[1]) ** 2).sum() + trace - 2 * np.sqrt(both.clip(0)).sum())
+
+
+def _clip_figure(scores: list[float], n: int, wanted: bool) -> Figure:
+    label = "CLIP score"
+    if not wanted:
+        return Figure(label, None, note="needs --clip FOLDER, a local CLIP model")
+    if not scores:
+        return Figure(label, None, note="no picture has a prompt: put captions beside them")
+    values = np.array(scores)
+    low, high = bootstrap(values, lambda part: float(part.mean()))
+    note = "" if len(scores) == n else f"{len(scores)} of {n} pictures have a prompt"
+    return Figure(label, float(values.mean()), low, high, note=note)
+
+
+def _fid_figure(features: list[np.ndarray], reference: np.ndarray | None) -> Figure:
+    label = "FID"
+    if reference is None:
+        return Figure(label, None, note="needs --inception FILE and --fid-reference PICTURES")
+    if min(len(features), len(reference)) < 2:
+        return Figure(label, None, note="needs two pictures on either side")
+    few = min(len(features), len(reference))
+    note = "" if few > 2048 else f"of {few} pictures: biased upwards, compare like with like only"
+    return Figure(label, fid(np.stack(features), reference), note=note)
+
+
+# -------------------------------------------------------------------------------- telling
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """Figures of one or more sets as a plain text table, one column a set."""
+    keys = list(dict.fromkeys(key for one in evaluations for key in one.figures))
+    rows = [["", *(one.name for one in evaluations)]]
+    for key in keys:
+        label = next(one.figures[key].label for one in evaluations if key in one.figures)
+        cells = [one.figures[key].text() if key in one.figures else "" for one in evaluations]
+        rows.append([label, *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def to_json(evaluations: Sequence[Evaluation], index) -> dict:
+    from amg_core import __version__
+
+    return {
+        "amg": __version__,
+        "index": {"name": index.name, "hash": index.hash, "count": index.count},
+        "muted": len(index.muted),
+        "descriptor": index.spec.to_json(),
+        "sets": [one.to_json() for one in evaluations],
+    }
+
+
+def write(folder: Path, evaluations: Sequence[Evaluation], index) -> None:
+    """metrics.json, pairs.csv and index.html into a new folder."""
+    new_folder(folder)
+    data = to_json(evaluations, index)
+    html = page.render(evaluations, index, thumbnail=lambda i: _thumbnail(index, i))
+    try:
+        text = json.dumps(data, indent=1, ensure_ascii=False)
+        (folder / "metrics.json").write_text(text, encoding="utf-8")
+        with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            columns = tuple(Judged.__dataclass_fields__)
+            rows.writerow(("set", *columns))
+            for one in evaluations:
+                for judged in one.judged:
+                    rows.writerow((one.name, *(getattr(judged, column) for column in columns)))
+        (folder / "index.html").write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
+
+
+def _thumbnail(index, i: int) -> bytes | None:
+    """A JPEG of row i; None where the index holds no pictures."""
+    try:
+        return small_jpeg(index.thumbnail(i))
+    except AMGError:
+        return None
+
+
+# ---------------------------------------------------------------------------- command line
+
+ABOUT = """\
+Grade generated pictures against an index by the papers' measures: nearest picture and similarity of
+each, share above the thresholds, mean of the top 5 %, top 1, with 95 % intervals."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="generated pictures")
+    parser.add_argument(
+        "--index", type=Path, nargs="+", required=True, metavar="INDEX", help="index folder(s)"
+    )
+    parser.add_argument("--against", type=Path, metavar="FOLDER2", help="a second set beside it")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write metrics.json, pairs.csv and index.html there"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of the descriptor")
+    parser.add_argument(
+        "--clip", type=Path, metavar="FOLDER", help="CLIP model (transformers) for the CLIP score"
+    )
+    parser.add_argument(
+        "--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for FID"
+    )
+    parser.add_argument(
+        "--fid-reference", type=Path, metavar="PICTURES", help="what FID compares the pictures with"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, … (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(options: argparse.Namespace) -> int | None:
+    from amg_core.descriptors import for_spec
+    from amg_core.index import Index
+    from amg_core.index.search import Searcher
+    from amg_core.index.sources import open_source
+
+    from .cli import progress_printer
+
+    if (options.inception is None) != (options.fid_reference is None):
+        raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")
+    if options.out and options.out.exists() and any(options.out.iterdir()):
+        raise AMGError(f"{options.out} is not empty, and nothing is overwritten: give a new one.")
+    clip = clip_scorer(options.clip, options.device) if options.clip else None
+    inception = reference = None
+    if options.inception:
+        inception = inception_features(options.inception, options.device)
+        reference = features_of(open_source(options.fid_reference), inception)
+    with Index.combine([Index.open(path) for path in options.index]) as index:
+        descriptor = for_spec(index.spec, options.weights).to(options.device)
+        probe = Probe(Searcher(index, options.device), descriptor)
+        evaluations = [
+            evaluate(
+                probe,
+                open_source(folder),
+                clip=clip,
+                inception=inception,
+                reference=reference,
+                progress=progress_printer(sys.stderr),
+            )
+            for folder in filter(None, (options.folder, options.against))
+        ]
+        if options.out:
+            write(options.out, evaluations, index)
+        if options.json:
+            print(json.dumps(to_json(evaluations, index), indent=1))
+            return None
+        print(f"against {index.name}: {index.count} pictures, {index.spec.id}")
+        print(table(evaluations))
+        print("95 % intervals: shares by Wilson, the others by bootstrap over the pictures.")
+        for one in evaluations:
+            for name, reason in one.skipped:
+                print(f"NOT judged: {name}: {reason}")
+            for note in one.notes:
+                print(f"note: {note}")
+        if options.out:
+            print(f"written: {options.out}")
+    return None
+
+
+def features_of(source, inception: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """(N, D) features of all readable pictures of a source. AMGError where there is none."""
+    from amg_core.index.picture import Unreadable, decode
+
+    rows = []
+    for item in source:
+        try:
+            rows.append(inception(decode(item.read(), item.source).pixels))
+        except Unreadable:
+            continue
+    if not rows:
+        raise AMGError(f"No picture of {source.name} can be read: give another --fid-reference.")
+    return np.stack(rows)
