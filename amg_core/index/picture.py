@@ -24,6 +24,9 @@ UNSUPPORTED = frozenset(".heic .heif .jxl .jp2 .psd .exr .dng .cr2 .cr3 .nef .ar
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, kept here because hosts switch that one off
 MAX_FILE_BYTES = 1 << 30
+# JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 of their size. No
+# descriptor looks at more than 512 px a side.
+ENOUGH = 640
 TOO_LARGE = "too large: shrink it below 89 megapixels"
 
 
@@ -83,7 +86,9 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     """Decode one picture.
 
     EXIF orientation is applied, alpha composited on white, the first frame of an animation taken,
-    16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored.
+    16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored. A large
+    JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT), so that its
+    shorter side keeps at least ENOUGH px; `Picture.width` and `height` are those of the file.
 
     Parameters
     ----------
@@ -95,7 +100,8 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     Raises
     ------
     Unreadable
-        Damaged, of another format, or larger than MAX_PIXELS or MAX_FILE_BYTES.
+        Damaged, of another format, or larger than MAX_PIXELS (a JPEG: twice that) or
+        MAX_FILE_BYTES.
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or not data.size:
@@ -104,7 +110,7 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
         return Picture(source, data, pixel_hash(data), width, height)
     if len(data) > MAX_FILE_BYTES:
         raise Unreadable(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
-    return _decode_file(data, source, MAX_PIXELS)
+    return _decode_file(data, source)
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
@@ -114,13 +120,15 @@ def pixel_hash(pixels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _decode_file(data: bytes, source: str, max_pixels: int) -> Picture:
+def _decode_file(data: bytes, source: str) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
-            if width * height > max_pixels:
+            image.draft(None, (ENOUGH, ENOUGH))  # changes image.size, of JPEGs only
+            # A progressive JPEG needs memory for all of it, whatever the size of the result.
+            if width * height > 2 * MAX_PIXELS or image.width * image.height > MAX_PIXELS:
                 raise Unreadable(f"{width} x {height} is {TOO_LARGE}")
             image.load()
             orientation = _orientation(image)

@@ -430,9 +430,9 @@ class _Header(tarfile.TarInfo):
     """A header that reports damage, where tarfile takes it for the end of the archive."""
 
     @classmethod
-    def frombuffer(cls, buf, encoding, errors):
-        header = super().frombuffer(buf, encoding, errors)
-        if not header.isreg() and header.type in _EXTRAS and header.size > MAX_HEADER_BYTES:
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTRAS and header.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError("a header of absurd length")
         return header
 

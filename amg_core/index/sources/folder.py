@@ -106,13 +106,6 @@ def find(folder: Path) -> Found:
     return found
 
 
-def list_pictures(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Pictures below `folder`, and what was skipped; see `find`. AMGError also where none is."""
-    found = find(folder)
-    _demand_pictures(folder, found)
-    return found.pictures, found.skipped
-
-
 def _demand_pictures(folder: Path, found: Found) -> None:
     if found.pictures:
         return
