@@ -59,6 +59,8 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
     """The descriptor that made an index: of that very spec, with its input side and its scales.
 
     A `latent` index needs no weights to be searched with latents; with weights it can look at pictures.
+    For embeddings imported from clip-retrieval any weights of that size of CLIP are taken: nobody
+    stated which they were.
 
     Raises
     ------
@@ -80,10 +82,12 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
             return LatentDescriptor.for_spec(spec)
         options |= LatentDescriptor.options_of(spec)
     if kind == "clip":
-        from .clip import options_of
+        from .clip import imported, options_of
 
         options |= options_of(spec)
     made = create(kind, weights, **options)
+    if kind == "clip" and imported(spec):
+        made.spec = replace(made.spec, preprocessing=spec.preprocessing, weights_sha256="")
     if made.spec == spec:
         return made
     if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:

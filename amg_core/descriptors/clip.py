@@ -32,6 +32,7 @@ from .tensors import read_tensors, tensors_sha256
 ACTIVATIONS = ("quick_gelu", "gelu")
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
+IMPORTED = "clip-retrieval-{}/1"  # preprocessing of rows made elsewhere, with the activation
 _SIZES = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}  # by width
 _HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 _PREPROCESSING = re.compile(r"crop(\d+)-bicubic-clip-(quick_gelu|gelu)-heads(\d+)/1")
@@ -150,13 +151,20 @@ def centre(pictures: Tensor, side: int) -> Tensor:
 
 def options_of(spec: DescriptorSpec) -> dict:
     """What `CLIPDescriptor.from_file` needs besides the weights to make a descriptor of that spec."""
-    found = _PREPROCESSING.fullmatch(spec.preprocessing)
-    if not found:
-        raise AMGError(
-            f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
-            f"know: update the plugin, or build the index again."
-        )
-    return {"activation": found[2], "heads": int(found[3])}
+    if found := _PREPROCESSING.fullmatch(spec.preprocessing):
+        return {"activation": found[2], "heads": int(found[3])}
+    for activation in ACTIVATIONS:
+        if spec.preprocessing == IMPORTED.format(activation):
+            return {"activation": activation}
+    raise AMGError(
+        f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
+        f"know: update the plugin, or build the index again."
+    )
+
+
+def imported(spec: DescriptorSpec) -> bool:
+    """Whether the rows come from clip-retrieval: made with weights that nobody stated."""
+    return spec.preprocessing in [IMPORTED.format(activation) for activation in ACTIVATIONS]
 
 
 # ---------------------------------------------------------------- files and names

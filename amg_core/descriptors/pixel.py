@@ -26,6 +26,10 @@ class PixelDescriptor:
     def __init__(self, scales: Sequence[int] | None = None) -> None:
         self.spec = replace(self.spec, scales=subset(scales, self.spec.scales))
 
+    def shrink(self, pictures: Tensor, scale: int) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, scale, scale), of which `embed` gives the very same rows."""
+        return low_pass(pictures.float(), scale)
+
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
         if scale not in self.spec.scales:
             raise ValueError(f"pixel has no scale {scale}, only {self.spec.scales}")

@@ -163,6 +163,11 @@ class SSCDDescriptor:
     def device(self) -> torch.device:
         return self._mean.device
 
+    def shrink(self, pictures: Tensor, scale: int) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, s, s), s = `scale`, of which `embed` gives the very same rows."""
+        pictures = pictures.float()
+        return resize(pictures, scale) if scale == self.side else low_pass(pictures, scale)
+
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
         """See `Descriptor.embed`. Always float32, even under the host's autocast."""
         if scale not in self.spec.scales:

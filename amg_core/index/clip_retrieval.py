@@ -1,0 +1,385 @@
+"""Folders of clip-retrieval and img2dataset users: CLIP embeddings made elsewhere become an index.
+
+::
+
+    folder/
+      img_emb/img_emb_0.npy …            (n, D) float16 or float32
+      metadata/metadata_0.parquet …      n rows: image_path, caption, url, key, … (needs pyarrow)
+      image.index                        FAISS, read where img_emb is absent (needs faiss-cpu)
+
+Bare ``.npy`` files in the folder are read too. The pictures themselves are not there, so the index has
+no thumbnails; what names a row is the path, else the URL, of its picture.
+
+References
+----------
+.. [1] R. Beaumont, clip-retrieval, https://github.com/rom1504/clip-retrieval
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ..descriptors.base import DescriptorSpec
+from ..descriptors.clip import IMPORTED
+from ..errors import AMGError
+from . import commit
+from . import format as fmt
+from .shard import Record, ShardWriter
+
+MODEL = "ViT-B/32"  # what clip-retrieval takes unless told otherwise
+BLOCK = 1 << 14  # rows at once
+_COLUMNS = ("image_path", "caption", "url", "key", "sha256", "width", "height")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is in such a folder. `vectors` and `tables` go together one by one where both are there.
+
+    vectors : .npy files; tables : .parquet files, none where there is no metadata; faiss : the index
+    file that is read instead of `vectors`, or None.
+    """
+
+    path: Path
+    vectors: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    faiss: Path | None = None
+
+
+def look(folder: str | os.PathLike) -> Folder:
+    """Which files of `folder` hold embeddings and metadata.
+
+    Raises
+    ------
+    AMGError
+        None do, or vectors and metadata do not belong together.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise AMGError(
+            f"{path} is not a folder: give the output folder of clip-retrieval inference."
+        )
+    home = path.parent if path.name == "img_emb" else path
+    vectors = _numbered(home / "img_emb", ".npy") or _numbered(path, ".npy")
+    tables = _numbered(home / "metadata", ".parquet")
+    if vectors:
+        if tables and [_number(v) for v in vectors] != [_number(t) for t in tables]:
+            raise AMGError(
+                f"{home}: the {len(vectors)} files of embeddings and the {len(tables)} of metadata do "
+                f"not belong together, one of each number: complete the download, or move metadata "
+                f"away to import without captions."
+            )
+        return Folder(path, vectors, tables)
+    if (path / "image.index").is_file():
+        return Folder(path, (), tables, path / "image.index")
+    raise AMGError(
+        f"{path} holds no embeddings: neither img_emb/*.npy, nor *.npy, nor image.index. Give the "
+        f"output folder of clip-retrieval inference."
+    )
+
+
+def read_clip_retrieval(
+    folder: str | os.PathLike,
+) -> Iterator[tuple[np.ndarray, list[Record]]]:
+    """Blocks of rows (n, D) float32 as stored, and what is known of each; n <= BLOCK.
+
+    Memory does not grow with the folder, except that a FAISS index is read whole. `Record.sha256` is ""
+    and sizes are 0 where the metadata does not state them.
+
+    Raises
+    ------
+    AMGError
+        As `look`; a file is damaged, or an optional package is missing.
+    """
+    found = look(folder)
+    if found.faiss is not None:
+        yield from _from_faiss(found)
+        return
+    dims = {path: _open(path).shape for path in found.vectors}
+    if len({shape[1] for shape in dims.values()}) > 1:
+        raise AMGError(
+            f"{found.path} mixes embeddings of several sizes: import one model's at a time."
+        )
+    for i, path in enumerate(found.vectors):
+        table = found.tables[i] if found.tables else None
+        if table is not None and (rows := _parquet(table).metadata.num_rows) != len(_open(path)):
+            raise AMGError(
+                f"{table} has {rows} rows and {path} {len(_open(path))}: one of them is incomplete."
+            )
+        values = _open(path)
+        records = _records(table, path.stem, 0)
+        for start in range(0, len(values), BLOCK):
+            block = np.asarray(values[start : start + BLOCK], np.float32)
+            yield block, list(islice(records, len(block)))
+
+
+def import_clip_retrieval(
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    model: str = MODEL,
+    progress: Callable[[int, int, str], None] | None = None,
+):
+    """Make an index of the embeddings in `folder`, for `two_stage` or any search by CLIP.
+
+    Rows are scaled to length 1 and kept as float16. Rows that are not finite or have no length are
+    left out and reported. What was muted in an index that is replaced stays muted.
+
+    Parameters
+    ----------
+    out : path
+        Absent, empty or an index; see `writer.build`.
+    model : str
+        Which CLIP made the embeddings, in clip-retrieval's spelling ("ViT-B/32", "ViT-L/14",
+        "open_clip:ViT-H-14"). The files do not say, and queries must come from the same.
+    progress : callable, optional
+        ``progress(done, total, source)`` for each block.
+
+    Returns
+    -------
+    BuildReport
+
+    Raises
+    ------
+    AMGError
+        As `read_clip_retrieval`; `out` is something else, or the disk refuses.
+    """
+    from .writer import ROWS_PER_SHARD, BuildReport, _discard, _muted
+
+    started, target = time.perf_counter(), fmt.real(out)
+    spec, found, muted = spec_of(model), look(folder), _muted(target)
+    skipped: list[tuple[str, str]] = []
+    done, total = 0, sum(len(_open(path)) for path in found.vectors)
+    with commit.changing(target) as work:
+        shutil.rmtree(work, ignore_errors=True)
+        shards = _Shards(work / fmt.SHARDS, spec, ROWS_PER_SHARD)
+        try:
+            for rows, records in read_clip_retrieval(folder):
+                units, usable = _unit(rows)
+                with commit.writing(target):
+                    for unit, fine, record in zip(units, usable, records, strict=True):
+                        if fine:
+                            shards.add(_identified(record, done), unit)
+                        else:
+                            skipped.append(
+                                (record.source, "the embedding is not finite, or is zero")
+                            )
+                        done += 1
+                if progress is not None:
+                    progress(done, total, records[-1].source if records else "")
+            if not shards.count:
+                raise AMGError(f"{folder} holds no usable embedding: nothing was made.")
+            with commit.writing(target):
+                shards.seal()
+            manifest = fmt.Manifest(spec, shards.dims, shards.entries, commit.now(), muted)
+        except BaseException:
+            shards.close()
+            _discard(target)
+            raise
+        commit.publish(target, manifest, shards.made)
+    notes = [] if found.tables else [f"{found.path} has no metadata: rows have no captions."]
+    return BuildReport(
+        count=shards.count, embedded=0, reused=shards.count, skipped=skipped,
+        seconds=time.perf_counter() - started, path=target, hash=fmt.identity(manifest), notes=notes,
+    )  # fmt: skip
+
+
+def spec_of(model: str) -> DescriptorSpec:
+    """The spec of an imported index: "ViT-B/32" -> id ``clip_vit_b_32``. The weights are not known.
+
+    OpenCLIP's models have another activation than OpenAI's, unless their name says otherwise.
+    """
+    name = model.strip().lower()
+    found = re.search(r"vit[-/_](b|l|h|g|bigg)[-/_](\d+)", name)
+    if not found:
+        raise AMGError(
+            f"model: {model!r} names no CLIP that can be compared with. Give the one that made the "
+            f"embeddings, for instance ViT-B/32, ViT-L/14 or open_clip:ViT-H-14."
+        )
+    ours = name.startswith("open_clip:") and not re.search(r"quickgelu|/openai", name)
+    preprocessing = IMPORTED.format("gelu" if ours else "quick_gelu")
+    side = 336 if "336" in name else 224
+    return DescriptorSpec(f"clip_vit_{found[1]}_{found[2]}", "cosine", preprocessing, (side,))
+
+
+class _Shards:
+    """Rows into shards of at most `most` rows."""
+
+    def __init__(self, folder: Path, spec: DescriptorSpec, most: int) -> None:
+        self.folder, self.spec, self.most, self.count = folder, spec, most, 0
+        self.dims: dict[int, int] = {}
+        self.entries: list[fmt.ShardEntry] = []
+        self.made: dict[str, Path] = {}
+        self._writer: ShardWriter | None = None
+
+    def add(self, record: Record, unit: np.ndarray) -> None:
+        if self._writer is not None and self._writer.count >= self.most:
+            self.seal()
+        if self._writer is None:
+            self._writer = ShardWriter(self.folder / f"new{len(self.entries)}", self.spec)
+        self._writer.add(record, {self.spec.scales[0]: unit}, None)
+        self.count += 1
+
+    def seal(self) -> None:
+        entry = self._writer.finish()
+        self.entries.append(entry)
+        self.made[entry.path], self.dims = self._writer.folder, self._writer.dims
+        self._writer = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _unit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, D) float32 -> (n, D) float16 of length 1, and which of them are usable (n,) bool."""
+    finite = np.isfinite(rows).all(axis=1)
+    rows = np.where(finite[:, None], rows, 0)
+    length = np.linalg.norm(rows.astype(np.float64), axis=1)
+    usable = length > 1e-6
+    return (rows / np.where(usable, length, 1)[:, None]).astype(np.float16), usable
+
+
+def _identified(record: Record, number: int) -> Record:
+    """With a hash for the row to go by: its place and name, for the file itself is not at hand."""
+    identity = f"clip-retrieval\n{number}\n{record.source}".encode("utf-8", "replace")
+    return replace(record, sha256=hashlib.sha256(identity).hexdigest())
+
+
+# ---------------------------------------------------------------- files
+
+
+def _numbered(folder: Path, ending: str) -> tuple[Path, ...]:
+    """Files of that ending in the order of their numbers, "img_emb_2.npy" before "img_emb_10.npy"."""
+    if not folder.is_dir():
+        return ()
+    files = [path for path in folder.iterdir() if path.suffix == ending and path.name[0] != "."]
+    return tuple(sorted(files, key=lambda path: (_number(path), path.name)))
+
+
+def _number(path: Path) -> int:
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _open(path: Path) -> np.ndarray:
+    """The rows of a .npy file, mapped: (n, D) floats."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise AMGError(
+            f"{path} is damaged or is no .npy file ({error}): fetch it again."
+        ) from error
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise AMGError(f"{path} holds {values.dtype} {values.shape}, not rows of embeddings.")
+    return values
+
+
+def _parquet(path: Path):
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise AMGError(
+            f"Reading captions from {path} needs pyarrow: pip install pyarrow"
+        ) from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise AMGError(
+            f"{path} is damaged or is no Parquet file ({error}): fetch it again."
+        ) from error
+
+
+def _records(table: Path | None, stem: str, first: int) -> Iterator[Record]:
+    """What a metadata file says of each row; names made of `stem` and the row where there is none."""
+    if table is None:
+        while True:
+            yield Record(f"{stem}#{first}", "", "", 0, 0)
+            first += 1
+    file = _parquet(table)
+    columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+    try:
+        for batch in file.iter_batches(BLOCK, columns=columns):
+            for row in batch.to_pylist():
+                yield _record(row, f"{stem}#{first}")
+                first += 1
+    except (OSError, ValueError) as error:
+        raise AMGError(f"{table} is damaged ({error}): fetch it again.") from error
+
+
+def _record(row: dict, otherwise: str) -> Record:
+    """A path that names a file, else the URL, else whatever names it."""
+    path, url, key = (_text(row.get(name)) for name in ("image_path", "url", "key"))
+    source = path if Path(path).suffix else url or path or key or otherwise
+    width, height = (
+        value if isinstance(value := row.get(name), int) and value > 0 else 0
+        for name in ("width", "height")
+    )
+    sha256 = _text(row.get("sha256")).lower()
+    known = sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else ""
+    return Record(source, _text(row.get("caption")), known, width, height)
+
+
+def _text(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text.replace("\0", "").encode("utf-8", "replace").decode().strip()
+
+
+# ---------------------------------------------------------------- FAISS
+
+
+def _from_faiss(found: Folder) -> Iterator[tuple[np.ndarray, list[Record]]]:
+    index = _read_faiss(found.faiss)
+    rows = sum(_parquet(table).metadata.num_rows for table in found.tables)
+    if found.tables and rows != index.ntotal:
+        raise AMGError(
+            f"{found.faiss} has {index.ntotal} rows and its metadata {rows}: they do not belong "
+            f"together."
+        )
+    if found.tables:
+        records = (record for table in found.tables for record in _records(table, table.stem, 0))
+    else:
+        records = _records(None, found.faiss.name, 0)
+    for start in range(0, index.ntotal, BLOCK):
+        block = index.reconstruct_n(start, min(BLOCK, index.ntotal - start))
+        yield block, list(islice(records, len(block)))
+
+
+def _read_faiss(path: Path):
+    """A FAISS index whose vectors can be had back as they were put in.
+
+    Read through Python's own file: FAISS cannot open every path on Windows.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise AMGError(f"Reading {path} needs faiss: pip install faiss-cpu") from error
+    try:
+        with open(path, "rb") as file:
+            index = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+    except (OSError, RuntimeError) as error:
+        raise AMGError(f"{path} is damaged or is no FAISS index ({error}).") from error
+    kind = type(index).__name__
+    if isinstance(index, faiss.IndexIVFFlat):
+        index.make_direct_map()
+    elif not (
+        isinstance(index, (faiss.IndexFlat, faiss.IndexHNSWFlat))
+        or (
+            isinstance(index, faiss.IndexScalarQuantizer)
+            and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+        )
+    ):
+        raise AMGError(
+            f"{path} is an {kind}: it holds compressed codes, from which the embeddings cannot be had "
+            f"back exactly. Import from the img_emb folder that it was made of (clip-retrieval "
+            f"inference writes it), or make a flat index."
+        )
+    return index
