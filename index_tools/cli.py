@@ -185,7 +185,7 @@ def _search(options: argparse.Namespace) -> None:
 
     from amg_core.descriptors import create
     from amg_core.index import Index
-    from amg_core.index.folder import Unreadable, load_picture
+    from amg_core.index.picture import Unreadable, load_picture
     from amg_core.index.search import Searcher
 
     device = _device(options.device)

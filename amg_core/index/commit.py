@@ -95,7 +95,7 @@ def _collect(index: Path, manifest: fmt.Manifest) -> None:
 
 
 def refuse_foreign(index: Path) -> None:
-    """A build replaces an index, and nothing else that a person may have in that place."""
+    """An index folder holds an index only: nothing that a person has put there is touched."""
     if not index.exists():
         return
     if not index.is_dir():
@@ -107,7 +107,7 @@ def refuse_foreign(index: Path) -> None:
             f"{index} holds other files ({', '.join(others[:3])}) and will not be replaced: give "
             f"another folder for the index, or move them away."
         )
-    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD}:
+    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(_is_rows, names)):
         raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
 
 

@@ -101,8 +101,8 @@ class Embedder:
             if hasattr(self.descriptor, "shrink"):
                 found = {scale: self._rows(tensors, scale) for scale in self.descriptor.spec.scales}
             else:  # its input size depends on the picture
-                rows = [embed_scales(self.descriptor, tensor) for tensor in tensors]
-                found = {scale: torch.cat([row[scale] for row in rows]) for scale in rows[0]}
+                each = [embed_scales(self.descriptor, tensor) for tensor in tensors]
+                found = {scale: torch.cat([rows[scale] for rows in each]) for scale in each[0]}
             with np.errstate(over="ignore"):
                 return {s: rows.float().cpu().numpy().astype("<f2") for s, rows in found.items()}
 

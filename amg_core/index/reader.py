@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -285,9 +286,12 @@ class Index:
 class _Verified:
     """Which files were found sound, and when they had last been touched.
 
-    A stamp is (size, modification time in ns, SHA-256). Where stamps cannot be kept, every opening
+    A stamp is (size, modification time in ns, SHA-256). A file touched a moment ago gets none: it
+    could be touched again without its time showing it. Where stamps cannot be kept, every opening
     reads the index through.
     """
+
+    MOMENT = 2_000_000_000  # ns; FAT counts time in steps of 2 s
 
     def __init__(self, cache: Path | None) -> None:
         self.path = cache / VERIFIED if cache else None
@@ -304,7 +308,8 @@ class _Verified:
         }
         if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
             shard.check()
-            self.stamps |= now
+            settled = time.time_ns() - self.MOMENT
+            self.stamps |= {name: stamp for name, stamp in now.items() if stamp[1] < settled}
             self.changed = True
 
     def save(self) -> None:

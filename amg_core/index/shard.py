@@ -201,7 +201,7 @@ class Shard:
 class Rows:
     """Rows of one scale over all shards, on the disk: (N, D) float16.
 
-    ``rows[a:b]`` and ``rows[ids]`` (an int array) give arrays; nothing else is read.
+    ``rows[i]``, ``rows[a:b]`` and ``rows[ids]`` (an int array) give arrays; nothing else is read.
     """
 
     dtype = np.dtype("<f2")
@@ -214,7 +214,9 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+        if isinstance(key, (int, np.integer)):
+            return self[np.array([key])][0]
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step != 1:

@@ -171,7 +171,7 @@ def remove(index: str | os.PathLike, chosen: Chosen) -> int:
     """
     target = fmt.real(index)
     with commit.changing(target) as work, Index.open(target) as old:
-        removed, rows_left = 0, 0
+        removed = 0
         changed: set[int] = set()
         gone: set[str] = set()  # pictures whose first file goes
         for number, shard in enumerate(old.shards):
@@ -179,22 +179,13 @@ def remove(index: str | os.PathLike, chosen: Chosen) -> int:
             others = sum(chosen(entry) for entry in _others(shard))
             if first or others:
                 changed.add(number)
-                rows_left += shard.count - len(first)
             removed += len(first) + others
             gone |= first
         if not removed:
             return 0
         for number, shard in enumerate(old.shards):
-            left = {e.sha256 for e in _others(shard) if e.sha256 in gone and not chosen(e)}
-            if left:  # they become the first
-                changed.add(number)
-                rows_left += len(left)
-        for number in range(len(old.shards)):  # aliases need a shard to be in
-            if not rows_left and number not in changed:
-                changed.add(number)
-                rows_left = old.shards[number].count
-        if not rows_left:
-            raise AMGError(f"That would leave the index {target} empty: delete its folder instead.")
+            if any(e.sha256 in gone and not chosen(e) for e in _others(shard)):
+                changed.add(number)  # the alias becomes the first
         order = _entries([old.shards[number] for number in sorted(changed)])
         kept = [shard for number, shard in enumerate(old.shards) if number not in changed]
         left_over = (entry for entry in order if not chosen(entry))
@@ -490,7 +481,11 @@ def _publish(
             layout.put(entry)
         layout.seal()
         if not layout.entries:
-            raise AMGError(f"The index {target} would be empty: nothing was changed.")
+            raise AMGError(f"That would leave the index {target} empty: delete its folder instead.")
+        if layout.early:  # names only, which need a shard to be in
+            layout.close()
+            order = chain(_entries(kept[-1:]), layout.early)
+            return _publish(target, work, pool, order, kept[:-1], muted)
         manifest = fmt.Manifest(pool.spec, layout.dims, layout.entries, commit.now(), muted)
         layout.close()
         pool.close()
@@ -512,7 +507,7 @@ class _Layout:
         self._writer: ShardWriter | None = None
         self._names: dict[str, tuple[str, str]] = {}  # of the rows in the writer
         self._aliases: set[tuple[str, str, str]] = set()
-        self._early: list[Entry] = []  # aliases that came before any row
+        self.early: list[Entry] = []  # aliases that came before any row
         if self.work.exists():
             shutil.rmtree(self.work)
         self.work.mkdir(parents=True)
@@ -533,13 +528,13 @@ class _Layout:
                 self._writer = ShardWriter(self.work / f"new{len(self._shards)}", self.pool.spec)
             self.pool.copy(entry, self._writer)
             self._names[entry.sha256] = (entry.source, entry.caption)
-            early, self._early = self._early, []
+            early, self.early = self.early, []
             for alias in early:
                 self._writer.alias(alias.sha256, alias.source, alias.caption)
         elif names != (entry.source, entry.caption) and astuple(entry) not in self._aliases:
             self._aliases.add(astuple(entry))
             if self._writer is None:
-                self._early.append(entry)
+                self.early.append(entry)
             else:
                 self._writer.alias(entry.sha256, entry.source, entry.caption)
 
@@ -605,8 +600,7 @@ def _kept(shards: Sequence[Shard], fresh: int) -> int:
     """How many shards stay as they are when `fresh` pictures are added.
 
     The last shard is written anew together with the new pictures while it is no longer than twice
-    what comes: few shards, and each row is rewritten O(log N) times [1]_. It is written anew, too,
-    where only names come, which need a shard to be in.
+    what comes: few shards, and each row is rewritten O(log N) times [1]_.
 
     References
     ----------
@@ -615,7 +609,6 @@ def _kept(shards: Sequence[Shard], fresh: int) -> int:
     kept, size = len(shards), fresh
     while kept and (
         not shards[kept - 1].entry.path  # of version 1
-        or size == 0
         or (shards[kept - 1].count <= 2 * size and shards[kept - 1].count + size <= ROWS_PER_SHARD)
     ):
         kept -= 1
