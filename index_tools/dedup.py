@@ -62,7 +62,8 @@ def pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All pairs of rows more similar than `threshold`, block by block.
 
-    Exact: every row is compared with every other, O(N²·D) work, in memory that does not grow with N.
+    Every row is compared with every other: O(N²·D) work, in memory that does not grow with N. Values
+    of "nl2" are right to about 0.002 (float32, the difference of large squares).
 
     Parameters
     ----------
@@ -689,11 +690,15 @@ def _write_captions(options: argparse.Namespace, index, found: Sequence[Cluster]
     for one in found:
         texts = tuple(dict.fromkeys(m.caption for m in one.members if m.caption.strip()))
         known += [
+            # files of the very same bytes must not all be given the same random words
             captions.Captioned(
-                m.source, m.caption, m.sha256, (*texts, *more.get(m.source, ()))
+                m.source,
+                m.caption,
+                f"{m.sha256}/{m.source}" if m.alias else m.sha256,
+                (*texts, *more.get(m.source, ())),
             )
             for m in one.members
-        ]  # fmt: skip
+        ]
     if options.all:
         there = {picture.source for picture in known}
         known += [

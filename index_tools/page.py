@@ -51,11 +51,12 @@ def render(
         f"<p>{names}, compared with the index <b>{escape(index.name)}</b> "
         f"({index.count} pictures, descriptor {escape(index.spec.id)}, "
         f"hash <code>{escape(index.hash[:12])}</code>).</p>",
-        *(_sentence(one) for one in evaluations),
+        *(_sentence(one, len(evaluations) > 1) for one in evaluations),
         "<h2>Figures</h2>",
         _table(evaluations),
         '<p class="faint">Brackets: 95 % intervals, of shares by Wilson, of the others by bootstrap '
-        "over the pictures. Closeness: 0 = as alike as unrelated pictures of the index can be, "
+        "over the pictures. Matched: up to contrast, brightness, tint and mirroring, as the guard "
+        "compares. Closeness: 0 = as alike as unrelated pictures of the index can be, "
         "1 = the same picture.</p>",
         f"<h2>{_axis(evaluations[0])} to the nearest picture</h2>",
         histogram(evaluations),
@@ -77,14 +78,14 @@ def render(
     )
 
 
-def _sentence(one: Evaluation) -> str:
+def _sentence(one: Evaluation, named: bool) -> str:
     copies, n = sum(judged.copy for judged in one.judged), len(one.judged)
     word = "bad" if copies else "good"
     told = f"{copies} of {n} pictures" if copies else f"None of {n} pictures"
     verb = "is" if copies == 1 or not copies else "are"
     return (
         f'<p><b class="{word}">{told} {verb} too close</b> to a picture of the index'
-        f" by one judge or both ({escape(one.name)}).</p>"
+        f" by one judge or both{f' ({escape(one.name)})' if named else ''}.</p>"
     )
 
 
@@ -150,9 +151,10 @@ def histogram(evaluations: Sequence[Evaluation]) -> str:
         f'<line x1="{LEFT}" y1="{floor}" x2="{WIDTH - 10}" y2="{floor}" stroke="currentColor" '
         f'opacity=".4"/>'
     )
-    for tick in np.linspace(low, high, 6):
+    for n, tick in enumerate(np.linspace(low, high, 6)):
+        anchor = "end" if n == 5 else "middle"
         parts.append(
-            f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="middle">{tick:.2f}</text>'
+            f'<text x="{x(tick):.1f}" y="{floor + 16}" text-anchor="{anchor}">{tick:.2f}</text>'
         )
     parts.append(f'<text x="{LEFT - 6}" y="{TOP + 6}" text-anchor="end">{most}</text>')
     for limit in limits:
@@ -179,7 +181,7 @@ def histogram(evaluations: Sequence[Evaluation]) -> str:
 def _pair(judged: Judged, jpeg: bytes, neighbor: bytes | None) -> str:
     scores = [f"similarity {judged.similarity:.3f}", f"closeness {judged.closeness:.2f}"]
     if judged.nl2 is not None:
-        scores[0] = f"nL2 {judged.nl2:.3f}"
+        scores[0] = f"nL2 {judged.nl2:.3f}, matched {-judged.similarity:.3f}"
     if judged.zncc is not None:
         scores.append(f"second judge {judged.zncc:.2f}")
     word = "bad" if judged.copy else "good"
