@@ -138,6 +138,13 @@ def test_orientation_of_a_reduced_jpeg():
     assert distance(picture, upright) < 3
 
 
+def test_cameras_jpegs_that_hold_several_pictures():
+    data = encoded(paint(1, (1400, 1300)), "MPO", save_all=True, append_images=[paint(2, (64, 48))])
+    picture = decode(data, "")
+    assert picture.size == (700, 650)
+    assert distance(picture, paint(1, (1400, 1300)).resize((700, 650))) < 3
+
+
 def test_reduced_jpegs_of_all_modes():
     for mode in ("L", "CMYK", "RGB"):
         for progressive in (False, True):

@@ -469,6 +469,14 @@ def test_truncated_tar(tmp_path, packed):
     assert source.skipped[0][0] == "x.tar"
 
 
+def test_a_damaged_tar_does_not_hide_the_pictures_beside_it(tmp_path):
+    fill(tmp_path, 2)
+    (tmp_path / "x.tar").write_bytes(b"hello")
+    source = open_source(tmp_path)
+    assert [item.source for item in source] == ["p000.png", "p001.png"]
+    assert [name for name, _ in source.skipped] == ["x.tar"]
+
+
 def test_damaged_members(tmp_path):
     good, bad = encoded(1), bytearray(encoded(2))
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -568,7 +576,7 @@ def test_rows_that_cannot_be_used(tmp_path):
     rows = [
         {"file_name": "p000.png", "text": "first"},
         {"file_name": "./p000.png", "text": "second"},
-        {"file_name": str(folder / "p001.png"), "text": ["not text"]},
+        {"file_name": str(folder / "p001.png"), "text": 7, "captions": ["", "one of two", "two"]},
         {"file_name": "https://example.com/x.png", "text": "far"},
         {"url": "http://example.com/y.png"},
         {"file_name": None, "text": "nothing"},
@@ -585,7 +593,7 @@ def test_rows_that_cannot_be_used(tmp_path):
     captions = [items[name].caption for name in ("p000.png", "p000.png#2")]
     assert captions == ["first", "second"]
     assert items["p000.png"].read() == items["p000.png#2"].read()
-    assert items[(folder / "p001.png").as_posix()].caption == ""
+    assert items[(folder / "p001.png").as_posix()].caption == "one of two"
     assert items["sub/p.png"].read() == encoded(9)
     for missing in ("gone.png", "nul.png"):
         with pytest.raises(Unreadable):
@@ -601,6 +609,16 @@ def test_list_encodings(tmp_path, encoding, end):
     (tmp_path / "x.csv").write_bytes(f"file;text{end}a.png;größer{end}".encode(encoding))
     ((item),) = open_source(tmp_path / "x.csv")
     assert (item.source, item.caption) == ("a.png", "größer")
+
+
+def test_a_list_may_call_its_files_keys(tmp_path):
+    (tmp_path / "x.tsv").write_text("key\ttext\na.png\tone\n")
+    assert [(item.source, item.caption) for item in open_source(tmp_path / "x.tsv")] == [
+        ("a.png", "one")
+    ]
+    (tmp_path / "y.csv").write_text("url,key\nhttps://example.com/a.png,000000001\n")
+    with pytest.raises(AMGError, match=r"y\.csv has no column.*img2dataset"):
+        open_source(tmp_path / "y.csv")
 
 
 def test_csv_goes_on_after_a_bad_row(tmp_path):
@@ -632,7 +650,11 @@ def test_parquet_rows_that_cannot_be_used(tmp_path):
     here = (tmp_path / "p000.png").read_bytes()
     assert found == [("a.png", encoded(1)), ("p000.png", here), ("row 6", encoded(2))]
     assert [name for name, _ in source.skipped] == ["row 3", "row 4", "row 5"]
-    path = as_parquet(tmp_path / "meta.parquet", {"url": ["https://x"], "sha256": ["1"]})
+    path = as_parquet(
+        tmp_path / "odd.parquet", {"Pixels": [{"bytes": encoded(1)}], "key": ["k.png"]}
+    )
+    assert read(open_source(path)) == [("k.png", "", encoded(1))]
+    path = as_parquet(tmp_path / "meta.parquet", {"url": ["https://x"], "key": ["000000001"]})
     with pytest.raises(AMGError, match=r"meta\.parquet has no column.*img2dataset"):
         open_source(path)
 

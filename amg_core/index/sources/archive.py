@@ -268,7 +268,7 @@ class TarSource:
     Raises
     ------
     AMGError
-        The only tar file cannot be read at all.
+        The only tar file (its prefix is "") cannot be read at all.
     """
 
     def __init__(self, shards: Sequence[tuple[str, Path]], name: str) -> None:
@@ -277,7 +277,7 @@ class TarSource:
         self.skipped: list[tuple[str, str]] = []
         self._shards = list(shards)
         self._count = _announced(path for _, path in shards)
-        if len(shards) == 1:
+        if len(shards) == 1 and not shards[0][0]:
             self._check(shards[0][1])
 
     def __len__(self) -> int:

@@ -11,10 +11,10 @@ import numpy as np
 
 FILE_KEYS = (
     *("file_name", "file", "filename", "path", "image", "image_path", "filepath"),
-    *("file_path", "image_file", "img", "img_path", "key"),
+    *("file_path", "image_file", "img", "img_path"),
 )
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-TEXT_KEYS = ("text", "caption", "prompt")
+TEXT_KEYS = ("text", "caption", "prompt", "captions")
 # What operating systems leave between a person's pictures.
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".Trashes", ".thumbnails")
@@ -124,9 +124,17 @@ def text_lines(file: BinaryIO) -> Iterator[str]:
 
 def picture_name(record: dict) -> str:
     """The file a record (keys in lower case) names, "" where it names none."""
-    return next((record[key] for key in FILE_KEYS if isinstance(record.get(key), str)), "")
+    for key in FILE_KEYS:
+        if isinstance(record.get(key), str) and record[key].strip():
+            return record[key].strip()
+    return ""
 
 
 def caption_of(record: dict) -> str:
-    """The caption of a record (keys in lower case), "" where it has none."""
-    return next((clean(record[key]) for key in TEXT_KEYS if isinstance(record.get(key), str)), "")
+    """The caption of a record (keys in lower case), of several the first; "" where it has none."""
+    for key in TEXT_KEYS:
+        value = record.get(key)
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and (caption := clean(text)):
+                return caption
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -80,12 +80,12 @@ class TableSource:
         """The picture of a row, or why there is none."""
         if isinstance(record, str):
             return record
-        name, caption = picture_name(record).strip(), caption_of(record)
+        name, caption = picture_name(record), caption_of(record)
+        if not name:  # "key" is a file in some lists, and a mere number in others
+            key = next((record[key] for key in ("key", "url") if record.get(key)), "")
+            name = key.strip() if isinstance(key, str) else ""
         if (data := record.get("")) is not None:  # the picture itself
             return Item(names(storable(inner(name)) or where), caption, partial(bytes, data))
-        if not name:
-            url = record.get("url")
-            name = url.strip() if isinstance(url, str) else ""
         if not name:
             return "names no picture"
         if ADDRESS.match(name):
@@ -102,7 +102,7 @@ class TableSource:
         if first is None:
             raise AMGError(f"{self.path} has no rows: give a list with a row for each picture.")
         record = first[1]
-        if isinstance(record, dict) and not set(FILE_KEYS).intersection(record):
+        if isinstance(record, dict) and not _names_files(record):
             raise _no_column(self.path, record)
 
     def _text_rows(self, strict: bool = False) -> Iterator[tuple[str, dict | str]]:
@@ -142,7 +142,7 @@ class TableSource:
         try:
             with self._opened() as table:
                 held, columns = _columns(table, self.path)
-                for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
+                for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                     for row in batch.to_pylist():
                         number += 1
                         yield f"row {number}", _record(row, held)
@@ -166,12 +166,19 @@ def _columns(table, path: Path) -> tuple[str, list[str]]:
             return kind.get_field_index("bytes") >= 0
         return types.is_binary(kind) or types.is_large_binary(kind)
 
-    held = next((lower[k] for k in BYTE_KEYS if k in lower and holds_bytes(lower[k])), "")
-    named = [lower[key] for key in FILE_KEYS if key in lower and lower[key] != held]
-    if not held and not named:
+    candidates = [lower[key] for key in BYTE_KEYS if key in lower]
+    candidates += [name for name in schema.names if types.is_struct(schema.field(name).type)]
+    held = next(filter(holds_bytes, candidates), "")
+    if not held and not _names_files(lower):
         raise _no_column(path, schema.names)
-    texts = [lower[key] for key in (*TEXT_KEYS, "url") if key in lower]
-    return held, ([held] if held else []) + named + texts
+    wanted = [held] if held else []
+    wanted += [lower[key] for key in (*FILE_KEYS, "key", *TEXT_KEYS, "url") if key in lower]
+    return held, list(dict.fromkeys(wanted))
+
+
+def _names_files(columns: Collection[str]) -> bool:
+    """Whether these columns (lower case) name files. img2dataset's "key", beside "url", does not."""
+    return not set(FILE_KEYS).isdisjoint(columns) or ("key" in columns and "url" not in columns)
 
 
 def _record(row: dict, held: str) -> dict:
