@@ -1,30 +1,37 @@
-"""Exact nearest rows, the same for a picture alone as for the same picture in a batch.
+"""Nearest rows of an index, by whichever engine is fastest where it runs. All give the same answers.
 
-A matrix product over all rows gives approximate scores with a known error bound (Higham, *Accuracy
-and Stability of Numerical Algorithms*, §3.1: |error| <= n·u·|x||y| for an inner product). Every row
-that could be among the best within that bound is then measured directly, in blocks of one fixed
-shape, and the best of those are returned. So the answer is a function of the query and the rows
-alone: neither the batch, nor the chunking, nor TF32 can change it.
+``exact`` looks at every row (`exact`). ``pq4`` looks at every row's 4-bit code and then at the rows
+that could matter (`pq4`): the same values, from the same function, and fewer bytes.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import AMGError
+from . import exact, pq4
 from .reader import Index
 
-BLOCK = 128  # rows measured directly at once; fixed, because a sum's rounding depends on the shape
-CHUNK_VALUES = 1 << 24  # values of a matrix that are widened to float32 at once (64 MiB)
-FLOAT32_BYTES = 1 << 30  # rows up to this size rest in float32 on a CPU
-UNIT = 2.0**-24  # unit roundoff of float32
-TINY = 1e-12
+ENGINES = ("auto", "exact", "pq4")
+FEW = 32_768  # rows; up to here exact search takes a few milliseconds on any machine
+MANY = 500_000  # rows; from here on it is worth telling that faiss would be faster
+SLICE = 16_384  # rows exact search is timed on: its cost is proportional to their number
+log = logging.getLogger(__name__)
+
+Found = list[tuple[Tensor, Tensor]]  # per query: values (k,), best first, and ids (k,)
+Engine = Callable[[Tensor, int], Found]
 
 
 @contextmanager
@@ -38,31 +45,53 @@ def plain_arithmetic(device: torch.device | str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows of one scale on the device: (N, D) float16 or float32, and (N,) their |x|²."""
+class _Scale:
+    """One scale made ready."""
 
-    values: Tensor
-    squares: Tensor
-    longest: float  # max |x|
+    rows: exact.Rows
+    name: str
+    search: Engine
+    hidden: int
 
 
 class Searcher:
-    """Searches one index on one device. Rows of a scale are loaded at its first use.
+    """Searches one index on one device. Rows of a scale are made ready at its first use.
 
     The tensors it holds and returns are ordinary ones (no inference tensors), so they may be used
     in a graph even if the search was called inside ``torch.inference_mode``. Safe to share between
-    threads. Draws nothing from a random generator. Stays usable after the index is closed for the
-    scales already loaded.
+    threads. Draws nothing from a random generator. Muted rows are never returned. Stays usable
+    after the index is closed for the scales whose rows were copied to the device.
+
+    Parameters
+    ----------
+    index : Index
+    device : torch.device or str
+        Where queries are taken to and answers returned.
+    engine : {"auto", "exact", "pq4"}
+        "exact" reads every row: on the device where the rows fit (`exact.fits`), else streamed.
+        "pq4" needs faiss-cpu; codes are made at first use (about 15 s a million rows on one core)
+        and kept in the cache folder of the index.
+        "auto": exact for few rows, on macOS (faiss and torch each bring an OpenMP there, and the
+        process may abort), without faiss, and on an accelerator that has room for the rows;
+        otherwise both are timed once on two queries and the faster is taken.
     """
 
-    def __init__(self, index: Index, device: torch.device | str = "cpu") -> None:
-        self.index = index
+    def __init__(
+        self, index: Index, device: torch.device | str = "cpu", engine: str = "auto"
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
+        if engine == "pq4" and not _have_faiss():
+            raise AMGError(
+                "The search engine pq4 needs faiss: pip install faiss-cpu, or choose engine auto."
+            )
+        self.index, self.engine = index, engine
         self.device = torch.device(device)
-        self._rows: dict[int, _Rows] = {}
+        self._scales: dict[int, _Scale] = {}
         self._lock = threading.Lock()
 
     def nearest(self, query: Tensor, scale: int, k: int) -> tuple[Tensor, Tensor]:
-        """The k' = min(k, N) nearest rows of each query.
+        """The k' = min(k, rows that are not muted) nearest rows of each query.
 
         Parameters
         ----------
@@ -86,11 +115,11 @@ class Searcher:
         ValueError
             Wrong shape, scale or k.
         AMGError
-            The query is not finite.
+            The query is not finite, or every row is muted.
         """
         with plain_arithmetic(self.device):
-            rows = self._load(scale)
-            count, dim = rows.values.shape
+            ready = self._load(scale)
+            count, dim = ready.rows.shape
             if query.ndim != 2 or query.shape[1] != dim:
                 raise ValueError(f"query must be (B, {dim}), not {tuple(query.shape)}")
             if k < 1:
@@ -101,117 +130,134 @@ class Searcher:
                     "The picture to search for has values that are not finite (NaN): its decoding "
                     "or its descriptor overflowed; run the VAE in float32."
                 )
-            k = min(k, count)
-            cosine = self.index.spec.metric == "cosine"
-            if cosine and len(query):
-                query = torch.stack([_unit(one.clone()) for one in query])
-            closeness = _closeness(query, rows, cosine)
-            margins = _margins(query, rows, cosine)
-            found = [
-                _best(query[b].clone(), rows, closeness[b], margins[b], k, cosine)
-                for b in range(len(query))
-            ]
-            if not found:
+            k = min(k, count - ready.hidden)
+            if not len(query):
                 empty = torch.empty((0, k), device=self.device)
                 return empty, empty.long()
-            values, ids = zip(*found, strict=True)
+            if self._cosine:
+                query = torch.stack([exact.unit(one.clone()) for one in query])
+            values, ids = zip(*ready.search(query, k), strict=True)
             return torch.stack(values), torch.stack(ids)
 
     def rows(self, ids: Tensor, scale: int) -> Tensor:
         """Rows of any shape of ids: (…,) int64 -> (…, D) float32 on the device, as stored."""
         with plain_arithmetic(self.device):
-            values = self._load(scale).values
+            rows = self._load(scale).rows
             ids = torch.as_tensor(ids, device=self.device)
-            return values[ids.reshape(-1)].float().reshape(*ids.shape, values.shape[1])
+            return rows.gather(ids.reshape(-1)).reshape(*ids.shape, rows.shape[1])
 
-    def _load(self, scale: int) -> _Rows:
+    def prepare(self, scale: int) -> str:
+        """Do now what the first search of a scale would have to do; the engine it will use."""
+        with plain_arithmetic(self.device):
+            return self._load(scale).name
+
+    @property
+    def _cosine(self) -> bool:
+        return self.index.spec.metric == "cosine"
+
+    def _load(self, scale: int) -> _Scale:
         with self._lock:
-            if scale not in self._rows:
-                self._rows[scale] = _to_device(self.index.rows(scale), self.device)
-            return self._rows[scale]
+            if scale not in self._scales:
+                self._scales[scale] = self._make(scale)
+            return self._scales[scale]
+
+    def _make(self, scale: int) -> _Scale:
+        stored = self.index.rows(scale)
+        count = stored.shape[0]
+        hidden = sorted(i for i in getattr(self.index, "muted", {}) if 0 <= i < count)
+        if len(hidden) == count:
+            raise AMGError(
+                f"Every picture of index {getattr(self.index, 'path', '')} is muted, so there is "
+                f"nothing to search: unmute some, or choose another index."
+            )
+        hidden = torch.tensor(hidden, dtype=torch.int64)
+        name = self._choose(stored)
+        if name != "exact":
+            rows = exact.Mapped(stored, self.device)
+            by_codes = self._by_codes(rows, scale, hidden)
+            if name == "pq4" or self._faster(by_codes, stored):
+                return _Scale(rows, "pq4", by_codes, len(hidden))
+        rows = exact.place(stored, self.device)
+        return _Scale(rows, "exact", self._exact(rows, hidden), len(hidden))
+
+    def _faster(self, by_codes: Engine, stored: Any) -> bool:
+        """Whether searching by codes takes less time than exact search."""
+        codes = _cost(by_codes, _samples(stored, self.device, self._cosine))
+        every = _exact_cost(stored, self.device, self._cosine)
+        log.info("Index search: %.1f ms by codes, %.1f ms exact", codes * 1e3, every * 1e3)
+        return codes < every
+
+    def _choose(self, stored: Any) -> str:
+        """ "exact", "pq4", or "measure" where only time can tell."""
+        if self.engine != "auto":
+            return self.engine
+        count = stored.shape[0]
+        if count <= FEW:
+            return "exact"
+        if self.device.type != "cpu" and exact.fits(stored.shape, self.device):
+            return "exact"
+        if sys.platform == "darwin":
+            return "exact"
+        if not _have_faiss():
+            if count >= MANY:
+                log.warning(
+                    "Searching %d pictures is faster with faiss: pip install faiss-cpu", count
+                )
+            return "exact"
+        return "measure"
+
+    def _exact(self, rows: exact.Rows, hidden: Tensor) -> Engine:
+        hidden, cosine = hidden.to(self.device), self._cosine
+        return lambda queries, k: exact.nearest(queries, rows, k, cosine, hidden)
+
+    def _by_codes(self, rows: exact.Mapped, scale: int, hidden: Tensor) -> Engine:
+        members = getattr(self.index, "members", None) or (self.index,)
+        parts, start = [], 0
+        for member in members:
+            part = member.rows(scale)
+            parts.append(pq4.Part.open(member, part, scale, start, self._cosine))
+            start += part.shape[0]
+        hidden, cosine = hidden.to(self.device), self._cosine
+
+        def search(queries: Tensor, k: int) -> Found:
+            return pq4.nearest(queries, parts, rows, k, cosine, hidden)
+
+        return search
 
 
-def _to_device(stored, device: torch.device) -> _Rows:
-    """Copy memory-mapped rows: float32 on a CPU (float16 products are slow) while they are few."""
-    count, dim = stored.shape
-    wide = device.type == "cpu" and count * dim * 4 <= FLOAT32_BYTES
-    values = torch.empty(
-        (count, dim), dtype=torch.float32 if wide else torch.float16, device=device
-    )
-    squares = torch.empty(count, device=device)
-    step = _step(dim)
-    for start in range(0, count, step):
-        chunk = torch.tensor(stored[start : start + step]).to(device)
-        values[start : start + step] = chunk
-        squares[start : start + step] = chunk.float().square().sum(1)
-    return _Rows(values, squares, float(squares.max().sqrt()))
+def _have_faiss() -> bool:
+    return "faiss" in sys.modules or find_spec("faiss") is not None
 
 
-def _step(dim: int) -> int:
-    return max(1, CHUNK_VALUES // dim)
+def _samples(stored: Any, device: torch.device, cosine: bool) -> Tensor:
+    """(2, D) queries to time with: half-way between two pictures, like a half-formed copy."""
+    count = stored.shape[0]
+    some = np.asarray(stored[np.array([0, count // 3, count // 2, count - 1])])
+    some = torch.from_numpy(some).float().to(device)
+    queries = some[:2] + some[2:]
+    return torch.stack([exact.unit(q) for q in queries]) if cosine else queries / 2
 
 
-def _unit(vector: Tensor) -> Tensor:
-    """(D,) scaled to length 1; a zero vector stays zero."""
-    return vector / vector.norm().clamp_min(TINY)
+def _cost(engine: Engine, queries: Tensor) -> float:
+    """Seconds a query, the better of two after one to warm up."""
+    times = []
+    for query in (queries[:1], *queries.split(1)):
+        start = time.perf_counter()
+        values = engine(query, 1)[0][0]
+        float(values[0])  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
-def _closeness(query: Tensor, rows: _Rows, cosine: bool) -> Tensor:
-    """(B, N), larger = closer, approximate: cosine, or 2 q·x - |x|² (= |q|² - distance²)."""
-    step = _step(rows.values.shape[1])
-    result = torch.empty((len(query), len(rows.values)), device=query.device)
-    for start in range(0, len(rows.values), step):
-        part = slice(start, start + step)
-        product = (rows.values[part].float() @ query.T).T
-        if cosine:
-            result[:, part] = product / rows.squares[part].sqrt().clamp_min(TINY)
-        else:
-            result[:, part] = 2 * product - rows.squares[part]
-    return result
+def _exact_cost(stored: Any, device: torch.device, cosine: bool) -> float:
+    """Seconds a query that exact search over all rows would take, from a slice of them."""
+    count = stored.shape[0]
+    part = stored[: min(SLICE, count)]
+    resident = exact.fits(stored.shape, device)
+    rows = (exact.Resident if resident else exact.Mapped)(part, device)
+    none = torch.empty(0, dtype=torch.int64, device=device)
 
+    def engine(queries: Tensor, k: int) -> Found:
+        return exact.nearest(queries, rows, k, cosine, none)
 
-def _margins(query: Tensor, rows: _Rows, cosine: bool) -> list[float]:
-    """How far `_closeness` of a row that belongs among the best may fall behind, for each query.
-
-    Twice the error of two scores: that of the product and that of the direct measurement.
-    """
-    error = (query.shape[1] + 8) * UNIT + 2 * _input_rounding(query.device)
-    if cosine:
-        return [4 * error] * len(query)
-    return [4 * error * (rows.longest + length) ** 2 for length in query.norm(dim=1).tolist()]
-
-
-def _input_rounding(device: torch.device) -> float:
-    """Relative rounding of the inputs of a float32 matrix product as the host has set it."""
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the host mixes the old and the new setting
-        precision = "medium"
-    if device.type not in ("cpu", "cuda") and precision == "highest":
-        precision = "high"  # not promised elsewhere
-    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)  # none, TF32, bfloat16
-
-
-def _best(
-    query: Tensor, rows: _Rows, closeness: Tensor, margin: float, k: int, cosine: bool
-) -> tuple[Tensor, Tensor]:
-    """Values (k,) and ids (k,) for one query (D,)."""
-    bound = closeness.topk(k, sorted=False).values.min() - margin
-    ids = torch.nonzero(closeness >= bound).squeeze(1)  # ascending
-    values = _measure(query, rows, ids, cosine)
-    values, order = torch.sort(values, descending=cosine, stable=True)
-    return values[:k], ids[order[:k]]
-
-
-def _measure(query: Tensor, rows: _Rows, ids: Tensor, cosine: bool) -> Tensor:
-    """Cosine or distance of each row of `ids`, (M,), in blocks of BLOCK rows whatever M is."""
-    padded = torch.cat([ids, ids.new_zeros(-len(ids) % BLOCK)])
-    values = []
-    for block in padded.split(BLOCK):
-        near = rows.values[block].float()
-        if cosine:
-            length = near.square().sum(1).sqrt().clamp_min(TINY)
-            values.append(((near * query).sum(1) / length).clamp(-1, 1))
-        else:
-            values.append((near - query).square().sum(1).sqrt())
-    return torch.cat(values)[: len(ids)]
+    return _cost(engine, _samples(part, device, cosine)) * count / part.shape[0]

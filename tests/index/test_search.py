@@ -11,7 +11,7 @@ import torch
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index
-from amg_core.index import search as module
+from amg_core.index import exact as module
 from amg_core.index.search import Searcher
 
 

@@ -1,0 +1,448 @@
+"""4-bit codes of the rows of one scale: 64 bytes a row, scanned exhaustively (FAISS fast scan).
+
+Product quantisation (Jégou et al., PAMI 2011) with 16 centroids for every 4 dimensions, after the
+rows were centred and turned so that all groups of 4 carry equal variance (the closed-form start of
+optimised product quantisation: Ge et al., CVPR 2013, §4.2). On SSCD rows the turn halves the squared
+error of a code, so that fewer rows have to be looked at exactly. More than 512 dimensions are first
+reduced to the 512 principal ones; what is lost shows in the calibration, not in the answers.
+
+A cache file holds, all little-endian: magic (8 bytes); SHA-256 of the header (32); the header, JSON
+padded with spaces to 4,056 bytes; float32 mean (D), turn (D, E), centroids (M, 16, 4); the codes in
+blocks of 32 rows as `faiss.IndexPQFastScan` keeps them. "sha256" in the header is that of the
+SHA-256s of the tables and of every PIECE rows' codes, so that pieces are checked in parallel.
+"layout" is the hash of a fixed pattern as this FAISS encodes it: one that would read the codes
+otherwise does not get to see them. A file that is damaged or of other rows is built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+VERSION = 1
+MAGIC = b"AMGPQ4\r\n"
+HEADER = 4096
+SUB, CENTROIDS, BLOCK = 4, 16, 32  # dimensions a code, centroids of 4 bits, rows a block
+MOST_DIMS = 512
+PIECE = 65_536  # rows turned, encoded, written and hashed at once; a multiple of BLOCK
+TRAIN = 65_536  # rows the turn is learned from
+SEED = 0x414D47
+MOST_THREADS = 8  # more than fill the memory bus of a desktop
+STALE = 86_400  # seconds after which a temporary file was left by a crash
+TINY = 1e-12
+
+# Calibration: queries made of rows, and the ranks at which the stopping rule is rehearsed.
+SCAN = 4096  # best codes a first scan returns
+FIRST = 512  # rows looked at exactly before the stopping rule is asked
+LEAST = 128  # errors that a deviation is taken from
+REHEARSALS = 64
+BLENDS = (0.34, 0.72, 1.22, 1.90)  # x + t·(y - z): cosine 0.9, 0.7, 0.5, 0.35 with x if unrelated
+RARE, RARE_Z = 0.9999, 3.719  # a quantile, and where a normal distribution has it
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What codes mean: mean (D,), turn (D, E), centroids (M, 16, 4), all float32; E = 4 M."""
+
+    mean: np.ndarray
+    turn: np.ndarray
+    centroids: np.ndarray
+    cosine: bool
+
+    def empty(self) -> Any:
+        """A FAISS index that encodes and searches, without rows."""
+        import faiss
+
+        metric = faiss.METRIC_INNER_PRODUCT if self.cosine else faiss.METRIC_L2
+        index = faiss.IndexPQFastScan(self.turn.shape[1], len(self.centroids), 4, metric)
+        faiss.copy_array_to_vector(self.centroids.ravel(), index.pq.centroids)
+        index.is_trained = True
+        return index
+
+    def turned(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) rows as stored -> (n, E) float32, what is encoded."""
+        return _times(_whole(rows, self.cosine) - self.mean, self.turn)
+
+    def asked(self, query: np.ndarray) -> tuple[np.ndarray, float]:
+        """(D,) query -> (1, E) float32, what is searched, and what to add to the score."""
+        if self.cosine:
+            return (query @ self.turn)[None], float(query @ self.mean)
+        return ((query - self.mean) @ self.turn)[None], 0.0
+
+    def to_bytes(self) -> bytes:
+        parts = (self.mean, self.turn, self.centroids)
+        return b"".join(part.astype("<f4").tobytes() for part in parts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dim: int, width: int, cosine: bool) -> Tables:
+        values = np.frombuffer(data, "<f4").astype(np.float32)
+        mean, turn, centroids = np.split(values, [dim, dim + dim * width])
+        return cls(mean, turn.reshape(dim, width), centroids.reshape(-1, CENTROIDS, SUB), cosine)
+
+    def layout(self) -> str:
+        """Hash of a fixed pattern of centroids, encoded."""
+        index, groups = self.empty(), np.arange(len(self.centroids))
+        picked = [(row + groups) % CENTROIDS for row in range(BLOCK)]
+        index.add(np.stack([self.centroids[groups, one].ravel() for one in picked]))
+        return hashlib.sha256(_codes_of(index).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The best codes of one query: every row whose estimate is above `rest`, and no other.
+
+    scores (n,) float64, descending: estimates of the cosine, or of minus the distance.
+    ids (n,) int64, ascending among equal scores. rest: no other row has a higher estimate;
+    -inf where all rows are here.
+    """
+
+    scores: np.ndarray
+    ids: np.ndarray
+    rest: float
+
+
+class Codes:
+    """Codes in memory, in as many parts as threads search them at once.
+
+    Attributes
+    ----------
+    tail : float
+        By what factor the errors of estimates exceed, at one in 10,000, a normal distribution's; >= 1.
+    floor : float
+        Errors are never taken to be more narrowly spread than this.
+    """
+
+    def __init__(self, tables: Tables, parts: Sequence[tuple[int, Any]], count: int) -> None:
+        self.tables, self.count, self._parts = tables, count, list(parts)
+        self.tail, self.floor = 1.0, TINY
+        self._threads = ThreadPoolExecutor(len(self._parts), "pq4", initializer=_one_thread)
+
+    def scan(self, queries: np.ndarray, amount: int) -> list[Scanned]:
+        """The about `amount` best of each query (B, D) float32, at most all.
+
+        Rows that tie with the last are left out, so the result is a function of the query alone.
+        """
+        asked = [self.tables.asked(query) for query in queries]
+        turned = np.concatenate([vector for vector, _ in asked])
+
+        def one(part: tuple[int, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            start, index = part
+            scores, ids = index.search(turned, min(amount, index.ntotal))
+            scores = np.where(ids < 0, -np.inf, self._score(scores))
+            whole = (amount >= index.ntotal) & (ids >= 0).all(1)
+            return scores, ids + start, np.where(whole, -np.inf, _last(scores))
+
+        found = list(self._threads.map(one, self._parts))
+        result = []
+        for b, (_, added) in enumerate(asked):
+            scores = np.concatenate([part[0][b] for part in found]) + added
+            ids = np.concatenate([part[1][b] for part in found])
+            rest = max(part[2][b] for part in found) + added
+            above = scores > rest
+            order = np.lexsort((ids[above], -scores[above]))
+            result.append(Scanned(scores[above][order], ids[above][order], float(rest)))
+        return result
+
+    def _score(self, estimates: np.ndarray) -> np.ndarray:
+        estimates = estimates.astype(np.float64)
+        return estimates if self.tables.cosine else -np.sqrt(np.maximum(estimates, 0))
+
+
+def open_codes(cache: Path | None, key: str | None, scale: int, rows: Any, cosine: bool) -> Codes:
+    """Codes of `rows` (N, D), N >= 1: from the cache where it is of these rows and sound, else made.
+
+    Nothing is cached where `cache` or `key` is None, or the folder cannot be written.
+    """
+    path = cache / f"pq4-{scale}.bin" if cache is not None and key else None
+    wanted = {
+        "version": VERSION, "rows": key, "count": rows.shape[0], "dim": rows.shape[1],
+        "metric": "cosine" if cosine else "nl2",
+    }  # fmt: skip
+    if path is not None:
+        codes = read(path, wanted)
+        if codes is not None:
+            return codes
+        with suppress(OSError):
+            _sweep(path.parent)
+            return _make(path, wanted, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        return _make(Path(folder) / "codes", wanted, rows)
+
+
+def _make(path: Path, wanted: dict, rows: Any) -> Codes:
+    """Build, calibrate, and put in place at `path`."""
+    handle, name = tempfile.mkstemp(".tmp", "pq4-", path.parent)
+    temporary = Path(name)
+    try:
+        with open(handle, "wb") as file:
+            header = _write(file, wanted, rows)
+        codes = read(temporary, wanted)
+        if codes is None:
+            raise OSError(f"{temporary} reads back otherwise than it was written")
+        codes.tail, codes.floor = calibrate(codes, rows)
+        with open(temporary, "r+b") as file:
+            file.write(_header(header | {"tail": codes.tail, "floor": codes.floor}))
+        with suppress(OSError):  # on Windows, where another process reads the old one just now
+            os.replace(temporary, path)
+        return codes
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file: Any, wanted: dict, rows: Any) -> dict:
+    """Train, encode piece by piece, and write all but the calibration. Returns the header."""
+    cosine = wanted["metric"] == "cosine"
+    tables = train(sample(rows, TRAIN), cosine)
+    file.write(bytes(HEADER))
+    data = tables.to_bytes()
+    file.write(data)
+    digests = [hashlib.sha256(data).digest()]
+    index = tables.empty()
+    for start in range(0, rows.shape[0], PIECE):
+        index.reset()
+        index.add(tables.turned(rows[start : start + PIECE]))
+        piece = _codes_of(index)
+        file.write(piece)
+        digests.append(hashlib.sha256(piece).digest())
+    header = wanted | {
+        "width": tables.turn.shape[1],
+        "block_bytes": index.get_block_stride(),
+        "layout": tables.layout(),
+        "sha256": hashlib.sha256(b"".join(digests)).hexdigest(),
+        "tail": 1.0,
+        "floor": TINY,
+    }
+    file.seek(0)
+    file.write(_header(header))
+    return header
+
+
+def read(path: Path, wanted: dict) -> Codes | None:
+    """Codes from a cache file; None where it is absent, damaged, or not of the rows `wanted`."""
+    try:
+        return _read(path, wanted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(path: Path, wanted: dict) -> Codes | None:
+    with open(path, "rb") as file:
+        head = file.read(HEADER)
+        if len(head) != HEADER or head[:8] != MAGIC:
+            return None
+        if hashlib.sha256(head[40:]).digest() != head[8:40]:
+            return None
+        header = json.loads(head[40:])
+        if any(header.get(name) != value for name, value in wanted.items()):
+            return None
+        count, dim, width, stride = (header[n] for n in ("count", "dim", "width", "block_bytes"))
+        size = 4 * (dim + dim * width + CENTROIDS * width)
+        blocks = -(-count // BLOCK)
+        if os.fstat(file.fileno()).st_size != HEADER + size + blocks * stride:
+            return None
+        data = file.read(size)
+    tables = Tables.from_bytes(data, dim, width, wanted["metric"] == "cosine")
+    if tables.layout() != header["layout"]:
+        return None
+    pieces = -(-count // PIECE)
+    threads = max(1, min(torch.get_num_threads(), MOST_THREADS, pieces // 4))
+    bounds = [pieces * i // threads for i in range(threads + 1)]
+
+    def part(first: int, last: int) -> tuple[tuple[int, Any], list[bytes]]:
+        index, digests = tables.empty(), []
+        start, stop = first * PIECE, min(last * PIECE, count)
+        with open(path, "rb") as file:
+            file.seek(HEADER + size + start // BLOCK * stride)
+            _resize(index, stop - start, stride)
+            codes = memoryview(_codes_of(index))
+            step = PIECE // BLOCK * stride
+            for begin in range(0, len(codes), step):
+                piece = codes[begin : begin + step]
+                if file.readinto(piece) != len(piece):
+                    raise OSError(f"{path} ended early")
+                digests.append(hashlib.sha256(piece).digest())
+        return (start, index), digests
+
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(part, bounds[:-1], bounds[1:]))
+    digests = [hashlib.sha256(data).digest(), *(d for _, some in parts for d in some)]
+    if hashlib.sha256(b"".join(digests)).hexdigest() != header["sha256"]:
+        return None
+    codes = Codes(tables, [one for one, _ in parts], count)
+    codes.tail, codes.floor = float(header["tail"]), float(header["floor"])
+    return codes
+
+
+def train(rows: np.ndarray, cosine: bool) -> Tables:
+    """Learn mean, turn and centroids from sample rows (n, D), n >= 1. Deterministic."""
+    rows = _whole(rows, cosine)
+    mean = rows.mean(0, dtype=np.float64).astype(np.float32)
+    centred = rows - mean
+    variances, axes = _principal(centred, min(rows.shape[1], MOST_DIMS))
+    groups = -(-len(variances) // SUB)
+    turn = np.zeros((rows.shape[1], groups * SUB), np.float32)
+    for group, members in enumerate(balanced(variances, groups)):
+        turn[:, group * SUB : group * SUB + len(members)] = axes[:, members]
+    centroids = np.zeros((groups, CENTROIDS, SUB), np.float32)
+    index = Tables(mean, turn, centroids, cosine).empty()
+    index.pq.cp.min_points_per_centroid = 1
+    turned = _times(centred, turn)
+    index.pq.train(np.resize(turned, (max(len(turned), CENTROIDS), turned.shape[1])))
+    import faiss
+
+    centroids = faiss.vector_to_array(index.pq.centroids).reshape(centroids.shape)
+    return Tables(mean, turn, centroids.copy(), cosine)
+
+
+def balanced(variances: np.ndarray, groups: int) -> list[list[int]]:
+    """Axes (descending variances) dealt to groups of at most SUB with about equal products."""
+    logs = np.log(np.maximum(variances / max(variances[0], TINY), 1e-6) / 1e-6)
+    dealt: list[list[int]] = [[] for _ in range(groups)]
+    total = np.zeros(groups)
+    for axis, value in enumerate(logs):
+        group = int(total.argmin())
+        dealt[group].append(axis)
+        total[group] += value
+        if len(dealt[group]) == SUB:
+            total[group] = np.inf
+    return dealt
+
+
+def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (E,), descending, and axes (D, E) of centred rows (n, D); E <= most.
+
+    Of very long rows only as many are used as an eigenproblem of their own number is cheap for.
+    """
+    count, dim = centred.shape
+    if dim <= 2048:
+        values, axes = np.linalg.eigh(_times(centred.T.copy(), centred).astype(np.float64))
+        return values[::-1][:most].clip(0), axes[:, ::-1][:, :most].astype(np.float32)
+    some = centred[:: -(-count // 2048)]
+    values, mixes = np.linalg.eigh(_times(some, some.T.copy()).astype(np.float64))
+    values, mixes = values[::-1][:most].clip(0), mixes[:, ::-1][:, :most]
+    axes = _times(some.T.copy(), mixes.astype(np.float32))
+    return values, axes / np.maximum(np.linalg.norm(axes, axis=0), TINY)
+
+
+def calibrate(codes: Codes, rows: Any) -> tuple[float, float]:
+    """(tail, floor): how estimates err beyond the ranks that were looked at.
+
+    Queries made of rows are searched for. After FIRST, 2 FIRST, … rows `spread` predicts the errors
+    of as many rows again, and what came is compared: a rehearsal of the stopping rule of `pq4`.
+    floor is the median deviation, inf where nothing could be rehearsed.
+    """
+    count = rows.shape[0]
+    rng = np.random.default_rng(SEED)
+    picked = rng.integers(0, count, 3 * REHEARSALS)
+    x, y, z = np.split(_whole(rows[picked], codes.tables.cosine), 3)
+    queries = x + np.resize(BLENDS, REHEARSALS)[:, None].astype(np.float32) * (y - z)
+    if codes.tables.cosine:
+        queries /= np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), TINY)
+    deviations, surprises = [], []
+    for query in queries:
+        (found,) = codes.scan(query[None], SCAN)
+        near = _whole(rows[found.ids], codes.tables.cosine)
+        true = near @ query if codes.tables.cosine else -np.linalg.norm(near - query, axis=1)
+        errors = true - found.scores
+        looked = FIRST
+        while looked < len(errors):
+            mean, deviation = spread(errors[:looked], found.scores[:looked])
+            if 0 < deviation < np.inf:
+                deviations.append(deviation)
+                surprises.append((errors[looked : 2 * looked] - mean) / deviation)
+            looked *= 2
+    if not deviations:
+        return 1.0, np.inf
+    tail = float(np.quantile(np.concatenate(surprises), RARE)) / RARE_Z
+    return max(1.0, tail), float(np.median(deviations))
+
+
+def spread(errors: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the errors of rows looked at, by descending estimate.
+
+    Of the last half of them, as those are most like the rows that follow. Equal estimates count
+    once: a thousand copies of a picture tell as much as one. The deviation is an upper confidence
+    limit (about 3 of its own standard errors), inf where there are too few.
+    """
+    distinct = errors[np.append(True, np.diff(scores) != 0)]
+    window = distinct[len(distinct) // 2 :]
+    if len(window) < LEAST:
+        return 0.0, np.inf
+    return float(window.mean()), float(window.std()) * (1 + 3 / np.sqrt(2 * len(window)))
+
+
+def sample(rows: Any, most: int) -> np.ndarray:
+    """At most `most` rows, evenly random, the same every time."""
+    count = rows.shape[0]
+    if count <= most:
+        return np.asarray(rows[0:count])
+    ids = np.random.default_rng(SEED).choice(count, most, replace=False)
+    return np.asarray(rows[np.sort(ids)])
+
+
+def _whole(rows: Any, cosine: bool) -> np.ndarray:
+    """Stored rows (n, D) in float32, of length 1 where cosines are meant (zero stays zero)."""
+    rows = np.asarray(rows).astype(np.float32)
+    if cosine:
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
+    return rows
+
+
+def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Matrix product by torch: its threads are those the host has set."""
+    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+
+
+def _resize(index: Any, rows: int, stride: int) -> None:
+    blocks = -(-rows // BLOCK)
+    index.codes.resize(blocks * stride)
+    index.ntotal, index.ntotal2 = rows, blocks * BLOCK
+
+
+def _codes_of(index: Any) -> np.ndarray:
+    """(bytes,) uint8 view of what a FAISS index holds. Valid while the index is not changed."""
+    import faiss
+
+    size = -(-index.ntotal // BLOCK) * index.get_block_stride()
+    return faiss.rev_swig_ptr(index.codes.get(), size)
+
+
+def _header(header: dict) -> bytes:
+    text = json.dumps(header).encode().ljust(HEADER - 40)
+    return MAGIC + hashlib.sha256(text).digest() + text
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what crashed builds have left."""
+    for left in folder.glob("pq4-*.tmp"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink()
+
+
+def _last(scores: np.ndarray) -> np.ndarray:
+    """(B,) lowest finite score of (B, n); inf where there is none.
+
+    FAISS does not return rows that have the least estimate it can express: they show as -inf here.
+    """
+    finite = np.where(np.isfinite(scores), scores, np.inf)
+    return finite.min(1)
+
+
+def _one_thread() -> None:
+    """OpenMP threads are counted per calling thread: one each, the host's stay as they are."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)

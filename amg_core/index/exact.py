@@ -1,0 +1,202 @@
+"""Exact nearest rows, the same for a picture alone as for the same picture in a batch.
+
+A matrix product over all rows gives approximate scores with a known error bound (Higham, *Accuracy
+and Stability of Numerical Algorithms*, §3.1: |error| <= n·u·|x||y| for an inner product). Every row
+that could be among the best within that bound is then measured directly, in blocks of one fixed
+shape, and the best of those are returned. So the answer is a function of the query and the rows
+alone: neither the batch, nor the chunking, nor TF32 can change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 128  # rows measured directly at once; fixed, because a sum's rounding depends on the shape
+CHUNK_VALUES = 1 << 20  # values widened to float32 at once: 4 MiB stay in the cache of a core
+GPU_CHUNK_VALUES = 1 << 24
+FLOAT32_BYTES = 1 << 30  # rows up to this size rest in float32 on a CPU
+GPU_FRACTION = 0.25  # of the free memory of a device may be taken by the rows of one scale
+GPU_BYTES = 1 << 30  # where the device does not tell its free memory
+UNIT = 2.0**-24  # unit roundoff of float32
+TINY = 1e-12
+
+
+class Resident:
+    """Rows (N, D) copied to the device once: float32 on a CPU, float16 elsewhere."""
+
+    def __init__(self, stored: Any, device: torch.device) -> None:
+        self.shape, self.device = stored.shape, device
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+        self.values = torch.empty(stored.shape, dtype=dtype, device=device)
+        self.squares = torch.empty(len(self.values), device=device)  # |x|²
+        for part, chunk in _chunks(stored, device):
+            self.values[part] = chunk
+            self.squares[part] = chunk.square().sum(1)
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """(M,) int64 -> (M, D) float32 on the device."""
+        return self.values[ids].float()
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(which rows, their values in float32, their |x|²)."""
+        step = _step(self.shape[1], self.device)
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            yield part, self.values[part].float(), self.squares[part]
+
+
+class Mapped:
+    """Rows (N, D) left where they are stored; only what is looked at comes to the device."""
+
+    def __init__(self, stored: Any, device: torch.device) -> None:
+        self.shape, self.device, self._stored = stored.shape, device, stored
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """(M,) int64 -> (M, D) float32 on the device."""
+        picked = np.asarray(self._stored[ids.cpu().numpy()])
+        return torch.from_numpy(picked).to(self.device).float()
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(which rows, their values in float32, their |x|²)."""
+        for part, chunk in _chunks(self._stored, self.device):
+            yield part, chunk, chunk.square().sum(1)
+
+
+Rows = Resident | Mapped
+
+
+def fits(shape: Sequence[int], device: torch.device) -> bool:
+    """Whether rows of this shape may rest on the device."""
+    values = math.prod(shape)
+    if device.type == "cpu":
+        return 4 * values <= FLOAT32_BYTES
+    if device.type == "cuda":
+        return 2 * values <= GPU_FRACTION * torch.cuda.mem_get_info(device)[0]
+    return 2 * values <= GPU_BYTES
+
+
+def place(stored: Any, device: torch.device) -> Rows:
+    """Rows on the device where they fit, else read from their file chunk by chunk."""
+    return (Resident if fits(stored.shape, device) else Mapped)(stored, device)
+
+
+def nearest(
+    queries: Tensor, rows: Rows, k: int, cosine: bool, hidden: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """The k best rows of each query.
+
+    Parameters
+    ----------
+    queries : (B, D) float32 on the device of `rows`; unit (or zero) rows where `cosine`.
+    k : int, at most the number of rows that are not hidden.
+    hidden : (H,) int64, ids that are never returned.
+
+    Returns
+    -------
+    For each query values (k,), best first, and ids (k,).
+    """
+    closeness, longest = _closeness(queries, rows, cosine)
+    closeness[:, hidden] = -torch.inf
+    found = []
+    for query, close in zip(queries, closeness, strict=True):
+        query = query.clone()
+        ids = _contenders(close, margin(query, longest, cosine), k)
+        values, order = _best(query, rows.gather, ids, k, cosine)
+        found.append((values, ids[order]))
+    return found
+
+
+def nearest_among(
+    query: Tensor, near: Tensor, ids: Tensor, k: int, cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """As `nearest` for one query (D,) and M >= k rows `near` (M, D), whose `ids` ascend."""
+    squares = near.square().sum(1)
+    close = score(query[None], near, squares, cosine)[0]
+    chosen = _contenders(close, margin(query, float(squares.max().sqrt()), cosine), k)
+    values, order = _best(query, near.__getitem__, chosen, k, cosine)
+    return values, ids[chosen[order]]
+
+
+def unit(vector: Tensor) -> Tensor:
+    """(D,) scaled to length 1; a zero vector stays zero."""
+    return vector / vector.norm().clamp_min(TINY)
+
+
+def score(queries: Tensor, near: Tensor, squares: Tensor, cosine: bool) -> Tensor:
+    """(B, M), larger = closer, approximate: cosine, or 2 q·x - |x|² (= |q|² - distance²)."""
+    product = (near @ queries.T).T
+    return product / squares.sqrt().clamp_min(TINY) if cosine else 2 * product - squares
+
+
+def margin(query: Tensor, longest: float, cosine: bool) -> float:
+    """How far `score` of a row that belongs among the best may fall behind.
+
+    Twice the error of two scores: that of the product and that of the direct measurement.
+    `longest` is the largest |x|.
+    """
+    error = (len(query) + 8) * UNIT + 2 * _input_rounding(query.device)
+    return 4 * error * (1 if cosine else (longest + float(query.norm())) ** 2)
+
+
+def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
+    """Cosine or distance of BLOCK rows (BLOCK, D), directly: (BLOCK,) float32."""
+    if cosine:
+        length = near.square().sum(1).sqrt().clamp_min(TINY)
+        return ((near * query).sum(1) / length).clamp(-1, 1)
+    return (near - query).square().sum(1).sqrt()
+
+
+def _best(query: Tensor, gather: Any, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
+    """The k best of rows `ids` (M,), measured in blocks of BLOCK whatever M is: values, positions.
+
+    Among equal values the first comes first.
+    """
+    padded = torch.cat([ids, ids[:1].expand(-len(ids) % BLOCK)])
+    blocks = [measure(query, gather(block), cosine) for block in padded.split(BLOCK)]
+    values, order = torch.sort(torch.cat(blocks)[: len(ids)], descending=cosine, stable=True)
+    return values[:k], order[:k]
+
+
+def _contenders(close: Tensor, margin: float, k: int) -> Tensor:
+    """Positions, ascending, of all that could be among the k best of approximate scores (M,)."""
+    bound = close.topk(k, sorted=False).values.min() - margin
+    return torch.nonzero(close >= bound).squeeze(1)
+
+
+def _closeness(queries: Tensor, rows: Rows, cosine: bool) -> tuple[Tensor, float]:
+    """`score` of all rows, (B, N), and the largest |x|."""
+    result = torch.empty((len(queries), rows.shape[0]), device=queries.device)
+    longest = torch.zeros((), device=queries.device)
+    for part, chunk, squares in rows.chunks():
+        result[:, part] = score(queries, chunk, squares, cosine)
+        longest = torch.maximum(longest, squares.max())
+    return result, float(longest.sqrt())
+
+
+def _chunks(stored: Any, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Stored rows from first to last, in float32 on the device."""
+    step = _step(stored.shape[1], device)
+    for start in range(0, stored.shape[0], step):
+        part = slice(start, start + step)
+        yield part, torch.tensor(np.asarray(stored[part])).to(device).float()
+
+
+def _step(dim: int, device: torch.device) -> int:
+    return max(1, (CHUNK_VALUES if device.type == "cpu" else GPU_CHUNK_VALUES) // dim)
+
+
+def _input_rounding(device: torch.device) -> float:
+    """Relative rounding of the inputs of a float32 matrix product as the host has set it."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the host mixes the old and the new setting
+        precision = "medium"
+    if device.type not in ("cpu", "cuda") and precision == "highest":
+        precision = "high"  # not promised elsewhere
+    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)  # none, TF32, bfloat16
