@@ -50,6 +50,9 @@ class Descriptor(Protocol):
 
     `space` says what the guard hands over at each step: "picture" = a decoded prediction, to `embed`;
     "latent" = the prediction as it is, to `latent.LatentDescriptor.embed_latents`.
+
+    Where pictures of all sizes come down to one, a method ``shrink(pictures, scale)`` gives that small
+    picture, and `embed` of it gives the very same rows: builders batch through it.
     """
 
     spec: DescriptorSpec

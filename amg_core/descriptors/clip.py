@@ -116,6 +116,10 @@ class CLIPDescriptor:
         heads = config.get("num_attention_heads") or heads or _HEADS.get(width, max(1, width // 64))
         return cls(state, activation, heads, scales)
 
+    def shrink(self, pictures: Tensor, scale: int) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, side, side), of which `embed` gives the very same rows."""
+        return centre(pictures.float(), self.side)
+
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
         """See `Descriptor.embed`."""
         if scale not in self.spec.scales:

@@ -1,0 +1,158 @@
+"""The papers' two-stage search: CLIP finds candidates, a finer descriptor ranks them.
+
+AMG asks a CLIP index of LAION for 1,000 neighbours and compares those by SSCD. It is for galleries that
+exist as CLIP embeddings only (`clip_retrieval`): where the pictures are at hand, an index of the fine
+descriptor is cheaper to ask and misses nothing. What CLIP does not put among the candidates, this
+search cannot find.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..arithmetic import plain_arithmetic
+from ..descriptors.base import Descriptor
+from ..errors import AMGError
+from .picture import Unreadable
+from .search import Searcher
+
+CANDIDATES = 1000  # of the paper
+CACHED = 1 << 14  # embeddings kept: 32 MiB of SSCD
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The answer for one picture.
+
+    values : Tensor (k',) float32
+        By the fine descriptor, exact: cosines descending, or for "nl2" Euclidean distances ascending.
+    ids : Tensor (k',) int64
+        Rows of the coarse index; among equal values the lowest first.
+    missing : tuple of int
+        Candidates that were not compared, because their picture could not be had.
+    """
+
+    values: Tensor
+    ids: Tensor
+    missing: tuple[int, ...]
+
+
+class TwoStage:
+    """Searches a CLIP index, and embeds the candidates as they are needed.
+
+    Parameters
+    ----------
+    coarse : Searcher
+        On an index made with `clip`.
+    clip, fine : Descriptor
+        Both on the device of `coarse`.
+    pictures : callable
+        Row id -> its picture (3, H, W) in [0, 1], or None where it cannot be had; may raise `Unreadable`
+        or OSError for the same. Asked once a candidate, as long as the answer is remembered.
+    candidates : int
+    scale : int, optional
+        Of `fine`; its finest one if not given.
+    batch : int
+        Candidates embedded at once.
+    cached : int
+        Embeddings kept, the least recently used are dropped.
+
+    Raises
+    ------
+    AMGError
+        The index was not made with `clip`.
+    """
+
+    def __init__(
+        self,
+        coarse: Searcher,
+        clip: Descriptor,
+        fine: Descriptor,
+        pictures: Callable[[int], Tensor | None],
+        candidates: int = CANDIDATES,
+        *,
+        scale: int | None = None,
+        batch: int = 16,
+        cached: int = CACHED,
+    ) -> None:
+        if coarse.index.spec != clip.spec:
+            raise AMGError(
+                f"The index {coarse.index.name} was made with {coarse.index.spec.id} "
+                f"({coarse.index.spec.preprocessing}), not with the CLIP given: choose the weights it was "
+                f"made with."
+            )
+        if min(candidates, batch, cached) < 1:
+            raise ValueError("candidates, batch and cached must be at least 1")
+        self.coarse, self.clip, self.fine, self.pictures = coarse, clip, fine, pictures
+        self.candidates, self.batch, self.cached = candidates, batch, cached
+        self.scale = fine.spec.scales[-1] if scale is None else scale
+        self._cache: OrderedDict[int, Tensor | None] = OrderedDict()
+
+    def search(self, pictures: Tensor, k: int) -> list[Ranked]:
+        """The k nearest of each picture's candidates. pictures (B, 3, H, W) in [0, 1]; one by one."""
+        return [self._search(picture[None], k) for picture in pictures]
+
+    def _search(self, picture: Tensor, k: int) -> Ranked:
+        with plain_arithmetic(self.coarse.device):
+            picture = picture.to(self.coarse.device)
+            about = self.clip.embed(picture, self.clip.spec.scales[-1])
+            _, found = self.coarse.nearest(
+                about, self.coarse.index.spec.scales[-1], self.candidates
+            )
+            rows = self.rows(found[0].tolist())
+            ids = sorted(i for i, row in rows.items() if row is not None)
+            missing = tuple(sorted(i for i, row in rows.items() if row is None))
+            if not ids:
+                return Ranked(torch.empty(0), torch.empty(0, dtype=torch.int64), missing)
+            query = self.fine.embed(picture, self.scale)[0]
+            near = torch.stack([rows[i] for i in ids]).to(query)
+            cosine = self.fine.spec.metric == "cosine"
+            values = (near * query).sum(1) if cosine else (near - query).square().sum(1).sqrt()
+            values, order = torch.sort(values, descending=cosine, stable=True)
+            return Ranked(values[:k], torch.tensor(ids)[order[:k].cpu()], missing)
+
+    def rows(self, ids: list[int]) -> dict[int, Tensor | None]:
+        """Fine embeddings (D,) float32 by row id, on the CPU; None where there is no picture."""
+        wanted = dict.fromkeys(ids)
+        rows = {i: self._cache[i] for i in wanted if i in self._cache}
+        unknown = [i for i in wanted if i not in rows]
+        with plain_arithmetic(self.coarse.device):
+            for start in range(0, len(unknown), self.batch):
+                rows |= self._embed(unknown[start : start + self.batch])
+        for i in wanted:
+            self._cache[i] = rows[i]
+            self._cache.move_to_end(i)
+        while len(self._cache) > self.cached:
+            self._cache.popitem(last=False)
+        return rows
+
+    def _embed(self, ids: list[int]) -> dict[int, Tensor | None]:
+        """At most `batch` rows, such that a row depends on its picture alone.
+
+        Networks round differently for different batch sizes, so every batch is filled up.
+        """
+        rows: dict[int, Tensor | None] = dict.fromkeys(ids)
+        loaded = dict(self._load(ids))
+        if not loaded:
+            return rows
+        if hasattr(self.fine, "shrink"):
+            small = [self.fine.shrink(picture[None], self.scale) for picture in loaded.values()]
+            small += [torch.zeros_like(small[0])] * (self.batch - len(small))
+            made = self.fine.embed(torch.cat(small), self.scale)[: len(loaded)]
+        else:
+            made = [self.fine.embed(p[None], self.scale)[0] for p in loaded.values()]
+        return rows | {i: row.float().cpu().clone() for i, row in zip(loaded, made, strict=True)}
+
+    def _load(self, ids: list[int]) -> Iterator[tuple[int, Tensor]]:
+        for i in ids:
+            try:
+                picture = self.pictures(i)
+            except (Unreadable, OSError):
+                continue
+            if picture is not None:
+                yield i, picture.to(self.coarse.device)
