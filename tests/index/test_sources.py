@@ -378,6 +378,15 @@ def test_tar_names(tmp_path, name):
     found.encode()
 
 
+def test_zip_member_without_a_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("q", b"?")
+        archive.writestr("p.png", encoded(1))
+    data = (tmp_path / "x.zip").read_bytes().replace(b"q", b"\0")
+    (tmp_path / "x.zip").write_bytes(data)
+    assert [item.source for item in open_source(tmp_path / "x.zip")] == ["p.png"]
+
+
 def test_zip_from_many_threads(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(40):
@@ -612,10 +621,9 @@ def test_list_encodings(tmp_path, encoding, end):
 
 
 def test_a_list_may_call_its_files_keys(tmp_path):
-    (tmp_path / "x.tsv").write_text("key\ttext\na.png\tone\n")
-    assert [(item.source, item.caption) for item in open_source(tmp_path / "x.tsv")] == [
-        ("a.png", "one")
-    ]
+    (tmp_path / "x.tsv").write_text("key\ttext\t\na.png\tone\tfrom a nameless column\n")
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    assert read(open_source(tmp_path / "x.tsv")) == [("a.png", "one", encoded(1))]
     (tmp_path / "y.csv").write_text("url,key\nhttps://example.com/a.png,000000001\n")
     with pytest.raises(AMGError, match=r"y\.csv has no column.*img2dataset"):
         open_source(tmp_path / "y.csv")

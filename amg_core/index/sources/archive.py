@@ -112,7 +112,7 @@ class ZipSource:
             return [
                 _Entry(name, _zip_refusal(info), partial(_zip_read, archive, lock, info))
                 for info in archive.infolist()
-                if not info.is_dir() and (name := inner(_zip_name(info)))
+                if (name := inner(_zip_name(info))) and not info.filename.endswith("/")
             ]
         try:
             entries = list(_salvage(self.path))

@@ -29,6 +29,7 @@ BYTE_KEYS = (
     *("image", "jpg", "jpeg", "png", "webp", "img", "picture", "bytes"),
     *("image_bytes", "image_data", "img_bytes"),
 )
+HELD = 0  # the key of a picture's bytes in a record; no text, which a file could spell
 ROWS_AT_ONCE = 32
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C: is a drive
 
@@ -84,7 +85,7 @@ class TableSource:
         if not name:  # "key" is a file in some lists, and a mere number in others
             key = next((record[key] for key in ("key", "url") if record.get(key)), "")
             name = key.strip() if isinstance(key, str) else ""
-        if (data := record.get("")) is not None:  # the picture itself
+        if (data := record.get(HELD)) is not None:  # the picture itself
             return Item(names(storable(inner(name)) or where), caption, partial(bytes, data))
         if not name:
             return "names no picture"
@@ -137,7 +138,7 @@ class TableSource:
             raise AMGError(f"{self.path} is not parquet, or damaged ({reason}).") from None
 
     def _parquet_rows(self) -> Iterator[tuple[str, dict | str]]:
-        """Records with lower-case keys; under the key "" the bytes of the picture, if any."""
+        """Records with lower-case keys; under HELD the bytes of the picture, if any."""
         number = 0
         try:
             with self._opened() as table:
@@ -182,15 +183,15 @@ def _names_files(columns: Collection[str]) -> bool:
 
 
 def _record(row: dict, held: str) -> dict:
-    """A row with lower-case keys, its picture's bytes under ""."""
+    """A row with lower-case keys, its picture's bytes under HELD."""
     record = {key.lower(): value for key, value in row.items() if key != held}
     picture = row.get(held)
     if isinstance(picture, dict):  # as HuggingFace's datasets keep pictures
-        record[""] = picture.get("bytes")
+        record[HELD] = picture.get("bytes")
         if isinstance(picture.get("path"), str):
             record["file_name"] = picture["path"]
     elif isinstance(picture, bytes):
-        record[""] = picture
+        record[HELD] = picture
     return record
 
 
