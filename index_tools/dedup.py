@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ def pairs(
     Parameters
     ----------
     rows : (N, D) float16, sliceable (`Index.rows`)
-    metric : "cosine" (similarity = cosine) or "nl2" (see `likeness_of_pictures`)
+    metric : "cosine" (similarity = cosine) or "nl2" (see `mirrored_too`)
     scale : side of the rows; for "nl2" they are D / scale² channels
 
     Yields
@@ -76,7 +77,7 @@ def pairs(
     (a, b, similarity) : ids with a < b, int64, and float32, of one block each.
     """
     count = rows.shape[0]
-    compare = _cosine if metric == "cosine" else likeness_of_pictures
+    compare = COMPARE[metric]
     total = -(-count // BLOCK)
     blocks, done = total * (total + 1) // 2, 0
     with torch.inference_mode():
@@ -131,6 +132,17 @@ def likeness_of_pictures(a: Tensor, b: Tensor) -> Tensor:
     b_size = b_power.sum(1).clamp_min(FLAT**2)
     worse = torch.maximum(there / b_size[None, :], back / a_size[:, None])
     return 1 - worse.clamp_min(0).sqrt()
+
+
+def mirrored_too(a: Tensor, b: Tensor) -> Tensor:
+    """`likeness_of_pictures` of a to b or to b's mirror image, whichever is larger. Square pictures."""
+    side = math.isqrt(b.shape[2])
+    mirrored = b.unflatten(2, (side, side)).flip(-1).flatten(2)
+    return torch.maximum(likeness_of_pictures(a, b), likeness_of_pictures(a, mirrored))
+
+
+# A network such as SSCD sees by itself that a picture is mirrored.
+COMPARE = {"cosine": _cosine, "nl2": mirrored_too}
 
 
 def _left_over(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
@@ -331,7 +343,7 @@ def choose(
 def _comparer(index, scale: int) -> Callable[[int, list[int]], list[float]]:
     """`compare` of `choose` for the rows of an index."""
     rows, metric = index.rows(scale), index.spec.metric
-    similarity = _cosine if metric == "cosine" else likeness_of_pictures
+    similarity = COMPARE[metric]
 
     def compare(one: int, others: list[int]) -> list[float]:
         own = _prepared(rows[np.array([one])], metric, scale, "cpu")
@@ -624,7 +636,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int | None:
     from amg_core.index import Index
 
-    from .cli import progress_printer
+    from .terminal import progress_printer
 
     _check(options)
     encode = None

@@ -370,7 +370,7 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AMGError(
             f"No CLIP model in {folder} ({reason}): it needs config.json, the tokenizer's files and "
@@ -579,7 +579,7 @@ def run(options: argparse.Namespace) -> int | None:
     from amg_core.index.search import Searcher
     from amg_core.index.sources import open_source
 
-    from .cli import progress_printer
+    from .terminal import progress_printer
 
     if (options.inception is None) != (options.fid_reference is None):
         raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")

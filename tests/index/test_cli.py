@@ -9,11 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from index_tools import cli
+from amg_core.index import Index
+from index_tools import cli, terminal
+from tests.index.helpers import fill, shard_of
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = "build add import remove mute merge info search verify export dedup eval".split()
 
 
 def process(*arguments) -> subprocess.CompletedProcess:
@@ -33,7 +38,7 @@ def test_from_a_terminal(tmp_path, pictures):
     made = process("build", pictures, tmp_path / "out")
     assert made.returncode == 0, made.stderr
     assert "5 pictures" in made.stdout and "bad.png: not a picture" in made.stdout
-    assert "6/6 pictures" in made.stderr and "left" in made.stderr
+    assert "6/6 " in made.stderr
     found = process("search", tmp_path / "out", pictures / "p001.png", "-k", 2)
     assert found.returncode == 0, found.stderr
     assert "p001.png  gr\\xf6\\xdfe" in found.stdout.splitlines()[1]
@@ -73,7 +78,10 @@ def test_errors_are_one_line(tmp_path, pictures, made, capsys):
         assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["build"], ["search", "a", "b", "-k", "0"]])
+WRONG = [[], ["paint"], ["build"], ["search", "a", "b", "-k", "0"], ["merge", "a"], ["eval", "x"]]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=str)
 def test_wrong_command_line(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
@@ -84,7 +92,9 @@ def test_wrong_command_line(arguments, capsys):
 def test_help_teaches(capsys):
     for arguments, words in [
         (["--help"], ["my_pictures", "metadata.jsonl", "exit codes"]),
-        (["build", "--help"], ["FOLDER", "--descriptor", "replaced in one step"]),
+        (["build", "--help"], ["SOURCE", "--descriptor", "goes on where it was", "WebDataset"]),
+        (["remove", "--help"], ["sha256:HEX", "--picture", "drop.txt"]),
+        *(([name, "--help"], ["usage", "--json"]) for name in COMMANDS),
     ]:
         with pytest.raises(SystemExit) as exit_:
             cli.main(arguments)
@@ -99,23 +109,94 @@ def test_interrupt(made, pictures, monkeypatch, capsys):
 
         return show
 
-    monkeypatch.setattr(cli, "progress_printer", stop)
+    monkeypatch.setattr(terminal, "progress_printer", stop)
     assert cli.main(["build", str(pictures), str(made)]) == 130
     assert "unchanged" in capsys.readouterr().err
 
 
-def test_progress_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    times = iter([0.0, 1.0, 1.05, 4.0])
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(times))
-    stream = Terminal()
-    show = cli.progress_printer(stream)
-    for done in (1, 2, 4):
+def test_progress_without_tqdm(monkeypatch):
+    times = iter([0.0, 1.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(times))
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    stream = io.StringIO()
+    show = terminal.progress_printer(stream)
+    for done in (1, 2, 3, 4):
         show(done, 4, "a")
-    parts = [part.rstrip(" ") for part in stream.getvalue().split("\r")]
-    assert parts[1] == "1/4 pictures, 1.0/s, 0:03 left" and len(parts) == 3
-    assert stream.getvalue().endswith("\n")
-    assert cli._clock(3725) == "1:02:05"
+    assert stream.getvalue() == "2/4 pictures, 0.3/s, 6 s left\n4/4 pictures, 0.5/s, 0 s left\n"
+
+
+def run(capsys, *arguments, code=0) -> str:
+    assert cli.main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().out
+
+
+def said(capsys, *arguments) -> dict:
+    return json.loads(run(capsys, *arguments, "--json"))
+
+
+def test_a_life_of_an_index(tmp_path, pictures, made, capsys):
+    more = fill(tmp_path / "more", 3, first=4)
+    added = said(capsys, "add", more, made)
+    assert (added["count"], added["embedded"], added["reused"]) == (7, 2, 1)
+    out = run(capsys, "remove", made, "p00[01].png", "--dry-run")
+    assert out.splitlines() == ["p000.png", "p001.png", "2 files would be removed"]
+    assert said(capsys, "remove", made, "p00[01].png")["count"] == 2
+    (tmp_path / "drop.txt").write_text("p002.png\n\n")
+    assert said(capsys, "remove", made, "--from", tmp_path / "drop.txt")["count"] == 1
+    assert "Nothing in" in fails(capsys, "remove", made, "absent*")
+    assert "No picture was named" in fails(capsys, "remove", made)
+    picture = pictures / "p003.png"
+    assert said(capsys, "mute", made, "--picture", picture, "--reason", "mine")["count"] == 1
+    muted = said(capsys, "mute", made)["muted"]
+    assert [(one["source"], one["reason"]) for one in muted] == [("p003.png", "mine")]
+    nearest = said(capsys, "search", made, picture)["nearest"]
+    assert "p003.png" not in [one["source"] for one in nearest]
+    digest = muted[0]["sha256"]
+    assert said(capsys, "mute", made, f"sha256:{digest}", "--undo")["count"] == 1
+    assert said(capsys, "search", made, picture)["nearest"][0]["source"] == "p003.png"
+    info = said(capsys, "info", made)
+    assert (info["count"], info["muted"]) == (4, 0)
+    assert said(capsys, "verify", made)["sound"] is True
+
+
+def fails(capsys, *arguments) -> str:
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    return capsys.readouterr().err
+
+
+def test_merge_search_sheet_and_export(tmp_path, pictures, made, capsys):
+    (pictures / "p002.txt").write_text("größe")
+    other, both = tmp_path / "other", tmp_path / "both"
+    assert said(capsys, "build", pictures, fill(tmp_path / "x", 2, first=30), other)["count"] == 7
+    assert said(capsys, "merge", made, other, both)["count"] == 7
+    picture = pictures / "p002.png"
+    sheet = tmp_path / "found.png"
+    run(capsys, "search", made, other, picture, "-k", 4, "--sheet", sheet)
+    with Image.open(sheet) as image:
+        assert image.width > 300 and len(image.getcolors(1 << 20)) > 50
+    assert "give a .png" in fails(capsys, "search", both, picture, "--sheet", tmp_path / "no/x.png")
+    out = tmp_path / "export"
+    run(capsys, "export", other, out, "--metadata", "jsonl", "--thumbnails")
+    rows = np.load(out / "img_emb" / "img_emb_0.npy")
+    lines = (out / "metadata" / "metadata_0.jsonl").read_text(encoding="utf-8").splitlines()
+    table = [json.loads(line) for line in lines]
+    with Index.open(other) as index:
+        np.testing.assert_array_equal(rows, index.rows(32))
+        assert [row["image_path"] for row in table] == [r.source for r in index.records()]
+    assert {row["caption"] for row in table} == {"", "größe"}
+    assert len(list((out / "thumbnails").iterdir())) == 7
+    assert "not empty" in fails(capsys, "export", other, out)
+    pytest.importorskip("pyarrow")
+    run(capsys, "export", other, tmp_path / "parquet")
+    assert (tmp_path / "parquet" / "metadata" / "metadata_0.parquet").stat().st_size > 500
+
+
+def test_verify_finds_damage_and_compares_engines(made, capsys):
+    pytest.importorskip("faiss")
+    figures = said(capsys, "verify", made, "--search", 20)["search"]["pq4"]
+    assert figures["recall@1"] == 1 and figures["loss"] == 0
+    path = shard_of(made) / "meta.sqlite"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 4
+    path.write_bytes(data)
+    assert "meta.sqlite was altered" in fails(capsys, "verify", made)

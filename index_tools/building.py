@@ -1,0 +1,161 @@
+"""The commands that read pictures: build, add, import."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from amg_core.errors import AMGError
+
+from . import terminal
+
+BUILD = """\
+Make the index OUT of all pictures of SOURCE, or bring OUT up to date: pictures that it has are not
+embedded again, pictures that SOURCE no longer has leave it. A build that was interrupted, by
+whatever, goes on where it was when the same command is given again. Until it ends, an index that
+is there stays as it is."""
+
+SOURCES = """\
+sources: a folder with its subfolders, a .zip, a .tar or a folder of them (WebDataset, img2dataset),
+or a list (.parquet, .csv, .tsv, .jsonl) that names files and captions. A picture is in once,
+however often its file is there; other names and captions of it are kept as aliases."""
+
+ADD = """\
+Add the pictures of SOURCE to the index INDEX. What it has is neither embedded nor entered again."""
+
+IMPORT = """\
+Make an index of CLIP embeddings that clip-retrieval or img2dataset users have (img_emb/*.npy with
+metadata/*.parquet, or image.index). Such an index holds no pictures: it can be searched, and it is
+the first stage of a two-stage search, but the guard cannot watch with it."""
+
+DESCRIPTOR = """\
+how pictures are compared. pixel: needs nothing, finds copies that are alike pixel by pixel.
+sscd: finds copies that are cropped, recoloured or recomposed; needs its weights file. latent: the
+model's own latents, the cheapest to watch with; needs a TAESD encoder. clip: what is depicted; for
+searching, not for guarding"""
+
+
+def register(commands) -> None:
+    build = commands.add_parser(
+        "build", help="make an index of pictures, or bring it up to date", description=BUILD,
+        epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    build.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
+    build.add_argument("out", metavar="OUT", type=Path, help="index folder to make or update")
+    build.add_argument(
+        "--descriptor",
+        choices=("pixel", "sscd", "latent", "clip"),
+        default="pixel",
+        help=DESCRIPTOR + " (%(default)s)",
+    )
+    build.add_argument("--scales", type=_numbers, metavar="A,B", help="only these scales (all)")
+    build.add_argument("--family", help="latent space of a latent index: sd15, sdxl, sd3, flux")
+    _shared(build)
+    build.set_defaults(run=_build)
+
+    add = commands.add_parser(
+        "add", help="add pictures to an index", description=ADD, epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
+    add.add_argument("index", metavar="INDEX", type=Path, help="index folder")
+    _shared(add)
+    add.set_defaults(run=_add)
+
+    bring = commands.add_parser(
+        "import", help="make an index of CLIP embeddings made elsewhere", description=IMPORT
+    )
+    bring.add_argument("folder", metavar="FOLDER", type=Path, help="output of clip-retrieval")
+    bring.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
+    bring.add_argument(
+        "--model", default="ViT-B/32", help="the CLIP that made the embeddings (%(default)s)"
+    )
+    terminal.add_json(bring)
+    bring.set_defaults(run=_import)
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    terminal.add_weights(parser)
+    terminal.add_device(parser)
+    parser.add_argument(
+        "--batch", type=terminal.count, default=16, help="pictures embedded at once (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=terminal.count, help="threads that read and decode (one a core)"
+    )
+    terminal.add_json(parser)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+_numbers.__name__ = "list of numbers"
+
+
+def _build(options: argparse.Namespace) -> None:
+    from amg_core.descriptors import create
+    from amg_core.index import build
+    from amg_core.index.sources import open_sources
+
+    chosen = {"scales": options.scales} if options.scales else {}
+    if options.family:
+        if options.descriptor != "latent":
+            raise AMGError("--family belongs to --descriptor latent.")
+        chosen["family"] = options.family
+    report = build(
+        open_sources(options.sources),
+        options.out,
+        create(options.descriptor, options.weights, **chosen),
+        **_how(options),
+    )
+    _tell(options, report)
+
+
+def _add(options: argparse.Namespace) -> None:
+    from amg_core.index import Index, add
+    from amg_core.index.sources import open_sources
+
+    with Index.open(options.index) as index:
+        spec = index.spec
+    descriptor = terminal.descriptor_of(spec, options.weights)
+    report = add(open_sources(options.sources), options.index, descriptor, **_how(options))
+    _tell(options, report)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from amg_core.index.clip_retrieval import import_clip_retrieval
+
+    show = terminal.progress_printer(sys.stderr)
+    _tell(options, import_clip_retrieval(options.folder, options.out, options.model, show))
+
+
+def _how(options: argparse.Namespace) -> dict:
+    return {
+        "progress": terminal.progress_printer(sys.stderr),
+        "batch": options.batch,
+        "device": terminal.device(options.device),
+        "workers": options.workers,
+    }
+
+
+def _tell(options: argparse.Namespace, report) -> None:
+    if options.json:
+        terminal.print_json(
+            path=str(report.path),
+            count=report.count,
+            embedded=report.embedded,
+            reused=report.reused,
+            skipped=[{"source": source, "reason": reason} for source, reason in report.skipped],
+            notes=report.notes,
+            seconds=round(report.seconds, 3),
+            hash=report.hash,
+        )
+        return
+    print(f"{report.path}: {report.count} pictures in {report.seconds:.1f} s")
+    if report.reused:
+        print(f"  {report.embedded} embedded, {report.reused} were there already")
+    terminal.print_skipped(report.skipped)
+    for note in report.notes:
+        print(f"note: {note}")

@@ -1,0 +1,119 @@
+"""The commands that change an index without reading pictures: remove, mute, merge."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from amg_core.errors import AMGError
+
+from . import terminal
+
+REMOVE = "Take pictures out of an index. Nothing is embedded again, and no picture file is touched."
+
+MUTE = """\
+Let the guard pass over pictures: your own work, public-domain art. They stay in the index, and stay
+muted when it is built again. Without a choice of pictures, print what is muted."""
+
+MERGE = """\
+Make the index OUT of several, built perhaps on several machines. A picture that several hold is in
+once. Nothing is embedded again."""
+
+
+def register(commands) -> None:
+    for name, help_, about, run in (
+        ("remove", "take pictures out of an index", REMOVE, _remove),
+        ("mute", "let the guard pass over pictures", MUTE, _mute),
+    ):
+        parser = commands.add_parser(
+            name, help=help_, description=about, epilog=terminal.SELECTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        parser.add_argument("index", metavar="INDEX", type=Path, help="index folder")
+        terminal.add_selection(parser)
+        if name == "mute":
+            parser.add_argument("--reason", default="", help="why, for whoever looks later")
+            parser.add_argument("--undo", action="store_true", help="guard against them again")
+        terminal.add_json(parser)
+        parser.set_defaults(run=run)
+
+    merge = commands.add_parser("merge", help="make one index of several", description=MERGE)
+    merge.add_argument("indexes", metavar="INDEX", type=Path, nargs="+", help="index folders")
+    merge.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
+    terminal.add_json(merge)
+    merge.set_defaults(run=_merge)
+
+
+def _remove(options: argparse.Namespace) -> None:
+    from amg_core.index import remove
+
+    chosen = terminal.selection(options)
+    _apply(options, "removed", chosen, lambda: remove(options.index, chosen))
+
+
+def _mute(options: argparse.Namespace) -> None:
+    from amg_core.index import mute, unmute
+
+    if not (options.patterns or options.picture or options.caption or options.list):
+        return _list_muted(options)
+    chosen = terminal.selection(options)
+    if options.undo:
+        _apply(options, "guarded again", chosen, lambda: unmute(options.index, chosen))
+    else:
+        _apply(options, "muted", chosen, lambda: mute(options.index, chosen, options.reason))
+    return None
+
+
+def _apply(options: argparse.Namespace, word: str, chosen, change) -> None:
+    if options.dry_run:
+        names = sorted(entry.source for entry in _files(options.index) if chosen(entry))
+        if options.json:
+            terminal.print_json(path=str(options.index), count=len(names), sources=names)
+        else:
+            print("\n".join([*names, f"{len(names)} files would be {word}"]))
+        return
+    count = change()
+    if not count:
+        raise AMGError(f"Nothing in {options.index} is meant by that: see --dry-run.")
+    if options.json:
+        terminal.print_json(path=str(options.index), count=count)
+    else:
+        print(f"{options.index}: {count} {word}")
+
+
+def _files(path: Path):
+    from amg_core.index import Entry, Index
+
+    with Index.open(path) as index:
+        hashes = {}
+        for i, record in enumerate(index.records()):
+            hashes[i] = record.sha256
+            yield Entry(record.sha256, record.source, record.caption)
+        for alias in index.aliases():
+            yield Entry(hashes[alias.id], alias.source, alias.caption)
+
+
+def _list_muted(options: argparse.Namespace) -> None:
+    from amg_core.index import Index
+
+    with Index.open(options.index) as index:
+        muted = [
+            {"source": index.source(i), "sha256": index.record(i).sha256, "reason": reason}
+            for i, reason in sorted(index.muted.items())
+        ]
+    if options.json:
+        terminal.print_json(path=str(options.index), muted=muted)
+        return
+    for entry in muted:
+        print(f"{entry['source']}  {entry['reason']}".rstrip())
+    print(f"{options.index}: {len(muted)} muted")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from amg_core.index import merge
+
+    count = merge(options.indexes, options.out)
+    if options.json:
+        terminal.print_json(path=str(options.out), count=count)
+    else:
+        print(f"{options.out}: {count} pictures of {len(options.indexes)} indexes")

@@ -1,0 +1,277 @@
+"""The commands that only read an index: info, search, verify, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from amg_core.errors import AMGError
+
+from . import terminal
+
+VERIFY = """\
+Read and hash every file of an index. With --search N, also search for N of its pictures, disturbed,
+with every engine, and compare the answers with looking at every row."""
+
+EXPORT = """\
+Write an index for other programs: img_emb/img_emb_<n>.npy (float16 rows of one scale) with
+metadata/metadata_<n>.parquet or .jsonl, the layout of clip-retrieval; with --thumbnails also the
+small pictures the index keeps."""
+
+
+def register(commands) -> None:
+    info = commands.add_parser(
+        "info", help="what an index holds", description="Open an index and say what it holds."
+    )
+    info.add_argument("index", metavar="INDEX", type=Path, help="index folder")
+    terminal.add_json(info)
+    info.set_defaults(run=_info)
+
+    search = commands.add_parser(
+        "search",
+        help="nearest pictures of a picture",
+        description="Find the pictures of one or more indexes that are nearest to a picture.",
+    )
+    search.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
+    search.add_argument("picture", metavar="PICTURE", type=Path, help="picture file")
+    search.add_argument("-k", type=terminal.count, default=5, help="how many (%(default)s)")
+    search.add_argument("--scale", type=int, help="compare at this side in pixels (full detail)")
+    search.add_argument("--sheet", type=Path, metavar="PNG", help="draw what was found")
+    search.add_argument(
+        "--engine", choices=("auto", "exact", "pq4"), default="auto",
+        help="how: whatever is fastest, every row, or 4-bit codes first (%(default)s)",
+    )  # fmt: skip
+    terminal.add_weights(search)
+    terminal.add_device(search)
+    terminal.add_json(search)
+    search.set_defaults(run=_search)
+
+    verify = commands.add_parser("verify", help="is an index sound?", description=VERIFY)
+    verify.add_argument("index", metavar="INDEX", type=Path, help="index folder")
+    verify.add_argument("--search", type=terminal.count, metavar="N", help="searches to compare")
+    terminal.add_json(verify)
+    verify.set_defaults(run=_verify)
+
+    export = commands.add_parser(
+        "export", help="write an index for other programs", description=EXPORT
+    )
+    export.add_argument("index", metavar="INDEX", type=Path, help="index folder")
+    export.add_argument("out", metavar="OUT", type=Path, help="new folder")
+    export.add_argument("--scale", type=int, help="which rows (full detail)")
+    export.add_argument("--metadata", choices=("parquet", "jsonl"), default="parquet")
+    export.add_argument("--thumbnails", action="store_true", help="write the small pictures too")
+    terminal.add_json(export)
+    export.set_defaults(run=_export)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from amg_core.index import Index
+    from amg_core.index.format import describe
+
+    with Index.open(options.index) as index:
+        captions = sum(bool(record.caption) for record in index.records())
+        aliases = sum(1 for _ in index.aliases())
+        sizes = {path: path.stat().st_size for path in index.path.rglob("*") if path.is_file()}
+        cached = sum(size for path, size in sizes.items() if index.cache in path.parents)
+        if options.json:
+            terminal.print_json(
+                path=str(index.path),
+                name=index.name,
+                count=index.count,
+                captions=captions,
+                aliases=aliases,
+                muted=len(index.muted),
+                shards=len(index.shards),
+                descriptor=index.spec.to_json(),
+                created=index.created,
+                bytes=sum(sizes.values()) - cached,
+                cache_bytes=cached,
+                hash=index.hash,
+            )
+            return
+        size = f"{(sum(sizes.values()) - cached) / 1e6:.1f} MB in {len(index.shards)} shards"
+        print(f"{index.path}: a sound index")
+        print(f"  pictures    {index.count}, {captions} with a caption")
+        if aliases:
+            print(f"  aliases     {aliases} more files of the same bytes")
+        if index.muted:
+            print(f"  muted       {len(index.muted)}")
+        print(f"  descriptor  {describe(index.spec)}")
+        print(f"  created     {index.created}, {size}")
+        if cached:
+            print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")
+        print(f"  hash        {index.hash}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    import torch
+
+    from amg_core.index import Index
+    from amg_core.index.picture import Unreadable, load_picture
+    from amg_core.index.search import Searcher
+
+    device = terminal.device(options.device)
+    with Index.combine([Index.open(path) for path in options.index]) as index:
+        scale = _scale(index, options.scale)
+        descriptor = terminal.descriptor_of(index.spec, options.weights)
+        try:
+            pixels = load_picture(options.picture).pixels
+        except Unreadable as error:
+            raise AMGError(f"Cannot read {options.picture} ({error}): give another one.") from None
+        picture = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            query = descriptor.to(device).embed(picture, scale)
+        values, ids = Searcher(index, device, options.engine).nearest(query, scale, options.k)
+        measure = "similarity" if index.spec.metric == "cosine" else "distance"
+        found = [
+            {"id": i, measure: value, "source": index.source(i), "caption": index.caption(i)}
+            for value, i in zip(values[0].tolist(), ids[0].tolist(), strict=True)
+        ]
+        if options.sheet:
+            _draw(options, index, pixels, found, measure)
+    if options.json:
+        terminal.print_json(picture=str(options.picture), scale=scale, nearest=found)
+        return
+    meaning = "1 = identical" if measure == "similarity" else "0 = identical"
+    print(f"{measure} at scale {scale} ({meaning})")
+    for entry in found:
+        caption = f"  {' '.join(entry['caption'].split())}" if entry["caption"] else ""
+        print(f"{entry[measure]:10.4f}  #{entry['id']}  {entry['source']}{caption}")
+    if options.sheet:
+        print(f"written: {options.sheet}")
+
+
+def _draw(options: argparse.Namespace, index, pixels, found: list[dict], measure: str) -> None:
+    from PIL import Image
+
+    from . import sheet
+
+    rows = [
+        (index.thumbnail(one["id"]), [f"{one[measure]:.4f}", one["source"], one["caption"]])
+        for one in found
+    ]
+    heading = f"{measure} to the pictures of {index.name}"
+    drawn = sheet.draw(Image.fromarray(pixels), rows, heading=heading)
+    try:
+        drawn.save(options.sheet)
+    except (OSError, ValueError) as error:
+        raise AMGError(f"Cannot write {options.sheet} ({error}): give a .png path.") from None
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from amg_core.index import Index
+
+    with Index.open(options.index) as index:
+        index.verify()
+        figures = _compare(index, options.search) if options.search else {}
+        if options.json:
+            terminal.print_json(path=str(index.path), count=index.count, sound=True, **figures)
+            return
+        print(f"{index.path}: every file of {index.count} pictures is as it was written")
+        for engine, one in figures.get("search", {}).items():
+            print(
+                f"  {engine}: nearest found {one['recall@1']:.2%} of {options.search}, "
+                f"50 nearest {one['recall@50']:.2%}, largest loss {one['loss']:.2g}"
+            )
+
+
+def _compare(index, searches: int) -> dict:
+    """Recall and largest loss of similarity of each engine against exact search."""
+    import numpy as np
+    import torch
+
+    from amg_core.index.search import Searcher
+
+    scale, rng = index.spec.scales[-1], np.random.default_rng(0)
+    rows = index.rows(scale)[np.sort(rng.integers(0, index.count, searches))].astype(np.float32)
+    noise = rng.standard_normal(rows.shape).astype(np.float32)
+    noise *= np.linalg.norm(rows, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1)[:, None]
+    query = torch.from_numpy(rows + noise * rng.uniform(0, 2, (searches, 1)).astype(np.float32))
+    engines = {}
+    exact = Searcher(index, engine="exact").nearest(query, scale, 50)
+    values, ids = Searcher(index, engine="pq4").nearest(query, scale, 50)
+    same = [len(set(a) & set(b)) / len(a) for a, b in zip(exact[1].tolist(), ids.tolist())]  # noqa: B905
+    engines["pq4"] = {
+        "recall@1": float((ids[:, 0] == exact[1][:, 0]).float().mean()),
+        "recall@50": sum(same) / len(same),
+        "loss": float((values[:, 0] - exact[0][:, 0]).abs().max()),
+    }
+    return {"search": engines}
+
+
+def _export(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from amg_core.index import Index
+
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise AMGError(
+            f"{options.out} is not empty, and nothing is overwritten: give a new folder."
+        )
+    write = _parquet if options.metadata == "parquet" else _jsonl
+    with Index.open(options.index) as index:
+        scale = _scale(index, options.scale)
+        try:
+            for name in ("img_emb", "metadata"):
+                (options.out / name).mkdir(parents=True)
+            first = 0
+            for number, shard in enumerate(index.shards):
+                rows = options.out / "img_emb" / f"img_emb_{number}.npy"
+                np.save(rows, np.asarray(shard.rows(scale)), allow_pickle=False)
+                table = [
+                    {
+                        "image_path": record.source,
+                        "caption": record.caption,
+                        "sha256": record.sha256,
+                        "width": record.width,
+                        "height": record.height,
+                        "muted": index.muted.get(first + row),
+                    }
+                    for row, record in enumerate(shard.records())
+                ]
+                write(options.out / "metadata" / f"metadata_{number}", table)
+                if options.thumbnails:
+                    _thumbnails(options.out / "thumbnails", shard, first)
+                first += shard.count
+        except OSError as error:
+            raise AMGError(f"Cannot write {options.out} ({error}): give another folder.") from None
+        if options.json:
+            terminal.print_json(path=str(options.out), count=index.count, scale=scale)
+        else:
+            print(f"{options.out}: {index.count} rows of scale {scale}")
+
+
+def _parquet(path: Path, table: list[dict]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise AMGError(
+            "Parquet needs pyarrow: pip install pyarrow, or choose --metadata jsonl."
+        ) from None
+    columns = pyarrow.Table.from_pylist(table)
+    with open(path.with_suffix(".parquet"), "wb") as file:
+        pyarrow.parquet.write_table(columns, file)
+
+
+def _jsonl(path: Path, table: list[dict]) -> None:
+    with open(path.with_suffix(".jsonl"), "w", encoding="utf-8") as file:
+        for row in table:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _thumbnails(folder: Path, shard, first: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for row in range(shard.count):
+        if (data := shard.thumbnail(row)) is not None:
+            extension = "webp" if data[:4] == b"RIFF" else "jpg"
+            (folder / f"{first + row:09}.{extension}").write_bytes(data)
+
+
+def _scale(index, wanted: int | None) -> int:
+    scale = wanted or index.spec.scales[-1]
+    if scale not in index.spec.scales:
+        scales = ", ".join(map(str, index.spec.scales))
+        raise AMGError(f"Index {index.name} has no scale {scale}: choose one of {scales}.")
+    return scale

@@ -1,0 +1,162 @@
+"""What all commands share: progress, JSON, devices, descriptors, which pictures are meant."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from amg_core.errors import AMGError
+
+if TYPE_CHECKING:
+    import torch
+
+    from amg_core.descriptors import Descriptor, DescriptorSpec
+    from amg_core.index import Entry
+
+Progress = Callable[[int, int, str], None]
+
+
+def count(text: str) -> int:
+    """An argparse type."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+count.__name__ = "number above 0"  # argparse names the type in its message
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, … (%(default)s)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the descriptor: sscd's file, clip's file or folder, latent's TAESD encoder",
+    )
+
+
+def device(name: str) -> torch.device:
+    """AMGError where torch cannot use it."""
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise AMGError(f"Device {name!r} cannot be used ({reason}): try --device cpu.") from None
+
+
+def descriptor_of(spec: DescriptorSpec, weights: Path | None) -> Descriptor:
+    """The descriptor that made an index."""
+    from amg_core.descriptors import for_spec
+
+    return for_spec(spec, weights)
+
+
+def print_json(**fields: object) -> None:
+    print(json.dumps(fields, indent=1))
+
+
+def progress_printer(stream: TextIO) -> Progress:
+    """A `progress` callback: tqdm's bar where tqdm is installed, else a line every five seconds."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _lines(stream)
+    bar: list[tqdm] = []
+    live = stream.isatty()
+
+    def show(done: int, total: int, source: str) -> None:
+        if not bar:
+            bar.append(
+                tqdm(total=total or None, unit=" pictures", file=stream, smoothing=0.1,
+                     mininterval=0.2 if live else 5.0, dynamic_ncols=True)
+            )  # fmt: skip
+        bar[0].update(done - bar[0].n)
+        if done == total:
+            bar[0].close()
+
+    return show
+
+
+def _lines(stream: TextIO) -> Progress:
+    started = last = time.monotonic()
+
+    def show(done: int, total: int, source: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done != total and now - last < 5.0:
+            return
+        last = now
+        rate = done / max(now - started, 1e-6)
+        left = f", {(total - done) / max(rate, 1e-6):.0f} s left" if total else ""
+        print(f"{done}/{total or '?'} pictures, {rate:.1f}/s{left}", file=stream, flush=True)
+
+    return show
+
+
+SELECTION = """\
+which pictures: patterns for their names ('cats/*.png', '*.webp'), or sha256:HEX, or --picture with
+a file (any picture of the very same bytes), or --from with a list, one name a line, such as the
+drop.txt of dedup"""
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="names or sha256:HEX")
+    parser.add_argument("--picture", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--caption", action="append", default=[], metavar="PATTERN")
+    parser.add_argument("--from", dest="list", type=Path, action="append", default=[],
+                        metavar="LIST", help="names, one a line")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only print which they are")
+
+
+def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
+    """The choice that `add_selection`'s options make. AMGError where they make none."""
+    patterns = [p for p in options.patterns if not p.startswith("sha256:")]
+    hashes = {p.removeprefix("sha256:").lower() for p in options.patterns if p not in patterns}
+    names: set[str] = set()
+    try:
+        hashes |= {hashlib.sha256(path.read_bytes()).hexdigest() for path in options.picture}
+        for path in options.list:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            names.update(line for line in lines if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise AMGError(f"Cannot read {error}: check the path.") from None
+    if not (patterns or hashes or names or options.caption):
+        raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
+
+    def chosen(entry: Entry) -> bool:
+        return (
+            entry.source in names
+            or entry.sha256 in hashes
+            or any(fnmatch.fnmatchcase(entry.source, pattern) for pattern in patterns)
+            or any(fnmatch.fnmatchcase(entry.caption, pattern) for pattern in options.caption)
+        )
+
+    return chosen
+
+
+def print_skipped(skipped: list[tuple[str, str]]) -> None:
+    if skipped:
+        print(f"{len(skipped)} pictures are NOT in the index:")
+        for source, reason in skipped:
+            print(f"  {source}: {reason}")
+
+
+def warn(text: str) -> None:
+    print(text, file=sys.stderr)
