@@ -44,7 +44,7 @@ STALE = 86_400  # seconds after which a temporary file was left by a crash
 TINY = 1e-12
 
 # Calibration: queries made of rows, and the ranks at which the stopping rule is rehearsed.
-SCAN = 4096  # best codes a first scan returns
+SCAN = 8192  # best codes a first scan returns
 FIRST = 512  # rows looked at exactly before the stopping rule is asked
 LEAST = 128  # errors that a deviation is taken from
 REHEARSALS = 64
@@ -75,11 +75,11 @@ class Tables:
         """(n, D) rows as stored -> (n, E) float32, what is encoded."""
         return _times(_whole(rows, self.cosine) - self.mean, self.turn)
 
-    def asked(self, query: np.ndarray) -> tuple[np.ndarray, float]:
+    def asked(self, query: np.ndarray) -> tuple[np.ndarray, np.float32]:
         """(D,) query -> (1, E) float32, what is searched, and what to add to the score."""
         if self.cosine:
-            return (query @ self.turn)[None], float(query @ self.mean)
-        return ((query - self.mean) @ self.turn)[None], 0.0
+            return (query @ self.turn)[None], query @ self.mean
+        return ((query - self.mean) @ self.turn)[None], np.float32(0)
 
     def to_bytes(self) -> bytes:
         parts = (self.mean, self.turn, self.centroids)
@@ -103,7 +103,7 @@ class Tables:
 class Scanned:
     """The best codes of one query: every row whose estimate is above `rest`, and no other.
 
-    scores (n,) float64, descending: estimates of the cosine, or of minus the distance.
+    scores (n,) float32, descending: estimates of the cosine, or of minus the distance.
     ids (n,) int64, ascending among equal scores. rest: no other row has a higher estimate;
     -inf where all rows are here.
     """
@@ -151,12 +151,10 @@ class Codes:
             ids = np.concatenate([part[1][b] for part in found])
             rest = max(part[2][b] for part in found) + added
             above = scores > rest
-            order = np.lexsort((ids[above], -scores[above]))
-            result.append(Scanned(scores[above][order], ids[above][order], float(rest)))
+            result.append(Scanned(*_ordered(scores[above], ids[above]), float(rest)))
         return result
 
     def _score(self, estimates: np.ndarray) -> np.ndarray:
-        estimates = estimates.astype(np.float64)
         return estimates if self.tables.cosine else -np.sqrt(np.maximum(estimates, 0))
 
 
@@ -358,7 +356,7 @@ def calibrate(codes: Codes, rows: Any) -> tuple[float, float]:
         errors = true - found.scores
         looked = FIRST
         while looked < len(errors):
-            mean, deviation = spread(errors[:looked], found.scores[:looked])
+            mean, deviation = spread(errors[:looked])
             if 0 < deviation < np.inf:
                 deviations.append(deviation)
                 surprises.append((errors[looked : 2 * looked] - mean) / deviation)
@@ -369,14 +367,15 @@ def calibrate(codes: Codes, rows: Any) -> tuple[float, float]:
     return max(1.0, tail), float(np.median(deviations))
 
 
-def spread(errors: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the errors of rows looked at, by descending estimate.
+def spread(errors: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the errors (n,) of rows looked at, by descending estimate.
 
-    Of the last half of them, as those are most like the rows that follow. Equal estimates count
+    Of the last half of them, as those are most like the rows that follow. Equal errors count
     once: a thousand copies of a picture tell as much as one. The deviation is an upper confidence
     limit (about 3 of its own standard errors), inf where there are too few.
     """
-    distinct = errors[np.append(True, np.diff(scores) != 0)]
+    rounded = np.round(errors / max(np.abs(errors).max(), TINY), 5)
+    distinct = errors[np.sort(np.unique(rounded, return_index=True)[1])]
     window = distinct[len(distinct) // 2 :]
     if len(window) < LEAST:
         return 0.0, np.inf
@@ -430,6 +429,15 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE:
                 left.unlink()
+
+
+def _ordered(scores: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By descending score (n,) float32, then by ascending id (n,) < 2³². One sort of integers."""
+    bits = scores.view(np.int32)
+    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # ascends as the float does
+    keys = np.sort((~rank).astype(np.int64) << 32 | ids)
+    rank = ~(keys >> 32).astype(np.int32)
+    return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).view(np.float32), keys & 0xFFFFFFFF
 
 
 def _last(scores: np.ndarray) -> np.ndarray:

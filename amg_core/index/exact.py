@@ -62,6 +62,10 @@ class Mapped:
         picked = np.asarray(self._stored[ids.cpu().numpy()])
         return torch.from_numpy(picked).to(self.device).float()
 
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """(M,) int64 -> (M, D) float32 in memory."""
+        return torch.from_numpy(np.asarray(self._stored[ids])).float().numpy()
+
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(which rows, their values in float32, their |x|²)."""
         for part, chunk in _chunks(self._stored, self.device):
@@ -107,20 +111,9 @@ def nearest(
     for query, close in zip(queries, closeness, strict=True):
         query = query.clone()
         ids = _contenders(close, margin(query, longest, cosine), k)
-        values, order = _best(query, rows.gather, ids, k, cosine)
+        values, order = best(query, rows.gather, ids, k, cosine)
         found.append((values, ids[order]))
     return found
-
-
-def nearest_among(
-    query: Tensor, near: Tensor, ids: Tensor, k: int, cosine: bool
-) -> tuple[Tensor, Tensor]:
-    """As `nearest` for one query (D,) and M >= k rows `near` (M, D), whose `ids` ascend."""
-    squares = near.square().sum(1)
-    close = score(query[None], near, squares, cosine)[0]
-    chosen = _contenders(close, margin(query, float(squares.max().sqrt()), cosine), k)
-    values, order = _best(query, near.__getitem__, chosen, k, cosine)
-    return values, ids[chosen[order]]
 
 
 def unit(vector: Tensor) -> Tensor:
@@ -152,7 +145,7 @@ def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
     return (near - query).square().sum(1).sqrt()
 
 
-def _best(query: Tensor, gather: Any, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
+def best(query: Tensor, gather: Any, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
     """The k best of rows `ids` (M,), measured in blocks of BLOCK whatever M is: values, positions.
 
     Among equal values the first comes first.
