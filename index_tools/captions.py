@@ -93,6 +93,25 @@ def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / union if union else 0.0
 
 
+def whole(kind, folder: Path):
+    """A `transformers` model of class `kind`, from safetensors in a local folder alone.
+
+    ValueError where weights are missing: the library would start them at random and go on.
+    """
+    model, info = kind.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    unused = ("pooler", "position_ids")  # not looked at here, and often left out
+    missing = [name for name in info["missing_keys"] if not any(part in name for part in unused)]
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, such as {sorted(missing)[0]}")
+    return model
+
+
 def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
     """A text encoder from a local folder in the layout of the `transformers` library.
 
@@ -117,11 +136,11 @@ def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
     if not folder.is_dir():
         raise AMGError(f"Text encoder {folder} is not a folder: give the folder of the model.")
     try:
-        clip = AutoConfig.from_pretrained(folder, **local).model_type.startswith("clip")
-        kind = CLIPTextModelWithProjection if clip else AutoModel
+        model_type = AutoConfig.from_pretrained(folder, **local).model_type
+        kind = CLIPTextModelWithProjection if model_type == "clip_text_model" else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        model = kind.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
+        model = whole(kind, folder).to(device).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AMGError(
             f"Text encoder {folder} cannot be loaded ({reason}): give a folder with config.json, "
@@ -136,8 +155,12 @@ def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
             tokens = tokenizer([text], truncation=True, max_length=longest, return_tensors="pt").to(
                 device
             )
-            out = model(**tokens)
-            row = out.text_embeds[0] if clip else out.last_hidden_state[0].mean(0)
+            if model_type == "clip":
+                row = model.text_projection(model.text_model(**tokens).pooler_output)[0]
+            elif model_type == "clip_text_model":
+                row = model(**tokens).text_embeds[0]
+            else:
+                row = model(**tokens).last_hidden_state[0].mean(0)
             rows.append((row / row.norm().clamp_min(1e-12)).float().cpu().numpy())
         return np.stack(rows)
 

@@ -28,7 +28,7 @@ from amg_core.errors import AMGError
 from amg_core.probe import Probe
 
 from . import page
-from .captions import new_folder
+from .captions import new_folder, whole
 
 TOP = 0.05  # of the pictures, by similarity
 RESAMPLES = 2000  # of the bootstrap
@@ -358,7 +358,7 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
         `transformers` is missing, or the folder holds no CLIP model.
     """
     try:
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
     except ImportError as error:
         raise AMGError(
             f"The CLIP score needs the package transformers ({error}): pip install transformers, "
@@ -368,7 +368,9 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
         raise AMGError(f"{folder} is not a folder: give --clip the folder of a CLIP model.")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, **local).to(device).eval()
+        if (found := AutoConfig.from_pretrained(folder, **local).model_type) != "clip":
+            raise ValueError(f"a model of type {found} is there")
+        model = whole(CLIPModel, folder).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -436,8 +438,10 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
             f"torch-fidelity's releases and give its path."
         ) from None
     except Exception as error:  # damaged archives raise nearly everything
-        reason = " ".join(str(error).split())[:200]
-        raise AMGError(f"{weights} does not hold Inception's weights ({reason}).") from error
+        raise AMGError(
+            f"{weights} does not hold Inception's weights, or not only tensors "
+            f"({type(error).__name__}): download it again from torch-fidelity's releases."
+        ) from error
 
     @torch.inference_mode()
     def features(pixels: np.ndarray) -> np.ndarray:

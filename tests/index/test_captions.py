@@ -62,6 +62,24 @@ def test_absent_transformers_is_explained(tmp_path, monkeypatch):
         captions.text_encoder(tmp_path)
 
 
+def test_a_model_with_missing_weights_is_refused(tmp_path):
+    class Kind:
+        missing = ()
+
+        @classmethod
+        def from_pretrained(cls, folder, **options):
+            assert options["use_safetensors"] and options["local_files_only"]
+            assert not options["trust_remote_code"]
+            return cls(), {"missing_keys": set(cls.missing)}
+
+    assert isinstance(captions.whole(Kind, tmp_path), Kind)
+    Kind.missing = ("pooler.dense.weight",)  # not used
+    assert isinstance(captions.whole(Kind, tmp_path), Kind)
+    Kind.missing = ("text_projection.weight",)
+    with pytest.raises(ValueError, match="1 weights are missing, such as text_projection"):
+        captions.whole(Kind, tmp_path)
+
+
 def test_random_numbers_belong_to_the_content():
     def first(*key):
         return captions.generator(*key).random()

@@ -74,8 +74,7 @@ def test_pairs_are_those_of_the_whole_matrix(metric, block, monkeypatch):
             assert (i, j) not in found
             found[i, j] = value
     whole = dedup._prepared(rows, metric, 2, "cpu")
-    compare = dedup._cosine if metric == "cosine" else dedup.likeness_of_pictures
-    matrix = compare(whole, whole)
+    matrix = dedup.COMPARE[metric](whole, whole)
     expected = {(i, j) for i in range(len(rows)) for j in range(i + 1, len(rows))}
     expected = {(i, j) for i, j in expected if matrix[i, j] > 0.6}
     assert set(found) == expected and len(expected) > 5
@@ -101,6 +100,16 @@ def test_likeness_is_what_it_says():
             assert float(closed[i, j]) == pytest.approx(direct, abs=2e-3)
     assert torch.allclose(closed, closed.T, atol=1e-4)
     assert closed[0, 3] > 0.99 and closed[1, 4] < 0.7 and closed[0, 1] < 0.7
+
+
+def test_mirrored_pictures_are_duplicates():
+    pictures = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures[1] = pictures[0].flip(-1) * 0.8
+    pictures[2] = pictures[0].flip(-2)
+    found = dedup.mirrored_too(*[pictures.flatten(2)] * 2)
+    assert found[0, 1] > 0.99 and found[0, 0] > 0.99
+    assert found[0, 2] < 0.7 and found[0, 3] < 0.7
+    assert torch.allclose(found, found.T, atol=1e-4)
 
 
 def test_progress_covers_all_blocks(monkeypatch):

@@ -189,6 +189,23 @@ def test_optional_measures_are_taken(place, probe):
     assert found.figures["fid"].value > 0 and "biased" in found.figures["fid"].note
 
 
+def test_inception_weights_are_never_unpickled_freely(tmp_path, monkeypatch):
+    from types import ModuleType
+
+    def never(*_, **__):
+        raise AssertionError("the file went on to a reader that runs what it finds")
+
+    network = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    network.FeatureExtractorInceptionV3 = never
+    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, network.__name__, network)
+    torch.save({"weights": random.Random(0)}, tmp_path / "hostile.pth")
+    with pytest.raises(AMGError, match=r"not only tensors \(UnpicklingError\)"):
+        evaluate.inception_features(tmp_path / "hostile.pth")
+    with pytest.raises(AMGError, match="is missing"):
+        evaluate.inception_features(tmp_path / "none.pth")
+
+
 def test_absent_packages_are_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
