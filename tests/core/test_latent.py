@@ -252,6 +252,29 @@ def test_a_picture_descriptor_needs_a_decoder(world):
         Probe(probe.searcher, create("pixel")).decode(torch.zeros(1, 4, 16, 16))
 
 
+def test_an_index_on_disk_guards_without_its_encoder(world, tmp_path):
+    model, *_ = world
+    from amg_core.index import Index, build
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted(demo.PICTURES.glob("memorised-00*.webp")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    made = LatentDescriptor(model.encoder, "demo", "0" * 64, 4, side=128, scales=(8, 16))
+    assert build(folder, tmp_path / "index", made).count == 10
+    with Index.open(tmp_path / "index") as index:
+        descriptor = for_spec(index.spec)
+        probe = Probe(Searcher(index), descriptor)
+        pictures = training_set(demo.PICTURES)[0][:10]
+        with torch.inference_mode():
+            match = probe.look(model.encoder(pictures), 0.01)
+        assert match.ids.tolist() == list(range(10)) and match.closeness.min() > 0.95
+        with pytest.raises(AMGError, match="without the encoder"):
+            probe.look_at_pictures(pictures[:1])
+        with pytest.raises(AMGError, match="one kind of model"):
+            probe.look(torch.zeros(1, 16, 16, 16), 0.01)
+
+
 def test_half_precision_holds_every_row(world):
     *_, probe = world
     rows = probe.searcher.index.rows(16)
