@@ -198,6 +198,68 @@ def test_reading_while_builds_swap(tmp_path, pixel):
     assert failures == [] and seen == {2, 4}
 
 
+READER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from amg_core.index import Index
+seen, opened = set(), 0
+while len(seen) < 2 or opened < 40:
+    with Index.open(sys.argv[2]) as index:
+        index.verify() if opened % 5 == 0 else None
+        assert [r.source for r in index.records()] == [f"p{i:03}.png" for i in range(index.count)]
+        assert len(index.rows(16)[:]) == index.count
+        seen.add(index.count)
+        opened += 1
+print(sorted(seen))
+"""
+
+
+BUILDER = """
+import select, sys, time
+sys.path.insert(0, sys.argv[1])
+from amg_core.descriptors import create
+from amg_core.errors import AMGError
+from amg_core.index import build
+done = refused = 0
+until = time.monotonic() + 60
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    try:
+        build(sys.argv[3], sys.argv[2], create("pixel"))
+        done += 1
+    except AMGError as error:
+        assert "is being built or changed" in str(error), error
+        refused += 1
+    assert time.monotonic() < until
+print(done, refused)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="select reads no pipes on Windows")
+def test_two_processes_build_while_two_read(tmp_path, pixel):
+    """Builders keep each other out; readers find one whole index or the other."""
+    few, many = fill(tmp_path / "few", 2), fill(tmp_path / "many", 4)
+    out = tmp_path / "index"
+    build(few, out, pixel)
+
+    def start(script, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(ROOT), str(out), *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    readers = [start(READER), start(READER)]
+    builders = [start(BUILDER, few), start(BUILDER, many)]
+    for reader in readers:
+        printed, errors = reader.communicate(timeout=90)
+        assert (reader.returncode, printed.strip()) == (0, "[2, 4]"), errors
+    for builder in builders:
+        printed, errors = builder.communicate("stop", timeout=90)
+        assert builder.returncode == 0, errors
+        assert int(printed.split()[0]) > 0
+    assert Index.open(out).count in (2, 4)
+
+
 def test_an_open_index_outlives_its_replacement(tmp_path, pixel, made):
     with Index.open(made) as index:
         build(fill(tmp_path / "other", 1, first=7), made, pixel)
