@@ -61,12 +61,13 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="an .npz of real queries, an array a band")
     parser.add_argument("--each", type=int, default=100, help="queries in a band")
     parser.add_argument("--repeats", type=int, default=100, help="timed queries")
+    parser.add_argument("--engines", nargs="+", default=["exact", "pq4"])
     parser.add_argument("--folder", type=Path, help="for files of 1.1 KB a vector; removed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "rows.npy"
         fresh = write(path, options)
-        report(path, queries(path, fresh, options), options.repeats)
+        report(path, queries(path, fresh, options), options)
 
 
 def write(path: Path, options: argparse.Namespace) -> np.ndarray:
@@ -139,7 +140,7 @@ def truth(path: Path, asked: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values.numpy(), ids.numpy()
 
 
-def report(path: Path, bands: dict[str, torch.Tensor], repeats: int) -> None:
+def report(path: Path, bands: dict[str, torch.Tensor], options: argparse.Namespace) -> None:
     count, dim = np.load(path, mmap_mode="r").shape
     asked = torch.cat(list(bands.values()))
     print(f"{count} x {dim}, {torch.get_num_threads()} threads, {len(asked)} queries")
@@ -147,12 +148,13 @@ def report(path: Path, bands: dict[str, torch.Tensor], repeats: int) -> None:
     speed = bandwidth()
     print(f"memory bandwidth, read: {speed / 1e9:.1f} GB/s")
     shuffled = asked[torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))]
-    bytes_read = {"exact": 4 if count * dim * 4 <= 1 << 30 else 2, "pq4": 0.125}
-    for engine, width in bytes_read.items():
+    bytes_read = {"exact": 4 if count * dim * 4 <= 1 << 30 else 2, "pq4": 0.125}  # a dimension
+    for engine in options.engines:
+        width = bytes_read[engine]
         print(f"\n{engine}")
         if engine == "pq4":
             print(f"  build {apart(build, path):.1f} s")
-        result = apart(measured, path, engine, asked, shuffled, repeats)
+        result = apart(measured, path, engine, asked, shuffled, options.repeats)
         print("  " + json.dumps(result["figures"]))
         limit = count * min(dim, 512 if engine == "pq4" else dim) * width / speed * 1e3
         for key, times in result["ms"].items():

@@ -20,6 +20,7 @@ from torch import Tensor
 BLOCK = 128  # rows measured directly at once; fixed, because a sum's rounding depends on the shape
 CHUNK_VALUES = 1 << 20  # values widened to float32 at once: 4 MiB stay in the cache of a core
 GPU_CHUNK_VALUES = 1 << 24
+SCORES = 1 << 26  # approximate scores in memory at once (256 MiB)
 FLOAT32_BYTES = 1 << 30  # rows up to this size rest in float32 on a CPU
 GPU_FRACTION = 0.25  # of the free memory of a device may be taken by the rows of one scale
 GPU_BYTES = 1 << 30  # where the device does not tell its free memory
@@ -105,14 +106,15 @@ def nearest(
     -------
     For each query values (k,), best first, and ids (k,).
     """
-    closeness, longest = _closeness(queries, rows, cosine)
-    closeness[:, hidden] = -torch.inf
     found = []
-    for query, close in zip(queries, closeness, strict=True):
-        query = query.clone()
-        ids = _contenders(close, margin(query, longest, cosine), k)
-        values, order = best(query, rows.gather, ids, k, cosine)
-        found.append((values, ids[order]))
+    for batch in queries.split(max(1, SCORES // rows.shape[0])):
+        closeness, longest = _closeness(batch, rows, cosine)
+        closeness[:, hidden] = -torch.inf
+        for query, close in zip(batch, closeness, strict=True):
+            query = query.clone()
+            ids = _contenders(close, margin(query, longest, cosine), k)
+            values, order = best(query, rows.gather, ids, k, cosine)
+            found.append((values, ids[order]))
     return found
 
 

@@ -16,7 +16,7 @@ distribution, and `floor` is the usual deviation; both are measured when the cod
 (`codes.calibrate`). m and s are measured in every query, so an unusual query has its own.
 
 How often is the answer wrong? One query in a million misses its best row, and one neighbour in a
-hundred is missing from the others at most: an estimate, not a proof, as it takes the far tail of the errors
+thousand is missing from the others: an estimate, not a proof, as it takes the far tail of the errors
 to be normal after widening. What is missed is then better by a hair. docs/search.md says what was
 measured. A query that would need too many rows is handed to exact search instead.
 """
@@ -34,7 +34,8 @@ from . import codes as coding
 from . import exact
 
 MISS_BEST = 1e-6  # rows expected to be closer than the best that was found
-MISS_SHARE = 1e-2  # of the k rows of an answer, how many are expected to be missing
+TRUST = 1000  # by what factor an extrapolated number of rows may undercut the bound on it
+MISS_SHARE = 1e-3  # of the k rows of an answer, how many are expected to be missing
 GROWTH = 4  # of the scan where its rows did not suffice
 SHARE = 32  # more than 1/32 of the rows: read all of them instead
 BATCH = 64  # queries scanned at once
@@ -152,17 +153,37 @@ class _Looked:
             return False
         mean, deviation = coding.spread(self.closeness[-done:] - scores[:done])
         deviation = part.codes.tail * max(deviation, part.codes.floor)
-        left = scores[done:]
+        left = torch.from_numpy(scores[done:])
         unseen = part.count - len(scan.ids)
 
         def missed(value: np.float32) -> float:
-            near, far = (_beyond((value - mean - e) / deviation) for e in (left, scan.rest))
-            return float(near.sum()) + unseen * float(far)
+            near = _beyond((float(value) - mean - left.double()) / deviation).sum()
+            return float(near) + _unseen(scan, unseen, float(value) - mean, deviation)
 
         last = np.partition(self.closeness, -k)[-k]
         return missed(last) <= MISS_SHARE * k and missed(self.closeness.max()) <= MISS_BEST
 
 
-def _beyond(z: np.ndarray | float) -> Tensor:
-    """Q(z): how often a standard normal variable exceeds z. float64."""
+def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) -> float:
+    """How many of `count` rows beyond a scan are expected to be closer than `value`.
+
+    Their number is taken to go on growing by a factor e every τ of estimate, as it does over the
+    last three quarters of the scan; ∫ n/τ exp(x/τ) Q(a + x/s) dx has a closed form. Nothing is
+    gained on the bound count · Q(a) beyond a factor TRUST.
+    """
+    if not count:
+        return 0.0
+    a = (value - scan.rest) / deviation
+    bound = count * float(_beyond(a))
+    n = len(scan.scores)
+    if n < 4 * coding.LEAST or bound == 0 or not np.isfinite(a):
+        return bound
+    growth = deviation * np.log(4) / max(float(scan.scores[n // 4]) - scan.rest, coding.TINY)
+    lift = min(growth * growth / 2 - a * growth, 700.0)
+    total = n * (float(np.exp(lift)) * float(_beyond(a - growth)) - float(_beyond(a)))
+    return min(bound, max(total, bound / TRUST))
+
+
+def _beyond(z: Tensor | float) -> Tensor:
+    """Q(z): how often a standard normal variable exceeds z."""
     return 0.5 * torch.special.erfc(torch.as_tensor(z, dtype=torch.float64) / 2**0.5)
