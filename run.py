@@ -19,7 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
-    "test": ["torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff"],
+    "test": [
+        *("torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff"),
+        *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
+    ],
 }
 
 
