@@ -328,8 +328,8 @@ def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jso
         name = posixpath.splitext(name)[0] + ".txt" if form == "txt" else name
         if name in names:
             raise AMGError(
-                f"{names[name][0]} and {source} would share the caption file {name}: "
-                f"write jsonl instead."
+                f"{names[name][0]} and {source} would share the captions of {name}: "
+                + ("write jsonl instead." if form == "txt" else "do one index at a time.")
             )
         names[name] = (source, texts)
     new_folder(folder)

@@ -33,7 +33,7 @@ THRESHOLD = {"sscd": 0.7, "pixel": 0.7}
 BLOCK = 2048  # rows compared with as many others at once
 FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
 JPEG_QUALITY = 90  # as in the authors' code
-DROP, KEEP = "drop.txt", "keep.txt"
+DROP, KEEP = "drop", "keep"
 
 Progress = Callable[[int, int, str], None]
 
@@ -194,7 +194,8 @@ class Member:
     id : row; alias : whether it is a further file of the very same bytes; width, height : pixels of
     the original; kept_id : row of the picture kept for this one, and likeness : its similarity to
     that; entropy : bits, of the grey levels; jpeg : bytes a pixel as JPEG of quality 90; measured :
-    "file" or "thumbnail", what these two were taken from ("" = not measured).
+    "file" or "thumbnail", what these two were taken from ("" = not measured); index :
+    which of several indexes it is in ("" = there is one only).
     """
 
     id: int
@@ -211,6 +212,7 @@ class Member:
     entropy: float | None = None
     jpeg: float | None = None
     measured: str = ""
+    index: str = ""
 
 
 @dataclass(frozen=True)
@@ -266,14 +268,21 @@ def clusters(
     for a, b, similarity in found:
         components.join(a, b, similarity)
     further: dict[int, list] = {}
-    for alias in index.aliases():
-        further.setdefault(alias.id, []).append(alias)
+    start = 0
+    for member in index.members:  # each by itself: one file may be a row in several of them
+        for alias in member.aliases():
+            further.setdefault(start + alias.id, []).append(alias)
+        start += member.count
     groups = components.groups()
     grouped = {int(i) for group in groups for i in group}
     groups += [np.array([i]) for i in sorted(further) if i not in grouped]
-    made, compare = [], _comparer(index, scale)
+    made, compare, owner = [], _comparer(index, scale), _owners(index)
     for group in groups:
-        members = [one for i in group.tolist() for one in _files(index, i, further.get(i, ()))]
+        members = [
+            replace(one, index=owner(i))
+            for i in group.tolist()
+            for one in _files(index, i, further.get(i, ()))
+        ]
         linked = len(group) > 1
         made.append(
             Cluster(
@@ -295,6 +304,18 @@ def _files(index, i: int, aliases: Sequence) -> list[Member]:
     return [row] + [
         replace(row, source=alias.source, caption=alias.caption, alias=True) for alias in aliases
     ]
+
+
+def _owners(index) -> Callable[[int], str]:
+    """id -> the name of its index among several, made unique; "" where there is one."""
+    if len(index.members) == 1:
+        return lambda i: ""
+    names: list[str] = []
+    for member in index.members:
+        same = names.count(member.name)
+        names.append(f"{member.name}-{same + 1}" if same else member.name)
+    ends = np.cumsum([member.count for member in index.members])
+    return lambda i: names[int(np.searchsorted(ends, i, "right"))]
 
 
 def preference(member: Member) -> tuple:
@@ -503,6 +524,8 @@ def title(one: Cluster) -> str:
 def _told(member: Member) -> str:
     word = "keep" if member.keep else "drop"
     notes = [f"{member.width}x{member.height}"]
+    if member.index:
+        notes.insert(0, f"in {member.index}")
     if not (member.keep or member.alias):
         notes.append(f"{member.likeness:.2f}")
     if member.entropy is not None:
@@ -533,15 +556,18 @@ def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict:
 def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -> list[str]:
     """drop.txt, keep.txt (a path a line), clusters.json and clusters.csv into a new folder.
 
+    Of several indexes each has lists of its own, drop.<index>.txt and so on.
     Returns notes: names with a line break are left out of the text files, and said to be.
     """
     captions.new_folder(folder)
     notes = []
-    lists: dict[str, list[str]] = {KEEP: [], DROP: []}
+    names = sorted({member.index for one in found for member in one.members}) or [""]
+    lists = {_list_name(kind, name): [] for name in names for kind in (DROP, KEEP)}
     for one in found:
         for member in one.members:
             if member.source.splitlines() == [member.source]:
-                lists[KEEP if member.keep else DROP].append(member.source)
+                kind = KEEP if member.keep else DROP
+                lists[_list_name(kind, member.index)].append(member.source)
             else:
                 notes.append(f"{member.source!r} has a line break: it is in clusters.json only")
     try:
@@ -560,6 +586,11 @@ def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -
     except OSError as error:
         raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
     return notes
+
+
+def _list_name(kind: str, name: str) -> str:
+    """ "drop.txt", "drop.my_index.txt"."""
+    return f"{kind}.{name}.txt" if name else f"{kind}.txt"
 
 
 def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -> Image.Image:

@@ -166,8 +166,10 @@ def test_nothing_is_overwritten(tmp_path):
         with pytest.raises(AMGError, match="nothing is overwritten"):
             captions.export(tmp_path, [("a.png", ["new"])], form)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-    with pytest.raises(AMGError, match="share the caption file"):
+    with pytest.raises(AMGError, match="write jsonl"):
         captions.export(tmp_path / "new", [("a.png", ["x"]), ("a.jpg", ["y"])], "txt")
+    with pytest.raises(AMGError, match="one index at a time"):
+        captions.export(tmp_path / "new", [("a.png", ["x"]), ("./a.png", ["y"])])
 
 
 def test_further_captions_of_the_user(tmp_path):

@@ -276,6 +276,22 @@ def test_json_and_nothing_found(tmp_path, pixel, index, capsys):
     assert "Nothing to drop" in capsys.readouterr().out
 
 
+def test_several_indexes_are_one_set(tmp_path, index, pixel, capsys):
+    other = fill(tmp_path / "other", 2, first=2)  # p002 and p003 again, byte by byte
+    shutil.copy(other / "p003.png", other / "u-same.png")
+    (tmp_path / "elsewhere").mkdir()
+    build(other, tmp_path / "elsewhere/index", pixel)
+    out = tmp_path / "lists"
+    dedup.run(command(index.path, tmp_path / "elsewhere/index", "--out", out))
+    assert "in index-2" in capsys.readouterr().out
+    lists = {path.name: path.read_text().split() for path in out.glob("*.txt")}
+    assert sorted(lists["drop.index-2.txt"]) == ["p002.png", "p003.png", "u-same.png"]
+    assert lists["keep.index-2.txt"] == []
+    assert "p002.png" in lists["keep.index.txt"] and "t-same.png" in lists["keep.index.txt"]
+    rows = list(csv.DictReader((out / "clusters.csv").open()))
+    assert {row["index"] for row in rows if row["source"] == "p002.png"} == {"index", "index-2"}
+
+
 def test_names_with_line_breaks_stay_out_of_the_lists(tmp_path):
     members = (member(0, keep=True), Member(1, "a\nb.png", "", "", 1, 1))
     one = dedup.Cluster(members, 0.9, 0.9, captions.likeness([]))
