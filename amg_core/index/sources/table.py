@@ -129,7 +129,7 @@ class TableSource:
                 f"Reading {self.path} needs pyarrow: pip install pyarrow (or save it as csv)."
             ) from None
         try:
-            return pq.ParquetFile(self.path, pre_buffer=False)
+            return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
         except OSError as error:
             reason = error.strerror or str(error)
             raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
