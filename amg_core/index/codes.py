@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -36,12 +37,14 @@ MAGIC = b"AMGPQ4\r\n"
 HEADER = 4096
 SUB, CENTROIDS, BLOCK = 4, 16, 32  # dimensions a code, centroids of 4 bits, rows a block
 MOST_DIMS = 512
+MOST_EIGEN = 2048  # side of the largest eigenproblem: 2 s
 PIECE = 65_536  # rows turned, encoded, written and hashed at once; a multiple of BLOCK
 TRAIN = 65_536  # rows the turn is learned from
 SEED = 0x414D47
 MOST_THREADS = 8  # more than fill the memory bus of a desktop
 STALE = 86_400  # seconds after which a temporary file was left by a crash
 TINY = 1e-12
+log = logging.getLogger(__name__)
 
 # Calibration: queries made of rows, and the ranks at which the stopping rule is rehearsed.
 SCAN = 8192  # best codes a first scan returns
@@ -181,6 +184,7 @@ def open_codes(cache: Path | None, key: str | None, scale: int, rows: Any, cosin
 
 def _make(path: Path, wanted: dict, rows: Any) -> Codes:
     """Build, calibrate, and put in place at `path`."""
+    log.info("Making search codes of %d pictures, once: %s", rows.shape[0], path.parent)
     handle, name = tempfile.mkstemp(".tmp", "pq4-", path.parent)
     temporary = Path(name)
     try:
@@ -324,10 +328,10 @@ def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     Of very long rows only as many are used as an eigenproblem of their own number is cheap for.
     """
     count, dim = centred.shape
-    if dim <= 2048:
+    if dim <= MOST_EIGEN:
         values, axes = np.linalg.eigh(_times(centred.T.copy(), centred).astype(np.float64))
         return values[::-1][:most].clip(0), axes[:, ::-1][:, :most].astype(np.float32)
-    some = centred[:: -(-count // 2048)]
+    some = centred[:: -(-count // MOST_EIGEN)]
     values, mixes = np.linalg.eigh(_times(some, some.T.copy()).astype(np.float64))
     values, mixes = values[::-1][:most].clip(0), mixes[:, ::-1][:, :most]
     axes = _times(some.T.copy(), mixes.astype(np.float32))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
-from amg_core.index import codes, exact, pq4
+from amg_core.index import Index, build, codes, exact, mute, pq4
 from amg_core.index import search as module
 from amg_core.index.search import Searcher
+from tests.index.helpers import fill
 
 pytest.importorskip("faiss")
 
@@ -82,7 +85,7 @@ def looked_up(monkeypatch) -> list[int]:
     return calls
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     count=st.integers(1, 700), dim=st.integers(1, 40), k=st.sampled_from([1, 2, 50, 900]),
     metric=st.sampled_from(["cosine", "nl2"]), seed=st.integers(0, 99),
@@ -105,9 +108,11 @@ def test_equals_exact_search(count, dim, k, metric, seed, muted, cut):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "nl2"])
-@pytest.mark.parametrize("dim", [130, 512, 2100])
+@pytest.mark.parametrize("dim", [130, 300])
 def test_codes_suffice_where_there_is_something_to_find(metric, dim, monkeypatch):
     """Five pictures of each of 600 subjects: the five are found without reading all rows."""
+    monkeypatch.setattr(codes, "MOST_DIMS", 200)  # 300 are reduced,
+    monkeypatch.setattr(codes, "MOST_EIGEN", 256)  # by the eigenproblem of so many rows
     rng = np.random.default_rng(0)
     subjects = rng.standard_normal((600, dim))
     rows = np.repeat(subjects, 5, axis=0) + 0.5 * rng.standard_normal((3000, dim))
@@ -225,8 +230,6 @@ def test_killed_builds_are_swept_and_read_only_folders_do_not_matter(tmp_path, m
     left, now = tmp_path / "pq4-x.tmp", tmp_path / "pq4-y.tmp"
     left.write_bytes(b"")
     now.write_bytes(b"")
-    import os
-
     os.utime(left, (0, 0))
     Searcher(Stored(rows, cache=tmp_path), engine="pq4").prepare(8)
     assert not left.exists() and now.exists()
@@ -302,6 +305,41 @@ def test_without_faiss(monkeypatch, caplog):
     assert "pip install faiss-cpu" in caplog.text
     with pytest.raises(AMGError, match="pip install faiss-cpu"):
         Searcher(Stored(rows), engine="pq4")
+
+
+def test_real_indexes_with_caches_combined_and_muted(tmp_path, made, pixel, monkeypatch):
+    build(fill(tmp_path / "many", 150, first=100), tmp_path / "large", pixel)
+    mute(tmp_path / "large", lambda entry: entry.source == "p103.png", "ours")
+    scale = pixel.spec.scales[0]
+
+    def opened() -> Index:
+        return Index.combine([Index.open(made), Index.open(tmp_path / "large")])
+
+    with opened() as index:
+        queries = torch.tensor(index.rows(scale)[np.array([2, 8, 77])]).float()
+        expected = Searcher(index, engine="exact").nearest(queries, scale, 6)
+        assert same(Searcher(index, engine="pq4").nearest(queries, scale, 6), expected)
+        assert expected[1][0, 0] == 2 and 8 not in expected[1] and expected[1][2, 0] == 77
+        assert index.members[1].cache.joinpath(f"pq4-{scale}.bin").exists()
+    monkeypatch.setattr(codes, "train", lambda *a: pytest.fail("made again"))
+    with opened() as index:
+        assert same(Searcher(index, engine="pq4").nearest(queries, scale, 6), expected)
+
+
+def test_rows_rest_on_a_device_that_has_room(monkeypatch):
+    device = types.SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 << 30, 24 << 30))
+    assert exact.fits((2_000_000, 512), device) and not exact.fits((3_000_000, 512), device)
+    assert not exact.fits((3_000_000, 512), types.SimpleNamespace(type="mps"))
+    assert exact.fits((500_000, 512), torch.device("cpu"))
+    assert not exact.fits((1_000_000, 512), torch.device("cpu"))
+
+
+def test_large_batches_are_split(monkeypatch):
+    rows, queries = some(500, 16, "cosine")
+    whole = Searcher(Stored(rows), engine="exact").nearest(queries, 8, 7)
+    monkeypatch.setattr(exact, "SCORES", 1000)
+    assert same(Searcher(Stored(rows), engine="exact").nearest(queries, 8, 7), whole)
 
 
 def test_turn_is_a_rotation_with_balanced_groups():
