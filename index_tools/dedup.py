@@ -26,7 +26,7 @@ from torch import Tensor
 from amg_core.errors import AMGError
 from amg_core.metrics import GAIN, OFFSET
 
-from . import captions, sheet
+from . import captions, sheet, terminal
 
 # Above: one picture. sscd: the paper's. pixel: see docs/dedup.md. Others have not been measured.
 THRESHOLD = {"sscd": 0.7, "pixel": 0.7}
@@ -617,10 +617,6 @@ def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -
 
 # ------------------------------------------------------------------------- command line
 
-ABOUT = """\
-Find pictures that are in an index several times, and say which to keep. Training on duplicates is
-the surest way to have a model memorise them. Nothing is deleted: you get lists."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
@@ -642,8 +638,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="write lists, JSON and CSV there")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the clusters")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, … (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    terminal.add_device(parser)
+    terminal.add_json(parser)
     group = parser.add_argument_group("other captions for training (Somepalli et al. 2023)")
     group.add_argument(
         "--captions", type=Path, metavar="DIR", help="write changed captions into this new folder"
@@ -655,7 +651,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
     group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
-    group.add_argument("--variants", type=int, default=1, help="captions a picture (%(default)s)")
+    group.add_argument(
+        "--variants", type=terminal.count, default=1, help="captions a picture (%(default)s)"
+    )
     group.add_argument("--probability", type=float, help="of a change (rc, cwr 0.4; rt 0.1)")
     group.add_argument(
         "--more-captions", type=Path, metavar="JSONL", help="further captions for mc"
@@ -667,12 +665,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int | None:
     from amg_core.index import Index
 
-    from .terminal import progress_printer
-
     _check(options)
-    encode = None
-    if options.text_encoder:
-        encode = captions.text_encoder(options.text_encoder, options.device)
+    device = terminal.device(options.device)
+    encode = captions.text_encoder(options.text_encoder, device) if options.text_encoder else None
     with Index.combine([Index.open(path) for path in options.index]) as index:
         threshold = (
             default_threshold(index.spec) if options.threshold is None else options.threshold
@@ -683,8 +678,8 @@ def run(options: argparse.Namespace) -> int | None:
             scale=options.scale,
             one_each=options.one_each,
             encode=encode,
-            device=options.device,
-            progress=blocks_as_pictures(index.count, progress_printer(sys.stderr)),
+            device=device,
+            progress=blocks_as_pictures(index.count, terminal.progress_printer(sys.stderr)),
         )
         if not options.no_complexity:
             found = measure(found, index, options.pictures)
@@ -718,8 +713,6 @@ def _check(options: argparse.Namespace) -> None:
     """What argparse cannot check, before the work."""
     if options.threshold is not None and not -1 <= options.threshold < 1:
         raise AMGError(f"--threshold {options.threshold:g} is no similarity: give one below 1.")
-    if options.variants < 1:
-        raise AMGError("--variants must be at least 1.")
     if options.probability is not None and not 0 <= options.probability <= 1:
         raise AMGError("--probability must be between 0 and 1.")
     for folder in filter(None, (options.out, options.captions)):

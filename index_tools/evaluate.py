@@ -27,7 +27,7 @@ from amg_core import metrics, verdict
 from amg_core.errors import AMGError
 from amg_core.probe import Probe
 
-from . import page
+from . import page, terminal
 from .captions import new_folder, whole
 
 TOP = 0.05  # of the pictures, by similarity
@@ -244,19 +244,20 @@ def evaluate(
             pixels = decode(item.read(), item.source).pixels
         except Unreadable as error:
             skipped.append((item.source, str(error)))
-            continue
-        one = _judge(probe, pixels, item.source, item.caption, judges)
-        judged.append(one)
-        entry = (one.closeness, -len(judged), one, b"")
-        if len(worst) < WORST or entry > worst[0]:
-            entry = (*entry[:3], small_jpeg(Image.fromarray(pixels)))
-            (heapq.heappush if len(worst) < WORST else heapq.heapreplace)(worst, entry)
-        if clip and one.prompt:
-            scores.append(clip(Image.fromarray(pixels), one.prompt))
-        if inception:
-            features.append(inception(pixels))
+        else:
+            one = _judge(probe, pixels, item.source, item.caption, judges)
+            judged.append(one)
+            entry = (one.closeness, -len(judged), one, b"")
+            if len(worst) < WORST or entry > worst[0]:
+                entry = (*entry[:3], small_jpeg(Image.fromarray(pixels)))
+                (heapq.heappush if len(worst) < WORST else heapq.heapreplace)(worst, entry)
+            if clip and one.prompt:
+                scores.append(clip(Image.fromarray(pixels), one.prompt))
+            if inception:
+                features.append(inception(pixels))
         if progress:
-            progress(len(judged) + len(skipped), max(total, len(judged) + len(skipped)), "")
+            done = len(judged) + len(skipped)
+            progress(done, total if total >= done else 0, item.source)  # 0: unknown before the end
     skipped += source.skipped
     if not judged:
         shown = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
@@ -549,10 +550,6 @@ def _thumbnail(index, i: int) -> bytes | None:
 
 # ---------------------------------------------------------------------------- command line
 
-ABOUT = """\
-Grade generated pictures against an index by the papers' measures: nearest picture and similarity of
-each, share above the thresholds, mean of the top 5 %, top 1, with 95 % intervals."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="generated pictures")
@@ -563,7 +560,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write metrics.json, pairs.csv and index.html there"
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of the descriptor")
+    terminal.add_weights(parser)
     parser.add_argument(
         "--clip", type=Path, metavar="FOLDER", help="CLIP model (transformers) for the CLIP score"
     )
@@ -573,30 +570,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fid-reference", type=Path, metavar="PICTURES", help="what FID compares the pictures with"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps, … (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    terminal.add_device(parser)
+    terminal.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int | None:
-    from amg_core.descriptors import for_spec
     from amg_core.index import Index
     from amg_core.index.search import Searcher
     from amg_core.index.sources import open_source
-
-    from .terminal import progress_printer
 
     if (options.inception is None) != (options.fid_reference is None):
         raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")
     if options.out and options.out.exists() and any(options.out.iterdir()):
         raise AMGError(f"{options.out} is not empty, and nothing is overwritten: give a new one.")
-    clip = clip_scorer(options.clip, options.device) if options.clip else None
+    device = terminal.device(options.device)
+    clip = clip_scorer(options.clip, device) if options.clip else None
     inception = reference = None
     if options.inception:
-        inception = inception_features(options.inception, options.device)
+        inception = inception_features(options.inception, device)
         reference = features_of(open_source(options.fid_reference), inception)
     with Index.combine([Index.open(path) for path in options.index]) as index:
-        descriptor = for_spec(index.spec, options.weights).to(options.device)
-        probe = Probe(Searcher(index, options.device), descriptor)
+        descriptor = terminal.descriptor_of(index.spec, options.weights).to(device)
+        probe = Probe(Searcher(index, device), descriptor)
         evaluations = [
             evaluate(
                 probe,
@@ -604,7 +599,7 @@ def run(options: argparse.Namespace) -> int | None:
                 clip=clip,
                 inception=inception,
                 reference=reference,
-                progress=progress_printer(sys.stderr),
+                progress=terminal.progress_printer(sys.stderr),
             )
             for folder in filter(None, (options.folder, options.against))
         ]

@@ -323,7 +323,12 @@ def test_captions_for_training(tmp_path, index, capsys):
 
 
 def test_wrong_numbers_are_refused(index):
-    for arguments in (("--threshold", 1), ("--variants", 0), ("--probability", 2), ("--scale", 5)):
+    for arguments in (
+        ("--threshold", 1),
+        ("--device", "abacus"),
+        ("--probability", 2),
+        ("--scale", 5),
+    ):
         with pytest.raises(AMGError):
             dedup.run(command(index.path, *arguments))
 

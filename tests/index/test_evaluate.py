@@ -125,7 +125,11 @@ def test_frechet_distance():
 
 
 def test_copies_are_found_and_new_pictures_are_not(place, probe):
-    found = evaluate.evaluate(probe, open_source(place / "made"))
+    steps = []
+    found = evaluate.evaluate(
+        probe, open_source(place / "made"), progress=lambda *state: steps.append(state[:2])
+    )
+    assert steps == [(i, 9) for i in range(1, 10)]
     by_name = {one.picture: one for one in found.judged}
     assert len(by_name) == 8
     assert {name for name, one in by_name.items() if one.copy} == {
