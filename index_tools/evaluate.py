@@ -581,8 +581,9 @@ def run(options: argparse.Namespace) -> int | None:
 
     if (options.inception is None) != (options.fid_reference is None):
         raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")
-    if options.out and options.out.exists() and any(options.out.iterdir()):
-        raise AMGError(f"{options.out} is not empty, and nothing is overwritten: give a new one.")
+    out = options.out
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AMGError(f"{out} is not empty, and nothing is overwritten: give a new one.")
     device = terminal.device(options.device)
     clip = clip_scorer(options.clip, device) if options.clip else None
     inception = reference = None
