@@ -77,7 +77,8 @@ def _sound(place: Path, entry: fmt.ShardEntry) -> bool:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    """ISO 8601, UTC. To the microsecond, so that no two manifests of an index are the same bytes."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _collect(index: Path, manifest: fmt.Manifest) -> None:
