@@ -89,7 +89,8 @@ class Index:
             and is not the one of the index. Names the file and the next step.
         """
         path = Path(os.path.abspath(path))
-        for _ in range(5):
+        for attempt in range(20):
+            time.sleep(0.01 * attempt)
             before = _manifest_bytes(path)
             try:
                 index = cls._open(path, before, descriptor_spec)
