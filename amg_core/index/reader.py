@@ -194,10 +194,13 @@ class Index:
     def aliases(self) -> Iterator[Alias]:
         """Files whose picture is there under another name. Streams."""
         self._need_open()
-        for shard in self.shards:
-            for sha256, source, caption in shard.aliases():
-                if place := self.known.find(bytes.fromhex(sha256)):
-                    yield Alias(self._starts[place[0]] + place[1], source, caption)
+        start = 0
+        for member in self.members:
+            for shard in member.shards:
+                for sha256, source, caption in shard.aliases():
+                    if (row := member.find(sha256)) is not None:
+                        yield Alias(start + row, source, caption)
+            start += member.count
 
     def find(self, sha256: str) -> int | None:
         """Id of the picture whose file has this SHA-256 (hex); None where it is not there."""

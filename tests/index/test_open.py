@@ -264,7 +264,9 @@ def test_version_1_opens_and_says_the_same(tmp_path, made):
 
 
 def test_several_indexes_as_one(tmp_path, pixel, made):
-    build(fill(tmp_path / "more", 3, first=3), tmp_path / "other", pixel)
+    more = fill(tmp_path / "more", 3, first=3)
+    shutil.copy(more / "p004.png", more / "z.png")
+    build(more, tmp_path / "other", pixel)
     mute(tmp_path / "other", lambda entry: entry.source == "p004.png", "mine")
     with Index.combine([Index.open(made), Index.open(tmp_path / "other")]) as both:
         assert both.count == 8 and both.name == "index + other" and len(both.members) == 2
@@ -272,6 +274,7 @@ def test_several_indexes_as_one(tmp_path, pixel, made):
             f"p00{i}.png" for i in [0, 1, 2, 3, 4, 3, 4, 5]
         ]
         assert both.muted == {4: "mine", 6: "mine"}  # the same picture, in both
+        assert [(alias.id, alias.source) for alias in both.aliases()] == [(6, "z.png")]
         rows = both.rows(16)
         assert rows.shape == (8, 768) and len(rows) == 8
         np.testing.assert_array_equal(rows[np.array([7, 0, 5])], np.asarray(rows)[[7, 0, 5]])
