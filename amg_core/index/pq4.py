@@ -9,16 +9,17 @@ of the normal distribution, the number of them that are closer than some v is at
 
     missed(v) = Σ_i Q((v - m - e_i) / (tail · max(s, floor)))
 
-(a union bound; rows beyond the scan count with the last estimate of the scan). Looking goes on until
+(a union bound; how many rows lie beyond the scan is extrapolated: `_unseen`). Looking goes on until
 missed(v1) <= MISS_BEST for the best closeness v1 found and missed(vk) <= MISS_SHARE · k for the k-th.
 `tail` >= 1 widens the deviation where the errors of this index have heavier tails than the normal
 distribution, and `floor` is the usual deviation; both are measured when the codes are made
 (`codes.calibrate`). m and s are measured in every query, so an unusual query has its own.
 
-How often is the answer wrong? One query in a million misses its best row, and one neighbour in a
-thousand is missing from the others: an estimate, not a proof, as it takes the far tail of the errors
-to be normal after widening. What is missed is then better by a hair. docs/search.md says what was
-measured. A query that would need too many rows is handed to exact search instead.
+How often is the answer wrong? At most one query in 100,000 misses its best row, and at most one
+in a hundred of the k rows is missing: an estimate, not a proof, as it takes the far tail of the
+errors to be normal after widening. What is missed is better by a hair. The sum is a loose bound:
+docs/search.md says what was measured. A query that would need too many rows is handed to exact
+search instead.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from torch import Tensor
 from . import codes as coding
 from . import exact
 
-MISS_BEST = 1e-6  # rows expected to be closer than the best that was found
+MISS_BEST = 1e-5  # rows expected to be closer than the best that was found
 TRUST = 1000  # by what factor an extrapolated number of rows may undercut the bound on it
-MISS_SHARE = 1e-3  # of the k rows of an answer, how many are expected to be missing
+MISS_SHARE = 1e-2  # of the k rows of an answer, how many are expected to be missing
 GROWTH = 4  # of the scan where its rows did not suffice
-SHARE = 32  # more than 1/32 of the rows: read all of them instead
+WIDE = 400  # a first scan returns 1/400 of the rows, but SCAN at least
+SHARE = 32  # a scan for more than 1/32 of the rows is not worth it: read all of them
 BATCH = 64  # queries scanned at once
 
 
@@ -59,6 +61,11 @@ class Part:
         cache = getattr(index, "cache", None)
         return cls(start, count, coding.open_codes(cache, key, scale, rows, cosine))
 
+    @property
+    def first(self) -> int:
+        """How many rows a first scan returns. It costs little, a second scan as much as the first."""
+        return max(coding.SCAN, self.count // WIDE)
+
     def scan(self, queries: np.ndarray, amount: int) -> list[coding.Scanned]:
         """See `codes.Codes.scan`."""
         if self.codes is None:
@@ -75,7 +82,7 @@ def nearest(
     found = []
     for batch in queries.split(BATCH):
         asked = batch.cpu().numpy()
-        scans = [part.scan(asked, coding.SCAN) for part in parts]
+        scans = [part.scan(asked, part.first) for part in parts]
         for b, query in enumerate(batch):
             looked = _Looked(asked[b], rows, cosine, concealed)
             own = [scan[b] for scan in scans]
@@ -100,10 +107,10 @@ class _Looked:
 
     def enough(self, part: Part, scan: coding.Scanned, k: int) -> bool:
         """Look at rows of a part, wider and wider, until no other can matter; False: too many."""
-        before, amount = len(self.ids), coding.SCAN
+        before, amount = len(self.ids), part.first
         while not self._within(part, scan, k, before):
             amount *= GROWTH
-            if amount > max(part.count // SHARE, GROWTH * coding.SCAN):
+            if amount > max(part.count // SHARE, GROWTH * part.first):
                 return False
             (scan,) = part.scan(self._query[None], amount)
         return True
