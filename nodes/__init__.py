@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import paths
+from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
-from .index import BuildIndexNode, LoadIndexNode
+from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
 
@@ -16,6 +17,9 @@ NODES = [
     ApplyNode,
     SimilarityProbeNode,
     BuildIndexNode,
+    IndexFromImagesNode,
+    CombineIndexesNode,
+    MutePicturesNode,
     DemoModelNode,
     ReportNode,
 ]

@@ -80,11 +80,15 @@ def demo_model(network) -> comfy.model_patcher.ModelPatcher:
 
 
 def _latent_format(network) -> comfy.latent_formats.LatentFormat:
-    """Latents of unit variance, 4 channels, an eighth of the size. Brings its own small decoder."""
+    """Latents of unit variance, 4 channels, an eighth of the size. Brings its own small decoder.
+
+    A class of its own, because its name is the family of a latent index.
+    """
     from ..amg_core.decoders import ModuleDecoder
 
-    latent_format = comfy.latent_formats.LatentFormat()
+    latent_format = type("Demo", (comfy.latent_formats.LatentFormat,), {})()
     latent_format.amg_decoder = lambda: ModuleDecoder("demo", network.decoder, 4)
+    latent_format.amg_side = 128  # px, what it was trained on
     return latent_format
 
 

@@ -21,7 +21,7 @@ from ..amg_core.errors import AMGError
 from ..amg_core.index.search import Searcher
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
-from . import decoding
+from . import decoding, latents
 from .conditioning import Predictions
 
 KEY = "amg"
@@ -53,7 +53,7 @@ def attach(
     Parameters
     ----------
     probe : Probe
-        Index and descriptor; its own decoder is not used.
+        Index and descriptor; its own decoder is not used. An index of latents needs none.
     clip, vae : optional
         The host's CLIP turns neighbour captions into conditioning; without it, or at cfg 1,
         deduplication is off. The VAE is copied where `decoder` needs it.
@@ -67,9 +67,16 @@ def attach(
     Raises
     ------
     AMGError
-        No decoder for this model; names the file that would help.
+        No decoder for this model; names the file that would help. Or an index of latents that was
+        made for another kind of model.
     """
-    to_picture = decoding.choose(model.model.latent_format, decoder, vae)
+    space = model.get_model_object("latent_format")
+    to_picture = None
+    if probe.latent:
+        latents.check_model(probe, space)
+    else:
+        to_picture = decoding.choose(space, decoder, vae)
+    networks = [net for net in (probe.descriptor, to_picture) if net is not None]
     guarded = detach(model.clone())
 
     def run(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None,
@@ -78,18 +85,19 @@ def attach(
         device = guider.model_patcher.load_device
         if report is not None:
             report.latest = None
-        decoding.check(to_picture, noise)
+        if to_picture is None:
+            latents.check_latent(probe, noise)
+        else:
+            decoding.check(to_picture, noise)
         searcher = probe.searcher
         if searcher.device != device:
             searcher = Searcher(searcher.index, device)
-        descriptor = probe.descriptor
         try:
             with torch.inference_mode(False):
-                descriptor.to(device)
-                to_picture.to(device)
-            session = Session(
-                Probe(searcher, descriptor, to_picture), settings, expected_steps=len(sigmas) - 1
-            )
+                for network in networks:
+                    network.to(device)
+            watch = Probe(searcher, probe.descriptor, to_picture)
+            session = Session(watch, settings, expected_steps=len(sigmas) - 1)
             known = _Known(guider, noise, latent_image, denoise_mask, sigmas, device)
             predictions = Predictions(clip, known.kwargs(seed))
             guider.model_options[KEY] = _step(session, known, predictions, on_step)
@@ -102,8 +110,8 @@ def attach(
                     report.latest = _finished(session, to_picture, clip)
         finally:
             with torch.inference_mode(False):
-                descriptor.to("cpu")
-                to_picture.to("cpu")
+                for network in networks:
+                    network.to("cpu")
 
     def guard(args: dict) -> Tensor:
         step = args["model_options"].get(KEY)
@@ -212,5 +220,6 @@ def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[di
 
 def _finished(session: Session, decoder, clip) -> dict:
     """The session's report, with what only the host knows."""
-    host = {"decoder": decoder.name, "captions": "encoded" if clip is not None else "no clip"}
+    seen = "none" if decoder is None else decoder.name
+    host = {"decoder": seen, "captions": "encoded" if clip is not None else "no clip"}
     return session.report() | {"host": host}

@@ -1,44 +1,42 @@
-"""Load Memorization Index, Build Memorization Index."""
+"""Load Memorization Index, Build Memorization Index, Index from Images."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import time
 
 import comfy.model_management
 import comfy.utils
+import torch
 from comfy_api.latest import io
 
-from ..amg_core import descriptors
 from ..amg_core.errors import AMGError
-from . import paths, show
+from . import latents, paths, show
+from .opening import CHOICES, descriptor_of, make_descriptor, open_probe
 from .types import CATEGORY, MemorizationIndex
 
 SHOWN = 5  # skipped pictures named in a summary
+MODES = ["replace", "add"]
 
 
-def open_probe(folder: Path):
-    """A `Probe` (without decoder) on the index in `folder`.
-
-    Raises
-    ------
-    AMGError
-        No index, a damaged one, or the weights of its descriptor are absent or others.
-    """
-    from ..amg_core.index import Index
-    from ..amg_core.index.search import Searcher
-    from ..amg_core.probe import Probe
-
-    index = Index.open(folder)
-    descriptor = make_descriptor(index.spec.id)
-    index.check_descriptor(descriptor.spec)
-    return Probe(Searcher(index), descriptor)
+def descriptor_input() -> io.Input:
+    return io.Combo.Input(
+        "descriptor",
+        options=CHOICES,
+        default=CHOICES[0],
+        tooltip="How pictures are compared. pixel: layout and colour, no download, fast. sscd: "
+        "knows copied objects too, needs Meta's weights in models/amg, slow on a CPU. latent: "
+        "as pixel, in your model's own latents: guards almost for free, one family of models "
+        "only, needs vae and model.",
+    )
 
 
-def make_descriptor(name: str):
-    """The descriptor called `name` or with that id ("sscd_disc_mixup"), weights from models/amg."""
-    kind = name.split("_")[0]
-    return descriptors.create(kind, paths.sscd_weights() if kind == "sscd" else None)
+def index_output(tooltip: str) -> io.Output:
+    return MemorizationIndex.Output("index", display_name="index", tooltip=tooltip)
+
+
+def summary_output(tooltip: str) -> io.Output:
+    return io.String.Output("summary", display_name="summary", tooltip=tooltip)
 
 
 class LoadIndexNode(io.ComfyNode):
@@ -53,16 +51,15 @@ class LoadIndexNode(io.ComfyNode):
                 io.Combo.Input(
                     "index_name",
                     options=paths.index_names(),
-                    tooltip="Which index to open, from models/amg_indexes. Every file in it is "
-                    "checked first: about a second a gigabyte. Press R after building a new one.",
+                    tooltip="Which index to open, from models/amg_indexes. A new or changed file "
+                    "in it is checked first: about a second a gigabyte, once. Press R after "
+                    "building a new one.",
                 ),
             ],
             outputs=[
-                MemorizationIndex.Output(
-                    "index",
-                    display_name="index",
-                    tooltip="Connect to AMG Sampler, Apply AMG or Similarity Probe. Guards only "
-                    "against pictures in this index.",
+                index_output(
+                    "Connect to AMG Sampler, Apply AMG or Similarity Probe. Guards only against "
+                    "pictures in this index."
                 ),
             ],
         )
@@ -90,41 +87,33 @@ class BuildIndexNode(io.ComfyNode):
             display_name="Build Memorization Index",
             category=CATEGORY,
             description="Makes an index of a folder of pictures, for instance the training set "
-            "of a LoRA. An interrupted build leaves the old index as it was.",
+            "of a LoRA, or of an archive or a list. Building again costs only what is new; an "
+            "interrupted build goes on where it was and leaves the old index as it is.",
             inputs=[
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Folder of the pictures to stay away from, with its subfolders: an "
-                    "absolute path, or one below ComfyUI's input folder. Captions are read from "
-                    ".txt files beside the pictures or from metadata.jsonl or .csv.",
+                    tooltip="The pictures to stay away from: a folder with its subfolders, a .zip "
+                    "or .tar, or a list (.csv, .jsonl, .parquet). An absolute path, or one below "
+                    "ComfyUI's input folder. Captions are read from .txt files beside the "
+                    "pictures, metadata.jsonl or .csv.",
                 ),
                 io.String.Input(
                     "name",
                     default="my-index",
                     tooltip="Name of the index, a folder in models/amg_indexes. An index of the "
-                    "same name is replaced.",
+                    "same name is brought up to date: it will hold exactly these pictures.",
                 ),
-                io.Combo.Input(
-                    "descriptor",
-                    options=list(descriptors.IDS),
-                    default=descriptors.IDS[0],
-                    tooltip="How pictures are compared. pixel: layout and colour, needs no "
-                    "download, thousands of pictures a minute. sscd: recognises copied objects "
-                    "too, needs Meta's weights in models/amg, a few pictures a second on a CPU.",
-                ),
+                descriptor_input(),
+                *latents.inputs(),
             ],
             outputs=[
-                MemorizationIndex.Output(
-                    "index",
-                    display_name="index",
-                    tooltip="The new index, ready for AMG Sampler, Apply AMG or Similarity Probe.",
+                index_output(
+                    "The new index, ready for AMG Sampler, Apply AMG or Similarity Probe."
                 ),
-                io.String.Output(
-                    "summary",
-                    display_name="summary",
-                    tooltip="How many pictures it holds, and which were skipped and are NOT "
-                    "guarded.",
+                summary_output(
+                    "How many pictures it holds, how many were new, and which were skipped and are "
+                    "NOT guarded."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -133,9 +122,10 @@ class BuildIndexNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: str | None, name: str | None, descriptor: str | None
+        cls, folder: str | None, name: str | None, descriptor: str | None, vae=None, model=None
     ) -> str:
-        """Changes when files are added to or removed from a folder that is typed in.
+        """Changes when files are added to or removed from a folder that is typed in, or when an
+        archive or a list is another.
 
         The host gives None for what comes over a wire.
         """
@@ -143,37 +133,183 @@ class BuildIndexNode(io.ComfyNode):
             return "linked"
         try:
             top = paths.picture_folder(folder)
-            times = [os.stat(top).st_mtime_ns]
+            state = os.stat(top)
+            times = [state.st_mtime_ns]
             times += [os.stat(place).st_mtime_ns for place, _, _ in os.walk(top)]
         except (AMGError, OSError):
             return "none"
-        return f"{max(times)} {len(times)}"
+        size = "" if top.is_dir() else f" {state.st_size}"
+        return f"{max(times)} {len(times)}{size}"
 
     @classmethod
-    def execute(cls, folder: str, name: str, descriptor: str) -> io.NodeOutput:
+    def execute(
+        cls, folder: str, name: str, descriptor: str, vae=None, model=None
+    ) -> io.NodeOutput:
         from ..amg_core.index import build
 
         source, target = paths.picture_folder(folder), paths.new_index(name)
-        tell = show.text_on(cls.hidden.unique_id)
-        bar: list[comfy.utils.ProgressBar] = []
+        made = make_descriptor(descriptor, vae, model)
+        return _embed(build, source, target, made, cls.hidden.unique_id)
 
-        def progress(done: int, total: int, _picture: str) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if not bar:
-                bar.append(comfy.utils.ProgressBar(total))
-            bar[0].update_absolute(done)
 
-        device = comfy.model_management.get_torch_device()
-        embedder = make_descriptor(descriptor)
-        report = build(source, target, embedder, progress=progress, device=device)
-        text = summary(report)
-        tell(text)
-        return io.NodeOutput(open_probe(target), text)
+class IndexFromImagesNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_IndexFromImages",
+            display_name="Index from Images",
+            category=CATEGORY,
+            description="Makes an index of pictures that are in the workflow already, or adds them "
+            "to one: what Load Image gives, a batch, a list, or what you have just drawn and do "
+            "not want to see again.",
+            inputs=[
+                io.Image.Input(
+                    "images",
+                    tooltip="The pictures to stay away from. A batch or a list of any length; in a "
+                    "list the sizes may differ.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="What the pictures show, for deduplication. One line is for all of "
+                    "them; else one line a picture, an empty one for none. A list of texts is one "
+                    "a picture. May stay empty.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my-index",
+                    tooltip="Name of the index, a folder in models/amg_indexes.",
+                ),
+                descriptor_input(),
+                io.Combo.Input(
+                    "mode",
+                    options=MODES,
+                    default=MODES[0],
+                    tooltip="replace: the index will hold exactly these pictures. add: it keeps "
+                    "what it has, and a picture that it has already is not entered twice. Both "
+                    "make the index where there is none.",
+                ),
+                *latents.inputs(),
+            ],
+            outputs=[
+                index_output("The whole index, also what was in it before."),
+                summary_output("How many pictures it holds, and how many of them are new."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+            is_input_list=True,  # else a list of pictures would replace the index again and again
+        )
+
+    @classmethod
+    def execute(
+        cls, images, captions, name, descriptor, mode, vae=(None,), model=(None,)
+    ) -> io.NodeOutput:
+        """Every input comes as a list."""
+        from ..amg_core.index import Index, add, build
+        from ..amg_core.index.format import describe
+
+        (name, descriptor, mode), net = (name[0], descriptor[0], mode[0]), (vae[0], model[0])
+        if mode not in MODES:
+            raise AMGError(f"mode: {mode!r} is unknown. Choose one of {', '.join(MODES)}.")
+        source, target = pictures_of(images, captions), paths.new_index(name)
+        there = paths.index_to_add_to(name) if mode == "add" else None
+        if there is None:
+            made = make_descriptor(descriptor, *net)
+            return _embed(build, source, target, made, cls.hidden.unique_id)
+        with Index.open(there) as old:
+            spec = old.spec
+        if spec.id.partition("_")[0] != descriptor:
+            raise AMGError(
+                f"Index {there} was built with descriptor {describe(spec)}, and descriptor here is "
+                f"{descriptor}: choose {spec.id.partition('_')[0]} to add to it, or another name."
+            )
+        if descriptor == "latent" and None in net:
+            make_descriptor(descriptor, *net)  # says what to connect
+        made = descriptor_of(spec, *net)
+        return _embed(add, source, there, made, cls.hidden.unique_id)
+
+
+def pictures_of(images: list, captions: list[str]):
+    """A source of the pictures in a list of IMAGE batches, with their captions.
+
+    Raises
+    ------
+    AMGError
+        No pictures, or not as many captions.
+    """
+    from ..amg_core.index.sources import Chain, Pictures
+
+    counts = [len(batch) for batch in images]
+    if not sum(counts):
+        raise AMGError("images: the batch is empty. Connect at least one picture.")
+    texts = captions_for(captions, sum(counts))
+    parts = []
+    for batch, count in zip(images, counts, strict=True):
+        if count:
+            parts.append(("", Pictures(batch, texts[:count], "images")))
+            texts = texts[count:]
+    return Chain(parts, "images")
+
+
+def captions_for(captions: list[str], count: int) -> list[str]:
+    """A caption for each of `count` pictures: of one text its line or lines, else one a text."""
+    lines = captions[0].strip().splitlines() if len(captions) == 1 else captions
+    lines = [" ".join(line.split()) for line in lines] or [""]
+    if len(lines) == 1:
+        return lines * count
+    if len(lines) != count:
+        raise AMGError(
+            f"captions: {len(lines)} for {count} pictures. Write one line for all of them, one "
+            f"line for each, or nothing."
+        )
+    return lines
+
+
+class _Progress:
+    """Moves the host's bar; counts in words where the end is not known. Lets the artist stop."""
+
+    def __init__(self, tell):
+        self.tell, self.bar, self.told = tell, None, time.monotonic()
+        self.done = 0
+
+    def __call__(self, done: int, total: int, _picture: str) -> None:
+        self.done = done
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if total > 0:
+            self.bar = self.bar or comfy.utils.ProgressBar(total)
+            self.bar.update_absolute(done, total)
+        elif time.monotonic() - self.told >= 1:
+            self.told = time.monotonic()
+            self.tell(f"{done} pictures so far…")
+
+
+def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
+    """`build` or `add`, with a bar; the index and a summary."""
+    tell = show.text_on(node_id)
+    progress = _Progress(tell)
+    device = comfy.model_management.get_torch_device()
+    try:
+        report = make(source, target, descriptor, progress=progress, device=device)
+    except comfy.model_management.InterruptProcessingException:
+        tell(
+            f"Stopped after {progress.done} pictures. They are kept: run it again, it goes on from "
+            f"there. Until then an index of that name stays as it was."
+        )
+        raise
+    finally:
+        with torch.inference_mode(False):
+            descriptor.to("cpu")
+    text = summary(report)
+    tell(text)
+    return io.NodeOutput(open_probe(target, descriptor), text)
 
 
 def summary(report) -> str:
     """A `BuildReport` in a few lines."""
     lines = [f"{report.count} pictures in {report.path} ({report.seconds:.1f} s)."]
+    if report.reused:
+        lines.append(f"{report.embedded} embedded, {report.reused} were there already.")
     if report.skipped:
         lines.append(f"{len(report.skipped)} skipped, these are NOT guarded:")
         lines += [f"  {source}: {reason}" for source, reason in report.skipped[:SHOWN]]

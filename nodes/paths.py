@@ -69,20 +69,46 @@ def new_index(name: str) -> Path:
     return index_folder() / name
 
 
+def index_to_add_to(name: str) -> Path | None:
+    """The folder of index `name`; None where there is none yet. AMGError for an impossible name."""
+    new_index(name)
+    for folder in folder_paths.get_folder_paths(INDEXES):
+        path = Path(folder) / name.strip()
+        if (path / MANIFEST).is_file():
+            return path
+    return None
+
+
 def picture_folder(folder: str) -> Path:
-    """`folder` as given; a relative one lies below ComfyUI's input folder. AMGError if empty."""
+    """The folder, archive or list `folder`; a relative one lies below ComfyUI's input folder.
+
+    AMGError where it is empty.
+    """
     folder = folder.strip().strip('"')
     if not folder:
         raise AMGError(
-            "folder: give the folder of the pictures to stay away from, as an absolute path or "
-            f"relative to {folder_paths.get_input_directory()}."
+            "folder: give the folder of the pictures to stay away from (or a .zip, a .tar, a "
+            "list), as an absolute path or relative to "
+            f"{folder_paths.get_input_directory()}."
         )
     path = Path(folder).expanduser()
     return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
 
 
-def sscd_weights() -> Path | None:
-    """Meta's SSCD file in models/amg, whichever of its layouts; None where there is none."""
-    names = folder_paths.get_filename_list(WEIGHTS)
-    found = sorted(n for n in names if os.path.basename(n).startswith("sscd_disc_mixup"))
-    return Path(folder_paths.get_full_path_or_raise(WEIGHTS, found[0])) if found else None
+def weights(kind: str) -> list[Path]:
+    """Files that may be the weights of descriptors of that kind, the likeliest first.
+
+    sscd: Meta's file in models/amg, whichever of its layouts. clip: whatever is in
+    models/clip_vision, and clip… in models/amg. latent: TAESD encoders in models/vae_approx.
+    """
+    places = {
+        "sscd": [(WEIGHTS, "sscd_disc_mixup")],
+        "clip": [(WEIGHTS, "clip"), ("clip_vision", "")],
+        "latent": [("vae_approx", "tae")],
+    }
+    found = []
+    for place, prefix in places.get(kind, ()):
+        names = folder_paths.get_filename_list(place)
+        fit = sorted(n for n in names if os.path.basename(n).startswith(prefix))
+        found += [Path(folder_paths.get_full_path_or_raise(place, name)) for name in fit]
+    return [path for path in found if kind != "latent" or path.stem.endswith("_encoder")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..amg_core.errors import AMGError
-from . import show
+from . import latents, show
+from .opening import descriptor_of
 from .types import CATEGORY, MemorizationIndex
 
 
@@ -27,6 +28,7 @@ class SimilarityProbeNode(io.ComfyNode):
                     tooltip="The pictures to compare with. A clean verdict speaks of this index "
                     "only.",
                 ),
+                *latents.inputs(),
             ],
             outputs=[
                 io.Float.Output(
@@ -59,11 +61,14 @@ class SimilarityProbeNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, index) -> io.NodeOutput:
+    def execute(cls, image, index, vae=None, model=None) -> io.NodeOutput:
+        from ..amg_core.probe import Probe
         from ..amg_core.verdict import verdict
 
         if image.shape[0] == 0:
             raise AMGError("image: the batch is empty. Connect at least one picture.")
+        if index.latent and (vae is not None or model is not None):
+            index = Probe(index.searcher, descriptor_of(index.descriptor.spec, vae, model))
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
         words = "\n".join(f"{max(0.0, v.closeness):.2f}  {v.words}" for v in verdicts)

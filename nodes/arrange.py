@@ -1,0 +1,193 @@
+"""Combine Indexes, Mute Pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+
+from comfy_api.latest import io
+
+from ..amg_core.errors import AMGError
+from . import show
+from .index import index_output, summary_output
+from .opening import as_probe
+from .types import CATEGORY, MemorizationIndex
+
+SOCKETS = 4
+SHOWN = 20  # muted pictures named in a summary
+
+
+class CombineIndexesNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_CombineIndexes",
+            display_name="Combine Indexes",
+            category=CATEGORY,
+            description="Several indexes as one, to guard against all their pictures at once. "
+            "Nothing is copied or written.",
+            inputs=[
+                MemorizationIndex.Input(
+                    "index_1",
+                    tooltip="The first index. All must be made with the same descriptor.",
+                ),
+                *(
+                    MemorizationIndex.Input(
+                        f"index_{number}",
+                        optional=True,
+                        tooltip="Another index of the same descriptor. For more than four, combine "
+                        "combined ones.",
+                    )
+                    for number in range(2, SOCKETS + 1)
+                ),
+            ],
+            outputs=[
+                index_output(
+                    "All of them as one. Connect to AMG Sampler, Apply AMG or Similarity Probe. "
+                    "What is muted in one is muted here."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, index_1, index_2=None, index_3=None, index_4=None) -> io.NodeOutput:
+        probes = [probe for probe in (index_1, index_2, index_3, index_4) if probe is not None]
+        members = {}
+        for probe in probes:
+            for index in probe.searcher.index.members:
+                _check_same(members, index)
+                members.setdefault((index.path, index.hash), index)
+        if len(probes) == 1:
+            return io.NodeOutput(index_1)
+        # The files belong to all who read them: nobody closes them.
+        return io.NodeOutput(as_probe(list(members.values()), index_1.descriptor))
+
+
+def _check_same(members: dict, index) -> None:
+    from ..amg_core.index.format import describe
+
+    for first in members.values():
+        if first.spec != index.spec:
+            raise AMGError(
+                f"Index {first.name} was made with descriptor {describe(first.spec)} and index "
+                f"{index.name} with {describe(index.spec)}: only indexes of one descriptor can be "
+                f"combined. Build one of them again with the descriptor of the other."
+            )
+
+
+class MutePicturesNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_MutePictures",
+            display_name="Mute Pictures",
+            category=CATEGORY,
+            description="Lets the guard pass over pictures of an index that may be copied: your "
+            "own work, public-domain art. They stay in it and stay muted, also when it is "
+            "built again; undo brings them back.",
+            inputs=[
+                MemorizationIndex.Input(
+                    "index", tooltip="The index that holds them. It is changed on disk, for good."
+                ),
+                io.String.Input(
+                    "patterns",
+                    default="",
+                    multiline=True,
+                    tooltip="Names of pictures as Similarity Probe and the report spell them, one "
+                    "a line. * stands for anything: mine/*.png. Empty: nothing is changed, the "
+                    "summary tells what is muted.",
+                ),
+                io.String.Input(
+                    "reason",
+                    default="",
+                    tooltip="Why they may be copied, for whoever looks later, for instance 'my own "
+                    "photographs'. Kept in the index.",
+                ),
+                io.Boolean.Input(
+                    "undo",
+                    default=False,
+                    label_on="guard again",
+                    label_off="mute",
+                    tooltip="On: the pictures are guarded against again.",
+                ),
+            ],
+            outputs=[
+                index_output("The index without what is muted, opened anew."),
+                summary_output("What is muted in it now, and why."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, index, patterns: str, reason: str, undo: bool) -> io.NodeOutput:
+        from ..amg_core.index import Index
+
+        lines = [line.strip() for line in patterns.splitlines() if line.strip()]
+        opened = [(member.path, member.spec) for member in index.searcher.index.members]
+        if lines:
+            with ExitStack() as stack:  # as they are now: another node may have changed them
+                now = [stack.enter_context(Index.open(*each)) for each in opened]
+                chosen = _chosen(Index.combine(now), lines)
+                for member in now:
+                    _change(member, chosen, reason.strip(), undo)
+        probe = as_probe([Index.open(*each) for each in opened], index.descriptor)
+        text = _muted(probe.searcher.index)
+        show.text_on(cls.hidden.unique_id)(text)
+        return io.NodeOutput(probe, text)
+
+
+def _files(index) -> Iterator[tuple[str, str]]:
+    """(SHA-256, name) of every file, further names of a picture too."""
+    for record in index.records():
+        yield record.sha256, record.source
+    for alias in index.aliases():
+        yield index.record(alias.id).sha256, alias.source
+
+
+def _chosen(index, patterns: list[str]) -> set[str]:
+    """SHA-256 of the pictures meant. AMGError, naming it, for a pattern that means none."""
+    means = {pattern: _matcher(pattern) for pattern in patterns}
+    idle, chosen = set(patterns), set()
+    for sha256, source in _files(index):
+        hits = [pattern for pattern in patterns if means[pattern](source)]
+        if hits:
+            chosen.add(sha256)
+            idle.difference_update(hits)
+    if idle:
+        raise AMGError(
+            f"patterns: no picture in index {index.name} is called {sorted(idle)[0]!r}. Copy the "
+            f"name from Similarity Probe, or use * for any part of it. Upper and lower case are "
+            f"the same."
+        )
+    return chosen
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    wanted = pattern.lower()
+    return lambda source: source.lower() == wanted or fnmatchcase(source.lower(), wanted)
+
+
+def _change(member, chosen: set[str], reason: str, undo: bool) -> None:
+    """Mute or unmute in one index folder; leaves it untouched where that is done already."""
+    from ..amg_core.index import mute, unmute
+
+    muted = member.manifest.muted
+    if undo:
+        change = chosen & set(muted)
+        if change:
+            unmute(member.path, lambda entry: entry.sha256 in change)
+        return
+    change = {sha256 for sha256 in chosen if muted.get(sha256) != reason}
+    if change:
+        mute(member.path, lambda entry: entry.sha256 in change, reason)
+
+
+def _muted(index) -> str:
+    lines = [f"{len(index.muted)} of {index.count} pictures in {index.name} are muted."]
+    for i, reason in sorted(index.muted.items())[:SHOWN]:
+        lines.append(f"  {index.source(i)}  {reason}".rstrip())
+    if len(index.muted) > SHOWN:
+        lines.append("  …")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Indexes of latents: the host's VAE as their encoder, and which models they fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..amg_core.descriptors.tensors import tensors_sha256
+from ..amg_core.errors import AMGError
+from ..amg_core.probe import Probe
+
+DECODER = ("decoder", "post_quant_conv", "taesd_decoder")  # of a VAE: has no part in encoding
+OTHERWISE = "or take an index of pixel or sscd, which guards every model"
+
+
+def inputs() -> list[io.Input]:
+    """What a node needs to look at pictures as the model's latents."""
+    return [
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Only for latent indexes: the VAE of your model, which turns each picture into "
+            "a latent once. Not needed to guard.",
+        ),
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="Only for latent indexes: the model that is to be guarded, or any of its "
+            "family. Tells how its latents are scaled; nothing is drawn.",
+        ),
+    ]
+
+
+def family(latent_format) -> str:
+    """Word for a latent space: "sd15", "sdxl", "sd3", "flux", … after the host's class."""
+    return re.sub("[^a-z0-9]", "", type(latent_format).__name__.lower())
+
+
+def make(vae, model, spec=None):
+    """A `LatentDescriptor` that encodes with the host's VAE, for a new index or for one of `spec`.
+
+    Raises
+    ------
+    AMGError
+        Something is not connected, does not fit the other, or did not make the index.
+    """
+    from ..amg_core.descriptors.latent import SCALES, SIDE, LatentDescriptor
+
+    if vae is None or model is None:
+        raise AMGError(
+            "descriptor: 'latent' compares pictures as latents of your model. Connect vae and "
+            "model, both from the checkpoint loader, or choose pixel or sscd."
+        )
+    space = model.get_model_object("latent_format")
+    _check(vae, space)
+    side = getattr(space, "amg_side", SIDE)
+    scales = [scale for scale in SCALES if scale <= side // 8]
+    if spec is not None:
+        side, scales = LatentDescriptor.options_of(spec)["side"], spec.scales
+    made = LatentDescriptor(
+        _encoder(vae, space), family(space), _encoder_sha256(vae), space.latent_channels,
+        side=side, scales=scales,
+    )  # fmt: skip
+    if spec is None or made.spec == spec:
+        return made
+    if made.spec.id != spec.id:
+        raise AMGError(
+            f"The index was made for models of the family {_family_of(spec)} and the connected "
+            f"model is of {made.family}: connect one of {_family_of(spec)}, {OTHERWISE}."
+        )
+    raise AMGError(
+        f"The index was made with another encoder ({spec.preprocessing}, weights "
+        f"{spec.weights_sha256[:12]}) than the connected VAE ({made.spec.preprocessing}, weights "
+        f"{made.spec.weights_sha256[:12]}): connect the VAE it was made with, or build it again."
+    )
+
+
+def check_model(probe: Probe, latent_format) -> None:
+    """AMGError unless the index, which is one of latents, was made for such a model."""
+    own, index = family(latent_format), probe.searcher.index
+    if own != probe.descriptor.family:
+        raise AMGError(
+            f"Index {index.name} holds latents of models of the family {probe.descriptor.family}, "
+            f"and this model is of {own}: build an index with this model (Build Memorization "
+            f"Index, descriptor latent), {OTHERWISE}."
+        )
+
+
+def check_latent(probe: Probe, latent: Tensor) -> None:
+    """AMGError unless `latent` is (B, C, H, W) as the index has them."""
+    channels = probe.descriptor.channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise AMGError(
+            f"latent_image has shape {tuple(latent.shape)}, and index {probe.searcher.index.name} "
+            f"holds still pictures as latents of {channels} channels: connect an empty latent for "
+            f"this model, {OTHERWISE}."
+        )
+
+
+def _check(vae, space) -> None:
+    if space.latent_dimensions != 2:
+        raise AMGError(
+            "model: it makes video or audio, which an index of pictures cannot guard. Connect a "
+            "model that draws still pictures."
+        )
+    if getattr(vae, "first_stage_model", None) is None or vae.latent_dim != 2:
+        raise AMGError("vae: it does not encode still pictures. Connect the VAE of your model.")
+    if vae.latent_channels != space.latent_channels:
+        raise AMGError(
+            f"vae: it makes latents of {vae.latent_channels} channels and the model draws "
+            f"{space.latent_channels}. Connect the VAE that belongs to this model."
+        )
+
+
+def _encoder(vae, space) -> Callable[[Tensor], Tensor]:
+    @torch.no_grad()
+    def encode(pictures: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> (B, C, S/8, S/8), as the sampler sees latents."""
+        return space.process_in(vae.encode(pictures.movedim(1, -1)))
+
+    return encode
+
+
+def _encoder_sha256(vae) -> str:
+    """Hash of what encodes: of two VAEs that differ in the decoder alone, latents are the same.
+
+    Of the values rounded to bfloat16, so that it does not depend on the precision which a host
+    loads the file in.
+    """
+    state = vae.first_stage_model.state_dict()
+    used = {name: value for name, value in state.items() if not name.startswith(DECODER)}
+    return tensors_sha256({name: value.to(torch.bfloat16) for name, value in used.items()})
+
+
+def _family_of(spec) -> str:
+    return spec.id.partition("_")[2]

@@ -1,0 +1,75 @@
+"""From an index folder, or the name of a descriptor, to what goes over the wires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..amg_core import descriptors
+from ..amg_core.errors import AMGError
+from . import latents, paths
+
+CHOICES = [*descriptors.IDS, "latent"]  # clip knows a subject, not a copy: not offered to guard
+
+
+def make_descriptor(name: str, vae=None, model=None):
+    """The descriptor of that name for a new index. AMGError where what it needs is not there."""
+    if name not in CHOICES:
+        raise AMGError(f"descriptor: {name!r} is unknown. Choose one of {', '.join(CHOICES)}.")
+    if name == "latent":
+        return latents.make(vae, model)
+    return descriptors.create(name, next(iter(paths.weights(name)), None))
+
+
+def descriptor_of(spec, vae=None, model=None):
+    """The descriptor that made an index of that `spec`.
+
+    An index of latents needs no encoder to guard; with `vae` and `model` it can look at pictures.
+
+    Raises
+    ------
+    AMGError
+        Its weights are not there, or are others.
+    """
+    kind = spec.id.partition("_")[0]
+    if kind == "latent":
+        if vae is not None or model is not None:
+            return latents.make(vae, model, spec)
+        for file in paths.weights(kind) if spec.preprocessing.startswith("taesd-") else []:
+            with suppress(AMGError):  # another one; what needs no encoder can be done without
+                return descriptors.for_spec(spec, file)
+        return descriptors.for_spec(spec)
+    first = None
+    for file in paths.weights(kind) or [None]:
+        try:
+            return descriptors.for_spec(spec, file)
+        except AMGError as error:
+            first = first or error
+    raise first
+
+
+def open_probe(folder: Path, descriptor=None):
+    """A `Probe` (without decoder) on the index in `folder`.
+
+    Raises
+    ------
+    AMGError
+        No index, a damaged one, or the weights of its descriptor are absent or others.
+    """
+    from ..amg_core.index import Index
+
+    index = Index.open(folder)
+    if descriptor is None:
+        descriptor = descriptor_of(index.spec)
+    index.check_descriptor(descriptor.spec)
+    return as_probe([index], descriptor)
+
+
+def as_probe(indexes: Sequence, descriptor):
+    """A `Probe` on one or several open indexes, which stay open as long as anything uses them."""
+    from ..amg_core.index import Index
+    from ..amg_core.index.search import Searcher
+    from ..amg_core.probe import Probe
+
+    return Probe(Searcher(Index.combine(indexes)), descriptor)
