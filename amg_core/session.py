@@ -111,10 +111,17 @@ class Session:
     overshot copy passes for something new.
     """
 
-    def __init__(self, probe: Probe, settings: Settings, expected_steps: int | None = None):
+    def __init__(
+        self,
+        probe: Probe,
+        settings: Settings,
+        expected_steps: int | None = None,
+        suspects: Tensor | None = None,
+    ):
+        """`suspects` (B,) bool: samples whose prompt is known to be a key, so that they leave at once."""
         self.probe, self.settings, self.expected_steps = probe, settings, expected_steps
         self.records: list[StepRecord] = []
-        self._keyed: Tensor | None = None
+        self._keyed: Tensor | None = None if suspects is None else suspects.cpu().clone()
         self._away: Tensor | None = None
 
     def step(
@@ -155,6 +162,7 @@ class Session:
             return denoised
         if self._keyed is None:
             self._keyed = torch.zeros(len(denoised), dtype=torch.bool)
+        if self._away is None:
             self._away = torch.full((len(denoised),), s.exit)
         level = float(sigma[0])
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond

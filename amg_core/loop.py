@@ -1,0 +1,117 @@
+"""The closed loop: what was drawn under guard is measured when it is finished, and drawn again if need be.
+
+The guard steers by what it sees through noise; the finished picture is what counts. So it is decoded and
+judged (`verdict`), and the samples that are still copies are drawn once more, from the same noise, with
+stronger settings and as suspects: their prompt has proved to be a key, so it is softened from the first
+step. Samples that passed are kept to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .session import Settings
+from .verdict import Verdict
+
+# (settings, suspects (B,) bool) -> latents (B, C, H, W) and the run's report.
+Draw = Callable[[Settings, Tensor], tuple[Tensor, dict]]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One drawing: which samples it was for, its report, and what was made of each sample of the batch."""
+
+    samples: list[int]
+    report: dict
+    verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop ended with.
+
+    latents : (B, C, H, W); verdicts : one a sample, of the latents as they are; kept : the number of
+    the attempt that each sample is from; attempts : all of them, the first one for every sample.
+    """
+
+    latents: Tensor
+    verdicts: list[Verdict]
+    kept: list[int]
+    attempts: list[Attempt]
+
+    @property
+    def copies(self) -> list[int]:
+        """Samples that are still copies: the budget did not suffice."""
+        return [i for i, verdict in enumerate(self.verdicts) if verdict.copy]
+
+
+def until_clean(
+    draw: Draw,
+    judge: Callable[[Tensor], Sequence[Verdict]],
+    settings: Settings,
+    batch: int,
+    retries: int,
+) -> Outcome:
+    """Draw, judge, and draw the copies again, at most `retries` times.
+
+    Of a sample that is a copy every time, the attempt farthest below the judges' limits is kept.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws the whole batch from the same noise each time: see `Draw`.
+    judge : callable
+        Latents (b, C, H, W) -> a verdict each. Should decode with the model's own VAE.
+    """
+    suspects = torch.zeros(batch, dtype=torch.bool)
+    latents, report = draw(settings, suspects)
+    verdicts = list(judge(latents))
+    attempts = [Attempt(list(range(batch)), report, list(verdicts))]
+    kept = [0] * batch
+    for number in range(1, retries + 1):
+        again = [i for i, verdict in enumerate(verdicts) if verdict.copy]
+        if not again or settings.off:
+            break
+        suspects = torch.zeros(batch, dtype=torch.bool)
+        suspects[again] = True
+        drawn, report = draw(escalated(settings, number), suspects)
+        judged = list(judge(drawn[again]))
+        attempts.append(Attempt(again, report, judged))
+        for i, verdict in zip(again, judged, strict=True):
+            if excess(verdict) < excess(verdicts[i]):
+                latents = torch.where(_only(i, latents), drawn, latents)
+                verdicts[i], kept[i] = verdict, number
+    return Outcome(latents, verdicts, kept, attempts)
+
+
+def escalated(settings: Settings, number: int) -> Settings:
+    """The settings of retry `number`, 1, 2, …: looks closer, softens the prompt more, goes farther."""
+    schedule = settings.schedule
+    lower = 0.75**number
+    return replace(
+        settings,
+        schedule=replace(schedule, start=schedule.start * lower, end=schedule.end * lower),
+        exit=settings.exit * 1.25**number,
+        most=settings.most * 1.25**number,
+        soften=max(0.0, settings.soften - 0.2 * number),
+        soften_end=max(0.0, settings.soften_end - 0.2 * number),
+        exit_until=settings.exit_until * 0.6**number,
+        release=0.0,
+    )
+
+
+def excess(verdict: Verdict) -> float:
+    """By how much a picture is over the limits of its judges; at most 0 where it is no copy."""
+    first = verdict.similarity - verdict.threshold
+    return max(first, verdict.zncc - verdict.zncc_threshold)
+
+
+def _only(i: int, like: Tensor) -> Tensor:
+    """A mask of sample i that broadcasts over `like`."""
+    mask = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    mask[i] = True
+    return mask.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,84 @@
+"""What is finished is measured, and drawn again while it is a copy."""
+
+from __future__ import annotations
+
+import torch
+
+from amg_core import presets
+from amg_core.loop import Outcome, escalated, excess, until_clean
+from amg_core.verdict import Verdict
+
+
+def judged(latents: torch.Tensor) -> list[Verdict]:
+    """A copy where the mean of the latent is above 1; the other judge never minds."""
+    return [
+        Verdict(m, 1.0, m, 0.0, 0.8, 0, "a.png", "", m > 1, "")
+        for m in latents.flatten(1).mean(1).tolist()
+    ]
+
+
+class Drawing:
+    """Draws sample i with the mean `means[i][attempt]`."""
+
+    def __init__(self, *means: list[float]) -> None:
+        self.means, self.calls = means, []
+
+    def __call__(self, settings, suspects):
+        number = len(self.calls)
+        self.calls.append((settings, suspects.tolist()))
+        drawn = [torch.full((1, 2, 3), row[min(number, len(row) - 1)]) for row in self.means]
+        return torch.stack(drawn), {"number": number}
+
+
+def loop(*means, retries=3, settings=None) -> tuple[Outcome, Drawing]:
+    drawing = Drawing(*means)
+    settings = settings or presets.settings("main", "nl2")
+    return until_clean(drawing, judged, settings, len(means), retries), drawing
+
+
+def test_nothing_is_drawn_twice_where_nothing_is_a_copy():
+    outcome, drawing = loop([0.5], [0.9])
+    assert len(drawing.calls) == 1 and outcome.kept == [0, 0] and outcome.copies == []
+    assert drawing.calls[0][1] == [False, False]
+
+
+def test_only_copies_are_drawn_again_and_the_others_kept():
+    outcome, drawing = loop([0.5, 9.0], [3.0, 2.0, 0.7, 9.0], [1.5, 0.2])
+    assert [call[1] for call in drawing.calls] == [
+        [False, False, False], [False, True, True], [False, True, False],
+    ]  # fmt: skip
+    assert outcome.kept == [0, 2, 1] and outcome.copies == []
+    assert torch.allclose(outcome.latents.flatten(1).mean(1), torch.tensor([0.5, 0.7, 0.2]))
+    assert [attempt.samples for attempt in outcome.attempts] == [[0, 1, 2], [1, 2], [1]]
+    assert [verdict.copy for verdict in outcome.verdicts] == [False] * 3
+
+
+def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():
+    outcome, drawing = loop([3.0, 1.2, 2.0, 5.0], retries=3)
+    assert len(drawing.calls) == 4
+    assert outcome.copies == [0] and outcome.kept == [1]
+    assert float(outcome.latents.mean()) > 1.19 and outcome.verdicts[0].closeness < 1.3
+
+
+def test_no_retries_and_a_guard_that_is_off():
+    outcome, drawing = loop([3.0], retries=0)
+    assert len(drawing.calls) == 1 and outcome.copies == [0]
+    off = presets.settings("main", "nl2", despecification=0, deduplication=0, dissimilarity=0)
+    outcome, drawing = loop([3.0], settings=off)
+    assert len(drawing.calls) == 1 and outcome.copies == [0]
+
+
+def test_retries_are_stronger_each_time():
+    before = presets.settings("main", "cosine")
+    for number in range(1, 5):
+        after = escalated(presets.settings("main", "cosine"), number)
+        assert after.schedule(0) < before.schedule(0) and after.schedule(1) < before.schedule(1)
+        assert after.exit > before.exit and after.soften <= before.soften
+        assert 0 <= after.soften_end < before.soften_end or after.soften_end == 0
+        assert after.exit_until < before.exit_until and after.release == 0
+        before = after
+
+
+def test_excess_is_that_of_the_worse_judge():
+    verdict = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", True, "")
+    assert abs(excess(verdict) - 0.1) < 1e-6
