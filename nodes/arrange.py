@@ -113,7 +113,7 @@ class MutePicturesNode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                index_output("The index without what is muted, opened anew."),
+                index_output("The index without what is muted, opened anew.", "changed"),
                 summary_output("What is muted in it now, and why."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -31,8 +31,9 @@ def descriptor_input() -> io.Input:
     )
 
 
-def index_output(tooltip: str) -> io.Output:
-    return MemorizationIndex.Output("index", display_name="index", tooltip=tooltip)
+def index_output(tooltip: str, id: str = "index") -> io.Output:
+    """`id`: the host wants another one where an input is called index, too."""
+    return MemorizationIndex.Output(id, display_name="index", tooltip=tooltip)
 
 
 def summary_output(tooltip: str) -> io.Output:

@@ -104,6 +104,12 @@ def run_node(amg):
 
 
 @pytest.fixture(scope="session")
+def demo(amg, run_node):
+    """The demo model's "model", "clip", "vae" and "folder" of training pictures."""
+    return dict(zip(("model", "clip", "vae", "folder"), run_node("AMG_DemoModel"), strict=True))
+
+
+@pytest.fixture(scope="session")
 def index(run_node, pictures):
     """A MEMORIZATION_INDEX of `pictures`."""
     return run_node("AMG_BuildIndex", folder=str(pictures), name="few", descriptor="pixel")[0]

@@ -56,6 +56,15 @@ def test_choices_that_are_none(amg, run_node, custom, name):
         run_node("AMG_Apply", **custom | {name: "odd"})
 
 
+@pytest.mark.parametrize("name", ["descriptor", "mode"])
+def test_choices_of_index_from_images(amg, run_node, name):
+    inputs = {"images": [torch.zeros(1, 8, 8, 3)], "captions": [""], "name": ["x"],
+              "descriptor": ["pixel"], "mode": ["replace"]}  # fmt: skip
+    with pytest.raises(amg.AMGError, match=rf"{name}: 'odd'.*hoose one of"):
+        run_node("AMG_IndexFromImages", **inputs | {name: ["odd"]})
+    assert not (amg.paths.index_folder() / "x").exists()
+
+
 @pytest.mark.parametrize("name", ["sampler_name", "scheduler", "preset"])
 def test_samplers_that_are_none(amg, run_node, inputs, name):
     """The host would quietly take the first in its list."""
@@ -127,16 +136,18 @@ def test_wrong_sscd_weights(amg, run_node, pictures):
         folder_paths.filename_list_cache.pop("amg", None)
 
 
-def test_index_of_another_descriptor(amg, index, monkeypatch):
+def test_index_of_another_descriptor(amg, index):
     """An index whose descriptor differs from ours, if only in its preprocessing, is refused."""
     import dataclasses
 
-    nodes_index = amg.module("nodes.index")
-    real = nodes_index.make_descriptor("pixel")
-    real.spec = dataclasses.replace(real.spec, preprocessing="other/9")
-    monkeypatch.setattr(nodes_index, "make_descriptor", lambda _: real)
-    with pytest.raises(amg.AMGError, match="descriptor"):
-        nodes_index.open_probe(amg.paths.find_index("few"))
+    opening = amg.module("nodes.opening")
+    real = opening.make_descriptor("pixel")
+    other = dataclasses.replace(real.spec, preprocessing="other/9")
+    with pytest.raises(amg.AMGError, match="other/9"):
+        opening.descriptor_of(other)
+    real.spec = other
+    with pytest.raises(amg.AMGError, match="other/9"):
+        opening.open_probe(amg.paths.find_index("few"), real)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\ny"])
@@ -153,15 +164,6 @@ def test_picture_folders(amg, run_node, tmp_path):
             run_node("AMG_BuildIndex", folder=folder, name="x", descriptor="pixel")
     with pytest.raises(amg.AMGError, match="No picture files"):
         run_node("AMG_BuildIndex", folder=str(tmp_path), name="x", descriptor="pixel")
-
-
-def test_build_can_be_interrupted(amg, run_node, pictures):
-    import comfy.model_management as management
-
-    management.interrupt_current_processing()
-    with pytest.raises(management.InterruptProcessingException):
-        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="pixel")
-    assert not (amg.paths.index_folder() / "x").exists()
 
 
 def test_report_before_any_run(amg, run_node, custom):

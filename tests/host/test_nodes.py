@@ -12,12 +12,6 @@ STRENGTHS = {"despecification": 1.0, "deduplication": 1.0, "dissimilarity": 1.0}
 
 
 @pytest.fixture(scope="module")
-def demo(amg, run_node):
-    model, clip, vae, folder = run_node("AMG_DemoModel")
-    return {"model": model, "clip": clip, "vae": vae, "folder": folder}
-
-
-@pytest.fixture(scope="module")
 def encode(demo):
     def text(words):
         clip = demo["clip"]

@@ -94,7 +94,7 @@ def of_type(prompt: dict, kind: str) -> list[str]:
 def test_listed(server):
     info = server("/object_info")
     ours = {name: node for name, node in info.items() if name.startswith("AMG_")}
-    assert len(ours) == 7
+    assert len(ours) == 10
     assert {node["category"] for node in ours.values()} == {"AMG"}
     assert {node["python_module"] for node in ours.values()} == {f"custom_nodes.{FOLDER}"}
     for node in ours.values():
@@ -140,6 +140,41 @@ def test_the_other_workflow_lacks_nothing_but_files(server):
     names = {error["extra_info"]["input_name"] for error in errors}
     # Lists of V3 nodes are checked by newer hosts only.
     assert {"ckpt_name"} <= names <= {"ckpt_name", "index_name"}
+
+
+def test_indexes_made_in_the_graph(server, first_look):
+    """Index from Images (list inputs), Combine Indexes and Mute Pictures, in one workflow."""
+    prompt = json.loads(json.dumps(first_look))
+    (plain,), (demo,) = of_type(prompt, "KSampler"), of_type(prompt, "AMG_DemoModel")
+    (sampler,), (built,) = of_type(prompt, "AMG_Sampler"), of_type(prompt, "AMG_BuildIndex")
+    keep = {plain, demo, sampler, built}
+    keep |= {*of_type(prompt, "CLIPTextEncode"), *of_type(prompt, "EmptyLatentImage")}
+    prompt = {number: node for number, node in prompt.items() if number in keep}
+    prompt |= {
+        "90": node("VAEDecode", samples=[plain, 0], vae=[demo, 2]),
+        "91": node("AMG_IndexFromImages", images=["90", 0], captions="a fox", name="drawn",
+                   descriptor="pixel", mode="add"),
+        "92": node("AMG_CombineIndexes", index_1=[built, 0], index_2=["91", 0]),
+        "93": node("AMG_MutePictures", index=["92", 0], patterns="once-032*", reason="mine",
+                   undo=False),
+        "94": node("PreviewAny", source=["93", 1]),
+        "95": node("PreviewAny", source=[sampler, 1]),
+        "96": node("PreviewAny", source=["91", 1]),
+    }  # fmt: skip
+    prompt[sampler]["inputs"]["index"] = ["93", 0]
+    done = finish(server, prompt)
+    assert done["status"]["status_str"] == "success", done["status"]
+    shown = {number: done["outputs"][number]["text"][0] for number in ("94", "95", "96")}
+    assert shown["94"].startswith("1 of 633 pictures in amg-demo + drawn are muted.")
+    assert json.loads(shown["95"])["index"]["count"] == 633
+    assert shown["96"].startswith("1 pictures")
+    again = finish(server, prompt)
+    cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
+    assert {sampler, built, "91", "92", "93"} <= set(cached)
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
 
 
 def test_unchanged_nodes_come_from_the_cache(server, first_look):

@@ -1,0 +1,198 @@
+"""Indexes of the model's own latents: made with the host's VAE, guarding without a decoder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def latent_index(run_node, demo):
+    """(index, summary) of all of the demo model's training pictures."""
+    return run_node(
+        "AMG_BuildIndex", folder=demo["folder"], name="demo-latents", descriptor="latent",
+        vae=demo["vae"], model=demo["model"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def draw(run_node, demo):
+    """`draw(index, **changes)` -> (latent, report, curve) of AMG Sampler on a memorised prompt."""
+
+    def encode(words):
+        with torch.inference_mode():
+            return demo["clip"].encode_from_tokens_scheduled(demo["clip"].tokenize(words))
+
+    def run(index, **changes):
+        inputs = {
+            "model": demo["model"], "seed": 7, "steps": 12, "cfg": 4.0, "sampler_name": "euler",
+            "scheduler": "normal", "positive": encode("fox face on violet rays"),
+            "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
+            "denoise": 1.0, "index": index, "preset": "main", "despecification": 1.0,
+            "deduplication": 1.0, "dissimilarity": 1.0, "clip": demo["clip"],
+        }  # fmt: skip
+        return run_node("AMG_Sampler", **inputs | changes)
+
+    return run
+
+
+def test_what_is_in_the_index(latent_index, demo):
+    """Rows are the VAE's latents, as the sampler sees them."""
+    probe, text = latent_index
+    assert text.startswith("632 pictures")
+    spec = probe.searcher.index.spec
+    assert spec.id == "latent_demo"
+    assert spec.preprocessing == "vae-128px-c4-square-area/1"
+    assert spec.scales == (8, 16)
+    assert len(spec.weights_sha256) == 64
+    picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        latent = demo["vae"].encode(picture)
+    row = probe.descriptor.embed(picture.movedim(-1, 1), 16)
+    assert torch.allclose(row, latent.flatten(1), atol=1e-5)
+    assert not row.requires_grad
+
+
+def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monkeypatch):
+    """The loaded index knows no VAE; the guard decodes nothing; the picture is no copy."""
+    (loaded,) = run_node("AMG_LoadIndex", index_name="demo-latents")
+
+    def never(*_):
+        raise AssertionError("a decoder was asked for")
+
+    monkeypatch.setattr(amg.decoding, "choose", never)
+    guarded, report, curve = draw(loaded, vae=demo["vae"])
+    told = json.loads(report)
+    assert told["host"]["decoder"] == "none"
+    assert told["descriptor"]["id"] == "latent_demo"
+    assert min(told["guarded_evaluations"]) > 0
+    assert curve.shape[-1] == 3
+    off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
+    plain, _, _ = draw(loaded, **off)
+    with torch.inference_mode():
+        pictures = [demo["vae"].decode(latent["samples"]) for latent in (plain, guarded)]
+    for judge in (index, latent_index[0]):  # one that never steered, and the one that did
+        words = [run_node("AMG_SimilarityProbe", image=x, index=judge)[1] for x in pictures]
+        assert words[0].count("A copy of") == 2
+        assert words[1].count("Not a copy") == 2
+
+
+def test_dormant_is_identical(run_node, latent_index, demo, draw):
+    """Nothing near: the very picture of KSampler."""
+    import nodes
+
+    far = torch.rand(12, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    probe, _ = run_node(
+        "AMG_IndexFromImages", images=[far], captions=[""], name=["far"], descriptor=["latent"],
+        mode=["replace"], vae=[demo["vae"]], model=[demo["model"]],
+    )  # fmt: skip
+    latent, report, _ = draw(probe)
+    assert json.loads(report)["guarded_evaluations"] == [0, 0]
+    zero = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
+    plain, _, _ = draw(latent_index[0], **zero)
+    assert torch.equal(latent["samples"], plain["samples"])
+    assert nodes is not None
+
+
+def test_another_family_is_refused_by_name(amg, latent_index, tiny, settings):
+    with pytest.raises(amg.AMGError, match=r"demo-latents.*family demo.*is of sd15"):
+        amg.hook.attach(tiny(), latent_index[0], settings("active"))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 16, 16), (1, 16, 16, 16)])
+def test_latents_of_another_shape(amg, latent_index, draw, shape, monkeypatch):
+    import comfy.sample
+
+    monkeypatch.setattr(comfy.sample, "fix_empty_latent_channels", lambda _model, latent: latent)
+    with pytest.raises(amg.AMGError, match=r"latent_image has shape.*demo-latents.*4 channels"):
+        draw(latent_index[0], latent_image={"samples": torch.zeros(*shape)})
+
+
+def test_finished_pictures_need_the_encoder(amg, run_node, latent_index, demo, pictures):
+    (loaded,) = run_node("AMG_LoadIndex", index_name="demo-latents")
+    image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    both = {"vae": demo["vae"], "model": demo["model"]}
+    with pytest.raises(amg.AMGError, match="connect the model's VAE"):
+        run_node("AMG_SimilarityProbe", image=image, index=loaded)
+    with pytest.raises(amg.AMGError, match="Connect vae and model"):
+        run_node("AMG_SimilarityProbe", image=image, index=loaded, vae=demo["vae"])
+    known = run_node("AMG_SimilarityProbe", image=image, index=latent_index[0])
+    assert run_node("AMG_SimilarityProbe", image=image, index=loaded, **both)[:2] == known[:2]
+
+
+def test_another_encoder_is_refused(amg, run_node, latent_index, demo, tiny):
+    import copy
+
+    other = copy.copy(demo["vae"])
+    other.first_stage_model = copy.deepcopy(demo["vae"].first_stage_model)
+    (loaded,) = run_node("AMG_LoadIndex", index_name="demo-latents")
+    image = torch.zeros(1, 64, 64, 3)
+
+    def judge(**inputs):
+        return run_node("AMG_SimilarityProbe", image=image, index=loaded, **inputs)
+
+    with torch.no_grad():  # a VAE that only decodes otherwise makes the same latents
+        next(other.first_stage_model.decoder.parameters()).add_(1)
+    judge(vae=other, model=demo["model"])
+    with torch.no_grad():
+        next(other.first_stage_model.encoder.parameters()).add_(1)
+    with pytest.raises(amg.AMGError, match="another encoder"):
+        judge(vae=other, model=demo["model"])
+    with pytest.raises(amg.AMGError, match=r"family demo.*is of sd15"):
+        judge(vae=demo["vae"], model=tiny())
+
+
+def test_the_hash_does_not_depend_on_the_precision(amg, demo):
+    """Hosts load one file as bfloat16 on a GPU and as float32 elsewhere."""
+    import copy
+
+    latents = amg.module("nodes.latents")
+    half = copy.copy(demo["vae"])
+    half.first_stage_model = copy.deepcopy(demo["vae"].first_stage_model).to(torch.bfloat16)
+    assert latents._encoder_sha256(half) == latents._encoder_sha256(demo["vae"])
+
+
+@pytest.mark.parametrize("missing", [("vae",), ("model",), ("vae", "model")])
+def test_what_building_needs(amg, run_node, demo, pictures, missing):
+    given = {name: demo[name] for name in ("vae", "model") if name not in missing}
+    with pytest.raises(amg.AMGError, match="Connect vae and model"):
+        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="latent", **given)
+    assert not (amg.paths.index_folder() / "x").exists()
+
+
+def test_a_vae_of_another_model(amg, run_node, demo, pictures):
+    import copy
+
+    other = copy.copy(demo["vae"])
+    other.latent_channels = 16
+    with pytest.raises(amg.AMGError, match=r"vae: .*16 channels.*draws 4"):
+        run_node(
+            "AMG_BuildIndex", folder=str(pictures), name="x", descriptor="latent", vae=other,
+            model=demo["model"],
+        )  # fmt: skip
+
+
+def test_families(amg):
+    import comfy.latent_formats as formats
+
+    known = {formats.SD15: "sd15", formats.SDXL: "sdxl", formats.SD3: "sd3", formats.Flux: "flux",
+             formats.SDXL_Playground_2_5: "sdxlplayground25"}  # fmt: skip
+    for kind, word in known.items():
+        assert amg.module("nodes.latents").family(kind()) == word
+
+
+def test_adding_to_a_latent_index(amg, run_node, demo, latent_index):
+    images = torch.rand(2, 32, 48, 3, generator=torch.Generator().manual_seed(3))
+    inputs = {"captions": [""], "name": ["more-latents"], "descriptor": ["latent"]}
+    both = {"vae": [demo["vae"]], "model": [demo["model"]]}
+    for image in images:
+        probe, text = run_node(
+            "AMG_IndexFromImages", images=[image[None]], mode=["add"], **inputs, **both
+        )
+    assert text.startswith("2 pictures")
+    with pytest.raises(amg.AMGError, match="Connect vae and model"):
+        run_node("AMG_IndexFromImages", images=[images], mode=["add"], **inputs)
+    (whole,) = run_node("AMG_CombineIndexes", index_1=latent_index[0], index_2=probe)
+    assert whole.searcher.index.count == 634
