@@ -118,10 +118,13 @@ def _check(vae, space) -> None:
 
 def _encoder(vae, space) -> Callable[[Tensor], Tensor]:
     def encode(pictures: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, C, S/8, S/8), as the sampler sees latents."""
+        """(B, 3, S, S) in [0, 1] -> (B, C, S/8, S/8), as the sampler sees latents.
+
+        Ordinary tensors without a graph, on the device of the pictures.
+        """
         with torch.inference_mode():  # as in a node of the host: it may move the weights now
             latents = space.process_in(vae.encode(pictures.movedim(1, -1)))
-        return latents.clone()
+        return latents.clone().to(pictures.device)
 
     return encode
 

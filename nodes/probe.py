@@ -35,7 +35,7 @@ class SimilarityProbeNode(io.ComfyNode):
                     "similarity",
                     display_name="similarity",
                     tooltip="Largest similarity of the batch in units of the index's descriptor, "
-                    "larger is closer. The same picture has 1 with sscd and 0 with pixel.",
+                    "larger is closer. The same picture has 1 with sscd, 0 with pixel and latent.",
                 ),
                 io.String.Output(
                     "verdict",

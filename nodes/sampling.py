@@ -71,7 +71,7 @@ def optional_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Lets the guard see sharp pictures where no TAESD file is in "
             "models/vae_approx. Costs a private copy of its decoder in memory, and time on every "
-            "step.",
+            "step. Not used with a latent index.",
         ),
     ]
 
@@ -319,7 +319,7 @@ class ApplyNode(io.ComfyNode):
                     default=decoding.CHOICES[0],
                     tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, "
                     "else the connected vae, else coarse preview colours. taesd is fast and "
-                    "sharp, vae slow and large, linear free and coarse.",
+                    "sharp, vae slow and large, linear free and coarse. A latent index needs none.",
                 ),
                 *optional_inputs(),
             ],

@@ -150,6 +150,44 @@ def test_index_of_another_descriptor(amg, index):
         opening.open_probe(amg.paths.find_index("few"), real)
 
 
+def test_every_file_that_may_be_the_weights_is_tried(amg, tmp_path, monkeypatch):
+    """CLIP has no file name of its own: the one that made the index is found among others."""
+    import folder_paths
+
+    opening = amg.module("nodes.opening")
+    spec = opening.make_descriptor("pixel").spec
+    for name in ("clip_b.safetensors", "a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    files = ([str(tmp_path)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "clip_vision", files)
+    folder_paths.filename_list_cache.pop("clip_vision", None)
+    seen = []
+
+    def for_spec(spec, file):
+        seen.append(file.name)
+        if file.name != "b.safetensors":
+            raise amg.AMGError(f"{file.name} is another")
+        return "found"
+
+    monkeypatch.setattr(opening.descriptors, "for_spec", for_spec)
+    clip = spec.__class__("clip_vit_b_32", "cosine", "x", (224,))
+    assert opening.descriptor_of(clip) == "found"
+    assert seen == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "b.safetensors").unlink()
+    folder_paths.filename_list_cache.pop("clip_vision", None)
+    with pytest.raises(amg.AMGError, match="is another"):
+        opening.descriptor_of(clip)
+    folder_paths.filename_list_cache.pop("clip_vision", None)
+
+
+def test_missing_clip_weights(amg):
+    opening = amg.module("nodes.opening")
+    spec = opening.make_descriptor("pixel").spec
+    clip = spec.__class__("clip_vit_b_32", "cosine", "crop224-bicubic-clip-gelu-heads12/1", (224,))
+    with pytest.raises(amg.AMGError, match="clip_vision"):
+        opening.descriptor_of(clip)
+
+
 @pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\ny"])
 def test_names_of_indexes(amg, run_node, pictures, name):
     with pytest.raises(amg.AMGError, match="name:"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,8 +76,13 @@ def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monk
         pictures = [demo["vae"].decode(latent["samples"]) for latent in (plain, guarded)]
     for judge in (index, latent_index[0]):  # one that never steered, and the one that did
         words = [run_node("AMG_SimilarityProbe", image=x, index=judge)[1] for x in pictures]
-        assert words[0].count("A copy of") == 2
-        assert words[1].count("Not a copy") == 2
+        assert words[0].count("A copy of memorised-000.webp") == 2
+        assert "A copy of" not in words[1]
+        assert "Too close" not in words[1]
+    own = amg.module("amg_core.verdict").thumbnail(index.searcher.index, 0)[None]
+    alike = [amg.module("amg_core.judge").zncc(x.movedim(-1, 1), own) for x in pictures]
+    assert alike[0].min() > 0.9
+    assert alike[1].max() < 0.5
 
 
 def test_dormant_is_identical(run_node, latent_index, demo, draw):
@@ -196,3 +202,40 @@ def test_adding_to_a_latent_index(amg, run_node, demo, latent_index):
         run_node("AMG_IndexFromImages", images=[images], mode=["add"], **inputs)
     (whole,) = run_node("AMG_CombineIndexes", index_1=latent_index[0], index_2=probe)
     assert whole.searcher.index.count == 634
+
+
+@pytest.fixture
+def taesd(amg):
+    """A small encoder with random weights, where ComfyUI keeps them; gone after the test."""
+    import folder_paths
+    import safetensors.torch
+
+    encoder = amg.module("amg_core.descriptors.latent").TAESDEncoder()
+    (folder,) = folder_paths.get_folder_paths("vae_approx")
+    Path(folder).mkdir(exist_ok=True)
+    path = Path(folder) / "taesd_encoder.safetensors"
+    safetensors.torch.save_file(encoder.state_dict(), path)
+    folder_paths.filename_list_cache.pop("vae_approx", None)
+    yield path
+    path.unlink()
+    folder_paths.filename_list_cache.pop("vae_approx", None)
+
+
+def test_taesd_encodes_for_its_own_indexes(amg, taesd):
+    """Indexes of the command line: the encoder is found by itself, and not needed to guard."""
+    import folder_paths
+
+    opening = amg.module("nodes.opening")
+    spec = amg.module("amg_core.descriptors").create("latent", taesd, side=64).spec
+    assert opening.descriptor_of(spec).encode(torch.zeros(1, 3, 80, 64)).shape == (1, 4, 8, 8)
+    decoder = taesd.with_name("taesd_decoder.safetensors")
+    taesd.rename(decoder)  # no encoder by that name
+    folder_paths.filename_list_cache.pop("vae_approx", None)
+    try:
+        assert amg.paths.weights("latent") == []
+        without = opening.descriptor_of(spec)
+        assert without.spec == spec
+        with pytest.raises(amg.AMGError, match="encoder"):
+            without.encode(torch.zeros(1, 3, 64, 64))
+    finally:
+        decoder.rename(taesd)

@@ -109,7 +109,7 @@ def test_loaded_quietly(server):
 
 
 def test_help_pages_and_workflows_are_served(server):
-    for node in ("AMG_Sampler", "AMG_BuildIndex"):
+    for node in ("AMG_Sampler", "AMG_BuildIndex", "AMG_IndexFromImages", "AMG_MutePictures"):
         assert server(f"/extensions/{FOLDER}/docs/{node}.md", raw=True).startswith(b"# ")
     templates = server("/api/workflow_templates")
     assert {"amg_first_look", "amg_sd15"} <= set(templates[FOLDER])
@@ -151,15 +151,15 @@ def test_indexes_made_in_the_graph(server, first_look):
     keep |= {*of_type(prompt, "CLIPTextEncode"), *of_type(prompt, "EmptyLatentImage")}
     prompt = {number: node for number, node in prompt.items() if number in keep}
     prompt |= {
-        "90": node("VAEDecode", samples=[plain, 0], vae=[demo, 2]),
-        "91": node("AMG_IndexFromImages", images=["90", 0], captions="a fox", name="drawn",
+        "90": step("VAEDecode", samples=[plain, 0], vae=[demo, 2]),
+        "91": step("AMG_IndexFromImages", images=["90", 0], captions="a fox", name="drawn",
                    descriptor="pixel", mode="add"),
-        "92": node("AMG_CombineIndexes", index_1=[built, 0], index_2=["91", 0]),
-        "93": node("AMG_MutePictures", index=["92", 0], patterns="once-032*", reason="mine",
+        "92": step("AMG_CombineIndexes", index_1=[built, 0], index_2=["91", 0]),
+        "93": step("AMG_MutePictures", index=["92", 0], patterns="once-032*", reason="mine",
                    undo=False),
-        "94": node("PreviewAny", source=["93", 1]),
-        "95": node("PreviewAny", source=[sampler, 1]),
-        "96": node("PreviewAny", source=["91", 1]),
+        "94": step("PreviewAny", source=["93", 1]),
+        "95": step("PreviewAny", source=[sampler, 1]),
+        "96": step("PreviewAny", source=["91", 1]),
     }  # fmt: skip
     prompt[sampler]["inputs"]["index"] = ["93", 0]
     done = finish(server, prompt)
@@ -173,7 +173,7 @@ def test_indexes_made_in_the_graph(server, first_look):
     assert {sampler, built, "91", "92", "93"} <= set(cached)
 
 
-def node(kind: str, **inputs) -> dict:
+def step(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
