@@ -110,6 +110,7 @@ def _build(options: argparse.Namespace) -> None:
         create(options.descriptor, options.weights, **chosen),
         **_how(options),
     )
+    _prepare(options.out)
     _tell(options, report)
 
 
@@ -121,6 +122,7 @@ def _add(options: argparse.Namespace) -> None:
         spec = index.spec
     descriptor = terminal.descriptor_of(spec, options.weights)
     report = add(open_sources(options.sources), options.index, descriptor, **_how(options))
+    _prepare(options.index)
     _tell(options, report)
 
 
@@ -129,6 +131,17 @@ def _import(options: argparse.Namespace) -> None:
 
     show = terminal.progress_printer(sys.stderr)
     _tell(options, import_clip_retrieval(options.folder, options.out, options.model, show))
+
+
+def _prepare(path: Path) -> None:
+    """Make what a large index is searched with now, rather than in the first guarded step."""
+    from amg_core.index import Index
+    from amg_core.index.search import Searcher
+
+    with Index.open(path) as index:
+        for scale in index.spec.scales:
+            if len(index.muted) < index.count:
+                Searcher(index).prepare(scale)
 
 
 def _how(options: argparse.Namespace) -> dict:

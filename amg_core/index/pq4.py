@@ -186,6 +186,7 @@ def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) ->
     if n < 4 * coding.LEAST or bound == 0 or not np.isfinite(a):
         return bound
     growth = deviation * np.log(4) / max(float(scan.scores[n // 4]) - scan.rest, coding.TINY)
+    growth = min(growth, 1e3)  # equal estimates: as steep as float64 can tell
     lift = min(growth * growth / 2 - a * growth, 700.0)
     total = n * (float(np.exp(lift)) * float(_beyond(a - growth)) - float(_beyond(a)))
     return min(bound, max(total, bound / TRUST))

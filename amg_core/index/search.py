@@ -10,8 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arithmetic import plain_arithmetic
 from ..errors import AMGError
 from . import exact, pq4
 from .reader import Index
@@ -32,16 +32,6 @@ log = logging.getLogger(__name__)
 
 Found = list[tuple[Tensor, Tensor]]  # per query: values (k,), best first, and ids (k,)
 Engine = Callable[[Tensor, int], Found]
-
-
-@contextmanager
-def plain_arithmetic(device: torch.device | str) -> Iterator[None]:
-    """Ordinary tensors, no graph, no autocast, whatever the host has switched on around us."""
-    kind = torch.device(device).type
-    known = getattr(torch.amp, "is_autocast_available", lambda kind: kind in ("cpu", "cuda"))
-    autocast = torch.autocast(kind, enabled=False) if known(kind) else nullcontext()
-    with torch.inference_mode(False), torch.no_grad(), autocast:
-        yield
 
 
 @dataclass(frozen=True)

@@ -227,13 +227,15 @@ class Rows:
             raise ValueError(f"ids must be (n,), not {ids.shape}")
         if len(self._parts) == 1:
             return np.asarray(self._parts[0][ids])
-        at = np.searchsorted(self._starts, ids, side="right") - 1
-        if len(ids) and (ids.min() < 0 or at.max() >= len(self._parts)):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids must be in 0 .. {len(self) - 1}")
         found = np.empty((len(ids), self.shape[1]), self.dtype)
-        for part in np.unique(at):
-            of_part = at == part
-            found[of_part] = self._parts[part][ids[of_part] - self._starts[part]]
+        order = np.argsort(ids, kind="stable")  # so that each part is read once, front to back
+        ends = np.searchsorted(ids[order], self._starts)
+        for part, start, begin, end in zip(self._parts, self._starts, ends, ends[1:], strict=False):
+            if begin < end:
+                places = order[begin:end]
+                found[places] = part[ids[places] - start]
         return found
 
     def _slice(self, start: int, stop: int) -> np.ndarray:
