@@ -38,14 +38,18 @@ def _standardised(pictures: Tensor) -> Tensor:
     return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
 
 
-def over_index(pictures: Tensor, ids: Tensor, thumbnails) -> Tensor:
+def over_index(pictures: Tensor, ids: list[list[int]], thumbnails) -> tuple[Tensor, list[int]]:
     """Largest ZNCC of each picture with its candidates' thumbnails, mirrored ones included.
 
-    pictures (B,3,H,W); ids (B,k) row ids; thumbnails: id -> Tensor (3,h,w) in [0,1]. Returns (B,).
+    pictures (B, 3, H, W); ids: the candidates' row ids, at least one a picture; thumbnails: id ->
+    (3, h, w) in [0, 1]. Returns the values (B,) and the ids that have them.
     """
-    worst = []
-    for picture, row in zip(pictures, ids.tolist(), strict=True):
-        others = torch.stack([low_pass(thumbnails(i)[None], ZNCC_SIDE)[0] for i in row])
-        both = torch.cat([others, others.flip(-1)]).to(picture)
-        worst.append(zncc_matrix(picture[None], both).max())
-    return torch.stack(worst)
+    values, worst = [], []
+    for picture, row in zip(pictures, ids, strict=True):
+        others = torch.cat([low_pass(thumbnails(i)[None], ZNCC_SIDE) for i in row]).to(picture)
+        both = torch.maximum(
+            zncc_matrix(picture[None], others), zncc_matrix(picture[None], others.flip(-1))
+        )[0]
+        values.append(both.max())
+        worst.append(row[int(both.argmax())])
+    return torch.stack(values), worst

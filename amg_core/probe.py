@@ -99,12 +99,20 @@ class Probe:
             The descriptor compares latents and has no encoder.
         """
         scale = self.scales[-1] if scale is None else scale
-        if self.latent:
-            encode = self.descriptor.encode
-            both = ((encode(p[None]), encode(p[None].flip(-1))) for p in pictures)
-            return self._join([self._match(*views, scale) for views in both], scale)
-        views = ((p[None], p[None].flip(-1)) for p in pictures)
-        return self._join([self._match(*pair, scale) for pair in views], scale)
+        return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
+
+    @torch.no_grad()
+    def candidates(self, picture: Tensor, k: int) -> list[int]:
+        """Ids of the k rows nearest to a finished picture (1, 3, H, W), and of k for its mirror image."""
+        scale, found = self.scales[-1], []
+        for view in self._views(picture):
+            found += self.searcher.nearest(self._embed(view, scale), scale, k)[1][0].tolist()
+        return list(dict.fromkeys(found))
+
+    def _views(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """A finished picture (1, 3, H, W) and its mirror image, as the descriptor takes them."""
+        both = picture, picture.flip(-1)
+        return tuple(map(self.descriptor.encode, both)) if self.latent else both
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
         """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now (1,).

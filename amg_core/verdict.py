@@ -17,6 +17,9 @@ COPY = 0.4  # closeness above which the descriptor says copy: where the schedule
 ZNCC_COPY = (
     0.75  # correlation above which the second judge does, or more where the index is uniform
 )
+CANDIDATES = (
+    32  # pictures the second judge looks at: the descriptor's nearest, and as many mirrored
+)
 SAMPLED = 256  # thumbnails compared with each other to learn that
 
 
@@ -26,8 +29,9 @@ class Verdict:
 
     similarity, threshold : float, in the descriptor's units, above the threshold it says copy;
     closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float in
-    [−1, 1], the second judge's correlation with the nearest picture (see `judge.zncc`); neighbor :
-    int, row id; source, caption : str, of that picture; copy : bool, either judge says so.
+    [−1, 1], the second judge's largest correlation (see `judge.zncc`); neighbor : int, row id of the
+    descriptor's nearest picture, or the second judge's where only that one says copy; source,
+    caption : str, of that picture; copy : bool, either judge says so.
     """
 
     similarity: float
@@ -48,18 +52,22 @@ class Verdict:
 def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
-    The second judge looks at the descriptor's nearest picture and at its mirror image.
+    The second judge looks at the descriptor's 32 nearest pictures and at the 32 nearest to the mirror
+    image, in both directions: the descriptor may rank a copy that it was fooled about low.
     """
     index = probe.searcher.index
     match = probe.look_at_pictures(pictures)
     unrelated = probe.unrelated(match.scale)
     threshold = unrelated + COPY * (PERFECT[probe.metric] - unrelated)
     limit = zncc_threshold(index)
-    blind = judge.over_index(pictures, match.ids[:, None], lambda i: thumbnail(index, i))
+    looked_at = [probe.candidates(picture[None], CANDIDATES) for picture in pictures]
+    blind, alike = judge.over_index(pictures, looked_at, lambda i: thumbnail(index, i))
     verdicts = []
     columns = (match.similarity, match.closeness, match.ids, blind)
-    for similarity, close, i, correlation in zip(*(c.tolist() for c in columns), strict=True):
+    rows = zip(*(c.tolist() for c in columns), alike, strict=True)
+    for similarity, close, nearest, correlation, other in rows:
         first, second = close > COPY, correlation > limit
+        i = other if second and not first else nearest
         verdicts.append(
             Verdict(
                 similarity, threshold, close, correlation, limit, i, index.source(i),
