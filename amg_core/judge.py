@@ -38,18 +38,10 @@ def _standardised(pictures: Tensor) -> Tensor:
     return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
 
 
-def over_index(pictures: Tensor, ids: list[list[int]], thumbnails) -> tuple[Tensor, list[int]]:
-    """Largest ZNCC of each picture with its candidates' thumbnails, mirrored ones included.
+def over_index(picture: Tensor, ids: list[int], thumbnails) -> Tensor:
+    """ZNCC of a picture (1, 3, H, W) with each candidate's thumbnail or its mirror image: (len(ids),).
 
-    pictures (B, 3, H, W); ids: the candidates' row ids, at least one a picture; thumbnails: id ->
-    (3, h, w) in [0, 1]. Returns the values (B,) and the ids that have them.
+    thumbnails: row id -> (3, h, w) in [0, 1].
     """
-    values, worst = [], []
-    for picture, row in zip(pictures, ids, strict=True):
-        others = torch.cat([low_pass(thumbnails(i)[None], ZNCC_SIDE) for i in row]).to(picture)
-        both = torch.maximum(
-            zncc_matrix(picture[None], others), zncc_matrix(picture[None], others.flip(-1))
-        )[0]
-        values.append(both.max())
-        worst.append(row[int(both.argmax())])
-    return torch.stack(values), worst
+    others = torch.cat([low_pass(thumbnails(i)[None], ZNCC_SIDE) for i in ids]).to(picture)
+    return torch.maximum(zncc_matrix(picture, others), zncc_matrix(picture, others.flip(-1)))[0]

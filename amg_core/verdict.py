@@ -29,9 +29,9 @@ class Verdict:
 
     similarity, threshold : float, in the descriptor's units, above the threshold it says copy;
     closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float in
-    [−1, 1], the second judge's largest correlation (see `judge.zncc`); neighbor : int, row id of the
-    descriptor's nearest picture, or the second judge's where only that one says copy; source,
-    caption : str, of that picture; copy : bool, either judge says so.
+    [−1, 1], the second judge's correlation (see `judge.zncc`) farthest over its limit; neighbor :
+    int, row id of the descriptor's nearest picture, or the second judge's where only that one says
+    copy; source, caption : str, of that picture; copy : bool, either judge says so.
     """
 
     similarity: float
@@ -53,21 +53,20 @@ def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
     The second judge looks at the descriptor's 32 nearest pictures and at the 32 nearest to the mirror
-    image, in both directions: the descriptor may rank a copy that it was fooled about low.
+    image, in both directions: a descriptor that was fooled ranks a copy low. Among so many some are
+    composed alike by chance, so all but the nearest must correlate half-way from the limit to 1.
     """
     index = probe.searcher.index
     match = probe.look_at_pictures(pictures)
     unrelated = probe.unrelated(match.scale)
     threshold = unrelated + COPY * (PERFECT[probe.metric] - unrelated)
-    limit = zncc_threshold(index)
-    looked_at = [probe.candidates(picture[None], CANDIDATES) for picture in pictures]
-    blind, alike = judge.over_index(pictures, looked_at, lambda i: thumbnail(index, i))
     verdicts = []
-    columns = (match.similarity, match.closeness, match.ids, blind)
-    rows = zip(*(c.tolist() for c in columns), alike, strict=True)
-    for similarity, close, nearest, correlation, other in rows:
+    columns = (match.similarity, match.closeness, match.ids)
+    rows = zip(pictures.split(1), *(c.tolist() for c in columns), strict=True)
+    for picture, similarity, close, nearest in rows:
+        correlation, limit, alike = _second_judge(probe, picture, nearest)
         first, second = close > COPY, correlation > limit
-        i = other if second and not first else nearest
+        i = alike if second and not first else nearest
         verdicts.append(
             Verdict(
                 similarity, threshold, close, correlation, limit, i, index.source(i),
@@ -75,6 +74,18 @@ def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
             )
         )  # fmt: skip
     return verdicts
+
+
+def _second_judge(probe: Probe, picture: Tensor, nearest: int) -> tuple[float, float, int]:
+    """Correlation, its limit, and the row, of the candidate that is farthest over its limit."""
+    index = probe.searcher.index
+    others = [i for i in probe.candidates(picture, CANDIDATES) if i != nearest]
+    ids = [nearest, *others]
+    limit = zncc_threshold(index)
+    limits = torch.tensor([limit] + [(1 + limit) / 2] * len(others))
+    values = judge.over_index(picture, ids, lambda i: thumbnail(index, i)).cpu()
+    worst = int((values - limits).argmax())
+    return float(values[worst]), float(limits[worst]), ids[worst]
 
 
 def zncc_threshold(index) -> float:
