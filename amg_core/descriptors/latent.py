@@ -155,7 +155,7 @@ class LatentDescriptor:
         if self._encode is None:
             raise AMGError(
                 f"Pictures cannot be compared with an index of latents ({self.spec.id}) without the "
-                f"encoder that made it: connect the model's VAE, or give the TAESD encoder file."
+                f"encoder that made it: connect vae and model, or give the TAESD encoder file."
             )
         latents = self._encode(resize(pictures.float(), self.side)).float()
         self._check(latents)
