@@ -71,6 +71,7 @@ def register(commands) -> None:
     bring.add_argument(
         "--model", default="ViT-B/32", help="the CLIP that made the embeddings (%(default)s)"
     )
+    bring.add_argument("--replace", action="store_true", help="OUT may be an index: replace it")
     terminal.add_json(bring)
     bring.set_defaults(run=_import)
 
@@ -104,6 +105,7 @@ def _build(options: argparse.Namespace) -> None:
         if options.descriptor != "latent":
             raise AMGError("--family belongs to --descriptor latent.")
         chosen["family"] = options.family
+    before = _count(options.out)
     report = build(
         open_sources(options.sources),
         options.out,
@@ -112,6 +114,19 @@ def _build(options: argparse.Namespace) -> None:
     )
     _prepare(options.out)
     _tell(options, report)
+    if not options.json and before > report.count:
+        print(f"note: there were {before} pictures before; build keeps only what SOURCE has now")
+
+
+def _count(index: Path) -> int:
+    """Pictures of the index that is there; 0 where there is none to read."""
+    from amg_core.index.format import MANIFEST, parse_manifest
+
+    path = index / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes(), path).count
+    except (OSError, AMGError):
+        return 0
 
 
 def _add(options: argparse.Namespace) -> None:
@@ -129,6 +144,7 @@ def _add(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from amg_core.index.clip_retrieval import import_clip_retrieval
 
+    terminal.refuse_index(options.out, options.replace, "import")
     show = terminal.progress_printer(sys.stderr)
     _tell(options, import_clip_retrieval(options.folder, options.out, options.model, show))
 
@@ -167,8 +183,9 @@ def _tell(options: argparse.Namespace, report) -> None:
         )
         return
     print(f"{report.path}: {report.count} pictures in {report.seconds:.1f} s")
-    if report.reused:
-        print(f"  {report.embedded} embedded, {report.reused} were there already")
+    if report.reused and options.run is not _import:
+        print(f"  {report.embedded} files embedded; {report.reused} needed none: pictures it had,"
+              " or the same bytes under another name")  # fmt: skip
     terminal.print_skipped(report.skipped)
     for note in report.notes:
         print(f"note: {note}")

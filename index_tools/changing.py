@@ -17,7 +17,7 @@ muted when it is built again. Without a choice of pictures, print what is muted.
 
 MERGE = """\
 Make the index OUT of several, built perhaps on several machines. A picture that several hold is in
-once. Nothing is embedded again."""
+once. Nothing is embedded again. To bring pictures into an index that is there, use add."""
 
 
 def register(commands) -> None:
@@ -39,7 +39,8 @@ def register(commands) -> None:
 
     merge = commands.add_parser("merge", help="make one index of several", description=MERGE)
     merge.add_argument("indexes", metavar="INDEX", type=Path, nargs="+", help="index folders")
-    merge.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
+    merge.add_argument("out", metavar="OUT", type=Path, help="new index folder")
+    merge.add_argument("--replace", action="store_true", help="OUT may be an index: replace it")
     terminal.add_json(merge)
     merge.set_defaults(run=_merge)
 
@@ -74,7 +75,13 @@ def _apply(options: argparse.Namespace, word: str, chosen, change) -> None:
         return
     count = change()
     if not count:
-        raise AMGError(f"Nothing in {options.index} is meant by that: see --dry-run.")
+        if getattr(options, "undo", False):
+            raise AMGError(f"No muted picture is meant by that: 'mute {options.index}' lists them.")
+        example = next(_files(options.index)).source
+        raise AMGError(
+            f"No picture of {options.index} is meant by that. Names in it are like {example!r}: "
+            f"give the whole name, or a pattern such as '*part of it*'."
+        )
     if options.json:
         terminal.print_json(path=str(options.index), count=count)
     else:
@@ -112,6 +119,7 @@ def _list_muted(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from amg_core.index import merge
 
+    terminal.refuse_index(options.out, options.replace, "merge")
     count = merge(options.indexes, options.out)
     if options.json:
         terminal.print_json(path=str(options.out), count=count)

@@ -90,7 +90,8 @@ def _info(options: argparse.Namespace) -> None:
                 hash=index.hash,
             )
             return
-        size = f"{(sum(sizes.values()) - cached) / 1e6:.1f} MB in {len(index.shards)} shards"
+        shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
+        size = f"{(sum(sizes.values()) - cached) / 1e6:.1f} MB in {shards}"
         print(f"{index.path}: a sound index")
         print(f"  pictures    {index.count}, {captions} with a caption")
         if aliases:
@@ -99,7 +100,7 @@ def _info(options: argparse.Namespace) -> None:
             print(f"  muted       {len(index.muted)}")
         print(f"  descriptor  {describe(index.spec)}")
         print(f"  created     {index.created}, {size}")
-        if cached:
+        if cached >= 5e4:  # smaller is nothing to speak of
             print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")
         print(f"  hash        {index.hash}")
 

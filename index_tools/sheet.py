@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -142,7 +144,15 @@ def _height(title: str, cells: Sequence[Cell], columns: int, cell: int, step: in
     return (22 if title else 0) + rows * _pitch(_lines(cells), cell, step) + GAP
 
 
+# Pillow's own font knows ASCII only. Windows, macOS, Linux; those with most letters first.
+FONTS = ("msyh.ttc", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "arial.ttf")
+
+
+@cache
 def _font(size: int):
+    for name in FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
     try:
         return ImageFont.load_default(size=size)
     except TypeError:  # Pillow before 10.1

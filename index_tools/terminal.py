@@ -129,14 +129,19 @@ def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
     """The choice that `add_selection`'s options make. AMGError where they make none."""
     patterns = [p for p in options.patterns if not p.startswith("sha256:")]
     hashes = {p.removeprefix("sha256:").lower() for p in options.patterns if p not in patterns}
-    names: set[str] = set()
+    names = set(patterns)  # a name with brackets in it is a name, too
     try:
         hashes |= {hashlib.sha256(path.read_bytes()).hexdigest() for path in options.picture}
         for path in options.list:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
             names.update(line for line in lines if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise AMGError(f"Cannot read {error}: check the path.") from None
+    except OSError as error:
+        why = error.strerror or error
+        raise AMGError(f"Cannot read {error.filename} ({why}): check the path.") from None
+    except UnicodeDecodeError:
+        raise AMGError(
+            f"Cannot read {path}: the list must be UTF-8 text, one name a line."
+        ) from None
     if not (patterns or hashes or names or options.caption):
         raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
 
@@ -149,6 +154,15 @@ def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
         )
 
     return chosen
+
+
+def refuse_index(out: Path, replace: bool, what: str) -> None:
+    """AMGError where `out` is an index and may not be replaced."""
+    if not replace and (out / "manifest.json").exists():
+        raise AMGError(
+            f"{out} is an index already, and {what} would replace all of it: give a new folder, "
+            f"or --replace if you mean it."
+        )
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:

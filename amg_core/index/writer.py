@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,7 @@ from .sources import Source, open_source
 
 ROWS_PER_SHARD = 1 << 17
 PART_ROWS, PART_SECONDS = 4096, 15.0  # a part of a build is sealed after so much, or so long
+OPEN_PARTS = 16  # a slow build has thousands of parts, and a process may open 256 files (macOS)
 
 Progress = Callable[[int, int, str], None]
 
@@ -260,10 +261,13 @@ class _Pool:
         self.known.add(shard.hashes, len(self.shards))
         self.shards.append(shard)
 
+    def _shard(self, number: int) -> Shard:
+        return self.shards[number]
+
     def copy(self, entry: Entry, writer: ShardWriter) -> None:
         """Append the picture to `writer`, under the name and caption of `entry`."""
         number, row = self.known.find(bytes.fromhex(entry.sha256))
-        shard = self.shards[number]
+        shard = self._shard(number)
         there = shard.record(row)
         record = Record(entry.source, entry.caption, entry.sha256, there.width, there.height)
         rows = {scale: shard.rows(scale)[row] for scale in self.spec.scales}
@@ -277,32 +281,53 @@ class _Store(_Pool):
     """What a build has embedded so far, in sealed parts below the build folder.
 
     Parts of a build that was killed are taken over where they are whole and of the same descriptor.
+    Of all parts only the hashes are kept in memory, and no more than OPEN_PARTS are open at once.
     """
 
     def __init__(self, folder: Path, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
         super().__init__(spec, shards)
         self.folder, self._first = folder, len(self.shards)
+        self._parts: list[tuple[Path, fmt.ShardEntry, dict[int, int]]] = []
+        self._open: dict[int, Shard] = {}  # the least recently used first
         self._next = 0
         self._writer: ShardWriter | None = None
         self._unsealed: set[str] = set()
         self._started = 0.0
-        for part in sorted(folder.glob("*")):
+        for part in sorted(folder.glob("[0-9]" * 8)):
             self._next = max(self._next, int(part.name) + 1)
             try:
                 manifest = fmt.parse_manifest((part / fmt.MANIFEST).read_bytes(), part)
                 if manifest.spec != spec:
                     raise AMGError("made by another descriptor")
-                shard = Shard(part, manifest.shards[0], dict(manifest.dims))
-                shard.check()
+                self._take(part, manifest.shards[0], dict(manifest.dims), check=True)
             except (AMGError, OSError):  # cut short: its pictures are embedded again
                 shutil.rmtree(part)
-            else:
-                self._enter(shard)
+
+    def _take(
+        self, part: Path, entry: fmt.ShardEntry, dims: dict[int, int], check: bool = False
+    ) -> None:
+        """Enter a sealed part."""
+        with closing(Shard(part, entry, dims)) as shard:
+            if check:
+                shard.check()
+            self.known.add(shard.hashes, self._first + len(self._parts))
+        self._parts.append((part, entry, dims))
+
+    def _shard(self, number: int) -> Shard:
+        if number < self._first:
+            return self.shards[number]
+        shard = self._open.pop(number, None)
+        if shard is None:
+            if len(self._open) >= OPEN_PARTS:
+                self._open.pop(next(iter(self._open))).close()
+            shard = Shard(*self._parts[number - self._first])
+        self._open[number] = shard
+        return shard
 
     @property
     def stored(self) -> int:
         """Pictures in the sealed parts."""
-        return sum(shard.count for shard in self.shards[self._first :])
+        return sum(entry.count for _, entry, _ in self._parts)
 
     def has(self, sha256: str) -> bool:
         """Whether the picture needs no embedding. May be called from several threads."""
@@ -330,14 +355,15 @@ class _Store(_Pool):
         fresh = writer.folder / "manifest.tmp"
         fresh.write_bytes(fmt.dump_manifest(manifest))
         os.replace(fresh, writer.folder / fmt.MANIFEST)
-        self._enter(Shard(writer.folder, entry, dict(writer.dims)))
+        self._take(writer.folder, entry, dict(writer.dims))
         self._unsealed = set()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        for shard in self.shards[self._first :]:
+        for shard in self._open.values():
             shard.close()
+        self._open = {}
 
 
 _PART = f"{fmt.SHARDS}/{'0' * 16}"  # a part has no place in an index yet

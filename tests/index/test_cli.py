@@ -143,7 +143,7 @@ def test_a_life_of_an_index(tmp_path, pictures, made, capsys):
     assert said(capsys, "remove", made, "p00[01].png")["count"] == 2
     (tmp_path / "drop.txt").write_text("p002.png\n\n")
     assert said(capsys, "remove", made, "--from", tmp_path / "drop.txt")["count"] == 1
-    assert "Nothing in" in fails(capsys, "remove", made, "absent*")
+    assert "Names in it are like" in fails(capsys, "remove", made, "absent*")
     assert "No picture was named" in fails(capsys, "remove", made)
     picture = pictures / "p003.png"
     assert said(capsys, "mute", made, "--picture", picture, "--reason", "mine")["count"] == 1
@@ -200,3 +200,42 @@ def test_verify_finds_damage_and_compares_engines(made, capsys):
     data[-9] ^= 4
     path.write_bytes(data)
     assert "meta.sqlite was altered" in fails(capsys, "verify", made)
+
+
+def test_merge_and_import_replace_no_index_unasked(tmp_path, made, capsys):
+    other = tmp_path / "other"
+    assert cli.main(["build", str(fill(tmp_path / "more", 2, first=50)), str(other)]) == 0
+    before = (other / "manifest.json").read_bytes()
+    for command in ("merge", "import"):
+        assert cli.main([command, str(made), str(other)]) == 1
+        assert "--replace" in capsys.readouterr().err
+    assert (other / "manifest.json").read_bytes() == before
+    assert cli.main(["merge", str(made), str(other), "--replace"]) == 0
+    with Index.open(other) as index, Index.open(made) as original:
+        assert list(index.records()) == list(original.records())
+
+
+def test_a_build_from_less_says_so(tmp_path, pictures, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["build", str(pictures), out]) == 0
+    assert "before" not in capsys.readouterr().out
+    assert cli.main(["build", str(fill(tmp_path / "few", 1)), out]) == 0
+    assert "there were 5 pictures before" in capsys.readouterr().out
+
+
+def test_names_are_names_and_misses_are_explained(tmp_path, capsys):
+    pictures, out = fill(tmp_path / "in", 3), str(tmp_path / "out")
+    (pictures / "p001.png").rename(pictures / "fox [1].png")
+    assert cli.main(["build", str(pictures), out]) == 0
+    assert cli.main(["remove", out, "nothing"]) == 1
+    assert "'fox [1].png'" in capsys.readouterr().err
+    assert cli.main(["mute", out, "fox*", "--undo"]) == 1
+    assert "No muted picture" in capsys.readouterr().err
+    assert cli.main(["remove", out, "--from", str(tmp_path / "none.txt")]) == 1
+    assert "none.txt (No such file" in capsys.readouterr().err
+    (tmp_path / "latin.txt").write_bytes(b"gr\xf6\xdfe.png")
+    assert cli.main(["remove", out, "--from", str(tmp_path / "latin.txt")]) == 1
+    assert "UTF-8" in capsys.readouterr().err
+    assert cli.main(["remove", out, "fox [1].png"]) == 0
+    with Index.open(out) as index:
+        assert [record.source for record in index.records()] == ["p000.png", "p002.png"]
