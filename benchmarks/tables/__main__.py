@@ -1,0 +1,195 @@
+"""The paper's tables on models that memorise: `python -m benchmarks.tables`. See docs/tables.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from amg_core.descriptors import create
+from amg_core.errors import AMGError
+
+from . import methods, report, worlds
+from .grade import Embed, Judges
+from .report import Row
+from .train import Recipe
+
+MODELS = ("text", "class", "unconditional")
+CACHE = Path(__file__).with_name(".cache")
+TITLES = {
+    1: "Table 1: text-conditional", 2: "Table 2: unconditional", 3: "Table 3: class-conditional",
+    4: "Table 4: each term left out", 5: "Table 5: gate and schedule",
+}  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("tables_results"))
+    parser.add_argument("--models", type=Path, default=CACHE, help="trained models are kept here")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--methods", nargs="+", help="rows to draw beside plain (default all)")
+    parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
+    parser.add_argument("--first", type=int, default=200_000, help="seed of the first picture")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--train-steps", type=int, default=Recipe.steps)
+    parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    arguments = parse()
+    try:
+        sscd = None if arguments.sscd is None else sscd_embedding(arguments.sscd)
+        run(arguments, sscd)
+    except (AMGError, FileNotFoundError) as error:
+        print(f"error: {error}")
+        return 1
+    return 0
+
+
+def sscd_embedding(weights: Path) -> Embed:
+    """Pictures -> unit rows, by Meta's network at full detail."""
+    descriptor = create("sscd", weights)
+    scale = descriptor.spec.scales[-1]
+
+    @torch.inference_mode()
+    def embed(pictures: torch.Tensor) -> torch.Tensor:
+        return torch.cat([descriptor.embed(part, scale) for part in pictures.split(8)])
+
+    return embed
+
+
+def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
+    """Draw and grade every row of the chosen models; returns what results.json holds."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    started, results = time.perf_counter(), {"arguments": _json(vars(arguments)), "worlds": {}}
+    makers = {
+        "text": (lambda: worlds.text_world(arguments.models), methods.text_methods),
+        "class": (
+            lambda: worlds.class_world(arguments.models, _recipe("class", arguments), _tell),
+            methods.class_methods,
+        ),
+        "unconditional": (
+            lambda: worlds.unconditional_world(
+                arguments.models, _recipe("unconditional", arguments), _tell
+            ),
+            methods.unconditional_methods,
+        ),
+    }
+    for name in arguments.only:
+        make, rows = makers[name]
+        judges = Judges(make(), sscd)
+        chosen = [
+            m for m in rows()
+            if m.name == "plain" or not arguments.methods or m.name in arguments.methods
+        ]  # fmt: skip
+        results["worlds"][name] = table(judges, chosen, arguments, name)
+        results["seconds"] = time.perf_counter() - started
+        (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    print(
+        f"\n{results['seconds']:.0f} s in all; sheets, curves and results.json in {out.resolve()}"
+    )
+    return results
+
+
+def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> dict:
+    """Draw, grade, print and save one world."""
+    world, out = judges.world, arguments.out
+    asked = list(world.prompts(arguments.seeds, arguments.first))
+    captions, seeds = [caption for caption, _, _ in asked], [seed for _, seed, _ in asked]
+    group = torch.tensor([g for _, _, g in asked])
+    made: dict[str, Row] = {}
+    own = None
+    for method in rows:
+        n = len(group) if method.others else int((group == 0).sum())  # the memorised come first
+        _tell(f"{world.name}: drawing {n} pictures, {method.name}")
+        drawn = methods.draw(world, method, captions[:n], seeds[:n], arguments.steps)
+        if own is None:
+            own = judges.own(drawn.pictures, captions)
+        plain = made["plain"].drawn.pictures if made else drawn.pictures
+        grades = judges.grade(drawn.pictures, captions[:n], own[:n], plain[:n], method.eye)
+        made[method.name] = Row(method, drawn, grades, group[:n])
+    result = figures(judges, made, captions, seeds)
+    for title, part in result["tables"].items():
+        print(f"\n### {title}\n\n{report.markdown(part)}", flush=True)
+    for guard in (n for n in ("AMG main", "AMG strong", "paper", "reference") if n in made):
+        slug = f"{name}_{guard.replace(' ', '_')}"
+        report.save_sheet(out / f"sheet_{slug}.png", judges, made, guard, captions, own)
+        report.save_sheet(out / f"others_{slug}.png", judges, made, guard, captions, own, 1)
+        report.save_curves(
+            out / f"curves_{slug}.png", judges, made[guard], captions, seeds, arguments.steps
+        )
+    return result
+
+
+def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: list[int]) -> dict:
+    """All tables of one world, and what every picture was graded."""
+    tables: dict[str, dict] = {}
+    limit, plain = judges.limit, made["plain"]
+    memorised, others = plain.group == 0, plain.group == 1
+    for number in sorted({n for row in made.values() for n in row.method.tables}):
+        part = {name: row for name, row in made.items() if number in row.method.tables}
+        title = f"{TITLES[number]}, {int(memorised.sum())} pictures of what is memorised"
+        tables[title] = {
+            k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
+        }
+        tables[f"{TITLES[number]}: unseen judges (ZNCC limit {limit:.2f})"] = {
+            k: report.honest_columns(row, row.group == 0, limit) for k, row in part.items()
+        }
+        tables[f"{TITLES[number]}: method minus plain, paired"] = {
+            k: report.against_plain(row, plain)
+            for k, row in part.items() if k != "plain"
+        }  # fmt: skip
+        if others.any():
+            tables[f"{TITLES[number]}: {int(others.sum())} others, to be left alone"] = {
+                k: report.dormant_columns(row, others)
+                for k, row in part.items() if row.method.others
+            }  # fmt: skip
+        untouched = memorised & (plain.grades.closeness <= report.COPY)
+        if number in (2, 3) and untouched.any():
+            heading = (
+                f"{TITLES[number]}: the {int(untouched.sum())} whose unguarded twin is no copy"
+            )
+            tables[heading] = {k: report.dormant_columns(r, untouched) for k, r in part.items()}
+    tables = {title: part for title, part in tables.items() if part}
+    return {
+        "tables": tables,
+        "failures": {
+            k: report.failures(row, captions, seeds, limit)
+            for k, row in made.items() if k != "plain"
+        },
+        "redrawn": {k: row.drawn.redrawn for k, row in made.items() if row.method.retries},
+        "zncc_limit": limit,
+        "pictures": {
+            "prompt": captions, "seed": seeds, "group": plain.group.tolist(),
+            **{k: _columns(row) for k, row in made.items()},
+        },
+    }  # fmt: skip
+
+
+def _columns(row: Row) -> dict[str, list]:
+    g = row.grades
+    names = ("nl2", "closeness", "views", "other", "zncc", "zncc_own", "sscd", "sscd_own")
+    kept = {n: getattr(g, n) for n in (*names, "alignment", "same")}
+    return {n: v.tolist() for n, v in kept.items() if v is not None} | {"acted": row.drawn.acted}
+
+
+def _recipe(kind: str, arguments: argparse.Namespace) -> Recipe:
+    return Recipe(kind, steps=arguments.train_steps)
+
+
+def _json(values: dict) -> dict:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

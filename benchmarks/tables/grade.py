@@ -1,0 +1,176 @@
+"""The papers' measures, and judges that no guidance has seen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from amg_core import judge
+from amg_core.probe import Probe
+from amg_core.verdict import COPY, zncc_threshold
+from amg_demo.evaluate import kid, score
+from amg_demo.sheet import to_image
+
+from .worlds import World
+
+Embed = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) -> unit rows (B, D)
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Grades:
+    """One figure a picture, (B,) each, and features (B, D); see `grade`."""
+
+    nl2: Tensor
+    closeness: Tensor
+    views: Tensor
+    other: Tensor
+    zncc: Tensor
+    zncc_own: Tensor
+    sscd: Tensor | None
+    sscd_own: Tensor | None
+    alignment: Tensor
+    features: Tensor
+    same: Tensor
+
+
+@dataclass
+class Judges:
+    """What judges one world's pictures. `sscd` None: its weights are not at hand."""
+
+    world: World
+    sscd: Embed | None = None
+
+    def __post_init__(self) -> None:
+        self.training = self.world.data.pictures
+        self.limit = zncc_threshold(self.world.probes["pixel"].searcher.index)
+        self.sscd_rows = None if self.sscd is None else self.sscd(self.training)
+        with torch.inference_mode():
+            once = self.training[self.world.data.copies == 1]
+            self.real = self.world.scorer(once)["features"]
+
+    @torch.inference_mode()
+    def grade(
+        self, pictures: Tensor, captions: list[str], own: Tensor, plain: Tensor, eye: str = "pixel"
+    ) -> Grades:
+        """Grade pictures (B, 3, H, W) in [0, 1].
+
+        own : Tensor (B,) int64
+            The training picture each of them would be a copy of: the prompt's own, or what the
+            unguarded twin copied.
+        plain : Tensor (B, 3, H, W)
+            The unguarded twins.
+        eye : {"pixel", "latent"}
+            The descriptor that guarded: `closeness` is its measure, `other` that of the other one.
+        """
+        probe = self.world.probes["pixel"]
+        labels = self.world.subject(captions) if captions[0] else torch.zeros(len(own)).long()
+        base = score(pictures, probe, self.training, self.world.scorer, labels)
+        latent = self.world.probes["latent"].look_at_pictures(pictures).closeness
+        pixel = base.closeness
+        sscd = None if self.sscd is None else self.sscd(pictures)
+        mine = self.training[own]
+        return Grades(
+            nl2=base.nl2,
+            closeness=pixel if eye == "pixel" else latent,
+            views=on_views(probe, pictures),
+            other=latent if eye == "pixel" else pixel,
+            zncc=base.zncc,
+            zncc_own=torch.maximum(judge.zncc(pictures, mine), judge.zncc(pictures, mine.flip(-1))),
+            sscd=None if sscd is None else (sscd @ self.sscd_rows.T).amax(dim=1),
+            sscd_own=None if sscd is None else (sscd * self.sscd_rows[own]).sum(dim=1),
+            alignment=base.alignment if captions[0] else torch.full((len(own),), float("nan")),
+            features=base.features,
+            same=(pictures == plain).flatten(1).all(dim=1),
+        )
+
+    def own(self, plain: Tensor, captions: list[str]) -> Tensor:
+        """Row of the training picture that each plain picture is nearest to (B,).
+
+        A duplicated caption of the text model belongs to one picture: then it is that one.
+        """
+        ids = self.world.probes["pixel"].look_at_pictures(plain).ids
+        data = self.world.data
+        for i, caption in enumerate(captions):
+            if caption and data.captions.count(caption) == 1:
+                ids[i] = data.captions.index(caption)
+        return ids
+
+
+def fooled(grades: Grades, limit: float) -> Tensor:
+    """Which pictures the guard's own measure calls clean and an unseen judge a copy (B,) bool.
+
+    Unseen: the other descriptor family, the descriptor on other views, and the correlation with the
+    picture that the unguarded twin copied.
+    """
+    return (grades.closeness <= COPY) & unseen(grades, limit)
+
+
+def unseen(grades: Grades, limit: float) -> Tensor:
+    """Which pictures at least one unseen judge calls a copy (B,) bool."""
+    return (grades.other > COPY) | (grades.views > COPY) | (grades.zncc_own > limit)
+
+
+# ---------------------------------------------------------------- views
+
+
+def views(pictures: Tensor) -> dict[str, Tensor]:
+    """Pictures (B, 3, H, W) as they come back from the world: {what was done: (B, 3, h, w)}."""
+    side = pictures.shape[-1]
+    margin = max(1, round(0.08 * side))
+    small = F.interpolate(pictures, scale_factor=0.5, mode="area")
+    return {
+        "blur": F.interpolate(
+            F.adaptive_avg_pool2d(pictures, max(8, side // 8)), size=side, mode="bilinear"
+        ),
+        "jpeg": torch.stack([_jpeg(picture) for picture in pictures]),
+        "rescale": F.interpolate(small, size=side, mode="bilinear"),
+        "crop": pictures[:, :, margin:-margin, margin:-margin],
+        "flip": pictures.flip(-1),
+    }
+
+
+def on_views(probe: Probe, pictures: Tensor) -> Tensor:
+    """The largest closeness that any view has to any picture of the index (B,)."""
+    seen = [probe.look_at_pictures(view).closeness for view in views(pictures).values()]
+    return torch.stack(seen).amax(dim=0)
+
+
+def _jpeg(picture: Tensor, quality: int = 40) -> Tensor:
+    buffer = io.BytesIO()
+    to_image(picture).save(buffer, "JPEG", quality=quality)
+    back = np.array(Image.open(buffer).convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(back).permute(2, 0, 1) / 255
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Mean of a − b over pairs, and its bootstrap interval (95 %): pairs are drawn together."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    drawn = difference[rng.integers(len(difference), size=(RESAMPLES, len(difference)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(difference.mean()), float(low), float(high)
+
+
+def kid_interval(features: Tensor, real: Tensor, halves: int = 100) -> tuple[float, float, float]:
+    """KID and its 95 % interval from random halves of the pictures.
+
+    Not by drawing with replacement: a picture drawn twice is like itself, which KID takes for a
+    trait of the set. The spread over halves without replacement is the estimate's own spread
+    (delete-half jackknife).
+    """
+    rng = np.random.Generator(np.random.PCG64(2))
+    value, n = kid(features, real), len(features)
+    parts = [kid(features[rng.permutation(n)[: n // 2]], real) for _ in range(halves)]
+    spread = 1.96 * float(np.std(parts))
+    return value, value - spread, value + spread

@@ -1,0 +1,252 @@
+"""What is compared: plain sampling, the prompt baselines of Somepalli et al. 2023, and the guard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amg_core import presets
+from amg_core.loop import until_clean
+from amg_core.schedule import Schedule
+from amg_core.session import Session, Settings
+from amg_core.verdict import verdict
+from amg_demo.sample import noise_levels
+
+from .worlds import World
+
+BATCH = 16
+REPEATS = 4  # words added, as in Somepalli et al.'s code
+GNI = 0.1  # noise on the caption's embedding, relative to its own deviation (CLIP's is about 1)
+ALWAYS = Schedule("constant", -1e3, -1e3)  # no gate: everything is too close
+
+Words = Callable[[list[str], list[str], np.random.Generator], list[str]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    `settings` None: no guard. `words` changes the words of a prompt, `noise` its embedding. `eye`:
+    which descriptor guards. `retries` > 0: the closed loop. `others`: also drawn for prompts that are
+    not memorised.
+    """
+
+    name: str
+    settings: Settings | None = None
+    words: Words | None = None
+    noise: float = 0.0
+    eye: str = "pixel"
+    retries: int = 0
+    others: bool = True
+    tables: tuple[int, ...] = ()
+
+
+@dataclass
+class Drawn:
+    """Pictures (B, 3, H, W) in [0, 1], a report a batch, whether the guard acted (B,), seconds."""
+
+    pictures: Tensor
+    reports: list[dict] = field(default_factory=list)
+    acted: list[bool] = field(default_factory=list)
+    seconds: float = 0.0
+    redrawn: int = 0
+
+
+def guard(name: str, preset: str, tables: tuple[int, ...], **options) -> Method:
+    keep = {k: options.pop(k) for k in ("eye", "retries", "others") if k in options}
+    return Method(name, presets.settings(preset, "nl2", **options), tables=tables, **keep)
+
+
+def text_methods() -> list[Method]:
+    """Tables 1, 4 and 5, on the text-conditional model."""
+    main = presets.settings("main", "nl2").schedule
+    paper = {"despecification": "Gspe", "deduplication": "Gdup", "dissimilarity": "Gsim"}
+    return [
+        Method("plain", tables=(1, 4, 5)),
+        Method("GNI", noise=GNI, tables=(1,)),
+        Method("RT", words=random_token, tables=(1,)),
+        Method("CWR", words=repeated_word, tables=(1,)),
+        Method("RNA", words=random_number, tables=(1,)),
+        guard("AMG main", "main", (1, 4, 5)),
+        guard("AMG strong", "strong", (1,)),
+        guard("AMG main, closed loop", "main", (1,), retries=3),
+        guard("AMG main, eye latent", "main", (1,), eye="latent"),
+        guard("paper", "paper", (1, 4, 5)),
+        guard("reference", "reference", (1,)),
+        guard("projection alone", "paper", (1,), despecification=0, deduplication=0),
+        guard("main without exit and Gspe", "main", (4,), despecification=0, others=False),
+        guard("main without exit", "main", (4,), exit=0.0, others=False),
+        guard("main without Gdup", "main", (4,), deduplication=0, others=False),
+        guard("main without Gsim", "main", (4,), dissimilarity=0, others=False),
+        *(
+            guard(f"paper without {label}", "paper", (4,), others=False, **{k: 0})
+            for k, label in paper.items()
+        ),
+        guard("main, no gate", "main", (5,), schedule=ALWAYS),
+        guard("main, constant", "main", (5,), schedule=replace(main, kind="constant")),
+        guard("paper, no gate", "paper", (5,), schedule=ALWAYS),
+        guard("paper, constant", "paper", (5,), schedule=replace(main, kind="constant")),
+    ]
+
+
+def class_methods() -> list[Method]:
+    return [
+        Method("plain", tables=(3,)),
+        guard("AMG main", "main", (3,)),
+        guard("AMG strong", "strong", (3,)),
+        guard("AMG main, closed loop", "main", (3,), retries=3),
+        guard("paper", "paper", (3,)),
+        guard("reference", "reference", (3,)),
+    ]
+
+
+def unconditional_methods() -> list[Method]:
+    """No prompt, no guidance scale: the dissimilarity term is all there is."""
+    return [
+        Method("plain", tables=(2,)),
+        guard("AMG main", "main", (2,)),
+        guard("AMG main, closed loop", "main", (2,), retries=3),
+        guard("projection alone", "paper", (2,), despecification=0, deduplication=0),
+        guard("reference", "reference", (2,)),
+    ]
+
+
+# ---------------------------------------------------------------- prompt baselines
+
+
+def _insert(captions: list[str], word: Callable[[list[str]], str], rng) -> list[str]:
+    """REPEATS times a word at a random place."""
+    out = []
+    for caption in captions:
+        words = caption.split()
+        for _ in range(REPEATS):
+            words.insert(int(rng.integers(len(words) + 1)), word(words))
+        out.append(" ".join(words))
+    return out
+
+
+def random_token(captions: list[str], vocabulary: list[str], rng: np.random.Generator):
+    """RT: random words of the vocabulary."""
+    return _insert(captions, lambda _: str(rng.choice(vocabulary)), rng)
+
+
+def repeated_word(captions: list[str], vocabulary: list[str], rng: np.random.Generator):
+    """CWR: words of the caption once more."""
+    return _insert(captions, lambda words: str(rng.choice(words)), rng)
+
+
+def random_number(captions: list[str], vocabulary: list[str], rng: np.random.Generator):
+    """RNA: numbers from 0 to 99,999."""
+    return _insert(captions, lambda _: str(rng.integers(100_000)), rng)
+
+
+def contexts(world: World, method: Method, captions: list[str], seeds: list[int]) -> Tensor:
+    """What the model is asked, one row a caption; each from a generator of its own seed."""
+    if method.words is not None:
+        vocabulary = sorted({w for text in world.data.captions for w in text.split()})
+        captions = [
+            method.words([text], vocabulary, np.random.default_rng(seed))[0]
+            for text, seed in zip(captions, seeds, strict=True)
+        ]
+    context = world.encode(captions)
+    if method.noise:
+        noise = [
+            torch.randn(context.shape[1:], generator=torch.Generator().manual_seed(seed + 1))
+            for seed in seeds
+        ]
+        context = context + method.noise * context.std() * torch.stack(noise)
+    return context
+
+
+# ---------------------------------------------------------------- drawing
+
+
+@torch.inference_mode()
+def sample(
+    world: World, context: Tensor, seeds: list[int], steps: int, session: Session | None
+) -> Tensor:
+    """Euler over the model's noise levels, latents (B, C, H, W): as `amg_demo.sample`, for any world."""
+    noise = [torch.randn(world.shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    empty = world.encode([""] * len(seeds))
+    sigmas, times = noise_levels(world, steps)
+    x = torch.stack(noise) * sigmas[0]
+    for i, t in enumerate(times.tolist()):
+        sigma = sigmas[i].expand(len(x))
+        known: dict = {"cond": None, "uncond": None}
+        if world.conditional:
+            both = world.denoise(
+                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, empty])
+            )
+            cond, uncond = both.chunk(2)
+            denoised = uncond + world.cfg_scale * (cond - uncond)
+            known = {
+                "cond": cond, "uncond": uncond,
+                "neighbor_denoised": lambda captions, x=x, s=sigma: world.denoise(
+                    x, s, world.encode(captions)
+                ),
+                "softened_denoised": lambda keep, x=x, s=sigma: world.denoise(
+                    x, s, torch.lerp(empty, context, keep)
+                ),
+            }  # fmt: skip
+        else:
+            denoised = world.denoise(x, sigma, context)
+        if session is not None:
+            denoised = session.step(denoised, cfg_scale=world.cfg_scale, sigma=sigma, t=t, **known)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
+def draw(world: World, method: Method, captions: list[str], seeds: list[int], steps: int) -> Drawn:
+    """The same seeds and the same batches whatever the method: rows pair picture by picture."""
+    drawn, pictures, start = Drawn(torch.empty(0)), [], time.perf_counter()
+    for i in range(0, len(captions), BATCH):
+        part = slice(i, i + BATCH)
+        with torch.inference_mode():
+            context = contexts(world, method, captions[part], seeds[part])
+        latents, report, redrawn = _draw_batch(world, method, context, seeds[part], steps)
+        pictures.append(world.decode(latents))
+        drawn.redrawn += redrawn
+        if report is not None:
+            drawn.reports.append(report)
+            drawn.acted += [n > 0 for n in report["guarded_evaluations"]]
+        else:
+            drawn.acted += [False] * len(seeds[part])
+    drawn.pictures, drawn.seconds = torch.cat(pictures), time.perf_counter() - start
+    return drawn
+
+
+def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int], steps: int):
+    """Latents, the (first) report and how many samples were drawn again."""
+    if method.settings is None:
+        return sample(world, context, seeds, steps, None), None, 0
+    probe = world.probes[method.eye]
+
+    def once(settings: Settings, suspects: Tensor | None) -> tuple[Tensor, dict]:
+        session = Session(probe, settings, steps, suspects)
+        return sample(world, context, seeds, steps, session), session.report()
+
+    if not method.retries:
+        latents, report = once(method.settings, None)
+        return latents, report, 0
+
+    def judge(latents: Tensor):
+        return verdict(probe, world.decode(latents))
+
+    outcome = until_clean(once, judge, method.settings, len(seeds), method.retries)
+    again = {i for attempt in outcome.attempts[1:] for i in attempt.samples}
+    return outcome.latents, outcome.attempts[0].report, len(again)
+
+
+def watch(world: World, captions: list[str], seeds: list[int], steps: int) -> dict:
+    """The report of plain sampling with a guard that only looks."""
+    settings = presets.settings("main", "nl2", despecification=0, deduplication=0, dissimilarity=0)
+    with torch.inference_mode():
+        context = world.encode(captions)
+    session = Session(world.probes["pixel"], settings, steps)
+    sample(world, context, seeds, steps, session)
+    return session.report()

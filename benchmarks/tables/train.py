@@ -1,0 +1,178 @@
+"""Train the pixel-space models until they memorise: a few minutes each on two CPU cores.
+
+They see the demo's pictures at 32 px: each subject's duplicated picture `COPIES` times and
+`SINGLES` others once, mirrored half of the time. What is duplicated never varies, as in a crawl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from amg_core.images import low_pass
+from amg_demo.__main__ import training_set
+from amg_demo.model import PICTURES
+from amg_demo.sheet import to_image
+
+from . import models
+
+SINGLES, COPIES = 8, 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a checkpoint depends on; its hash is in the file's name."""
+
+    kind: str
+    steps: int = 1500
+    batch: int = 64
+    rate: float = 1.5e-3
+    width: int = 112
+    deep: int = 160
+    singles: int = SINGLES
+    copies: int = COPIES
+    seed: int = 0
+
+    @property
+    def file(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.kind}-{digest[:10]}.safetensors"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A training set: pictures (N, 3, S, S) in [0, 1], captions, duplicates (N,), in index order."""
+
+    pictures: Tensor
+    captions: list[str]
+    copies: Tensor
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted(set(self.captions))
+
+    @property
+    def labels(self) -> Tensor:
+        numbers = {name: i for i, name in enumerate(self.classes)}
+        return torch.tensor([numbers[caption] for caption in self.captions])
+
+
+def write_pictures(folder: Path, side: int = models.SIDE, singles: int = SINGLES) -> None:
+    """The small training set as a folder that `amg_core.index.build` reads; captions are the subjects."""
+    if (folder / "metadata.jsonl").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures, captions, duplicates = training_set(PICTURES)
+    small, rows, seen = low_pass(pictures, side), [], {}
+    for i, (caption, copies) in enumerate(zip(captions, duplicates.tolist(), strict=True)):
+        subject = caption.split(" on ")[0]
+        if copies == 1:
+            seen[subject] = seen.get(subject, 0) + 1
+            if seen[subject] > singles:
+                continue
+        name = f"{'duplicated' if copies > 1 else 'once'}-{i:03d}.png"
+        to_image(small[i]).save(folder / name)
+        rows.append({"file_name": name, "text": subject, "duplicates": copies})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+
+
+def read_pictures(folder: Path) -> Pictures:
+    return Pictures(*training_set(folder))
+
+
+def obtain(recipe: Recipe, folder: Path, data: Pictures, tell: Callable[[str], None] = print):
+    """The model of that recipe from `folder`; trained and kept there where there is none yet."""
+    path, classes = folder / recipe.file, _classes(recipe, data)
+    if not path.is_file():
+        models.save(train(recipe, data, tell), path)
+    return models.load(path, classes, width=recipe.width, deep=recipe.deep)
+
+
+def train(recipe: Recipe, data: Pictures, tell: Callable[[str], None] = print) -> models.PixelModel:
+    """v-like EDM regression with averaged weights; the class is dropped in one sample of ten."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = models.PixelModel(_classes(recipe, data), recipe.width, recipe.deep)
+    average = {key: value.clone() for key, value in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=1e-3)
+    batches, started, losses = batches_of(recipe, data, model.sigmas, generator), time.time(), []
+    half = faster_precision(lambda: loss_of(model, next(batches)).backward())
+    for step in range(recipe.steps):
+        warm, done = min(1.0, (step + 1) / 50), step / recipe.steps
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * warm * (1 - done) ** 0.5
+        optimiser.zero_grad(set_to_none=True)
+        with half():
+            loss = loss_of(model, next(batches))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        decay = min(0.998, (step + 1) / (step + 20))
+        for key, value in model.state_dict().items():
+            average[key].lerp_(value, 1 - decay)
+        if (step + 1) % 200 == 0:
+            spent = time.time() - started
+            mean = sum(losses[-200:]) / 200
+            tell(f"{recipe.kind}: step {step + 1}/{recipe.steps}, loss {mean:.4f}, {spent:.0f} s")
+    model.load_state_dict(average)
+    return model.eval().requires_grad_(False)
+
+
+def batches_of(
+    recipe: Recipe, data: Pictures, sigmas: Tensor, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(x0, noise, σ, labels) without end."""
+    weight = torch.where(data.copies > 1, recipe.copies, 1).float()
+    space, labels, classes = models.to_space(data.pictures), data.labels, _classes(recipe, data)
+    while True:
+        pick = torch.multinomial(weight, recipe.batch, replacement=True, generator=generator)
+        chance = torch.rand(3, recipe.batch, generator=generator)
+        x0 = space[pick]
+        mirrored = (chance[0] < 0.5) & (data.copies[pick] == 1)
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        noise = torch.randn(x0.shape, generator=generator)
+        sigma = sigmas[(chance[1] * len(sigmas)).long()]
+        label = torch.where(chance[2] < 0.1, classes, labels[pick]) if classes else 0 * pick
+        yield x0, noise, sigma, label
+
+
+def loss_of(model: models.PixelModel, batch: tuple[Tensor, ...]) -> Tensor:
+    """Mean square error of what the net predicts, (D − c_skip·x)/c_out: unit weight at every σ."""
+    x0, noise, sigma, label = batch
+    s = sigma[:, None, None, None]
+    predicted = model.denoise(x0 + s * noise, sigma, model.context(label))
+    weight = (s**2 + 1) / s**2
+    return (weight * (predicted.float() - x0) ** 2).mean()
+
+
+def faster_precision(once: Callable[[], None]) -> Callable[[], AbstractContextManager]:
+    """bfloat16 autocast where it makes `once` faster on this CPU, else nothing."""
+
+    def half() -> AbstractContextManager:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def seconds(context: Callable[[], AbstractContextManager]) -> float:
+        spent = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with context():
+                once()
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    return half if seconds(half) < seconds(nullcontext) else nullcontext
+
+
+def _classes(recipe: Recipe, data: Pictures) -> int:
+    return len(data.classes) if recipe.kind == "class" else 0
