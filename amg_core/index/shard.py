@@ -225,10 +225,10 @@ class Rows:
         ids = np.asarray(key)
         if ids.ndim != 1:
             raise ValueError(f"ids must be (n,), not {ids.shape}")
-        if len(self._parts) == 1:
-            return np.asarray(self._parts[0][ids])
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids must be in 0 .. {len(self) - 1}")
+        if len(self._parts) == 1:
+            return np.asarray(self._parts[0][ids])
         found = np.empty((len(ids), self.shape[1]), self.dtype)
         order = np.argsort(ids, kind="stable")  # so that each part is read once, front to back
         ends = np.searchsorted(ids[order], self._starts)

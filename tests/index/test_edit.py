@@ -257,3 +257,47 @@ def test_entry_is_what_a_choice_sees(made):
     remove(made, lambda entry: bool(seen.append(entry)))
     assert seen[0].source == "p000.png" and isinstance(seen[0], Entry)
     assert len(seen[0].sha256) == 64
+
+
+def test_a_build_of_many_parts_opens_few_files(tmp_path, pixel, monkeypatch):
+    """A slow build seals thousands of parts; a process may open some hundred files."""
+    pictures, opened, most = fill(tmp_path / "pictures", 9), set(), []
+
+    class Watched(writer.Shard):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.add(self)
+            most.append(len(opened))
+
+        def close(self):
+            super().close()
+            opened.discard(self)
+
+    build(pictures, tmp_path / "plain", pixel)
+    monkeypatch.setattr(writer, "Shard", Watched)
+    monkeypatch.setattr(writer, "PART_ROWS", 1)
+    monkeypatch.setattr(writer, "OPEN_PARTS", 2)
+    build(pictures, tmp_path / "parts", pixel)
+    assert len(most) >= 18 and max(most) <= 3 and not opened
+    assert content(tmp_path / "parts") == content(tmp_path / "plain")
+
+
+def test_a_strange_file_among_the_parts_is_passed_over(tmp_path, pixel):
+    parts = tmp_path / "index" / ".build" / "parts"
+    parts.mkdir(parents=True)
+    (parts / ".DS_Store").write_bytes(b"x")
+    assert build(fill(tmp_path / "pictures", 2), tmp_path / "index", pixel).count == 2
+
+
+def test_ids_beyond_the_rows_are_refused_with_one_shard_and_with_several(
+    tmp_path, pixel, monkeypatch
+):
+    pictures = fill(tmp_path / "pictures", 4)
+    for limit in (4, 3):
+        monkeypatch.setattr(writer, "ROWS_PER_SHARD", limit)
+        build(pictures, tmp_path / f"by{limit}", pixel)
+        with Index.open(tmp_path / f"by{limit}") as index:
+            assert len(index.shards) == (1 if limit == 4 else 2)
+            for wrong in (-1, 4):
+                with pytest.raises(IndexError):
+                    index.rows(32)[np.array([0, wrong])]
