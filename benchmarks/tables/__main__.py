@@ -71,13 +71,11 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
     makers = {
         "text": (lambda: worlds.text_world(arguments.models), methods.text_methods),
         "class": (
-            lambda: worlds.class_world(arguments.models, _recipe("class", arguments), _tell),
+            lambda: worlds.class_world(arguments.models, _recipe(arguments), _tell),
             methods.class_methods,
         ),
         "unconditional": (
-            lambda: worlds.unconditional_world(
-                arguments.models, _recipe("unconditional", arguments), _tell
-            ),
+            lambda: worlds.unconditional_world(arguments.models, _recipe(arguments), _tell),
             methods.unconditional_methods,
         ),
     }
@@ -179,8 +177,8 @@ def _columns(row: Row) -> dict[str, list]:
     return {n: v.tolist() for n, v in kept.items() if v is not None} | {"acted": row.drawn.acted}
 
 
-def _recipe(kind: str, arguments: argparse.Namespace) -> Recipe:
-    return Recipe(kind, steps=arguments.train_steps)
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    return Recipe(steps=arguments.train_steps)
 
 
 def _json(values: dict) -> dict:

@@ -1,6 +1,6 @@
-"""Two small pixel-space models, class-conditional and unconditional; the third one is the demo's.
+"""A small pixel-space model, class-conditional, and unconditional where it is asked without a class.
 
-Both are the demo's UNet over 2x2 blocks of 32 px pictures, in the parametrisation of EDM (Karras et al.
+It is the demo's UNet over 2x2 blocks of 32 px pictures, in the parametrisation of EDM (Karras et al.
 2022) with σ_data = 1, over the demo's noise levels. Model space is (picture − ½)·4, about unit variance.
 """
 
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from amg_demo.model import CONTEXT, UNet
 
 SIDE, SPREAD = 32, 4.0
-KINDS = ("class", "unconditional")
 
 
 def to_space(pictures: Tensor) -> Tensor:
@@ -50,7 +49,7 @@ class PixelUNet(UNet):
 
 
 class PixelModel(nn.Module):
-    """D(x; σ, class). `classes` = 0: unconditional. The last row of the table is "no class"."""
+    """D(x; σ, class). The last row of the table is "no class"."""
 
     def __init__(self, classes: int, width: int = 112, deep: int = 160):
         super().__init__()
@@ -87,7 +86,9 @@ def load(path: Path, classes: int, **shape: int) -> PixelModel:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"No trained model: {path}. Run without --no-training.")
+        raise FileNotFoundError(
+            f"No trained model: {path}. Run `python -m benchmarks.tables` once more to train it."
+        )
     model = PixelModel(classes, **shape)
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return model.eval().requires_grad_(False)

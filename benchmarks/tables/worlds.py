@@ -123,7 +123,7 @@ def unconditional_world(folder: Path, recipe: Recipe, tell: Callable[[str], None
     data, net, pixels = _pixel_model(folder, recipe, tell)
     return World(
         "unconditional, pixels", net.denoise,
-        lambda captions: net.context(torch.zeros(len(captions), dtype=torch.long)),
+        lambda captions: net.context(torch.full((len(captions),), net.classes)),
         net.sigmas, (3, models.SIDE, models.SIDE), _pixels, 1.0, data, pixels.probes, pixels.scorer,
         pixels.subjects, [""] * 64,
     )  # fmt: skip
