@@ -115,6 +115,9 @@ def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> d
     result = figures(judges, made, captions, seeds)
     for title, part in result["tables"].items():
         print(f"\n### {title}\n\n{report.markdown(part)}", flush=True)
+    for guard in (n for n in made if n.startswith("AMG")):
+        count = int((made[guard].group == 0).sum())
+        print("\n" + report.tell_failures(guard, result["failures"][guard], count), flush=True)
     for guard in (n for n in ("AMG main", "AMG strong", "paper", "reference") if n in made):
         slug = f"{name}_{guard.replace(' ', '_')}"
         report.save_sheet(out / f"sheet_{slug}.png", judges, made, guard, captions, own)
@@ -128,7 +131,7 @@ def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> d
 def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: list[int]) -> dict:
     """All tables of one world, and what every picture was graded."""
     tables: dict[str, dict] = {}
-    limit, plain = judges.limit, made["plain"]
+    plain = made["plain"]
     memorised, others = plain.group == 0, plain.group == 1
     for number in sorted({n for row in made.values() for n in row.method.tables}):
         part = {name: row for name, row in made.items() if number in row.method.tables}
@@ -136,8 +139,9 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
         tables[title] = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
         }
-        tables[f"{TITLES[number]}: unseen judges (ZNCC limit {limit:.2f})"] = {
-            k: report.honest_columns(row, row.group == 0, limit) for k, row in part.items()
+        limits = f"ZNCC limits: own {judges.own_limit:.2f}, any {judges.limit:.2f}"
+        tables[f"{TITLES[number]}: unseen judges ({limits})"] = {
+            k: report.honest_columns(row, row.group == 0, judges) for k, row in part.items()
         }
         tables[f"{TITLES[number]}: method minus plain, paired"] = {
             k: report.against_plain(row, plain)
@@ -158,11 +162,11 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
     return {
         "tables": tables,
         "failures": {
-            k: report.failures(row, captions, seeds, limit)
+            k: report.failures(row, captions, seeds, judges.own_limit)
             for k, row in made.items() if k != "plain"
         },
         "redrawn": {k: row.drawn.redrawn for k, row in made.items() if row.method.retries},
-        "zncc_limit": limit,
+        "zncc_limits": {"own": judges.own_limit, "any": judges.limit},
         "pictures": {
             "prompt": captions, "seed": seeds, "group": plain.group.tolist(),
             **{k: _columns(row) for k, row in made.items()},

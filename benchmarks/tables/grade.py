@@ -41,9 +41,25 @@ class Grades:
     same: Tensor
 
 
+def pair_limit(pictures: Tensor, quantile: float = 0.99) -> float:
+    """The ZNCC that 1 % of all pairs of different training pictures reach, mirrored ones included.
+
+    The limit for one given picture. That for the nearest of all (`verdict.zncc_threshold`) is higher:
+    among hundreds, one is alike by chance, and judged by it half a copy of one's own picture passes.
+    """
+    both = torch.maximum(
+        judge.zncc_matrix(pictures, pictures), judge.zncc_matrix(pictures, pictures.flip(-1))
+    )
+    pairs = both[~torch.eye(len(both), dtype=torch.bool)]
+    return float(np.quantile(pairs.numpy(), quantile))
+
+
 @dataclass
 class Judges:
-    """What judges one world's pictures. `sscd` None: its weights are not at hand."""
+    """What judges one world's pictures. `sscd` None: its weights are not at hand.
+
+    limit, own_limit : the ZNCC above which any training picture, or the prompt's own, was copied.
+    """
 
     world: World
     sscd: Embed | None = None
@@ -51,6 +67,7 @@ class Judges:
     def __post_init__(self) -> None:
         self.training = self.world.data.pictures
         self.limit = zncc_threshold(self.world.probes["pixel"].searcher.index)
+        self.own_limit = pair_limit(self.training)
         self.sscd_rows = None if self.sscd is None else self.sscd(self.training)
         with torch.inference_mode():
             once = self.training[self.world.data.copies == 1]

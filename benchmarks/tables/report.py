@@ -77,10 +77,10 @@ def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Cell]:
     }
 
 
-def honest_columns(row: Row, rows: Tensor, limit: float) -> dict[str, Cell]:
+def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Cell]:
     """What the guard's own measure says, then the judges that no guidance has seen."""
     g = pick(row.grades, rows)
-    clean = g.closeness <= COPY
+    clean, limit = g.closeness <= COPY, judges.own_limit
     return {
         "own measure: copies %": percentage(~clean),
         "on views %": percentage(g.views > COPY),
@@ -88,7 +88,7 @@ def honest_columns(row: Row, rows: Tensor, limit: float) -> dict[str, Cell]:
         "ZNCC with own, mean": mean(g.zncc_own),
         "ZNCC with own, worst": (float(g.zncc_own.max()), None, None),
         "ZNCC with own % > limit": percentage(g.zncc_own > limit),
-        "ZNCC with any % > limit": percentage(g.zncc > limit),
+        "ZNCC with any % > limit": percentage(g.zncc > judges.limit),
         "SSCD with own % > 0.5": None if g.sscd_own is None else percentage(g.sscd_own > 0.5),
         "any unseen judge %": percentage(unseen(g, limit)),
         "fooled % of the clean": percentage(fooled(g, limit)[clean]),
@@ -159,6 +159,15 @@ def failures(row: Row, captions: list[str], seeds: list[int], limit: float) -> l
     return out
 
 
+def tell_failures(name: str, failed: list[dict], count: int) -> str:
+    """Which pictures a guard left as copies, in the eyes of a judge it never saw."""
+    lines = [f"{name}: an unseen judge sees a copy in {len(failed)} of {count}"]
+    for one in failed:
+        figures = ", ".join(f"{k} {v:.2f}" for k, v in one.items() if isinstance(v, float))
+        lines.append(f"  {one['prompt'] or 'picture'} (seed {one['seed']}): {figures}")
+    return "\n".join(lines)
+
+
 def save_sheet(
     path: Path, judges: Judges, rows: dict[str, Row], guard: str, captions: list[str], own: Tensor,
     group: int = 0,
@@ -172,7 +181,7 @@ def save_sheet(
     for heading, name in (("plain", "plain"), (guard, guard)):
         columns[heading] = rows[name].drawn.pictures[chosen]
         correlation = rows[name].grades.zncc_own[chosen].tolist()
-        notes[heading] = [(f"ZNCC {z:.2f}", z > judges.limit) for z in correlation]
+        notes[heading] = [(f"ZNCC {z:.2f}", z > judges.own_limit) for z in correlation]
     labels = [captions[i] or f"#{i}" for i in chosen.tolist()]
     sheet(labels, columns, notes).save(path)
 

@@ -125,6 +125,20 @@ def test_fooled_is_clean_to_the_guard_and_a_copy_to_another():
     assert grade.unseen(grades, 0.8).tolist() == [True, True, False, True]
 
 
+def test_the_limit_for_one_given_picture_is_that_of_pairs():
+    pictures = torch.rand(12, 3, 16, 16)
+    limit = grade.pair_limit(pictures, 0.9)
+    grey = (pictures * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    values = [
+        max(
+            np.corrcoef(grey[i].flatten(), grey[j].flatten())[0, 1],
+            np.corrcoef(grey[i].flatten(), grey[j].flip(-1).flatten())[0, 1],
+        )
+        for i in range(12) for j in range(12) if i != j
+    ]  # fmt: skip
+    assert abs(limit - np.quantile(values, 0.9)) < 1e-4
+
+
 def test_paired_intervals_hold_the_truth_and_repeat():
     rng = np.random.default_rng(0)
     common = rng.normal(size=200) * 10
