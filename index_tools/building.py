@@ -144,9 +144,13 @@ def _add(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from amg_core.index.clip_retrieval import import_clip_retrieval
 
-    terminal.refuse_index(options.out, options.replace, "import")
     show = terminal.progress_printer(sys.stderr)
-    _tell(options, import_clip_retrieval(options.folder, options.out, options.model, show))
+    _tell(
+        options,
+        import_clip_retrieval(
+            options.folder, options.out, options.model, show, replace_index=options.replace
+        ),
+    )
 
 
 def _prepare(path: Path) -> None:

@@ -74,6 +74,8 @@ def _apply(options: argparse.Namespace, word: str, chosen, change) -> None:
             print("\n".join([*names, f"{len(names)} files would be {word}"]))
         return
     count = change()
+    for name in sorted(chosen.unmet):
+        terminal.warn(f"not in the index: {name}")
     if not count:
         if getattr(options, "undo", False):
             raise AMGError(f"No muted picture is meant by that: 'mute {options.index}' lists them.")
@@ -119,8 +121,7 @@ def _list_muted(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from amg_core.index import merge
 
-    terminal.refuse_index(options.out, options.replace, "merge")
-    count = merge(options.indexes, options.out)
+    count = merge(options.indexes, options.out, replace=options.replace)
     if options.json:
         terminal.print_json(path=str(options.out), count=count)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from amg_core.errors import AMGError
 
-from . import building, changing, dedup, evaluate, looking
+from . import building, changing, dedup, evaluate, looking, terminal
 
 ABOUT = """\
 An index holds the pictures that a generation must not copy. Make one from pictures, then choose it
@@ -55,11 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code or 0
     except AMGError as error:
+        terminal.close_bars()
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        terminal.close_bars()
         print(
-            "\ninterrupted; an index that was there is unchanged, and the same command goes on here",
+            "interrupted; an index that was there is unchanged, and the same command goes on here",
             file=sys.stderr,
         )
         return 130

@@ -42,6 +42,15 @@ def register(commands) -> None:
         "--engine", choices=("auto", "exact", "pq4"), default="auto",
         help="how: whatever is fastest, every row, or 4-bit codes first (%(default)s)",
     )  # fmt: skip
+    again = search.add_argument_group(
+        "two stages",
+        "rank the 1,000 nearest of a clip index anew by a finer descriptor (AMG, LAION)",
+    )
+    again.add_argument("--rerank", choices=("pixel", "sscd"), help="by this descriptor")
+    again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="weights of sscd")
+    again.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="where the pictures lie (as the index says)"
+    )
     terminal.add_weights(search)
     terminal.add_device(search)
     terminal.add_json(search)
@@ -121,10 +130,16 @@ def _search(options: argparse.Namespace) -> None:
         except Unreadable as error:
             raise AMGError(f"Cannot read {options.picture} ({error}): give another one.") from None
         picture = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
-        with torch.no_grad():
-            query = descriptor.to(device).embed(picture, scale)
-        values, ids = Searcher(index, device, options.engine).nearest(query, scale, options.k)
-        measure = "similarity" if index.spec.metric == "cosine" else "distance"
+        searcher, missing = Searcher(index, device, options.engine), 0
+        if options.rerank:
+            ranked, metric, scale = _rerank(options, searcher, descriptor.to(device), picture)
+            values, ids, missing = ranked.values[None], ranked.ids[None], len(ranked.missing)
+        else:
+            with torch.no_grad():
+                query = descriptor.to(device).embed(picture, scale)
+            values, ids = searcher.nearest(query, scale, options.k)
+            metric = index.spec.metric
+        measure = "similarity" if metric == "cosine" else "distance"
         found = [
             {"id": i, measure: value, "source": index.source(i), "caption": index.caption(i)}
             for value, i in zip(values[0].tolist(), ids[0].tolist(), strict=True)
@@ -132,15 +147,48 @@ def _search(options: argparse.Namespace) -> None:
         if options.sheet:
             _draw(options, index, pixels, found, measure)
     if options.json:
-        terminal.print_json(picture=str(options.picture), scale=scale, nearest=found)
+        terminal.print_json(
+            picture=str(options.picture), scale=scale, nearest=found, not_compared=missing
+        )
         return
     meaning = "1 = identical" if measure == "similarity" else "0 = identical"
     print(f"{measure} at scale {scale} ({meaning})")
     for entry in found:
         caption = f"  {' '.join(entry['caption'].split())}" if entry["caption"] else ""
         print(f"{entry[measure]:10.4f}  #{entry['id']}  {entry['source']}{caption}")
+    if missing:
+        print(
+            f"{missing} candidates were not compared: their pictures are not in {options.pictures}"
+        )
     if options.sheet:
         print(f"written: {options.sheet}")
+
+
+def _rerank(options: argparse.Namespace, searcher, clip, picture):
+    """The candidates of a clip index by a finer descriptor: `Ranked`, its metric, its scale."""
+    import torch
+
+    from amg_core.descriptors import create
+    from amg_core.index.picture import load_picture
+    from amg_core.index.two_stage import TwoStage
+
+    index, folder = searcher.index, options.pictures or Path()
+
+    def original(i: int) -> torch.Tensor | None:
+        path = folder / index.source(i)
+        if not path.is_file():
+            return None
+        return torch.from_numpy(load_picture(path).pixels.copy()).permute(2, 0, 1).float() / 255
+
+    fine = create(options.rerank, options.rerank_weights).to(picture.device)
+    search = TwoStage(searcher, clip, fine, original)
+    (ranked,) = search.search(picture, options.k)
+    if not len(ranked.ids):
+        raise AMGError(
+            f"None of the {len(ranked.missing)} candidates has its picture in {folder.absolute()}: "
+            f"give the folder the paths of the index belong to with --pictures."
+        )
+    return ranked, fine.spec.metric, search.scale
 
 
 def _draw(options: argparse.Namespace, index, pixels, found: list[dict], measure: str) -> None:

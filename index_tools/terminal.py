@@ -79,6 +79,7 @@ def progress_printer(stream: TextIO) -> Progress:
     except ImportError:
         return _lines(stream)
     bar: list[tqdm] = []
+    _bars.append(bar)
     live = stream.isatty()
 
     def show(done: int, total: int, source: str) -> None:
@@ -92,6 +93,16 @@ def progress_printer(stream: TextIO) -> Progress:
             bar[0].close()
 
     return show
+
+
+_bars: list[list] = []
+
+
+def close_bars() -> None:
+    """So that what is printed next stands below them."""
+    while _bars:
+        for bar in _bars.pop():
+            bar.close()
 
 
 def _lines(stream: TextIO) -> Progress:
@@ -113,7 +124,8 @@ def _lines(stream: TextIO) -> Progress:
 SELECTION = """\
 which pictures: patterns for their names ('cats/*.png', '*.webp'), or sha256:HEX, or --picture with
 a file (any picture of the very same bytes), or --from with a list, one name a line, such as the
-drop.txt of dedup"""
+drop.txt of dedup. In patterns * stands for any characters, slashes too. An index of several sources
+has the last part of each path before its names: 'photos/a.png'"""
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +158,7 @@ def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
         raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
 
     def chosen(entry: Entry) -> bool:
+        chosen.unmet.discard(entry.source)
         return (
             entry.source in names
             or entry.sha256 in hashes
@@ -153,16 +166,8 @@ def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
             or any(fnmatch.fnmatchcase(entry.caption, pattern) for pattern in options.caption)
         )
 
+    chosen.unmet = names - set(patterns)  # names of lists that no file has had so far
     return chosen
-
-
-def refuse_index(out: Path, replace: bool, what: str) -> None:
-    """AMGError where `out` is an index and may not be replaced."""
-    if not replace and (out / "manifest.json").exists():
-        raise AMGError(
-            f"{out} is an index already, and {what} would replace all of it: give a new folder, "
-            f"or --replace if you mean it."
-        )
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:

@@ -127,6 +127,8 @@ def import_clip_retrieval(
     out: str | os.PathLike,
     model: str = MODEL,
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    replace_index: bool = False,
 ):
     """Make an index of the embeddings in `folder`, for `two_stage` or any search by CLIP.
 
@@ -150,19 +152,24 @@ def import_clip_retrieval(
     Raises
     ------
     AMGError
-        As `read_clip_retrieval`; `out` is something else, or the disk refuses.
+        As `read_clip_retrieval`; the vectors are not that model's; `out` is an index (unless
+        `replace_index`) or something else; or the disk refuses.
     """
     from .writer import ROWS_PER_SHARD, BuildReport, _discard, _muted
 
     started, target = time.perf_counter(), fmt.real(out)
-    spec, found, muted = spec_of(model), look(folder), _muted(target)
+    spec, muted = spec_of(model), _muted(target)
     skipped: list[tuple[str, str]] = []
-    done, total = 0, sum(len(_open(path)) for path in found.vectors)
     with commit.changing(target) as work:
+        if not replace_index:
+            commit.refuse_index(target)
+        found = look(folder)
+        done, total = 0, sum(len(_open(path)) for path in found.vectors)
         shutil.rmtree(work, ignore_errors=True)
         shards = _Shards(work / fmt.SHARDS, spec, ROWS_PER_SHARD)
         try:
             for rows, records in read_clip_retrieval(folder):
+                _check_width(folder, rows.shape[1], model)
                 units, usable = _unit(rows)
                 with commit.writing(target):
                     for unit, fine, record in zip(units, usable, records, strict=True):
@@ -190,6 +197,20 @@ def import_clip_retrieval(
         count=shards.count, embedded=0, reused=shards.count, skipped=skipped,
         seconds=time.perf_counter() - started, path=target, hash=fmt.identity(manifest), notes=notes,
     )  # fmt: skip
+
+
+WIDTHS = {"b_32": 512, "b_16": 512, "l_14": 768, "h_14": 1024, "g_14": 1024, "bigg_14": 1280}
+
+
+def _check_width(folder: str | os.PathLike, width: int, model: str) -> None:
+    """AMGError where vectors of this width cannot be the model's, as far as it is known."""
+    size = spec_of(model).id.partition("clip_vit_")[2]
+    expected = next((WIDTHS[s] for s in sorted(WIDTHS, key=len)[::-1] if size.startswith(s)), width)
+    if width != expected:
+        raise AMGError(
+            f"{folder} holds vectors of {width} values, and {model} makes {expected}: name the model "
+            f"that made them."
+        )
 
 
 def spec_of(model: str) -> DescriptorSpec:

@@ -112,6 +112,15 @@ def refuse_foreign(index: Path) -> None:
         raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
 
 
+def refuse_index(index: Path) -> None:
+    """Where all of an index would be lost, a person has to say so."""
+    if (index / fmt.MANIFEST).exists():
+        raise AMGError(
+            f"{index} is an index already, and all of it would be replaced: give a new folder, or "
+            f"say that you mean it (--replace)."
+        )
+
+
 def _is_rows(name: str) -> bool:
     return name.startswith("rows.") and name.endswith(".f16.npy")
 

@@ -9,6 +9,7 @@ pictures came, went or changed costs no more than the difference.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -219,7 +220,9 @@ def unmute(index: str | os.PathLike, chosen: Chosen) -> int:
         return len(found)
 
 
-def merge(indexes: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
+def merge(
+    indexes: Sequence[str | os.PathLike], out: str | os.PathLike, *, replace: bool = False
+) -> int:
     """Make one index of several; returns its number of pictures.
 
     A picture that several hold is in once, with its further names and captions as aliases. What is
@@ -229,12 +232,15 @@ def merge(indexes: Sequence[str | os.PathLike], out: str | os.PathLike) -> int:
     Raises
     ------
     AMGError
-        Another descriptor, `out` is one of the indexes or not an index, or the disk refuses.
+        Another descriptor, `out` is one of the indexes, an index (unless `replace`) or something
+        else, or the disk refuses.
     """
     target = fmt.real(out)
     if target in {fmt.real(index) for index in indexes}:
         raise AMGError(f"{target} is one of the indexes to merge: give another folder.")
     with commit.changing(target) as work, ExitStack() as opened:
+        if not replace:
+            commit.refuse_index(target)
         whole = Index.combine([opened.enter_context(Index.open(index)) for index in indexes])
         known, kept, again = Known(), [], []
         for number, shard in enumerate(whole.shards):
@@ -295,13 +301,14 @@ class _Store(_Pool):
         self._started = 0.0
         for part in sorted(folder.glob("[0-9]" * 8)):
             self._next = max(self._next, int(part.name) + 1)
-            try:
-                manifest = fmt.parse_manifest((part / fmt.MANIFEST).read_bytes(), part)
-                if manifest.spec != spec:
-                    raise AMGError("made by another descriptor")
-                self._take(part, manifest.shards[0], dict(manifest.dims), check=True)
-            except (AMGError, OSError):  # cut short: its pictures are embedded again
+            if not (part / fmt.MANIFEST).exists():  # cut short: its pictures are embedded again
                 shutil.rmtree(part)
+                continue
+            # One that cannot be used is left alone: perhaps the disk is only away for a moment.
+            with suppress(AMGError, OSError):
+                manifest = fmt.parse_manifest((part / fmt.MANIFEST).read_bytes(), part)
+                if manifest.spec == spec:
+                    self._take(part, manifest.shards[0], dict(manifest.dims), check=True)
 
     def _take(
         self, part: Path, entry: fmt.ShardEntry, dims: dict[int, int], check: bool = False
@@ -601,7 +608,7 @@ class _Layout:
 
 
 def _mark(target: Path, old: Index, muted: Mapping[str, str]) -> None:
-    manifest = replace(old.manifest, muted=muted, created=commit.now())
+    manifest = dataclasses.replace(old.manifest, muted=muted, created=commit.now())
     commit.publish(target, manifest, {})
 
 

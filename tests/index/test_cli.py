@@ -141,8 +141,10 @@ def test_a_life_of_an_index(tmp_path, pictures, made, capsys):
     out = run(capsys, "remove", made, "p00[01].png", "--dry-run")
     assert out.splitlines() == ["p000.png", "p001.png", "2 files would be removed"]
     assert said(capsys, "remove", made, "p00[01].png")["count"] == 2
-    (tmp_path / "drop.txt").write_text("p002.png\n\n")
-    assert said(capsys, "remove", made, "--from", tmp_path / "drop.txt")["count"] == 1
+    (tmp_path / "drop.txt").write_text("p002.png\n\ntypo.png\n")
+    assert cli.main(["remove", str(made), "--from", str(tmp_path / "drop.txt")]) == 0
+    printed = capsys.readouterr()
+    assert "1 removed" in printed.out and printed.err == "not in the index: typo.png\n"
     assert "Names in it are like" in fails(capsys, "remove", made, "absent*")
     assert "No picture was named" in fails(capsys, "remove", made)
     picture = pictures / "p003.png"
@@ -239,3 +241,25 @@ def test_names_are_names_and_misses_are_explained(tmp_path, capsys):
     assert cli.main(["remove", out, "fox [1].png"]) == 0
     with Index.open(out) as index:
         assert [record.source for record in index.records()] == ["p000.png", "p002.png"]
+
+
+def test_two_stage_search(tmp_path, pictures, capsys):
+    transformers = pytest.importorskip("transformers")
+    save = pytest.importorskip("safetensors.torch").save_file
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.CLIPVisionConfig(
+        **sizes, num_attention_heads=1, image_size=32, patch_size=16, projection_dim=16
+    )
+    network = transformers.CLIPVisionModelWithProjection(config)
+    weights = tmp_path / "clip.safetensors"
+    save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
+    out = tmp_path / "clip index"
+    run(capsys, "build", pictures, out, "--descriptor", "clip", "--weights", weights)
+    picture = pictures / "p003.png"
+    (pictures / "p001.png").unlink()
+    search = ["search", out, picture, "--weights", weights, "--rerank", "pixel"]
+    found = said(capsys, *search, "--pictures", pictures)
+    assert found["nearest"][0]["source"] == "p003.png"
+    assert found["nearest"][0]["distance"] < 0.01 < found["nearest"][1]["distance"]
+    assert (len(found["nearest"]), found["not_compared"]) == (4, 1)
+    assert "None of the 5 candidates" in fails(capsys, *search, "--pictures", tmp_path)

@@ -15,6 +15,13 @@ from amg_core.index.search import Searcher
 DIM = 16
 
 
+@pytest.fixture(autouse=True)
+def any_width(monkeypatch, request):
+    """Small vectors will do, but where widths are the question."""
+    if "width" not in request.node.name:
+        monkeypatch.setattr(cr, "WIDTHS", {})
+
+
 def vectors(count, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).normal(0, 3, (count, dtype and DIM)).astype(dtype)
 
@@ -99,7 +106,18 @@ def test_shards_are_cut_and_a_second_import_replaces(folder, tmp_path, monkeypat
         unit = given / np.linalg.norm(given, axis=1, keepdims=True)
         np.testing.assert_allclose(index.rows(224)[0:13].astype(np.float32), unit, atol=1e-3)
         assert index.source(12) == "img_emb_10#4"
-    assert cr.import_clip_retrieval(folder, tmp_path / "index").hash == first.hash
+    again = cr.import_clip_retrieval(folder, tmp_path / "index", replace_index=True)
+    assert again.hash == first.hash
+    with pytest.raises(AMGError, match="all of it would be replaced"):
+        cr.import_clip_retrieval(folder, tmp_path / "index")
+
+
+def test_vectors_of_another_width_are_refused(folder, tmp_path):
+    embeddings(folder, {0: 2})
+    for model, width in (("ViT-B/32", 512), ("open_clip:ViT-H-14", 1024), ("ViT-L/14@336px", 768)):
+        with pytest.raises(AMGError, match=f"16 values, and .* makes {width}"):
+            cr.import_clip_retrieval(folder, tmp_path / "index", model)
+    assert not (tmp_path / "index").exists()
 
 
 def test_unusable_rows_are_reported(folder, tmp_path):
