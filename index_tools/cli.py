@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from amg_core.errors import AMGError
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # file names may be beyond the terminal's alphabet
             stream.reconfigure(errors="backslashreplace")
+    _open_many_files()
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -72,6 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         detail = " ".join(str(error).split())
         print(f"error: unexpected {type(error).__name__}: {detail}", file=sys.stderr)
         return 1
+
+
+def _open_many_files() -> None:
+    """Let this process open as many files as it may: a shard is a handful, and there can be hundreds."""
+    with suppress(ImportError, OSError, ValueError):  # Windows knows no such limit
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _parser() -> argparse.ArgumentParser:
