@@ -120,6 +120,7 @@ def _search(options: argparse.Namespace) -> None:
     from amg_core.index import Index
     from amg_core.index.picture import Unreadable, load_picture
     from amg_core.index.search import Searcher
+    from amg_core.probe import Probe
 
     device = terminal.device(options.device)
     with Index.combine([Index.open(path) for path in options.index]) as index:
@@ -130,7 +131,7 @@ def _search(options: argparse.Namespace) -> None:
         except Unreadable as error:
             raise AMGError(f"Cannot read {options.picture} ({error}): give another one.") from None
         picture = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
-        searcher, missing = Searcher(index, device, options.engine), 0
+        searcher, missing, close = Searcher(index, device, options.engine), 0, None
         if options.rerank:
             ranked, metric, scale = _rerank(options, searcher, descriptor.to(device), picture)
             values, ids, missing = ranked.values[None], ranked.ids[None], len(ranked.missing)
@@ -139,6 +140,7 @@ def _search(options: argparse.Namespace) -> None:
                 query = descriptor.to(device).embed(picture, scale)
             values, ids = searcher.nearest(query, scale, options.k)
             metric = index.spec.metric
+            close = float(Probe(searcher, descriptor).look_at_pictures(picture, scale).closeness)
         measure = "similarity" if metric == "cosine" else "distance"
         found = [
             {"id": i, measure: value, "source": index.source(i), "caption": index.caption(i)}
@@ -148,7 +150,11 @@ def _search(options: argparse.Namespace) -> None:
             _draw(options, index, pixels, found, measure)
     if options.json:
         terminal.print_json(
-            picture=str(options.picture), scale=scale, nearest=found, not_compared=missing
+            picture=str(options.picture),
+            scale=scale,
+            closeness=close,
+            nearest=found,
+            not_compared=missing,
         )
         return
     meaning = "1 = identical" if measure == "similarity" else "0 = identical"
@@ -156,6 +162,11 @@ def _search(options: argparse.Namespace) -> None:
     for entry in found:
         caption = f"  {' '.join(entry['caption'].split())}" if entry["caption"] else ""
         print(f"{entry[measure]:10.4f}  #{entry['id']}  {entry['source']}{caption}")
+    if close is not None:
+        print(
+            f"closeness {max(0.0, close):.2f} (1 = the same picture, 0 = as alike as unrelated pictures "
+            f"of the index; the guard acts at about 0.4)"
+        )
     if missing:
         print(
             f"{missing} candidates were not compared: their pictures are not in {options.pictures}"
