@@ -191,20 +191,28 @@ class Probe:
         return self.descriptor.embed(seen, scale)
 
     def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
-        """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture."""
-        found = [self._nearest(view, scale) for view in (seen, mirror)]
+        """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
+
+        Both are searched for at once: an index of millions is read once, not twice.
+        """
+        queries = [self._embed(view, scale) for view in (seen, mirror)]
+        wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
+        values, ids = self.searcher.nearest(torch.cat(queries), scale, wanted)
+        found = [
+            self._best(query, values[i : i + 1], ids[i], scale) for i, query in enumerate(queries)
+        ]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
         close = metrics.closeness(self.metric, similarity, self.unrelated(scale))
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, scale)
 
-    def _nearest(self, picture: Tensor, scale: int) -> tuple[Tensor, Tensor, Tensor]:
-        query = self._embed(picture, scale)
-        wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
-        values, ids = self.searcher.nearest(query, scale, wanted)
-        similarities, spread = self._similarities(query, values, ids[0], scale)
+    def _best(
+        self, query: Tensor, values: Tensor, ids: Tensor, scale: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Similarity (1,), id (1,) and spread (1,) of the closest of the rows `ids` (K,)."""
+        similarities, spread = self._similarities(query, values, ids, scale)
         best = similarities.argmax()
-        return similarities[best][None], ids[0][best][None], spread
+        return similarities[best][None], ids[best][None], spread
 
     def _similarities(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int

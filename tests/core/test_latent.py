@@ -66,7 +66,7 @@ def test_spec_and_its_way_back():
     assert made.spec.scales == (8, 16) and made.spec.weights_sha256 == "ab" * 32
     without = for_spec(made.spec)
     assert without.spec == made.spec and without.channels == 4 and without.side == 1024
-    with pytest.raises(AMGError, match=r"without the encoder.*VAE"):
+    with pytest.raises(AMGError, match=r"without the encoder.*connect vae and model"):
         without.embed(torch.rand(1, 3, 8, 8), 8)
     with pytest.raises(AMGError, match=r"4 channels.*one kind of model"):
         without.embed_latents(torch.zeros(1, 16, 8, 8), 8)
