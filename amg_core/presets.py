@@ -13,8 +13,9 @@ from .session import FORMS, Settings
 # after matching contrast does not: the same likeness has a smaller closeness in SSCD.
 RISING = {"nl2": Schedule("parabolic", 0.55, 0.6), "cosine": Schedule("parabolic", 0.2, 0.4)}
 EARLIER = {"nl2": Schedule("parabolic", 0.4, 0.5), "cosine": Schedule("parabolic", 0.15, 0.3)}
+LATER = {"nl2": Schedule("parabolic", 0.62, 0.65), "cosine": Schedule("parabolic", 0.3, 0.4)}
 AUTHORS = Schedule("exponential", 0.3, 0.4)
-THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING}
+THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING, "gentle": LATER}
 
 _PRESETS = {
     "main": Settings(
@@ -32,6 +33,10 @@ _PRESETS = {
     "reference": Settings(
         AUTHORS, despecification=13.0, deduplication=1 / 0.3, dissimilarity=1.0, form="reference",
         release=1.0, preset="reference",
+    ),
+    "gentle": Settings(
+        AUTHORS, despecification=1.0, deduplication=1.0, dissimilarity=1.0, exit=1.5, exit_until=0.25,
+        release=0.15, most=3.0, soften=0.6, soften_end=0.85, preset="gentle",
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)
@@ -53,8 +58,9 @@ def settings(
     Parameters
     ----------
     preset : one of PRESETS
-        main (recommended) and strong leave the copy's basin early; paper is Eqs. 10 to 17 with the
-        projection for Eq. 17; reference has the constants of the authors' code.
+        main (recommended) and strong leave the copy's basin early, gentle later and less far; paper
+        is Eqs. 10 to 17 with the projection for Eq. 17; reference has the constants of the authors'
+        code.
     metric : {"cosine", "nl2"}
         Of the descriptor. reference takes thresholds in SSCD units where the metric is the cosine.
     despecification, deduplication, dissimilarity : float

@@ -50,6 +50,14 @@ def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
     raise AMGError(_nothing(latent_format, wanted))
 
 
+def choose_if_any(latent_format) -> Decoder | None:
+    """The best there is without a VAE, or None."""
+    try:
+        return choose(latent_format)
+    except AMGError:
+        return None
+
+
 def check(decoder: Decoder, latent: Tensor) -> None:
     """AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
     if latent.ndim != 4:
@@ -66,6 +74,13 @@ def check(decoder: Decoder, latent: Tensor) -> None:
         )
 
 
+def usable(vae) -> bool:
+    """Whether a VAE is connected and decodes still pictures."""
+    if vae is None or getattr(vae, "first_stage_model", None) is None:
+        return False
+    return vae.latent_dim == 2 and vae.output_channels == 3
+
+
 def _taesd(latent_format, _vae) -> Decoder | None:
     prefix = latent_format.taesd_decoder_name
     if prefix is None:
@@ -77,9 +92,7 @@ def _taesd(latent_format, _vae) -> Decoder | None:
 
 
 def _vae(latent_format, vae) -> Decoder | None:
-    if vae is None or getattr(vae, "first_stage_model", None) is None:
-        return None
-    if vae.latent_dim != 2 or vae.output_channels != 3:
+    if not usable(vae):
         return None
     kind, known = type(latent_format), _of_vae.setdefault(vae, {})
     if kind not in known:

@@ -6,7 +6,11 @@ and networks with a callable object. What a run remembers hangs on the run's own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,15 +21,34 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..amg_core import report as reports
+from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
 from ..amg_core.index.search import Searcher
+from ..amg_core.loop import Outcome, until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
-from . import decoding, latents
+from . import decoding, judging, latents
 from .conditioning import Predictions
 
 KEY = "amg"
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
+FINISHED = 0.05  # noise that may be left in a finished picture: no one sees it
+NOTHING_DRAWN = "nothing was drawn"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What happens to finished pictures that are copies all the same.
+
+    retries : int, how often they are drawn again; if_still_copied : one of `reports.POLICIES`, what
+    is done with those that stay; new_noise : bool, whether the last retry starts from other noise.
+    """
+
+    retries: int = 0
+    if_still_copied: str = reports.SAY
+    new_noise: bool = False
 
 
 @dataclass
@@ -43,12 +66,14 @@ def attach(
     clip=None,
     vae=None,
     decoder: str = "auto",
+    loop: Loop | None = None,
     report: Report | None = None,
     on_step: Callable[[str], None] | None = None,
 ):
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
-    An earlier guard is replaced.
+    What a run has finished is measured, and drawn again from the same noise while it is a copy: see
+    `amg_core.loop`. An earlier guard is replaced.
 
     Parameters
     ----------
@@ -58,22 +83,26 @@ def attach(
         The host's CLIP turns neighbour captions into conditioning; without it, or at cfg 1,
         deduplication is off. The VAE is copied where `decoder` needs it.
     decoder : {"auto", "taesd", "vae", "linear"}
-        See `decoding.choose`.
+        See `decoding.choose`. Finished pictures are judged through `vae` wherever it is connected.
+    loop : Loop, optional
+        Without it nothing is drawn again.
     report : Report, optional
         Receives the report of each run, of interrupted ones too.
     on_step : callable, optional
-        Called with one line of text after every model evaluation.
+        Called with one line of text after every model evaluation, and with the verdict at the end.
 
     Raises
     ------
     AMGError
-        No decoder for this model; names the file that would help. Or an index of latents that was
-        made for another kind of model.
+        No decoder for this model; names the file that would help. Or an index of latents, or a VAE,
+        that was made for another kind of model. In a run: a copy that stays, if `loop` says stop.
     """
     space = model.get_model_object("latent_format")
-    to_picture = None
-    if probe.latent:
+    loop = Loop() if loop is None else loop
+    judging.check(vae, space)
+    if probe.latent:  # decodes only to judge
         latents.check_model(probe, space)
+        to_picture = None if decoding.usable(vae) else decoding.choose_if_any(space)
     else:
         to_picture = decoding.choose(space, decoder, vae)
     networks = [net for net in (probe.descriptor, to_picture) if net is not None]
@@ -85,29 +114,42 @@ def attach(
         device = guider.model_patcher.load_device
         if report is not None:
             report.latest = None
-        if to_picture is None:
+        if probe.latent:
             latents.check_latent(probe, noise)
         else:
             decoding.check(to_picture, noise)
-        searcher = probe.searcher
-        if searcher.device != device:
-            searcher = Searcher(searcher.index, device)
+
+        def execute(noise, callback, seed):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback,
+                            disable_pbar, seed, *args, **kwargs)  # fmt: skip
+
         try:
             with torch.inference_mode(False):
                 for network in networks:
                     network.to(device)
-            watch = Probe(searcher, probe.descriptor, to_picture)
-            session = Session(watch, settings, expected_steps=len(sigmas) - 1)
+            watch = _on_device(probe, device, None if probe.latent else to_picture)
+            judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = _Known(guider, noise, latent_image, denoise_mask, sigmas, device)
-            predictions = Predictions(clip, known.kwargs(seed))
-            guider.model_options[KEY] = _step(session, known, predictions, on_step)
+            drawing = _Drawing(execute, guider, watch, known, clip, noise, seed, callback,
+                               loop, on_step, steps=len(sigmas) - 1)  # fmt: skip
+            outcome, by = None, "" if judge is None else judge.by
+            unjudged = _unfinished(guider, sigmas) or ("" if judge else judging.NOTHING_DECODES)
+            reason = unjudged or "the run did not end"
             try:
-                return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback,
-                                disable_pbar, seed, *args, **kwargs)  # fmt: skip
+                if unjudged:
+                    drawn, _ = drawing(settings, torch.zeros(len(noise), dtype=torch.bool))
+                else:
+                    outcome = until_clean(drawing, judge, settings, len(noise), loop.retries)
+                    reason = ""
             finally:
-                guider.model_options.pop(KEY, None)
+                told = _told(drawing, outcome, loop, by, reason, probe, to_picture, clip)
                 if report is not None:
-                    report.latest = _finished(session, to_picture, clip)
+                    report.latest = told
+            if on_step is not None:
+                on_step(reports.words(told))
+            if outcome is None:
+                return drawn
+            return drawing.settle(outcome, told)
         finally:
             with torch.inference_mode(False):
                 for network in networks:
@@ -152,6 +194,140 @@ def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
     table = model_sampling.sigmas.float().clamp_min(1e-10).log()
     nearest = (table - sigma.float().clamp_min(1e-10).log()[0].to(table.device)).abs().argmin()
     return sigma.float(), float(nearest) / max(1, len(table) - 1)
+
+
+def _on_device(probe: Probe, device, decoder: Decoder | None) -> Probe:
+    """`probe` on the device of a run, with its decoder.
+
+    Made ready once a device and kept with the probe: a large index takes long to open.
+    """
+    kept = probe.__dict__.setdefault("on_device", {})
+    if device not in kept:
+        own = probe.searcher
+        searcher = own if own.device == device else Searcher(own.index, device)
+        kept[device] = Probe(searcher, probe.descriptor)
+    watch = copy.copy(kept[device])
+    watch.decoder = decoder
+    return watch
+
+
+def _unfinished(guider, sigmas: Tensor) -> str:
+    """Why what this run draws is no finished picture; "" if it is one."""
+    if len(sigmas) < 2:
+        return NOTHING_DRAWN
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    left = noise_level(sampling, sigmas[-1:])[0]
+    if float(left[0]) > FINISHED:
+        return "sampling was not finished: noise is left for another sampler"
+    return ""
+
+
+class _Drawing:
+    """Draws the batch from the same noise each time: the `Draw` of `until_clean`."""
+
+    def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
+                 steps):  # fmt: skip
+        self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
+        self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
+        self.loop, self.on_step, self.steps = loop, on_step, steps
+        self.first: Session | None = None
+        self.seeds: list[int | None] = []
+        self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
+        self._conds = guider.conds
+        self._random = _random_state(known.latent.device)
+
+    def __call__(self, settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
+        number, model_options = len(self.seeds), self.guider.model_options
+        session = Session(self.watch, settings, self.steps, suspects if number else None)
+        if self.first is None:
+            self.first = session
+        noise, seed = self._start(number, suspects)
+        self.seeds.append(seed)
+        self.shown.append(())
+        # The host works prompts out anew in each run, and would do so with what the last one left.
+        self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
+        predictions = Predictions(self.clip, self.known.kwargs(seed))
+        model_options[KEY] = _step(session, self.known, predictions, self._teller(number))
+        try:
+            with _random(self._random if number else None, self.known.latent.device):
+                drawn = self.execute(noise, self._callback(), seed)
+        finally:
+            model_options.pop(KEY, None)
+        return drawn, session.report()
+
+    def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
+        """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
+        last = self.loop.new_noise and number == self.loop.retries > 0
+        if not last or self.seed is None or not bool(torch.count_nonzero(self.noise)):
+            return self.noise, self.seed
+        seed = (self.seed + number) % 2**64
+        generator = torch.Generator().manual_seed(seed)
+        other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
+        chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
+        return torch.where(chosen, other.to(self.noise), self.noise), seed
+
+    def _teller(self, number: int) -> Callable[[str], None] | None:
+        if self.on_step is None or number == 0:
+            return self.on_step
+        return lambda line: self.on_step(f"drawing again {number}/{self.loop.retries} · {line}")
+
+    def _callback(self):
+        if self.callback is None:
+            return None
+
+        def show(*args):
+            self.shown[-1] = args
+            return self.callback(*args)
+
+        return show
+
+    def settle(self, outcome: Outcome, told: dict) -> Tensor:
+        """The latents that leave, copies treated as the artist wants it."""
+        latents, copies = outcome.latents, outcome.copies
+        if copies:
+            log.warning("AMG: %s", reports.words(told))
+            if self.loop.if_still_copied == reports.STOP:
+                raise AMGError(reports.refusal(told))
+        blanks = copies if self.loop.if_still_copied == reports.BLANK else []
+        if blanks:
+            latents = latents.clone()
+            empty = self.guider.model_patcher.model.process_latent_out(
+                torch.zeros_like(latents[:1])
+            )
+            for i in blanks:
+                latents[i : i + 1] = empty
+        if blanks or any(outcome.kept):
+            self._show(outcome.kept, blanks)
+        return latents
+
+    def _show(self, kept: list[int], blanks: list[int]) -> None:
+        """Tell the host's callback, which saw the last drawing last, what really leaves."""
+        if not all(self.shown):
+            return
+        step, _, *rest = self.shown[-1]
+        rows = [self.shown[number][1][i] for i, number in enumerate(kept)]
+        for i in blanks:
+            rows[i] = torch.zeros_like(rows[i])
+        self.callback(step, torch.stack(rows), *rest)
+
+
+def _random_state(device) -> list[Tensor]:
+    """State of the global generators that a sampler on `device` may draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextmanager
+def _random(states: list[Tensor] | None, device) -> Iterator[None]:
+    """Draw from those states, and leave the generators as they are; None: from where they are."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], device)
+        yield
 
 
 class _Known:
@@ -218,8 +394,36 @@ def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[di
     return step
 
 
-def _finished(session: Session, decoder, clip) -> dict:
-    """The session's report, with what only the host knows."""
-    seen = "none" if decoder is None else decoder.name
-    host = {"decoder": seen, "captions": "encoded" if clip is not None else "no clip"}
-    return session.report() | {"host": host}
+def undrawn(probe: Probe, settings: Settings, loop: Loop) -> dict:
+    """The report where the host runs no step at all."""
+    session = Session(probe, settings, expected_steps=0)
+    return reports.compose(
+        session.report(), not_judged=NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
+        versions=_versions(),
+    )  # fmt: skip
+
+
+def _told(
+    drawing: _Drawing, outcome, loop, judge: str, reason, probe, decoder, clip
+) -> dict | None:
+    """The report, with what only the host knows; None if the run ended before it began."""
+    if drawing.first is None:
+        return None
+    seen = "none" if probe.latent else decoder.name
+    return reports.compose(
+        drawing.first.report(),
+        outcome,
+        judged_by=judge if outcome is not None else "",
+        not_judged=reason,
+        if_still_copied=loop.if_still_copied,
+        seed=drawing.seed,
+        seeds=drawing.seeds if outcome is not None else None,
+        versions=_versions(),
+        host={"decoder": seen, "captions": "encoded" if clip is not None else "no clip"},
+    )
+
+
+def _versions() -> dict[str, str]:
+    """The host's own version, where it tells."""
+    version = getattr(sys.modules.get("comfyui_version"), "__version__", None)
+    return {} if version is None else {"comfyui": version}

@@ -8,13 +8,14 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..amg_core import presets
+from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.schedule import KINDS, Schedule
-from ..amg_core.session import Session
 from . import decoding, hook, show
-from .types import CATEGORY, MemorizationIndex, ReportHandle
+from .types import CATEGORY, Drawn, MemorizationIndex, ReportHandle
 
 AS_PRESET = "preset"
+RETRIES = 2
 
 
 def index_input() -> io.Input:
@@ -33,8 +34,8 @@ def strength_inputs() -> list[io.Input]:
             options=list(presets.PRESETS),
             default=presets.PRESETS[0],
             tooltip="main: the recommended balance. strong: acts earlier and harder, pictures "
-            "stray further from the prompt. paper: its three terms only, weaker. reference: the "
-            "constants of the authors' code.",
+            "stray further from the prompt. gentle: later and softer, nearer to the prompt, more "
+            "is drawn again. paper: its three terms only. reference: the authors' constants.",
         ),
         _strength(
             "despecification",
@@ -69,11 +70,65 @@ def optional_inputs() -> list[io.Input]:
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Lets the guard see sharp pictures where no TAESD file is in "
-            "models/vae_approx. Costs a private copy of its decoder in memory, and time on every "
-            "step. Not used with a latent index.",
+            tooltip="Judges the finished picture as you will see it: one decoding. Where no TAESD "
+            "file is in models/vae_approx it also lets the guard see sharp pictures, which costs a "
+            "copy of its decoder in memory, and time on every step.",
         ),
     ]
+
+
+def loop_inputs() -> list[io.Input]:
+    """What becomes of finished copies. Optional and last: workflows made before go on working."""
+    return [
+        io.Combo.Input(
+            "if_still_copied",
+            options=list(reports.POLICIES),
+            default=reports.SAY,
+            optional=True,
+            tooltip="A picture that is a copy after all retries. say so: it leaves, and node, log "
+            "and report tell. blank: an empty picture leaves in its place. stop: the workflow ends "
+            "with an error, nothing leaves.",
+        ),
+        io.Int.Input(
+            "retries",
+            default=RETRIES,
+            min=0,
+            max=10,
+            optional=True,
+            tooltip="How often a finished picture that is a copy is drawn again, more strongly each "
+            "time. Only then it costs time: as much as the first drawing. 0 = measure and tell.",
+        ),
+        io.Boolean.Input(
+            "new_noise",
+            default=False,
+            optional=True,
+            label_on="last retry",
+            label_off="never",
+            tooltip="On: the last retry starts from the noise of another seed, for pictures that "
+            "stay copies with their own. The picture changes altogether.",
+        ),
+    ]
+
+
+def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
+    """The artist's wishes. AMGError for a policy that does not exist.
+
+    Front ends that saved the live text of a node behind its widgets give it to the widget that was
+    appended first: it stands for the default.
+    """
+    if show.is_live(if_still_copied):
+        if_still_copied = reports.SAY
+    check_choice("if_still_copied", if_still_copied, reports.POLICIES)
+    return hook.Loop(retries, if_still_copied, new_noise)
+
+
+def policy_is_known(if_still_copied: str | None) -> bool | str:
+    """For the host, before it queues. None: the value comes from another node."""
+    if if_still_copied is None or show.is_live(if_still_copied):
+        return True
+    if if_still_copied in reports.POLICIES:
+        return True
+    return f"{if_still_copied!r} is unknown. Choose one of {', '.join(reports.POLICIES)}."
 
 
 def _strength(name: str, tooltip: str) -> io.Input:
@@ -86,8 +141,8 @@ def report_output() -> io.Output:
     return io.String.Output(
         "report",
         display_name="report",
-        tooltip="What the guard saw and did at each step, as JSON, with name and hash of the "
-        "index: the proof to keep with the picture.",
+        tooltip="What the guard saw and did at each step and what the finished pictures measured, "
+        "as JSON, with name and hash of the index: the proof to keep with the picture.",
     )
 
 
@@ -96,7 +151,7 @@ def curve_output() -> io.Output:
         "curve",
         display_name="curve",
         tooltip="Similarity to the nearest picture, step by step, against the threshold in red. "
-        "Dots mark steps where the guard acted.",
+        "Dots mark steps where the guard acted. One picture for each drawing.",
     )
 
 
@@ -171,6 +226,7 @@ class SamplerNode(io.ComfyNode):
                 index_input(),
                 *strength_inputs(),
                 *optional_inputs(),
+                *loop_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -179,13 +235,18 @@ class SamplerNode(io.ComfyNode):
                 report_output(),
                 curve_output(),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
+        return policy_is_known(if_still_copied)
 
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         denoise, index, preset, despecification, deduplication, dissimilarity, clip=None, vae=None,
+        if_still_copied=reports.SAY, retries=RETRIES, new_noise=False,
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
@@ -195,16 +256,18 @@ class SamplerNode(io.ComfyNode):
             preset, index.metric, despecification=despecification, deduplication=deduplication,
             dissimilarity=dissimilarity,
         )  # fmt: skip
+        loop = loop_of(if_still_copied, retries, new_noise)
         # At denoise 0 the host runs no step: the report then says that nothing was seen.
-        report = hook.Report(Session(index, settings, expected_steps=0).report())
+        report = hook.Report(hook.undrawn(index, settings, loop))
         guarded = hook.attach(
-            model, index, settings, clip=clip, vae=vae, report=report,
+            model, index, settings, clip=clip, vae=vae, loop=loop, report=report,
             on_step=show.text_on(cls.hidden.unique_id),
         )  # fmt: skip
         (latent,) = common_ksampler(
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
             denoise=denoise,
         )  # fmt: skip
+        show.with_pictures(cls.hidden, reports.KEY, report.latest)
         return io.NodeOutput(latent, *_told(report))
 
 
@@ -322,6 +385,7 @@ class ApplyNode(io.ComfyNode):
                     "sharp, vae slow and large, linear free and coarse. A latent index needs none.",
                 ),
                 *optional_inputs(),
+                *loop_inputs(),
             ],
             outputs=[
                 io.Model.Output(
@@ -339,10 +403,15 @@ class ApplyNode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
+        return policy_is_known(if_still_copied)
+
+    @classmethod
     def execute(
         cls, model, index, preset, despecification, deduplication, dissimilarity, thresholds,
         schedule, threshold_start, threshold_end, form, exit, start_percent, end_percent, margin,
-        iterations, decoder, clip=None, vae=None,
+        iterations, decoder, clip=None, vae=None, if_still_copied=reports.SAY, retries=RETRIES,
+        new_noise=False,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("thresholds", thresholds, [AS_PRESET, "custom"])
         check_choice("schedule", schedule, KINDS)
@@ -364,7 +433,8 @@ class ApplyNode(io.ComfyNode):
         )  # fmt: skip
         report = hook.Report()
         guarded = hook.attach(
-            model, index, settings, clip=clip, vae=vae, decoder=decoder, report=report,
+            model, index, settings, clip=clip, vae=vae, decoder=decoder,
+            loop=loop_of(if_still_copied, retries, new_noise), report=report,
             on_step=show.text_on(cls.hidden.unique_id),
         )  # fmt: skip
         return io.NodeOutput(guarded, report)
@@ -378,7 +448,7 @@ class ReportNode(io.ComfyNode):
             display_name="AMG Report",
             category=CATEGORY,
             description="Shows what a model guarded by Apply AMG saw and did in its latest "
-            "sampling.",
+            "sampling, and writes it into the pictures that are saved.",
             inputs=[
                 ReportHandle.Input("run", tooltip="The output run of Apply AMG."),
                 io.AnyType.Input(
@@ -387,12 +457,24 @@ class ReportNode(io.ComfyNode):
                     "read when that is finished.",
                 ),
             ],
-            outputs=[report_output(), curve_output()],
+            outputs=[
+                report_output(),
+                curve_output(),
+                Drawn.Output(
+                    "through",
+                    display_name="through",
+                    tooltip="What came in at after, unchanged. Go on from here to Save Image, and "
+                    "the report is in the metadata of the saved picture.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, run: hook.Report, after) -> io.NodeOutput:
-        return io.NodeOutput(*_told(run))
+        told = _told(run)
+        show.with_pictures(cls.hidden, reports.KEY, run.latest)
+        return io.NodeOutput(*told, after)
 
 
 def check_choice(name: str, value: str, options) -> None:
@@ -413,7 +495,7 @@ def custom_schedule(kind: str, start: float, end: float) -> Schedule:
 
 
 def _told(report: hook.Report) -> tuple:
-    """(JSON text, curve IMAGE) of the latest run."""
+    """(JSON text, curves as IMAGE, one a drawing) of the latest run."""
     from ..amg_core.plot import curve
 
     if report.latest is None:
@@ -421,4 +503,5 @@ def _told(report: hook.Report) -> tuple:
             "There is no sampling to report on yet. Connect `after` of AMG Report to the LATENT "
             "of the sampler that uses the guarded model, and give that sampler at least one step."
         )
-    return json.dumps(report.latest), show.image(curve(report.latest))
+    curves = [curve(told, title=title) for title, told in reports.drawings(report.latest)]
+    return json.dumps(report.latest), show.images(curves)

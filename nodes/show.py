@@ -22,6 +22,21 @@ def text_on(node_id: str | None) -> Callable[[str], None]:
     return show
 
 
+def is_live(text) -> bool:
+    """Whether a widget's value is a live text of ours, which some front ends save among widgets."""
+    return isinstance(text, str) and (" · " in text or text.endswith("…"))
+
+
+def with_pictures(hidden, key: str, value: dict) -> None:
+    """Let every picture that this prompt saves later carry `value` in its metadata.
+
+    Under `key`, by the id of the node. Nothing where the prompt came without metadata, as prompts
+    sent by programs do: the host then passes no dictionary on.
+    """
+    if hidden.extra_pnginfo is not None and hidden.unique_id is not None:
+        hidden.extra_pnginfo[key] = hidden.extra_pnginfo.get(key, {}) | {hidden.unique_id: value}
+
+
 def image(picture) -> Tensor:
     """PIL picture -> IMAGE (1, H, W, 3) float32 in [0, 1]."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))[None] / 255

@@ -1,4 +1,4 @@
-"""The two wire types of this pack."""
+"""The wire types of this pack."""
 
 from __future__ import annotations
 
@@ -10,3 +10,5 @@ CATEGORY = "AMG"
 MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
 # Carries a `hook.Report`, which a sampling run fills.
 ReportHandle = io.Custom("AMG_REPORT")
+# What a sampler or a decoder made, passed through. The host accepts it where either is wanted.
+Drawn = io.Custom("LATENT,IMAGE")

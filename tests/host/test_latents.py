@@ -70,8 +70,14 @@ def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monk
     assert told["descriptor"]["id"] == "latent_demo"
     assert min(told["guarded_evaluations"]) > 0
     assert curve.shape[-1] == 3
+    assert told["judged_by"] == "vae"
+    assert all(verdict["outcome"] == "clean" for verdict in told["verdicts"])
+    monkeypatch.undo()
     off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
-    plain, _, _ = draw(loaded, **off)
+    plain, report, _ = draw(loaded, **off)
+    told = json.loads(report)
+    assert told["judged_by"] == "demo"  # no vae connected
+    assert all(verdict["outcome"] == "copy" for verdict in told["verdicts"])
     with torch.inference_mode():
         pictures = [demo["vae"].decode(latent["samples"]) for latent in (plain, guarded)]
     for judge in (index, latent_index[0]):  # one that never steered, and the one that did

@@ -118,7 +118,8 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
             model, 7, 3, 4.0, "euler", "normal", inputs["positive"], inputs["negative"],
             inputs["latent_image"],
         )  # fmt: skip
-    report, curve = run_node("AMG_Report", run=handle, after=latent)
+    report, curve, through = run_node("AMG_Report", run=handle, after=latent)
+    assert through is latent
     told = json.loads(report)
     assert len(told["steps"]) == 3
     assert told["settings"]["schedule"] == {"kind": "constant", "start": 0.0, "end": 0.05}

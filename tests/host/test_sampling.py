@@ -153,7 +153,7 @@ def test_nothing_is_loaded_during_the_run(amg, tiny, guard, sample, monkeypatch)
     amg.conditioning._encoded.clear()
     report = amg.hook.Report()
     sample(guard(tiny(), report=report, on_step=steps.append))
-    assert len(steps) == 4
+    assert len(steps) == 5  # the verdict last
     assert loads == [0]
     assert report.latest["host"]["captions"] == "encoded"
     assert amg.conditioning._encoded
@@ -162,8 +162,9 @@ def test_nothing_is_loaded_during_the_run(amg, tiny, guard, sample, monkeypatch)
 def test_live_text(tiny, guard, sample):
     lines = []
     sample(guard(tiny(), on_step=lines.append))
-    assert len(lines) == 4
-    assert all(line.startswith("step") for line in lines)
+    assert len(lines) == 5
+    assert all(line.startswith("step") for line in lines[:4])
+    assert lines[4].startswith("measured 2 of 2 · through linear · no copy")
 
 
 def test_interrupt_ends_within_a_step(amg, tiny, guard, sample):

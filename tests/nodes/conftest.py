@@ -43,7 +43,7 @@ class Kind:
 
 class FakeIO(ModuleType):
     ComfyNode = type("ComfyNode", (), {"hidden": SimpleNamespace(unique_id="1")})
-    Hidden = SimpleNamespace(unique_id="UNIQUE_ID")
+    Hidden = SimpleNamespace(unique_id="UNIQUE_ID", extra_pnginfo="EXTRA_PNGINFO")
     AnyType = Kind("*")
 
     @staticmethod

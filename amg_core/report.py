@@ -1,0 +1,200 @@
+"""What a guarded sampling leaves behind: a report that can stand alone, and travels in the picture.
+
+``amg-report/1`` is a JSON object. Keys may be added; these stay:
+
+=================== ===============================================================================
+schema              "amg-report/1"
+amg                 version of the plugin
+versions            {"torch": …, "python": …, and what the host adds, such as "comfyui": …}
+index               {"name", "hash", "count"}: which pictures were guarded against
+descriptor          how they were compared: {"id", "metric", "preprocessing", "scales", …}
+settings            preset, strengths, "schedule" (thresholds); see `session.Settings`
+seed                of the run, or null
+evaluations         model evaluations that the guard saw in the first drawing
+guarded_evaluations those it acted on, a number a sample
+largest_similarity  a number a sample
+neighbors           {row id: {"source", "caption"}} of every nearest picture on the way
+steps               the curve of the first drawing; see `session.StepRecord`
+judged_by           what decoded the finished pictures: "vae", or the guard's decoder; "" if nothing
+not_judged          why the finished pictures were not measured; "" if they were
+verdicts            one a sample, of what left: {"sample", "attempt", "outcome", and the fields of
+                    `verdict.Verdict`: similarity, threshold, neighbor, source, caption, …}. outcome:
+                    "clean", "copy" (left as it is) or "blanked" (a copy, replaced by nothing)
+attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
+                    "settings", "steps" and "seed"
+=================== ===============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from .errors import AMGError
+from .loop import Attempt, Outcome
+from .verdict import COPY
+
+SCHEMA = "amg-report/1"
+KEY = "amg_report"  # of a picture's metadata
+SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
+_SHAPE = {
+    "schema": str, "amg": str, "versions": dict, "index": dict, "descriptor": dict,
+    "settings": dict, "evaluations": int, "guarded_evaluations": list,
+    "largest_similarity": list, "neighbors": dict, "steps": list, "judged_by": str,
+    "not_judged": str, "verdicts": list, "attempts": list,
+}  # fmt: skip
+
+
+def compose(
+    session: dict,
+    outcome: Outcome | None = None,
+    *,
+    judged_by: str = "",
+    not_judged: str = "",
+    if_still_copied: str = SAY,
+    seed: int | None = None,
+    seeds: list[int | None] | None = None,
+    versions: dict[str, str] | None = None,
+    **more,
+) -> dict:
+    """The report of one run.
+
+    Parameters
+    ----------
+    session : dict
+        Of the first drawing, as `Session.report` makes it.
+    outcome : Outcome, optional
+        Of the closed loop; without it `not_judged` says why.
+    if_still_copied : one of POLICIES
+        What happens to copies that stayed.
+    seeds : list, optional
+        The seed of each drawing.
+    more
+        Further keys, JSON-able.
+    """
+    python = {"torch": torch.__version__, "python": platform.python_version()}
+    head = {"schema": SCHEMA, "amg": __version__, "versions": python | (versions or {})}
+    told = head | session | {"seed": seed, "judged_by": judged_by, "not_judged": not_judged}
+    told |= {"if_still_copied": if_still_copied, "verdicts": [], "attempts": []} | more
+    if outcome is not None:
+        bad = "blanked" if if_still_copied == BLANK else "copy"
+        told["verdicts"] = [
+            {"sample": i, "attempt": kept, "outcome": bad if verdict.copy else "clean"}
+            | verdict.to_json()
+            for i, (verdict, kept) in enumerate(zip(outcome.verdicts, outcome.kept, strict=True))
+        ]
+        every = seeds or [seed] * len(outcome.attempts)
+        pairs = zip(outcome.attempts, every, strict=True)
+        told["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
+    return told
+
+
+def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
+    told: dict = {
+        "samples": attempt.samples,
+        "verdicts": [verdict.to_json() for verdict in attempt.verdicts],
+    }
+    if number > 0:
+        told |= {"seed": seed} | {key: attempt.report[key] for key in ("settings", "steps")}
+    return told
+
+
+def check(report: dict) -> None:
+    """AMGError, naming the key, unless `report` has the schema's shape."""
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise AMGError(f"This is no {SCHEMA}: it may come from a newer version of the plugin.")
+    for key, kind in _SHAPE.items():
+        if not isinstance(report.get(key), kind):
+            raise AMGError(f"The report is damaged: {key} is not a {kind.__name__}.")
+
+
+def drawings(report: dict) -> list[tuple[str, dict]]:
+    """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
+    name = report["index"]["name"]
+    found = [(f"similarity to {name}", report)]
+    for number, attempt in enumerate(report["attempts"][1:], 1):
+        again = f"{_pictures(attempt['samples'])} drawn again, {number}: similarity to {name}"
+        found.append((again, report | {"steps": attempt["steps"]}))
+    return found
+
+
+def words(report: dict) -> str:
+    """What became of the run, in one line for the artist."""
+    if report["not_judged"]:
+        return f"not judged · {report['not_judged']}"
+    verdicts = report["verdicts"]
+    bad = [v for v in verdicts if v["outcome"] != "clean"]
+    parts = [f"measured {len(verdicts)} of {len(verdicts)} · {_seen_by(report)}"]
+    if bad:
+        parts = [f"STILL A COPY: {_pictures([v['sample'] for v in bad])}"]
+        parts += [f"{v['words'].rstrip('.')}" for v in bad[:1]]
+        parts += ["replaced by a blank"] if bad[0]["outcome"] == "blanked" else []
+    else:
+        parts.append("no copy")
+    again = [v for v in verdicts if v["attempt"] > 0 and v["outcome"] == "clean"]
+    for v in again:
+        before = report["attempts"][0]["verdicts"][v["sample"]]
+        parts.append(
+            f"picture {v['sample'] + 1} drawn again: closeness {_close(before)} → {_close(v)}"
+        )
+    if not bad and not again and verdicts:
+        closest = max(verdicts, key=lambda v: v["closeness"])
+        parts.append(f"closeness {_close(closest)}, copy above {COPY}")
+    return " · ".join(parts)
+
+
+def refusal(report: dict) -> str:
+    """What to tell an artist who asked for a stop: the picture, its neighbour, what to change."""
+    (first, *rest) = [v for v in report["verdicts"] if v["outcome"] != "clean"]
+    more = f" (and {len(rest)} more of the batch)" if rest else ""
+    return (
+        f"Stopped: picture {first['sample'] + 1} of {len(report['verdicts'])}{more} is still too "
+        f"close to {first['source']} in index {report['index']['name']} after "
+        f"{len(report['attempts'])} drawing(s). {first['words']} Choose preset strong, raise "
+        f"retries, turn on new_noise, or change prompt or seed. To get the picture all the same, "
+        f"set if_still_copied to '{SAY}'; if it may be copied, use Mute Pictures."
+    )
+
+
+def of_picture(path: str | Path) -> dict[str, dict]:
+    """The reports in a saved picture's metadata, by the id of the node that made each.
+
+    Raises
+    ------
+    AMGError
+        There is none in this file, or it is damaged.
+    """
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        text = picture.info.get(KEY)
+    if text is None:
+        raise AMGError(
+            f"{path} carries no report: it was not drawn under guard, or was saved by a program "
+            f"that drops metadata. Take the file that Save Image wrote."
+        )
+    try:
+        reports = json.loads(text)
+        for report in reports.values():
+            check(report)
+    except (ValueError, AttributeError) as error:
+        raise AMGError(f"The report in {path} is damaged ({error}).") from error
+    return reports
+
+
+def _pictures(samples: list[int]) -> str:
+    return ("picture " if len(samples) == 1 else "pictures ") + ", ".join(
+        str(i + 1) for i in samples
+    )
+
+
+def _close(verdict: dict) -> str:
+    return f"{max(0.0, verdict['closeness']):.2f}"
+
+
+def _seen_by(report: dict) -> str:
+    return "by the VAE" if report["judged_by"] == "vae" else f"through {report['judged_by']}"

@@ -1,0 +1,119 @@
+"""The report: complete, JSON, and read back from a picture."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from amg_core import presets, report
+from amg_core.errors import AMGError
+from amg_core.loop import until_clean
+from amg_core.verdict import Verdict
+
+SESSION = {
+    "amg": "0", "index": {"name": "cats", "hash": "abc", "count": 3}, "descriptor": {"id": "pixel"},
+    "settings": {"preset": "main"}, "evaluations": 1, "guarded_evaluations": [1, 1],
+    "largest_similarity": [0.1, 0.2], "neighbors": {}, "steps": [{"number": 0}],
+}  # fmt: skip
+
+
+def outcome(*means, retries=2):
+    """Sample i has the closeness `means[i][attempt]`; a copy above 0.4."""
+    calls = []
+
+    def draw(settings, suspects):
+        number = len(calls)
+        calls.append(settings)
+        drawn = torch.tensor([row[min(number, len(row) - 1)] for row in means])
+        return drawn[:, None], SESSION | {"steps": [{"number": number}]}
+
+    def judge(latents):
+        return [
+            Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", v > 0.4, "A copy of a.png: seen.")
+            for v in latents[:, 0].tolist()
+        ]
+
+    return until_clean(draw, judge, presets.settings("main", "nl2"), len(means), retries)
+
+
+def compose(*means, **options):
+    return report.compose(SESSION, outcome(*means), judged_by="vae", **options)
+
+
+def test_complete_and_json():
+    told = compose([0.1], [0.9, 0.2], seed=7, versions={"comfyui": "1"}, host={"decoder": "demo"})
+    report.check(told)
+    again = json.loads(json.dumps(told, allow_nan=False))
+    assert again == told
+    assert told["schema"] == "amg-report/1" and told["index"]["hash"] == "abc"
+    assert set(told["versions"]) == {"torch", "python", "comfyui"}
+    assert [v["attempt"] for v in told["verdicts"]] == [0, 1]
+    assert [v["outcome"] for v in told["verdicts"]] == ["clean", "clean"]
+    assert told["verdicts"][1]["source"] == "a.png" and told["verdicts"][1]["caption"] == "a cat"
+    assert [a["samples"] for a in told["attempts"]] == [[0, 1], [1]]
+    assert told["attempts"][0]["verdicts"][1]["copy"] is True
+    assert told["attempts"][1]["steps"] == [{"number": 1}] and told["attempts"][1]["seed"] == 7
+
+
+def test_every_key_of_the_schema_is_documented_and_checked():
+    told = compose([0.1], [0.2])
+    for key in report._SHAPE:
+        assert f"\n{key} " in report.__doc__
+        with pytest.raises(AMGError, match=key if key != "schema" else report.SCHEMA):
+            report.check({k: v for k, v in told.items() if k != key})
+    with pytest.raises(AMGError, match="newer"):
+        report.check(told | {"schema": "amg-report/9"})
+
+
+def test_words_tell_what_became_of_it():
+    assert "no copy" in report.words(compose([0.1], [0.2]))
+    again = report.words(compose([0.1], [0.9, 0.2]))
+    assert "picture 2 drawn again: closeness 0.90 → 0.20" in again
+    bad = report.words(compose([0.1], [0.9]))
+    assert bad.startswith("STILL A COPY: picture 2") and "a.png" in bad and "blank" not in bad
+    assert "replaced by a blank" in report.words(compose([0.9], if_still_copied="blank"))
+    unjudged = report.words(report.compose(SESSION, not_judged="nothing was drawn"))
+    assert unjudged == "not judged · nothing was drawn"
+    for line in (again, bad, unjudged):
+        assert " · " in line  # how the live text of a node is told from a widget's value
+
+
+def test_refusal_names_picture_neighbour_and_what_to_change():
+    text = report.refusal(compose([0.1], [0.9], if_still_copied="stop"))
+    for part in ("picture 2 of 2", "a.png", "cats", "3 drawing", "retries", "say so"):
+        assert part in text
+
+
+def test_blanked_is_told():
+    told = compose([0.1], [0.9], if_still_copied="blank")
+    assert [v["outcome"] for v in told["verdicts"]] == ["clean", "blanked"]
+
+
+def test_one_curve_a_drawing():
+    (first, title), (second, again) = report.drawings(compose([0.1], [0.9, 0.2]))
+    assert first == "similarity to cats" and title["steps"] == [{"number": 0}]
+    assert second.startswith("picture 2 drawn again, 1") and again["steps"] == [{"number": 1}]
+
+
+def test_read_from_a_picture(tmp_path):
+    told, path = compose([0.1]), tmp_path / "a.png"
+    info = PngInfo()
+    info.add_text(report.KEY, json.dumps({"7": told}))
+    Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+    assert report.of_picture(path) == {"7": told}
+    for text, words in (
+        (None, "no report"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"7": 1}', "no"),
+    ):
+        info = PngInfo()
+        if text is not None:
+            info.add_text(report.KEY, text)
+        Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+        with pytest.raises(AMGError, match=words):
+            report.of_picture(path)
