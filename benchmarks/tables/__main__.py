@@ -79,6 +79,9 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
             methods.unconditional_methods,
         ),
     }
+    known = {m.name for name in arguments.only for m in makers[name][1]()}
+    if unknown := set(arguments.methods or []) - known:
+        raise AMGError(f"No such row: {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
     for name in arguments.only:
         make, rows = makers[name]
         judges = Judges(make(), sscd)
@@ -135,7 +138,7 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
     memorised, others = plain.group == 0, plain.group == 1
     for number in sorted({n for row in made.values() for n in row.method.tables}):
         part = {name: row for name, row in made.items() if number in row.method.tables}
-        title = f"{TITLES[number]}, {int(memorised.sum())} pictures of what is memorised"
+        title = f"{TITLES[number]}, {int(memorised.sum())} pictures"
         tables[title] = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
         }
@@ -178,7 +181,8 @@ def _columns(row: Row) -> dict[str, list]:
     g = row.grades
     names = ("nl2", "closeness", "views", "other", "zncc", "zncc_own", "sscd", "sscd_own")
     kept = {n: getattr(g, n) for n in (*names, "alignment", "same")}
-    return {n: v.tolist() for n, v in kept.items() if v is not None} | {"acted": row.drawn.acted}
+    kept = {n: v for n, v in kept.items() if v is not None and not torch.isnan(v).any()}
+    return {n: v.tolist() for n, v in kept.items()} | {"acted": row.drawn.acted}
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:

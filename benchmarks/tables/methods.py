@@ -75,10 +75,10 @@ def text_methods() -> list[Method]:
         guard("AMG main", "main", (1, 4, 5)),
         guard("AMG strong", "strong", (1,)),
         guard("AMG main, closed loop", "main", (1,), retries=3),
-        guard("AMG main, eye latent", "main", (1,), eye="latent"),
+        guard("AMG main, eye latent", "main", (1,), eye="latent", others=False),
         guard("paper", "paper", (1, 4, 5)),
         guard("reference", "reference", (1,)),
-        guard("projection alone", "paper", (1,), despecification=0, deduplication=0),
+        guard("projection alone", "paper", (1,), despecification=0, deduplication=0, others=False),
         guard("main without exit and Gspe", "main", (4,), despecification=0, others=False),
         guard("main without exit", "main", (4,), exit=0.0, others=False),
         guard("main without Gdup", "main", (4,), deduplication=0, others=False),
@@ -89,8 +89,10 @@ def text_methods() -> list[Method]:
         ),
         guard("main, no gate", "main", (5,), schedule=ALWAYS),
         guard("main, constant", "main", (5,), schedule=replace(main, kind="constant")),
-        guard("paper, no gate", "paper", (5,), schedule=ALWAYS),
-        guard("paper, constant", "paper", (5,), schedule=replace(main, kind="constant")),
+        guard("paper, no gate", "paper", (5,), schedule=ALWAYS, others=False),
+        guard(
+            "paper, constant", "paper", (5,), schedule=replace(main, kind="constant"), others=False
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Train the pixel-space model until it memorises: ten minutes on two CPU cores.
+"""Train the pixel-space model until it memorises: a few minutes on two CPU cores.
 
 It sees the demo's pictures at 32 px: each subject's duplicated picture `copies` times and `singles`
 others once, mirrored half of the time. What is duplicated never varies, as in a crawl. The class is
@@ -30,9 +30,9 @@ from . import models
 class Recipe:
     """What a checkpoint depends on; its hash is in the file's name."""
 
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 32
-    rate: float = 1.5e-3
+    rate: float = 2e-3
     drop: float = 0.5
     width: int = 112
     deep: int = 160
