@@ -226,7 +226,7 @@ def random_caption(
     probability: float = PROBABILITY["rc"],
     length: int = RANDOM_LENGTH,
 ) -> str:
-    """RC: with the given probability (paper 0.4, released code 0.1) `length` random words instead."""
+    """RC: with the given probability (0.4 as CWR; released code 0.1) `length` random words instead."""
     if rng.random() >= probability:
         return caption
     return " ".join(_choice(rng, vocabulary) for _ in range(length))
