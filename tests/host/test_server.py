@@ -63,9 +63,10 @@ def server(comfyui, tmp_path_factory):
         log.close()
 
 
-def finish(server, prompt: dict) -> dict:
-    """Queue a prompt and wait; the history entry."""
-    number = server("/prompt", {"prompt": prompt})["prompt_id"]
+def finish(server, prompt: dict, metadata: dict | None = None) -> dict:
+    """Queue a prompt, with what its pictures are to carry, and wait; the history entry."""
+    extra = {} if metadata is None else {"extra_data": {"extra_pnginfo": metadata}}
+    number = server("/prompt", {"prompt": prompt} | extra)["prompt_id"]
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         history = server(f"/history/{number}")
@@ -171,6 +172,105 @@ def test_indexes_made_in_the_graph(server, first_look):
     again = finish(server, prompt)
     cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
     assert {sampler, built, "91", "92", "93"} <= set(cached)
+
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def as_prompt(graph: dict, info: dict) -> dict:
+    """A saved graph as the front end sends it: widget values by their order, links by number."""
+    links = {link: [str(source), out] for link, source, out, *_ in graph["links"]}
+    prompt = {}
+    for node in graph["nodes"]:
+        if node["type"] not in info:  # notes
+            continue
+        kinds = info[node["type"]]["input"]
+        known = {**kinds.get("required", {}), **kinds.get("optional", {})}
+        values, inputs = list(node.get("widgets_values", [])), {}
+        for name, (kind, *options) in known.items():
+            if isinstance(kind, list) or kind in WIDGETS:
+                if values:
+                    inputs[name] = values.pop(0)
+                if options and options[0].get("control_after_generate"):
+                    values.pop(0)
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs[slot["name"]] = links[slot["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def test_a_workflow_saved_before_the_loop_runs(server):
+    """Its graph lacks the appended widgets, and has the live text of its last run in their place."""
+    graph = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
+    for node in graph["nodes"]:
+        if node["type"] == "AMG_Sampler":
+            node["widgets_values"] = node["widgets_values"][:11]
+            node["widgets_values"] += ["step 20/20 · similarity -0.91 · guarding 0 of 4"]
+    prompt = as_prompt(graph, server("/object_info"))
+    (sampler,) = of_type(prompt, "AMG_Sampler")
+    assert prompt[sampler]["inputs"]["dissimilarity"] == 1.0
+    assert prompt[sampler]["inputs"]["if_still_copied"].startswith("step 20/20")
+    prompt[sampler]["inputs"] |= {"steps": 6}
+    done = finish(server, prompt)
+    assert done["status"]["status_str"] == "success", done["status"]
+    prompt[sampler]["inputs"]["if_still_copied"] = "Stop"  # no text of ours
+    (error,) = server("/prompt", {"prompt": prompt})["node_errors"][sampler]["errors"]
+    assert error["details"].startswith("if_still_copied - 'Stop' is unknown")
+
+
+def saved(server, first_look, steps: int, through_report: bool = False):
+    """Run the first look with Save Image behind the guarded sampler; (metadata, prompt, reporter)."""
+    from PIL import Image
+
+    prompt = json.loads(json.dumps(first_look))
+    (sampler,), (demo,) = of_type(prompt, "AMG_Sampler"), of_type(prompt, "AMG_DemoModel")
+    keep = {sampler, demo, *of_type(prompt, "CLIPTextEncode"), *of_type(prompt, "AMG_BuildIndex"),
+            *of_type(prompt, "EmptyLatentImage")}  # fmt: skip
+    prompt = {number: node for number, node in prompt.items() if number in keep}
+    inputs = prompt[sampler]["inputs"] | {"steps": steps}
+    prompt[sampler]["inputs"], source = inputs, sampler
+    if through_report:
+        names = ("preset", "index", "clip", "vae", "despecification", "deduplication",
+                 "dissimilarity", "model")  # fmt: skip
+        kept = {name: value for name, value in inputs.items() if name not in names[:-1]}
+        prompt[sampler] = step("KSampler", **kept | {"model": ["80", 0]})
+        prompt["80"] = step(
+            "AMG_Apply", **{name: inputs[name] for name in names if name in inputs},
+            thresholds="preset", schedule="parabolic", threshold_start=0.2, threshold_end=0.4,
+            form="preset", exit=1.0, start_percent=0.0, end_percent=1.0, margin=0.05,
+            iterations=0, decoder="auto",
+        )  # fmt: skip
+        prompt["81"] = step("AMG_Report", run=["80", 1], after=[sampler, 0])
+        source = "81"
+    slot = 2 if through_report else 0
+    prompt["90"] = step("VAEDecode", samples=[source, slot], vae=[demo, 2])
+    prompt["91"] = step("SaveImage", images=["90", 0], filename_prefix=f"report-{steps}")
+    workflow = {"nodes": [], "note": "as the front end sends it"}
+    done = finish(server, prompt, {"workflow": workflow})
+    assert done["status"]["status_str"] == "success", done["status"]
+    (picture,) = done["outputs"]["91"]["images"]
+    path = server.base / "output" / picture["filename"]
+    with Image.open(path) as opened:
+        found = dict(opened.info)
+    assert json.loads(found["workflow"]) == workflow
+    assert json.loads(found["prompt"])[sampler]["inputs"]["steps"] == steps
+    return path, source
+
+
+@pytest.mark.parametrize("through_report", [False, True])
+def test_the_report_travels_in_the_picture(server, first_look, through_report):
+    from amg_core import report
+
+    for steps in (5, 7):  # the second time models and Apply AMG come from the cache
+        path, source = saved(server, first_look, steps, through_report)
+        found = report.of_picture(path)
+        assert list(found) == [source]
+        told = found[source]
+        assert len(told["steps"]) == steps
+        assert told["index"]["name"] == "amg-demo" and len(told["index"]["hash"]) > 8
+        assert told["judged_by"] == "vae" and told["verdicts"][0]["source"]
+        assert "comfyui" in told["versions"]
 
 
 def step(kind: str, **inputs) -> dict:
