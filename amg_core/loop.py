@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .session import Settings
-from .verdict import Verdict
+from .verdict import COPY, Verdict
 
 # (settings, suspects (B,) bool) -> latents (B, C, H, W) and the run's report.
 Draw = Callable[[Settings, Tensor], tuple[Tensor, dict]]
@@ -108,6 +108,21 @@ def excess(verdict: Verdict) -> float:
     """By how much a picture is over the limits of its judges; at most 0 where it is no copy."""
     first = verdict.similarity - verdict.threshold
     return max(first, verdict.zncc - verdict.zncc_threshold)
+
+
+def unsteered(verdict: Verdict) -> Verdict:
+    """The verdict on a picture that the guard never touched: the descriptor's alone.
+
+    The second judge is there because steering can fool the descriptor that it follows. Without
+    steering there is nothing to fool, and a likeness that only the second judge sees is one to look
+    at, not to act on: an innocent picture stays the very picture that the model draws.
+    """
+    return replace(verdict, copy=verdict.closeness > COPY)
+
+
+def steered(report: dict, sample: int) -> bool:
+    """Whether a run (`Session.report`) ever moved that sample."""
+    return any(term[sample] > 0 for step in report["steps"] for term in step["moved"].values())
 
 
 def _only(i: int, like: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ judged_by           what decoded the finished pictures: "vae", or the guard's de
 not_judged          why the finished pictures were not measured; "" if they were
 verdicts            one a sample, of what left: {"sample", "attempt", "outcome", and the fields of
                     `verdict.Verdict`: similarity, threshold, neighbor, source, caption, …}. outcome:
-                    "clean", "copy" (left as it is) or "blanked" (a copy, replaced by nothing)
+                    "clean", "look" (only the second judge finds it alike, and nothing was steered),
+                    "copy" (left as it is) or "blanked" (a copy, replaced by nothing)
 attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
                     "settings", "steps" and "seed"
 =================== ===============================================================================
@@ -36,7 +37,7 @@ import torch
 from . import __version__
 from .errors import AMGError
 from .loop import Attempt, Outcome
-from .verdict import COPY
+from .verdict import COPY, Verdict
 
 SCHEMA = "amg-report/1"
 KEY = "amg_report"  # of a picture's metadata
@@ -83,7 +84,7 @@ def compose(
     if outcome is not None:
         bad = "blanked" if if_still_copied == BLANK else "copy"
         told["verdicts"] = [
-            {"sample": i, "attempt": kept, "outcome": bad if verdict.copy else "clean"}
+            {"sample": i, "attempt": kept, "outcome": bad if verdict.copy else _fair(verdict)}
             | verdict.to_json()
             for i, (verdict, kept) in enumerate(zip(outcome.verdicts, outcome.kept, strict=True))
         ]
@@ -91,6 +92,10 @@ def compose(
         pairs = zip(outcome.attempts, every, strict=True)
         told["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
     return told
+
+
+def _fair(verdict: Verdict) -> str:
+    return "look" if verdict.zncc > verdict.zncc_threshold else "clean"
 
 
 def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
@@ -127,7 +132,7 @@ def words(report: dict) -> str:
     if report["not_judged"]:
         return f"not judged · {report['not_judged']}"
     verdicts = report["verdicts"]
-    bad = [v for v in verdicts if v["outcome"] != "clean"]
+    bad = _copies(report)
     parts = [f"measured {len(verdicts)} of {len(verdicts)} · {_seen_by(report)}"]
     if bad:
         parts = [f"STILL A COPY: {_pictures([v['sample'] for v in bad])}"]
@@ -135,7 +140,12 @@ def words(report: dict) -> str:
         parts += ["replaced by a blank"] if bad[0]["outcome"] == "blanked" else []
     else:
         parts.append("no copy")
-    again = [v for v in verdicts if v["attempt"] > 0 and v["outcome"] == "clean"]
+    parts += [
+        f"look at picture {v['sample'] + 1}: composed like {v['source']}"
+        for v in verdicts
+        if v["outcome"] == "look"
+    ]
+    again = [v for v in verdicts if v["attempt"] > 0 and v not in bad]
     for v in again:
         before = report["attempts"][0]["verdicts"][v["sample"]]
         parts.append(
@@ -149,7 +159,7 @@ def words(report: dict) -> str:
 
 def refusal(report: dict) -> str:
     """What to tell an artist who asked for a stop: the picture, its neighbour, what to change."""
-    (first, *rest) = [v for v in report["verdicts"] if v["outcome"] != "clean"]
+    first, *rest = _copies(report)
     more = f" (and {len(rest)} more of the batch)" if rest else ""
     return (
         f"Stopped: picture {first['sample'] + 1} of {len(report['verdicts'])}{more} is still too "
@@ -184,6 +194,10 @@ def of_picture(path: str | Path) -> dict[str, dict]:
     except (ValueError, AttributeError) as error:
         raise AMGError(f"The report in {path} is damaged ({error}).") from error
     return reports
+
+
+def _copies(report: dict) -> list[dict]:
+    return [v for v in report["verdicts"] if v["outcome"] in ("copy", "blanked")]
 
 
 def _pictures(samples: list[int]) -> str:

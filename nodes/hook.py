@@ -25,9 +25,10 @@ from ..amg_core import report as reports
 from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
 from ..amg_core.index.search import Searcher
-from ..amg_core.loop import Outcome, until_clean
+from ..amg_core.loop import Outcome, steered, unsteered, until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
+from ..amg_core.verdict import Verdict
 from . import decoding, judging, latents
 from .conditioning import Predictions
 
@@ -139,7 +140,8 @@ def attach(
                 if unjudged:
                     drawn, _ = drawing(settings, torch.zeros(len(noise), dtype=torch.bool))
                 else:
-                    outcome = until_clean(drawing, judge, settings, len(noise), loop.retries)
+                    judged = partial(drawing.judged, judge)
+                    outcome = until_clean(drawing, judged, settings, len(noise), loop.retries)
                     reason = ""
             finally:
                 told = _told(drawing, outcome, loop, by, reason, probe, to_picture, clip)
@@ -254,6 +256,14 @@ class _Drawing:
         finally:
             model_options.pop(KEY, None)
         return drawn, session.report()
+
+    def judged(self, judge: judging.Judge, latents: Tensor) -> list[Verdict]:
+        """Verdicts on the latest drawing; in the first one, of all samples, some were never touched."""
+        verdicts = judge(latents)
+        if len(self.seeds) > 1:
+            return verdicts
+        report = self.first.report()
+        return [v if steered(report, i) else unsteered(v) for i, v in enumerate(verdicts)]
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
         """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from amg_core import presets
-from amg_core.loop import Outcome, escalated, excess, until_clean
+from amg_core.loop import Outcome, escalated, excess, steered, unsteered, until_clean
 from amg_core.verdict import Verdict
 
 
@@ -82,3 +82,12 @@ def test_retries_are_stronger_each_time():
 def test_excess_is_that_of_the_worse_judge():
     verdict = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", True, "")
     assert abs(excess(verdict) - 0.1) < 1e-6
+
+
+def test_where_nothing_was_steered_the_descriptor_decides():
+    """Of a likeness that only the second judge sees, an innocent picture is not changed."""
+    alike = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", True, "look at both")
+    assert not unsteered(alike).copy and unsteered(alike).words == alike.words
+    assert unsteered(Verdict(0.5, 0.4, 0.5, 0.1, 0.8, 0, "", "", True, "")).copy
+    report = {"steps": [{"moved": {}}, {"moved": {"away": [0.0, 0.2], "softened": [0.0, 0.0]}}]}
+    assert [steered(report, i) for i in range(2)] == [False, True]

@@ -88,6 +88,15 @@ def test_refusal_names_picture_neighbour_and_what_to_change():
         assert part in text
 
 
+def test_a_likeness_to_look_at_is_told():
+    told = outcome([0.1])
+    verdict = Verdict(0.1, 0.4, 0.1, 0.9, 0.75, 0, "b.png", "", False, "Same composition.")
+    told.verdicts[0] = verdict
+    told = report.compose(SESSION, told, judged_by="vae")
+    assert told["verdicts"][0]["outcome"] == "look"
+    assert "look at picture 1: composed like b.png" in report.words(told)
+
+
 def test_blanked_is_told():
     told = compose([0.1], [0.9], if_still_copied="blank")
     assert [v["outcome"] for v in told["verdicts"]] == ["clean", "blanked"]

@@ -137,6 +137,23 @@ def stubborn(amg):
         yield patch
 
 
+def test_the_second_judge_alone_does_not_change_the_innocent(amg, draw, lax, settings):
+    """It is there for what steering may have fooled; without steering it asks to look."""
+    real = amg.module("nodes.judging").verdict
+
+    def suspicious(probe, pictures):
+        return [replace(v, zncc=0.99, copy=True) for v in real(probe, pictures)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amg.module("nodes.judging"), "verdict", suspicious)
+        drawn = draw([NEW], retries=1, if_still_copied="stop")
+        assert torch.equal(drawn.samples, draw.plain([NEW]))
+        assert outcomes(drawn) == ["look"] and len(drawn.report["attempts"]) == 1
+        assert "look at picture 1" in drawn.lines[-1]
+        acting = draw([NEW], settings("leaving"), retries=1)
+        assert outcomes(acting) == ["copy"] and len(acting.report["attempts"]) == 2
+
+
 def test_what_is_not_finished_is_not_judged(draw):
     part = {"start_step": 0, "last_step": 5, "force_full_denoise": False}
     drawn = draw([COPIED], retries=2, if_still_copied="stop", sampling=part)
