@@ -23,6 +23,7 @@ verdicts            one a sample, of what left: {"sample", "attempt", "outcome",
                     "copy" (left as it is) or "blanked" (a copy, replaced by nothing)
 attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
                     "settings", "steps" and "seed"
+left_out            only of a report in a picture: what was too long for it, see `travelling`
 =================== ===============================================================================
 """
 
@@ -40,6 +41,7 @@ from .loop import Attempt, Outcome
 from .verdict import COPY, Verdict
 
 SCHEMA = "amg-report/1"
+LIMIT = 24_000  # characters in a picture: EXIF, where some programs put them, holds 64 KB of all
 KEY = "amg_report"  # of a picture's metadata
 SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
 _SHAPE = {
@@ -106,6 +108,46 @@ def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
     if number > 0:
         told |= {"seed": seed} | {key: attempt.report[key] for key in ("settings", "steps")}
     return told
+
+
+def travelling(report: dict) -> dict:
+    """As it goes into a picture: numbers to 4 decimals, and no longer than LIMIT if it can be.
+
+    Left out in turn, and named in "left_out": the terms' sizes at each step, the curves of later
+    drawings, neighbours on the way, the curve. Verdicts, index, settings and versions always stay.
+    """
+
+    def without(steps: list[dict]) -> list[dict]:
+        return [{key: value for key, value in step.items() if key != "moved"} for step in steps]
+
+    told = _rounded(report)
+    attempts = told["attempts"]
+    shorter = {
+        "steps.moved": lambda: {
+            "steps": without(told["steps"]),
+            "attempts": [
+                a | {"steps": without(a["steps"])} if "steps" in a else a for a in attempts
+            ],
+        },
+        "attempts.steps": lambda: {
+            "attempts": [{k: v for k, v in a.items() if k != "steps"} for a in attempts]
+        },
+        "neighbors": lambda: {"neighbors": {}},
+        "steps": lambda: {"steps": []},
+    }
+    for name, change in shorter.items():
+        if len(json.dumps(told)) <= LIMIT:
+            break
+        told = told | change() | {"left_out": [*told.get("left_out", []), name]}
+    return told
+
+
+def _rounded(value):
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def check(report: dict) -> None:

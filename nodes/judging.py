@@ -80,7 +80,11 @@ def make(probe: Probe, model, vae, decoder: Decoder | None) -> Judge | None:
         return Judge(BY_VAE, probe, lambda latent: _decoded(vae, latent), into_model)
     if decoder is None:
         return None
-    return Judge(decoder.name, probe, lambda latent: decoder(into_model(latent)), into_model)
+
+    def decode(latent: Tensor) -> Tensor:
+        return decoder(into_model(latent.to(probe.searcher.device)))
+
+    return Judge(decoder.name, probe, decode, into_model)
 
 
 def _decoded(vae, latent: Tensor) -> Tensor:

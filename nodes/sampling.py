@@ -267,7 +267,7 @@ class SamplerNode(io.ComfyNode):
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
             denoise=denoise,
         )  # fmt: skip
-        show.with_pictures(cls.hidden, reports.KEY, report.latest)
+        show.with_pictures(cls.hidden, reports.KEY, reports.travelling(report.latest))
         return io.NodeOutput(latent, *_told(report))
 
 
@@ -473,7 +473,7 @@ class ReportNode(io.ComfyNode):
     @classmethod
     def execute(cls, run: hook.Report, after) -> io.NodeOutput:
         told = _told(run)
-        show.with_pictures(cls.hidden, reports.KEY, run.latest)
+        show.with_pictures(cls.hidden, reports.KEY, reports.travelling(run.latest))
         return io.NodeOutput(*told, after)
 
 

@@ -69,6 +69,24 @@ def test_every_key_of_the_schema_is_documented_and_checked():
         report.check(told | {"schema": "amg-report/9"})
 
 
+def test_what_travels_is_short_and_says_what_it_leaves_out():
+    told = compose([0.123456], [0.9, 0.2])
+    short = report.travelling(told)
+    assert short["verdicts"][0]["closeness"] == 0.1235 and "left_out" not in short
+    step = {"similarity": [1 / 3] * 64, "moved": {"away": [1 / 3] * 64}}
+    sizes = []
+    for count in (20, 40, 80, 200):
+        told["steps"] = [step] * count
+        told["attempts"][1]["steps"] = [step] * 10
+        short = report.travelling(told)
+        report.check(short)
+        assert len(json.dumps(short)) < report.LIMIT + 100
+        assert short["verdicts"] == report._rounded(told["verdicts"])
+        sizes.append(short.get("left_out", []))
+    assert sizes[0] == ["steps.moved"] and sizes[-1][-1] == "steps"
+    assert "moved" in told["steps"][0]  # the report itself is whole
+
+
 def test_words_tell_what_became_of_it():
     assert "no copy" in report.words(compose([0.1], [0.2]))
     again = report.words(compose([0.1], [0.9, 0.2]))
