@@ -88,6 +88,7 @@ def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Cell]:
         "ZNCC with own, mean": mean(g.zncc_own),
         "ZNCC with own, worst": (float(g.zncc_own.max()), None, None),
         "ZNCC with own % > limit": percentage(g.zncc_own > limit),
+        "its negative %": percentage(g.zncc_own < -limit),
         "ZNCC with any % > limit": percentage(g.zncc > judges.limit),
         "SSCD with own % > 0.5": None if g.sscd_own is None else percentage(g.sscd_own > 0.5),
         "any unseen judge %": percentage(unseen(g, limit)),

@@ -30,14 +30,14 @@ from . import models
 class Recipe:
     """What a checkpoint depends on; its hash is in the file's name."""
 
-    steps: int = 2000
+    steps: int = 1200
     batch: int = 32
     rate: float = 2e-3
     drop: float = 0.5
     width: int = 112
     deep: int = 160
     singles: int = 4
-    copies: int = 10
+    copies: int = 20
     seed: int = 0
 
     @property
@@ -97,7 +97,7 @@ def obtain(recipe: Recipe, folder: Path, data: Pictures, tell: Callable[[str], N
 
 
 def train(recipe: Recipe, data: Pictures, tell: Callable[[str], None] = print) -> models.PixelModel:
-    """v-like EDM regression with averaged weights; the class is dropped now and then."""
+    """Regression with averaged weights; the class is dropped now and then."""
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -147,11 +147,11 @@ def batches_of(
 
 
 def loss_of(model: models.PixelModel, batch: tuple[Tensor, ...]) -> Tensor:
-    """Mean square error of what the net predicts, (D − c_skip·x)/c_out: unit weight at every σ."""
+    """Mean square error of x0, weighted by min(1/σ², 5) as in Min-SNR (Hang et al. 2023), and 0.1."""
     x0, noise, sigma, label = batch
     s = sigma[:, None, None, None]
     predicted = model.denoise(x0 + s * noise, sigma, model.context(label))
-    weight = (s**2 + 1) / s**2
+    weight = (1 / s**2).clamp(max=5) + 0.1
     return (weight * (predicted.float() - x0) ** 2).mean()
 
 
