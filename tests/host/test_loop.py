@@ -193,6 +193,42 @@ def test_global_generators_are_as_after_one_drawing(draw):
     assert torch.equal(states[0][0], states[1][0])
 
 
+@pytest.mark.parametrize("kind", ["ancestral", "regional", "inpainting"])
+def test_a_retry_starts_from_the_very_same_state(amg, demo, index, lax, conditioning, kind):
+    """Unsteered it gives the same copy: prompts, masks and random numbers are as they were."""
+    import nodes
+
+    positive, negative = conditioning(COPIED)
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    if kind == "regional":
+        area = {"area": (16, 12, 0, 0), "set_area_to_bounds": False, "strength": 0.8}
+        positive = [*positive, [positive[0][0], positive[0][1] | area]]
+    if kind == "inpainting":
+        latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
+        latent["noise_mask"] = torch.ones(1, 1, 128, 128)
+        latent["noise_mask"][..., :24] = 0
+    drawn = []
+    real = amg.hook.until_clean
+
+    def keep(draw, judge, *rest):
+        def drawing(settings, suspects):
+            drawn.append(draw(settings, suspects))
+            return drawn[-1]
+
+        return real(drawing, lambda x: [replace(v, copy=True) for v in judge(x)], *rest)
+
+    model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
+    with stubborn(amg) as patch, torch.inference_mode():
+        patch.setattr(amg.hook, "until_clean", keep)
+        sampler = "dpmpp_2s_ancestral" if kind == "ancestral" else "euler"
+        (out,) = nodes.common_ksampler(
+            model, 7, 6, 4.0, sampler, "normal", positive, negative, latent
+        )
+    (first, _), (second, _), (third, _) = drawn
+    assert torch.equal(first, second) and torch.equal(first, third)
+    assert torch.equal(out["samples"], first)
+
+
 def test_interrupted_in_a_retry(amg, demo, index, lax, conditioning):
     import comfy.model_management as management
 
