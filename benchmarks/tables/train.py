@@ -1,4 +1,4 @@
-"""Train the pixel-space model until it memorises: a few minutes on two CPU cores.
+"""Train the pixel-space model until it memorises: a few minutes on a CPU core.
 
 It sees the demo's pictures at 32 px: each subject's duplicated picture `copies` times and `singles`
 others once, mirrored half of the time. What is duplicated never varies, as in a crawl. The class is
