@@ -81,7 +81,9 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
     }
     known = {m.name for name in arguments.only for m in makers[name][1]()}
     if unknown := set(arguments.methods or []) - known:
-        raise AMGError(f"No such row: {' | '.join(unknown)}. There are: {' | '.join(sorted(known))}.")
+        raise AMGError(
+            f"No such row: {' | '.join(unknown)}. There are: {' | '.join(sorted(known))}."
+        )
     for name in arguments.only:
         make, rows = makers[name]
         judges = Judges(make(), sscd)
