@@ -52,20 +52,22 @@ def render(
         f"({index.count} pictures, descriptor {escape(index.spec.id)}, "
         f"hash <code>{escape(index.hash[:12])}</code>).</p>",
         *(_sentence(one, len(evaluations) > 1) for one in evaluations),
-        "<h2>Figures</h2>",
-        _table(evaluations),
-        '<p class="faint">Brackets: 95 % intervals, of shares by Wilson, of the others by bootstrap '
-        "over the pictures. Matched: up to contrast, brightness, tint and mirroring, as the guard "
-        "compares. Closeness: 0 = as alike as unrelated pictures of the index can be, "
-        "1 = the same picture.</p>",
-        f"<h2>{_axis(evaluations[0])} to the nearest picture</h2>",
-        histogram(evaluations),
     ]
     for one in evaluations:
         title = "The closest pairs" + (f": {escape(one.name)}" if len(evaluations) > 1 else "")
         parts.append(f'<h2>{title}</h2><div class="pairs">')
         parts += [_pair(judged, jpeg, thumbnail(judged.neighbor)) for judged, jpeg in one.worst]
         parts.append("</div>")
+    parts += [
+        "<h2>Figures</h2>",
+        _table(evaluations),
+        '<p class="faint">Brackets: 95 % intervals, of shares by Wilson, of the others by bootstrap '
+        "over the pictures. Matched: up to contrast, brightness, tint and mirroring, as the guard "
+        "compares. Closeness: 0 = as alike as unrelated pictures of the index can be, "
+        "1 = the same picture; below 0 is less alike than that.</p>",
+        f"<h2>{_axis(evaluations[0])} to the nearest picture</h2>",
+        histogram(evaluations),
+    ]
     parts += [_remarks(one) for one in evaluations]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
