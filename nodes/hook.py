@@ -124,6 +124,7 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback,
                             disable_pbar, seed, *args, **kwargs)  # fmt: skip
 
+        watch = None
         try:
             with torch.inference_mode(False):
                 for network in networks:
@@ -153,6 +154,8 @@ def attach(
                 return drawn
             return drawing.settle(outcome, told)
         finally:
+            if watch is not None:
+                watch.searcher.release()
             with torch.inference_mode(False):
                 for network in networks:
                     network.to("cpu")
@@ -201,7 +204,8 @@ def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
 def _on_device(probe: Probe, device, decoder: Decoder | None) -> Probe:
     """`probe` on the device of a run, with its decoder.
 
-    Made ready once a device and kept with the probe: a large index takes long to open.
+    Made ready once a device and kept with the probe: a large index takes long to open. Rows on an
+    accelerator are let go of after each run.
     """
     kept = probe.__dict__.setdefault("on_device", {})
     if device not in kept:

@@ -141,6 +141,20 @@ class Searcher:
         with plain_arithmetic(self.device):
             return self._load(scale).name
 
+    def release(self) -> None:
+        """Let go of rows that rest on an accelerator: its memory belongs to the host between runs.
+
+        They are copied again at the next search. Codes and what rests on a CPU stay.
+        """
+        if self.device.type == "cpu":
+            return
+        with self._lock:
+            self._scales = {
+                scale: ready
+                for scale, ready in self._scales.items()
+                if isinstance(ready.rows, exact.Mapped)
+            }
+
     @property
     def _cosine(self) -> bool:
         return self.index.spec.metric == "cosine"

@@ -184,3 +184,16 @@ def test_with_a_real_index(made, pixel):
 def test_other_device_kinds_are_named_not_probed():
     device = types.SimpleNamespace(type="mps")
     assert module._input_rounding(device) > 0
+
+
+def test_an_accelerator_is_left_as_it_was():
+    """The rows of a device other than the CPU are let go of, and come back when they are asked for."""
+    searcher = Searcher(Stored(np.eye(5), "cosine"))
+    before = searcher.nearest(torch.eye(5)[2:3], 8, 2)
+    searcher.release()
+    assert 8 in searcher._scales  # on a CPU they stay
+    searcher.device = types.SimpleNamespace(type="cuda")
+    searcher.release()
+    assert searcher._scales == {}
+    searcher.device = torch.device("cpu")
+    assert torch.equal(searcher.nearest(torch.eye(5)[2:3], 8, 2)[0], before[0])
