@@ -20,7 +20,7 @@ THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING, "gentle": LATE
 _PRESETS = {
     "main": Settings(
         AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, form="repulsion",
-        exit=1.0, release=-0.1, preset="main",
+        exit=1.0, unrelated=0.1, most=3.0, preset="main",
     ),
     "strong": Settings(
         AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.5, form="repulsion",

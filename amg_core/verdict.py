@@ -21,7 +21,7 @@ PAIR_COPY = 0.6  # the same for one picture that was named beforehand
 CANDIDATES = (
     32  # pictures the second judge looks at: the descriptor's nearest, and as many mirrored
 )
-SAMPLED = 256  # thumbnails compared with each other to learn that
+SAMPLED = 512  # thumbnails compared with each other to learn that
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def zncc_threshold(index) -> float:
 def zncc_limits(index) -> tuple[float, float]:
     """The correlations that make a copy: of the nearest of all pictures, and of one that was named.
 
-    Learned from up to 256 pictures of the index: the 99 % quantile of the correlation with the most
+    Learned from up to 512 pictures of the index: the 99 % quantile of the correlation with the most
     alike other one (at least 0.75), and of that of all pairs (at least 0.6). Among hundreds, one is
     alike by chance; with a given one, chance is less likely. Mirror images count; files of one picture
     (above 0.97) are passed over. Pictures of one series correlate by themselves.
