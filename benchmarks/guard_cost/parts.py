@@ -1,0 +1,87 @@
+"""The parts that a step is made of, each alone: multiply-accumulates and time for one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import host, measure, rows
+
+AT_MOST = 1.0  # seconds that one part is repeated for
+SIGMAS = (4.0, 1.2, 0.6, 0.3, 0.05)  # one for each scale that a 512² latent is compared at
+
+
+def table(world: rows.World, sizes: list[int], wanted: list[str]) -> list[dict]:
+    """Every part that the rows `wanted` use."""
+    found = [
+        {"part": f"model, one branch, {size}²", "macs": measure.branch_macs(world.model, size),
+         "seconds": 0.0}
+        for size in sizes
+    ]  # fmt: skip
+    device = world.model.load_device
+    with torch.inference_mode():
+        latent = torch.randn(1, 4, sizes[0] // 8, sizes[0] // 8, device=device)
+        for name in {row.split()[1] for row in wanted if " " in row}:
+            found += _of_descriptor(world, name, latent)
+        if rows.AUTHORS in wanted:
+            decoder = _decoder(world, "vae")
+            found.append(_measured(f"full VAE, {sizes[0]}²", lambda: decoder(latent), device))
+            decoder.to("cpu")
+    return found
+
+
+def _of_descriptor(world: rows.World, name: str, latent: torch.Tensor) -> list[dict]:
+    """A look, and a look's gradient, at each scale; and of what they are made."""
+    device, hook = latent.device, host.module("nodes.hook")
+    probe = world.probe(name)
+    found = []
+    if not probe.latent:
+        decoder = _decoder(world, "taesd")
+        probe.descriptor.to(device)
+    watch = hook._on_device(probe, device, None if probe.latent else decoder)
+    seen = set()
+    for sigma in SIGMAS:
+        scale = watch.scale_at(sigma, latent.shape[-1])
+        if scale in seen:
+            continue
+        seen.add(scale)
+        match = watch.look(latent, sigma)  # the first look at a scale makes its rows ready
+        look = _measured(
+            f"{name}: look, scale {scale}", lambda s=sigma: watch.look(latent, s), device
+        )
+        with torch.inference_mode(False):
+            own = latent.clone()
+            gradient = _measured(
+                f"{name}: gradient, scale {scale}", lambda m=match: _gradient(watch, own, m), device
+            )
+        found += [look, gradient]
+    watch.searcher.release()
+    if not probe.latent:
+        probe.descriptor.to("cpu"), decoder.to("cpu")
+    return found
+
+
+def _gradient(probe, latent: torch.Tensor, match) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        probe.gradient(latent, match)
+
+
+def _decoder(world: rows.World, name: str):
+    space = world.model.get_model_object("latent_format")
+    vae = world.vae if name == "vae" else None
+    decoder = host.module("nodes.decoding").choose(space, name, vae)
+    with torch.inference_mode(False):
+        return decoder.to(world.model.load_device)
+
+
+def _measured(part: str, call: Callable[[], object], device: torch.device) -> dict:
+    """Count once, then repeat for a while and take the smallest time."""
+    with measure.Macs() as counter:
+        call()
+    clock, times = measure.Clock(device), []
+    while sum(times) < AT_MOST:
+        before = clock()
+        call()
+        times.append(clock() - before)
+    return {"part": part, "macs": counter.total, "seconds": min(times)}
