@@ -8,7 +8,7 @@ import torch
 
 from . import host, measure, rows
 
-AT_MOST = 1.0  # seconds that one part is repeated for
+AT_MOST = 0.3  # seconds that one part is repeated for
 SIGMAS = (4.0, 1.2, 0.6, 0.3, 0.05)  # one for each scale that a 512² latent is compared at
 
 
@@ -35,31 +35,26 @@ def _of_descriptor(world: rows.World, name: str, latent: torch.Tensor) -> list[d
     """A look, and a look's gradient, at each scale; and of what they are made."""
     device, hook = latent.device, host.module("nodes.hook")
     probe = world.probe(name)
-    found = []
+    found: list[dict] = []
     if not probe.latent:
         decoder = _decoder(world, "taesd")
         probe.descriptor.to(device)
     watch = hook._on_device(probe, device, None if probe.latent else decoder)
-    seen = set()
-    for sigma in SIGMAS:
-        scale = watch.scale_at(sigma, latent.shape[-1])
-        if scale in seen:
-            continue
-        seen.add(scale)
-        match = watch.look(latent, sigma)  # the first look at a scale makes its rows ready
-        look = _measured(
-            f"{name}: look, scale {scale}", lambda s=sigma: watch.look(latent, s), device
-        )
-        with torch.inference_mode(False):
-            own = latent.clone()
-            gradient = _measured(
-                f"{name}: gradient, scale {scale}", lambda m=match: _gradient(watch, own, m), device
-            )
-        found += [look, gradient]
+    for scale, sigma in {watch.scale_at(s, latent.shape[-1]): s for s in SIGMAS}.items():
+        found += _at_scale(watch, latent, sigma, f"{name}, scale {scale}")
     watch.searcher.release()
     if not probe.latent:
         probe.descriptor.to("cpu"), decoder.to("cpu")
     return found
+
+
+def _at_scale(watch, latent: torch.Tensor, sigma: float, where: str) -> list[dict]:
+    match = watch.look(latent, sigma)  # the first look at a scale makes its rows ready
+    look = _measured(f"{where}: look", lambda: watch.look(latent, sigma), latent.device)
+    with torch.inference_mode(False):
+        own = latent.clone()
+        gradient = _measured(f"{where}: gradient", lambda: _gradient(watch, own, match), own.device)
+    return [look, gradient]
 
 
 def _gradient(probe, latent: torch.Tensor, match) -> None:
