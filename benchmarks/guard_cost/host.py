@@ -159,7 +159,9 @@ def descriptor(name: str):
             state[key] = torch.randn(shape, generator=generator) / fan**0.5
         else:
             state[key] = torch.full(shape, float(key.endswith(("weight", "running_var"))))
-    return module("amg_core.descriptors.sscd").SSCDDescriptor(state, "0" * 64)
+    with torch.inference_mode(False):
+        state = {key: value.clone() for key, value in state.items()}
+        return module("amg_core.descriptors.sscd").SSCDDescriptor(state, "0" * 64)
 
 
 class RandomIndex:

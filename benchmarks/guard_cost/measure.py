@@ -117,15 +117,17 @@ class Macs(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self._leaves: set = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
-        if formula is None:
+        if formula is None and func not in self._leaves:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+            self._leaves.add(func)
         out = func(*args, **kwargs)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=out) // 2
