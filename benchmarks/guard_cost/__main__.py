@@ -4,8 +4,9 @@
     COMFYUI_PATH=… python -m benchmarks.guard_cost --sizes 256 512 768 --batches 1 4
 
 Random weights in the sizes of Stable Diffusion 1.5, drawn through the host's own sampler with the plugin's
-own hook (see `host`). Every row is sampled once to warm up and to count multiply-accumulates; then all
-rows in turn, `--rounds` times, so that what disturbs the machine disturbs all alike. A step is one
+own hook (see `host`). All rows are sampled in turn, `--rounds` times, so that what disturbs the machine
+disturbs all alike; on a GPU after one round to warm up and to count multiply-accumulates, which takes
+too much time there (on a CPU about half a per cent, of every row). A step is one
 evaluation as the sampler sees it: both branches, the guidance scale and the guard. Few steps are
 taken at noise levels spread evenly over those of a run of 30, for the guard's cost depends on them.
 On a CPU seconds are processor time, and the peak is the resident memory of a process of its own.
@@ -106,11 +107,12 @@ def _table(world: rows.World, size: int, batch: int, options: argparse.Namespace
     """Measure every row at one size and batch."""
     models = {row: rows.patched(row, world) for row in options.rows}
     shape = size, batch, options.steps
-    counted = {row: measure.run(model, *shape, count=True) for row, model in models.items()}
+    apart = options.device != "cpu"
+    counted = {row: measure.run(m, *shape, count=True) for row, m in models.items() if apart}
     timed: dict[str, list[measure.Taken]] = {row: [] for row in models}
     for _ in range(options.rounds):
         for row, model in models.items():
-            timed[row].append(measure.run(model, *shape))
+            timed[row].append(measure.run(model, *shape, count=not apart))
     found = []
     for row, runs in timed.items():
         by_step = list(zip(*(run.seconds for run in runs), strict=True))
@@ -119,7 +121,7 @@ def _table(world: rows.World, size: int, batch: int, options: argparse.Namespace
         found.append(
             {
                 "row": row,
-                "macs": statistics.mean(counted[row].macs),
+                "macs": statistics.mean(counted.get(row, runs[0]).macs),
                 "seconds": statistics.mean(map(min, by_step)),
                 "median": statistics.mean(map(statistics.median, by_step)),
                 "once": min(run.whole - sum(run.seconds) for run in runs),

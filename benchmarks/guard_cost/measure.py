@@ -39,7 +39,7 @@ def run(model, size: int, batch: int, steps: int, count: bool = False) -> Taken:
     model : ModelPatcher
     size, batch : int, side in pixels, pictures
     count : bool
-        Count MACs, which takes time: `seconds` then mean nothing.
+        Count MACs, about 10 µs a kernel: on a GPU `seconds` then mean nothing.
     """
     import comfy.sample
     from comfy.patcher_extension import WrappersMP
