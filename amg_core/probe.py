@@ -12,7 +12,7 @@ from .decoders import Decoder, shrink, side_for
 from .descriptors.base import Descriptor
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
-from .images import low_pass
+from .images import low_pass, thumbnail
 from .index.search import Searcher
 
 SAMPLED = 256  # index pictures that are compared with the others to learn what unrelated means
@@ -154,6 +154,48 @@ class Probe:
         push = push.reshape(seen.shape)
         push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
         return low_pass_adjoint(push, tuple(latent.shape[-2:])).to(latent), value
+
+    def towards(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        """The direction in which a prediction becomes more like its matched picture.
+
+        Returns
+        -------
+        direction : Tensor (1, C, H, W) of norm 1, each channel's mean removed
+            The gradient of the product of the prediction, decoded and low-passed to the scale of the
+            match, with the neighbour's thumbnail without its mean colour. The product is linear in
+            the picture: there is nothing in it that could be fooled.
+        share : float in [0, 1]
+            How much of that picture there is in the prediction: its coefficient.
+        """
+        if self.latent:
+            direction, share = self._towards_latent(latent, match)
+        else:
+            direction, share = self._towards_picture(latent, match)
+        direction = direction - direction.mean(dim=(2, 3), keepdim=True)
+        return direction / direction.norm().clamp_min(1e-12), min(1.0, max(0.0, share))
+
+    def _towards_picture(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        with torch.inference_mode(False), torch.enable_grad():
+            latent = latent.detach().clone().requires_grad_()
+            seen = low_pass(self.decode(latent), match.scale)
+            stored = low_pass(thumbnail(self.searcher.index, int(match.ids[0]))[None], match.scale)
+            stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
+            stored = (stored - stored.mean(dim=(2, 3), keepdim=True)).to(seen)
+            product = (seen * stored).sum()
+            (direction,) = torch.autograd.grad(product, latent)
+        return direction, float(product.detach() / stored.square().sum().clamp_min(1e-12))
+
+    @torch.no_grad()
+    def _towards_latent(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        """The same, where what is stored is the latent itself."""
+        from .descriptors.latent import low_pass_adjoint
+
+        seen = low_pass(latent.float(), match.scale)
+        stored = self.searcher.rows(match.ids, match.scale).to(seen).reshape(seen.shape)
+        stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
+        stored = stored - stored.mean(dim=(2, 3), keepdim=True)
+        share = float((seen * stored).sum() / stored.square().sum().clamp_min(1e-12))
+        return low_pass_adjoint(stored, tuple(latent.shape[-2:])).to(latent), share
 
     @torch.no_grad()
     def unrelated(self, scale: int) -> float:

@@ -25,7 +25,8 @@ from ..amg_core import report as reports
 from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
 from ..amg_core.index.search import Searcher
-from ..amg_core.loop import Outcome, steered, unsteered, until_clean
+from ..amg_core.leaving import Shortened
+from ..amg_core.loop import Outcome, until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
 from ..amg_core.verdict import Verdict
@@ -237,6 +238,8 @@ class _Drawing:
         self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
         self.loop, self.on_step, self.steps = loop, on_step, steps
         self.first: Session | None = None
+        self.latest: Session | None = None
+        self.named: list[set[int]] = [set() for _ in noise]
         self.seeds: list[int | None] = []
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
         self._conds = guider.conds
@@ -245,8 +248,7 @@ class _Drawing:
     def __call__(self, settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
         number, model_options = len(self.seeds), self.guider.model_options
         session = Session(self.watch, settings, self.steps, suspects if number else None)
-        if self.first is None:
-            self.first = session
+        self.first, self.latest = self.first or session, session
         noise, seed = self._start(number, suspects)
         self.seeds.append(seed)
         self.shown.append(())
@@ -261,13 +263,15 @@ class _Drawing:
             model_options.pop(KEY, None)
         return drawn, session.report()
 
-    def judged(self, judge: judging.Judge, latents: Tensor) -> list[Verdict]:
-        """Verdicts on the latest drawing; in the first one, of all samples, some were never touched."""
-        verdicts = judge(latents)
-        if len(self.seeds) > 1:
-            return verdicts
-        report = self.first.report()
-        return [v if steered(report, i) else unsteered(v) for i, v in enumerate(verdicts)]
+    def judged(self, judge: judging.Judge, latents: Tensor, samples: list[int]) -> list[Verdict]:
+        """Verdicts on the latest drawing. What a sample was near in any drawing stays named."""
+        for i in samples:
+            self.named[i] |= self.latest.acted_on(i)
+        verdicts = judge(latents, [self.named[i] for i in samples])
+        for i, verdict in zip(samples, verdicts, strict=True):
+            if verdict.copy:
+                self.named[i].add(verdict.neighbor)
+        return verdicts
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
         """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
@@ -385,11 +389,12 @@ def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[di
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
         # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
         guided = bool(args["uncond"]) and bool(args["cond"])
-        neighbor = softened = None
+        neighbor = shortened = None
         if guided and predictions.clip is not None:
             neighbor = partial(predictions.neighbor, args)
-        if guided and args["cond"][0].get("cross_attn") is not None:
-            softened = partial(predictions.softened, args)
+        words = predictions.words(args) if guided else 0
+        if words:
+            shortened = Shortened(words, partial(predictions.shortened, args))
         out = session.step(
             denoised,
             cond=args["cond_denoised"],
@@ -398,7 +403,7 @@ def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[di
             sigma=sigma,
             t=t,
             neighbor_denoised=neighbor,
-            softened_denoised=softened,
+            shortened=shortened,
             composite=known.compositor(args),
         )
         if on_step is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amg_core import presets
+from amg_core.leaving import Shortened, shorten
 from amg_core.loop import until_clean
 from amg_core.schedule import Schedule
 from amg_core.session import Session, Settings
@@ -191,10 +192,12 @@ def sample(
                 "neighbor_denoised": lambda captions, x=x, s=sigma: world.denoise(
                     x, s, world.encode(captions)
                 ),
-                "softened_denoised": lambda keep, x=x, s=sigma: world.denoise(
-                    x, s, torch.lerp(empty, context, keep)
-                ),
             }  # fmt: skip
+            if context.shape[1] > 1:  # a class label has no words to leave out
+                known["shortened"] = Shortened(
+                    context.shape[1],
+                    lambda kept, x=x, s=sigma: world.denoise(x, s, shorten(context, empty, kept)),
+                )
         else:
             denoised = world.denoise(x, sigma, context)
         if session is not None:

@@ -38,7 +38,7 @@ def conditioning(demo):
 @pytest.fixture(scope="module")
 def lax(amg):
     """Looks, never acts in a first drawing, and leaves softly what is known to be a key."""
-    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), exit=0.5, soften=0.3, soften_end=0.5)
+    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), exit=1.0)
 
 
 @pytest.fixture
@@ -139,13 +139,9 @@ def stubborn(amg):
 
 def test_the_second_judge_alone_does_not_change_the_innocent(amg, draw, lax, settings):
     """It is there for what steering may have fooled; without steering it asks to look."""
-    real = amg.module("nodes.judging").verdict
-
-    def suspicious(probe, pictures):
-        return [replace(v, zncc=0.99, copy=True) for v in real(probe, pictures)]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amg.module("nodes.judging"), "verdict", suspicious)
+        module = amg.module("amg_core.verdict")
+        patch.setattr(module, "_second_judge", lambda *_: (0.99, 0.8, 0))
         drawn = draw([NEW], retries=1, if_still_copied="stop")
         assert torch.equal(drawn.samples, draw.plain([NEW]))
         assert outcomes(drawn) == ["look"] and len(drawn.report["attempts"]) == 1
@@ -229,7 +225,7 @@ def test_a_retry_starts_from_the_very_same_state(
             drawn.append(draw(settings, suspects))
             return drawn[-1]
 
-        return real(drawing, lambda x: [replace(v, copy=True) for v in judge(x)], *rest)
+        return real(drawing, lambda *x: [replace(v, copy=True) for v in judge(*x)], *rest)
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():
