@@ -177,7 +177,7 @@ class Probe:
     def _towards_picture(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
         with torch.inference_mode(False), torch.enable_grad():
             latent = latent.detach().clone().requires_grad_()
-            seen = low_pass(self.decode(latent), match.scale)
+            seen = low_pass(self.decode(latent, match.scale), match.scale)
             stored = low_pass(thumbnail(self.searcher.index, int(match.ids[0]))[None], match.scale)
             stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
             stored = (stored - stored.mean(dim=(2, 3), keepdim=True)).to(seen)

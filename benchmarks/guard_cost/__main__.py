@@ -122,6 +122,8 @@ def _table(world: rows.World, size: int, batch: int, options: argparse.Namespace
             {
                 "row": row,
                 "macs": statistics.mean(counted.get(row, runs[0]).macs),
+                "macs_by_step": counted.get(row, runs[0]).macs,
+                "branches": statistics.mean(runs[0].branches),
                 "seconds": statistics.mean(map(min, by_step)),
                 "median": statistics.mean(map(statistics.median, by_step)),
                 "once": min(run.whole - sum(run.seconds) for run in runs),
@@ -172,9 +174,8 @@ def _growth(world: rows.World, table: dict) -> list[dict]:
         for one in table["rows"]:
             if one["row"] in (rows.PLAIN, rows.AUTHORS):
                 continue
-            more = one["macs"] / table["batch"] - plain
-            branches = rows.BRANCHES[one["row"].split()[0]]
-            ratios[one["row"]] = 1 + branches / 2 + (more - branches * base) / (2 * branch)
+            guard = one["macs"] / table["batch"] - plain - (one["branches"] - 2) * base
+            ratios[one["row"]] = one["branches"] / 2 + guard / (2 * branch)
         found.append({"size": size, "branch": branch, "ratios": ratios})
     return found
 
@@ -191,17 +192,14 @@ def _print_parts(found: list[dict]) -> None:
 
 def _print_table(table: dict) -> None:
     print(f"\n{table['size']}², batch {table['batch']}")
-    print(
-        f"{'row':24}{'ratio':>7}{'median':>8}{'s/step':>9}{'GMAC/step':>11}{'ratio':>7}"
-        f"{'s once':>8}{'peak GiB':>10}{'ratio':>7}"
-    )
+    heads = "ratio median s/step branches GMAC/step ratio once/s peak/GiB ratio".split()
+    print(f"{'row':24}" + "".join(f"{head:>10}" for head in heads))
     for one in table["rows"]:
-        print(
-            f"{one['row']:24}{one['seconds_ratio']:7.3f}{one['median_ratio']:8.3f}"
-            f"{one['seconds']:9.3f}{one['macs'] / GIGA:11.1f}{one['macs_ratio']:7.3f}"
-            f"{one['once']:8.2f}{one['peak'] / GIB:10.2f}{one['peak_ratio']:7.2f}",
-            flush=True,
-        )
+        figures = (
+            one["seconds_ratio"], one["median_ratio"], one["seconds"], one["branches"],
+            one["macs"] / GIGA, one["macs_ratio"], one["once"], one["peak"] / GIB, one["peak_ratio"],
+        )  # fmt: skip
+        print(f"{one['row']:24}" + "".join(f"{figure:10.3f}" for figure in figures), flush=True)
 
 
 def _print_growth(found: list[dict]) -> None:

@@ -20,13 +20,15 @@ LADDER = 30  # steps of the run whose noise levels are taken
 
 @dataclass
 class Taken:
-    """What one run took: seconds and MACs of each evaluation, and of the whole run.
+    """What one run took: seconds, MACs and branches of each evaluation, and seconds of the whole run.
 
+    branches : pictures that went through the model, for each one drawn; plain guidance has two.
     peak : bytes, on a GPU all that was allocated at once, else 0.
     """
 
     seconds: list[float] = field(default_factory=list)
     macs: list[int] = field(default_factory=list)
+    branches: list[float] = field(default_factory=list)
     whole: float = 0.0
     peak: int = 0
 
@@ -49,6 +51,7 @@ def run(model, size: int, batch: int, steps: int, count: bool = False) -> Taken:
 
     def evaluation(executor, *args, **kwargs):
         """One evaluation as the sampler sees it: both branches, guidance, and the guard."""
+        taken.branches.append(0)
         start = clock()
         if count:
             with Macs() as counter:
@@ -59,7 +62,12 @@ def run(model, size: int, batch: int, steps: int, count: bool = False) -> Taken:
         taken.seconds.append(clock() - start)
         return out
 
+    def network(executor, x, *args, **kwargs):
+        taken.branches[-1] += len(x) / batch
+        return executor(x, *args, **kwargs)
+
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cost", evaluation)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "cost", network)
     side = size // 8
     noise = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(3))
     if cuda:

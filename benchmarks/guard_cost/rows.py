@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,24 @@ from . import host
 PLAIN, AUTHORS = "plain", "authors"
 NEVER, ALWAYS = 1e3, -1e3  # thresholds of closeness
 DESCRIPTORS = ("pixel", "latent", "sscd")
-# name: preset, whether a text encoder is connected, so that the neighbour's caption is drawn too
+# name: preset, whether a text encoder is connected, what closeness counts as nothing stored
 GUARDS = {
-    "watch": ("main", True),
-    "terms": ("paper", False),
-    "terms+neighbour": ("paper", True),
-    "exit": ("main", False),
-    "exit+neighbour": ("main", True),
+    "watch": ("main", True, ALWAYS),
+    "terms": ("paper", False, ALWAYS),
+    "terms+neighbour": ("paper", True, ALWAYS),
+    "exit": ("main", True, NEVER),
+    "exit+neighbour": ("main", True, ALWAYS),
 }
-BRANCHES = {"watch": 0, "terms": 0, "terms+neighbour": 1, "exit": 1, "exit+neighbour": 2}
 WORDS = f"""
   {PLAIN:17} the model alone
   watch             the guard looks at every step and never acts
   terms             acts at every step: preset paper without the neighbour's caption, and all the
                     iterations of the projection
   terms+neighbour   the same with the neighbour's caption: one more branch of the model
-  exit              acts at every step: preset main, which draws a softened prompt: one more branch
-  exit+neighbour    the same with the neighbour's caption: two more branches
+  exit              acts at every step: preset main, which draws a shorter prompt: one more branch, and
+                    several in the first step, in which the words to keep are looked for
+  exit+neighbour    the same where no words lead elsewhere: the neighbour's caption is drawn too, and
+                    the repulsion acts
   {AUTHORS:17} as the authors' code: the full VAE and SSCD with gradients twice at every step, and
                     the neighbour's caption
 """
@@ -92,19 +93,19 @@ def patched(row: str, world: World):
     if row == AUTHORS:
         return authors_way(world)
     guard, which = row.split()
-    preset, captions = GUARDS[guard]
+    preset, captions, unrelated = GUARDS[guard]
     probe = world.probe(which)
-    settings = _forced(preset, probe.metric, NEVER if guard == "watch" else ALWAYS)
+    threshold = NEVER if guard == "watch" else ALWAYS
+    settings = _forced(preset, probe.metric, threshold, unrelated)
     clip = world.clip if captions else None
     return host.module("nodes.hook").attach(world.model, probe, settings, clip=clip, decoder="auto")
 
 
-def _forced(preset: str, metric: str, threshold: float):
-    """A preset that never acts or, in every way it knows, always."""
+def _forced(preset: str, metric: str, threshold: float, unrelated: float):
+    """A preset that acts never or always, and whose ways out are all or none of them good."""
     level = host.module("amg_core.schedule").Schedule("constant", threshold, threshold)
     settings = host.module("amg_core.presets").settings(preset, metric, schedule=level)
-    known = {f.name for f in fields(settings)}
-    return replace(settings, **({"release": threshold} if "release" in known else {}))
+    return replace(settings, release=threshold, unrelated=unrelated)
 
 
 def authors_way(world: World):
