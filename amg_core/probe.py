@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .decoders import Decoder, shrink
+from .decoders import Decoder, shrink, side_for
 from .descriptors.base import Descriptor
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
@@ -71,13 +71,17 @@ class Probe:
             legible = min(legible, latent_side)
         return max((s for s in self.scales if s <= legible), default=self.scales[0])
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than the descriptor can use."""
+    def decode(self, latent: Tensor, scale: int | None = None) -> Tensor:
+        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than is used to compare at `scale`.
+
+        The finest scale unless one is given.
+        """
         if self.decoder is None:
             raise AMGError(
                 f"The descriptor {self.descriptor.spec.id} looks at pictures: give the probe a decoder."
             )
-        return self.decoder(shrink(latent, max(32, -(-self.scales[-1] // 8))))
+        scale = self.scales[-1] if scale is None else scale
+        return self.decoder(shrink(latent, side_for(self.decoder, latent, scale)))
 
     @torch.no_grad()
     def look(self, latents: Tensor, sigma: float) -> Match:
@@ -86,7 +90,7 @@ class Probe:
         if self.latent:
             seen = (latent[None] for latent in latents)
         else:
-            seen = (self.decode(latent[None]).clamp(0, 1) for latent in latents)
+            seen = (self.decode(latent[None], scale).clamp(0, 1) for latent in latents)
         return self._join([self._match(one, one.flip(-1), scale) for one in seen], scale)
 
     @torch.no_grad()
@@ -124,7 +128,7 @@ class Probe:
         if self.latent:
             return self._latent_gradient(latent.detach(), match)
         latent = latent.detach().clone().requires_grad_()
-        picture = low_pass(self.decode(latent), match.scale)
+        picture = low_pass(self.decode(latent, match.scale), match.scale)
         seen = picture.detach().clone().requires_grad_()
         view = seen.flip(-1) if bool(match.mirrored[0]) else seen
         query = self.descriptor.embed(view, match.scale)
@@ -173,7 +177,7 @@ class Probe:
     def _towards_picture(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
         with torch.inference_mode(False), torch.enable_grad():
             latent = latent.detach().clone().requires_grad_()
-            seen = low_pass(self.decode(latent), match.scale)
+            seen = low_pass(self.decode(latent, match.scale), match.scale)
             stored = low_pass(thumbnail(self.searcher.index, int(match.ids[0]))[None], match.scale)
             stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
             stored = (stored - stored.mean(dim=(2, 3), keepdim=True)).to(seen)
@@ -227,7 +231,7 @@ class Probe:
         return min(float(torch.stack(nearest).quantile(QUANTILE)), LIMIT[self.metric])
 
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
-        """A picture, or a latent where the descriptor compares latents: (1, C, H, W) -> (1, D)."""
+        """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""
         if self.latent:
             return self.descriptor.embed_latents(seen, scale)
         return self.descriptor.embed(seen, scale)
@@ -235,14 +239,13 @@ class Probe:
     def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
         """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
 
-        Both are searched for at once: an index of millions is read once, not twice.
+        Both go through the descriptor at once, half the kernels to launch on an accelerator, and are
+        searched for at once: an index of millions is read once, not twice.
         """
-        queries = [self._embed(view, scale) for view in (seen, mirror)]
+        queries = self._embed(torch.cat([seen, mirror]), scale)
         wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
-        values, ids = self.searcher.nearest(torch.cat(queries), scale, wanted)
-        found = [
-            self._best(query, values[i : i + 1], ids[i], scale) for i, query in enumerate(queries)
-        ]
+        values, ids = self.searcher.nearest(queries, scale, wanted)
+        found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
         close = metrics.closeness(self.metric, similarity, self.unrelated(scale))
