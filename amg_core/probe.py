@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,7 @@ class Probe:
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
         self._decoys: dict[int, Tensor] = {}
         self._unrelated: dict[int, float] = {}
+        self._captions: dict[int, str] = {}
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
         """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
@@ -154,6 +156,30 @@ class Probe:
         push = push.reshape(seen.shape)
         push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
         return low_pass_adjoint(push, tuple(latent.shape[-2:])).to(latent), value
+
+    def caption(self, i: int) -> str:
+        """The caption most often given to picture `i` (y_N of AMG Eq. 15); "" where there is none.
+
+        Its own, those of files with the same bytes, and those of rows that are the same picture in
+        other bytes vote; of equally frequent ones its own wins, then the first. The authors' code
+        takes the most common caption among the neighbours, too.
+        """
+        if i not in self._captions:
+            votes = Counter(self.searcher.index.captions(i))
+            for other in self._same_picture(i):
+                votes.update(self.searcher.index.captions(other))
+            self._captions[i] = max(votes, key=votes.get, default="")
+        return self._captions[i]
+
+    @torch.no_grad()
+    def _same_picture(self, i: int) -> list[int]:
+        """Ids of other rows, at most `metrics.NEIGHBORS`, that hold the picture of row `i`."""
+        scale = self.scales[-1]
+        own = self.searcher.rows(torch.tensor([i]), scale)
+        values, ids = self.searcher.nearest(own, scale, metrics.NEIGHBORS + 1)
+        similarity, _ = self._similarities(own, values[:1], ids[0], scale)
+        same = (similarity > SAME[self.metric]).cpu() & (ids[0].cpu() != i)
+        return ids[0].cpu()[same].tolist()
 
     def towards(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
         """The direction in which a prediction becomes more like its matched picture.

@@ -290,9 +290,8 @@ class Session:
 
     def _captions(self, match: Match, wanted: Tensor) -> list[str]:
         """Neighbour captions of the wanted rows, "" for the others."""
-        index = self.probe.searcher.index
         pairs = zip(match.ids.tolist(), wanted.tolist(), strict=True)
-        return [index.caption(i) if use else "" for i, use in pairs]
+        return [self.probe.caption(i) if use else "" for i, use in pairs]
 
     def line(self) -> str:
         """The latest step in one line, for a live display."""

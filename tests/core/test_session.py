@@ -412,3 +412,32 @@ def test_shortening_keeps_the_first_words():
 
 def test_no_strength_is_off():
     assert Settings(Schedule("constant", 0, 0)).off
+
+
+def test_the_neighbours_caption_is_voted_for_by_its_duplicates(tmp_path):
+    """Files with the same bytes and the same picture in other bytes vote; of a tie its own wins."""
+    pictures = smooth(torch.Generator().manual_seed(11), 12)
+
+    def save(name, picture, caption):
+        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+
+    for i, picture in enumerate(pictures):
+        save(f"{i:02d}", picture, f"caption {i}")
+    save("other-bytes", (pictures[3] + 0.004).clamp(0, 1), "sunset")
+    for name in ("same-bytes", "same-bytes-too"):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "03.png").read_bytes())
+        (tmp_path / f"{name}.txt").write_text("sunset")
+    (tmp_path / "same-again.png").write_bytes((tmp_path / "05.png").read_bytes())
+    (tmp_path / "same-again.txt").write_text("other")
+    build(tmp_path, tmp_path / "index", PixelDescriptor())
+    probe = Probe(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
+    found = {probe.searcher.index.source(i): i for i in range(probe.searcher.index.count)}
+    assert sorted(probe.searcher.index.captions(found["03.png"])) == [
+        "caption 3", "sunset", "sunset",
+    ]  # fmt: skip
+    assert probe._same_picture(found["03.png"]) == [found["other-bytes.png"]]
+    assert probe.caption(found["03.png"]) == probe.caption(found["other-bytes.png"]) == "sunset"
+    assert probe.caption(found["05.png"]) == "caption 5"
+    assert probe.caption(found["07.png"]) == "caption 7"
