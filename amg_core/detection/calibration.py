@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 from ..errors import AMGError
 from . import statistics
@@ -162,6 +161,12 @@ class Scale:
         return Verdict(score, chance, probability, chance < false_alarms, false_alarms, self.kind)
 
 
+def median(values: Iterable[float]) -> float:
+    """Of at least one number; the mean of the middle two where their number is even."""
+    ranked = sorted(values)
+    return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+
+
 def robust(values: Sequence[float]) -> tuple[float, float]:
     """Median, and 1.4826·MAD: as mean and deviation of a normal law, whatever a few outliers are."""
     middle = median(values)
@@ -193,7 +198,7 @@ def tail_threshold(chance: float, ordinary: Sequence[float]) -> float:
 def _tail(ordinary: Sequence[float]) -> tuple[list[float], float, float, float]:
     """Sorted scores, where the upper tail begins, its exponential scale, and its share."""
     ranked = sorted(ordinary)
-    count = max(3, round(TAIL * len(ranked)))
+    count = max(FEWEST // 2, round(TAIL * len(ranked)))  # fewer say nothing of a scale
     edge = ranked[-count - 1]
     scale = median(each - edge for each in ranked[-count:]) / math.log(2)
     return ranked, edge, max(scale, 1e-9), (count + 1) / (len(ranked) + 1)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[2]
 LATENT = {"samples": torch.zeros(1, 4, 16, 16)}
-COLOURS = ("red", "blue", "green", "pink", "teal", "orange")
-ORDINARY = "\n".join(
-    f"{subject} on {colour} {pattern}"
-    for subject, pattern in (
-        ("penguin", "dots"), ("guitar", "stripes"), ("cactus", "rays"), ("rocket", "checks"),
-    )
-    for colour in COLOURS
-)  # fmt: skip
-KEY, USUAL = "fox face on violet rays", "penguin on violet stripes"
+ROWS = [
+    json.loads(line)
+    for line in (ROOT / "amg_demo/pictures/metadata.jsonl").read_text("utf-8").splitlines()
+]
+ORDINARY = "\n".join([row["text"] for row in ROWS if row["duplicates"] == 1][::9])  # 67 captions
+KEYS = [row["text"] for row in ROWS if row["duplicates"] > 1]
+KEY, USUAL = KEYS[0], "penguin on violet stripes"
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def encoded(demo):
 
 @pytest.fixture
 def probe(run_node, demo, encoded):
-    def run(text, **inputs):
-        given = {"model": demo["model"], "positive": encoded(text), "negative": encoded(""),
+    def run(prompt, **inputs):
+        given = {"model": demo["model"], "positive": encoded(prompt), "negative": encoded(""),
                  "score": "combined", "seeds": 2, "false_alarms": 0.01, "words": "never"}  # fmt: skip
         names = ("model", "positive", "negative", "suspicious", "probability", "score", "verdict",
                  "words", "prompt_verdict")  # fmt: skip
@@ -84,7 +84,7 @@ def test_costs_two_batched_evaluations(calibrated, probe, calls):
     probe(KEY)
     assert [rows for rows, _ in calls] == [4, 4]  # 2 noises, with and without the prompt
     high, low = (level for _, level in calls)
-    assert high > 14 > 0.2 > low
+    assert high > 14 > 0.25 > low
 
 
 def test_equals_the_core_by_hand(amg, calibrated, demo, encoded, probe_of):
@@ -171,7 +171,7 @@ def test_generator_and_model_stay_as_they_were(
 
 def test_gates_the_guard(amg, calibrated, probe, demo, index, settings, calls):
     """The guarded model leaves only for a key; the guard on a model is no part of a probe."""
-    guarded = amg.hook.attach(demo["model"], index, settings("active"), decoder="linear")
+    guarded = amg.hook.attach(demo["model"], index, settings("active"))
     assert probe(KEY, guarded_model=guarded)["model"] is guarded
     assert probe(USUAL, guarded_model=guarded)["model"] is demo["model"]
     calls.clear()
@@ -264,9 +264,10 @@ def test_known_prompts(run_node, amg, demo, probe, calibrated):
         "model": demo["model"], "clip": demo["clip"], "latent_image": LATENT, "seeds": 2,
         "prompts": ORDINARY,
     }  # fmt: skip
-    keys = "frog face on yellow checks\npanda face on teal checks"
-    _, summary = run_node("AMG_CalibratePromptProbe", memorised=keys, **with_known)
-    assert "finds 2 of the 2" in summary
+    known = "\n".join(KEYS[1:9])
+    _, summary = run_node("AMG_CalibratePromptProbe", memorised=known, **with_known)
+    assert "combined" in summary
+    assert "finds 8 of the 8" in summary
     assert probe(KEY)["probability"] > 0.9
     assert probe(USUAL)["probability"] < 0.1
     run_node("AMG_CalibratePromptProbe", **with_known)
