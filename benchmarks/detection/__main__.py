@@ -44,11 +44,13 @@ def parse() -> argparse.Namespace:
 
 
 class Table:
-    """Rows of figures: over all prompts, and without negatives that really draw a copy."""
+    """Rows of figures under three truths: the list; the list without negatives that really draw a
+    copy; and what is drawn, where whatever draws a copy is a positive."""
 
     def __init__(self, labels: np.ndarray, copied: np.ndarray):
-        self.groups = {"all": labels, "cleaned": labels}
-        self.kept = {"all": np.ones(len(labels), bool), "cleaned": labels | ~copied}
+        everything = np.ones(len(labels), bool)
+        self.groups = {"list": labels, "cleaned": labels, "drawn": copied}
+        self.kept = {"list": everything, "cleaned": labels | ~copied, "drawn": everything}
         self.rows: list[dict] = []
 
     def add(self, name: str, n: int, passes: str, scores: np.ndarray, note: str = "") -> None:
@@ -104,7 +106,7 @@ def main() -> int:
         zero = np.array([each[n - 1]["alignment"] for each in near_zero])
         table.add("norm, first step (Wen)", n, "1", column["norm"])
         if n == 1:
-            table.add("norm, mean over all steps (Wen)", n, str(STEPS), walked.numpy())
+            table.add("norm, mean over all steps (Wen)", n, str(STEPS), walked.mean(1).numpy())
         for name, cosine in (
             ("anisotropy, paper", column["alignment"]),
             (f"anisotropy, paper, t = {NEAR_ZERO}", zero),
@@ -113,6 +115,7 @@ def main() -> int:
             scores, ratios[f"{name}, n = {n}"] = roc.crossed(column["norm"], cosine, labels)
             table.add(name, n, "2", scores)
         table.add("alignment alone, paper", n, "1", column["alignment"])
+        table.add("norm, first step, without colours", n, "1", column["toneless_norm"])
         table.add("norm near zero noise", n, "1", column["low_norm"])
         if n > 1:
             table.add("agreement", n, "1", column["agreement"])
@@ -131,7 +134,7 @@ def main() -> int:
             scores = np.array([verdict.score for verdict in verdicts])
             table.add(f"calibrated: {kind}", n, "2", scores, note)
     print(f"\n{table}\n")
-    told = _why(texts, labels, copied, nearest, measured, limit, ratios)
+    told = _why(texts, labels, copied, nearest, measured, walked.numpy(), limit, ratios)
     times = {
         n: looks.seconds(model, texts[0], n, LOW, STEPS) for n in (1, 4)
     }  # fmt: skip
@@ -159,7 +162,7 @@ def _nearest(picture: torch.Tensor, training: torch.Tensor) -> float:
     return float(judge.zncc(picture[None].expand_as(training), training).max())
 
 
-def _why(texts, labels, copied, nearest, measured, limit, ratios) -> str:
+def _why(texts, labels, copied, nearest, measured, walked, limit, ratios) -> str:
     """What stands behind the table."""
     once = np.arange(len(texts)) < labels.sum() + (~labels).sum() // 2
     kinds = {"seen once": ~labels & once, "never seen": ~labels & ~once}
@@ -180,6 +183,8 @@ def _why(texts, labels, copied, nearest, measured, limit, ratios) -> str:
         apart = " | ".join(f"{roc.auc(values[labels], values[k]):.3f}" for k in kinds.values())
         shares = ", ".join(f"{roc.explained(values[ordinary], w):.2f}" for w in words.values())
         lines.append(f"  {name:<20} {apart} | {shares}")
+    steps = " ".join(f"{roc.auc(w[labels], w[~labels]):.2f}" for w in walked.T)
+    lines.append(f"AUC of the norm at each sampling step, first to last: {steps}")
     lines.append("γ2/γ1 chosen by the two halves:")
     lines += [f"  {name:<40} {a:.3g}, {b:.3g}" for name, (a, b) in ratios.items()]
     suspects = [i for i in np.argsort(-rows["agreement"]) if not labels[i]][:8]

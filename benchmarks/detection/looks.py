@@ -87,29 +87,41 @@ def look(model: DemoModel, texts: Sequence[str], z: Tensor, t: int) -> list[Pred
 def measure(
     model: DemoModel, texts: Sequence[str], z: Tensor, low: float
 ) -> list[list[dict[str, float]]]:
-    """`statistics.measure` of every text."""
+    """`statistics.measure` of every text; and `toneless_norm`, to explain the norm."""
     high, near = look(model, texts, z, HIGH), look(model, texts, z, level(model, low))
-    return [statistics.measure(h, n) for h, n in zip(high, near, strict=True)]
+    told = [statistics.measure(h, n) for h, n in zip(high, near, strict=True)]
+    for rows, h in zip(told, high, strict=True):
+        norms = toneless_norm(h)
+        for i, row in enumerate(rows):
+            row["toneless_norm"] = float(norms[: i + 1].mean())
+    return told
+
+
+def toneless_norm(p: Predictions) -> Tensor:
+    """The norm without the mean of each latent channel, which is the overall colour (n,)."""
+    difference = of.score_difference(p)
+    return of.flat(difference - difference.mean(dim=(2, 3), keepdim=True)).norm(dim=1)
 
 
 @torch.inference_mode()
 def draw(
     model: DemoModel, texts: Sequence[str], z: Tensor, steps: int, cfg_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Sample every text from the noise z (1, …): pictures, and the norm over all steps (B,)."""
+    """Sample every text from the noise z (1, …): pictures, and the norm at every step (B, steps)."""
     sigmas, _ = noise_levels(model, steps)
     drawn, norms = [], []
     for i in range(0, len(texts), BATCH):
         part = list(texts[i : i + BATCH])
         context = model.text(model.text.tokenize(part + [""] * len(part)))
-        x, meter = z.expand(len(part), -1, -1, -1) * sigmas[0], RunningNorm()
+        x, meter, steps_norms = z.expand(len(part), -1, -1, -1) * sigmas[0], RunningNorm(), []
         for j in range(steps):
             both = model.denoise(torch.cat([x, x]), sigmas[j].expand(2 * len(x)), context)
             cond, uncond = both.chunk(2)
-            meter.add(Predictions(x, float(sigmas[j]), cond, uncond, of.V))
+            steps_norms.append(meter.add(Predictions(x, float(sigmas[j]), cond, uncond, of.V)))
             denoised = uncond + cfg_scale * (cond - uncond)
             x = x + (x - denoised) / sigmas[j] * (sigmas[j + 1] - sigmas[j])
-        norms.append(meter.mean)
+        norms.append(torch.stack(steps_norms, dim=1))
+        assert torch.allclose(norms[-1].mean(dim=1), meter.mean, rtol=1e-4)
         drawn.append(model.decoder(x).clamp(0, 1))
     return torch.cat(drawn), torch.cat(norms)
 
