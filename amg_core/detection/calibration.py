@@ -46,6 +46,8 @@ class Verdict:
         With them, the probability of being one of them where both are equally likely beforehand.
     suspicious : bool
         Whether `chance` is below the share of false alarms that was asked for.
+    ordinary : int
+        How many ordinary prompts that rests on.
     """
 
     score: float
@@ -54,14 +56,18 @@ class Verdict:
     suspicious: bool
     false_alarms: float
     kind: str
+    ordinary: int
 
     @property
     def words(self) -> str:
         """One sentence for the artist."""
+        rarest = 10 * self.ordinary  # so many prompts cannot tell more
         if self.chance >= 0.01:
             share = f"{100 * self.chance:.0f} of 100 ordinary prompts score as high"
+        elif self.chance * rarest >= 1:
+            share = f"one in {1 / self.chance:.0f} ordinary prompts scores as high"
         else:
-            share = f"one in {1 / self.chance:,.0f} ordinary prompts scores as high"
+            share = f"fewer than one in {rarest} ordinary prompts scores as high"
         what = (
             "suspicious: this prompt is probably a key to a training picture"
             if self.suspicious
@@ -158,7 +164,10 @@ class Scale:
         if self._logistic is not None:
             slope, offset = self._logistic
             probability = _sigmoid(slope * score + offset)
-        return Verdict(score, chance, probability, chance < false_alarms, false_alarms, self.kind)
+        return Verdict(
+            score, chance, probability, chance < false_alarms, false_alarms, self.kind,
+            len(self.ordinary),
+        )  # fmt: skip
 
 
 def median(values: Iterable[float]) -> float:

@@ -106,10 +106,14 @@ def toneless_norm(p: Predictions) -> Tensor:
 @torch.inference_mode()
 def draw(
     model: DemoModel, texts: Sequence[str], z: Tensor, steps: int, cfg_scale: float
-) -> tuple[Tensor, Tensor]:
-    """Sample every text from the noise z (1, …): pictures, and the norm at every step (B, steps)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample every text from the noise z (1, …).
+
+    Returns pictures; the norm at every step (B, steps); and, decoded, what the model predicts half-way
+    without the prompt.
+    """
     sigmas, _ = noise_levels(model, steps)
-    drawn, norms = [], []
+    drawn, norms, halfway = [], [], []
     for i in range(0, len(texts), BATCH):
         part = list(texts[i : i + BATCH])
         context = model.text(model.text.tokenize(part + [""] * len(part)))
@@ -118,12 +122,14 @@ def draw(
             both = model.denoise(torch.cat([x, x]), sigmas[j].expand(2 * len(x)), context)
             cond, uncond = both.chunk(2)
             steps_norms.append(meter.add(Predictions(x, float(sigmas[j]), cond, uncond, of.V)))
+            if j == steps // 2:
+                halfway.append(model.decoder(uncond).clamp(0, 1))
             denoised = uncond + cfg_scale * (cond - uncond)
             x = x + (x - denoised) / sigmas[j] * (sigmas[j + 1] - sigmas[j])
         norms.append(torch.stack(steps_norms, dim=1))
         assert torch.allclose(norms[-1].mean(dim=1), meter.mean, rtol=1e-4)
         drawn.append(model.decoder(x).clamp(0, 1))
-    return torch.cat(drawn), torch.cat(norms)
+    return torch.cat(drawn), torch.cat(norms), torch.cat(halfway)
 
 
 @torch.inference_mode()

@@ -232,7 +232,11 @@ def test_false_alarms_are_as_many_as_asked_for(calibration, kind, seeds):
     far = scale.judge(measured(g, shift=12.0))
     assert far.suspicious
     assert far.probability > 0.999
-    assert "suspicious" in far.words
+    assert far.words.startswith("suspicious")
+    assert "fewer than one in 2000 ordinary" in far.words  # 200 prompts cannot tell more
+    usual = scale.judge([{k: v * 0 for k, v in row.items()} for row in measured(g)])
+    assert usual.words.startswith("nothing suspicious")
+    assert f"{100 * usual.chance:.0f} of 100 ordinary" in usual.words
 
 
 @pytest.mark.parametrize("chance", [0.5, 0.1, 0.01, 0.001])

@@ -41,7 +41,7 @@ def test_interval_holds_the_figure(scores):
 
 
 def test_no_prompt_chooses_for_itself():
-    """γ is learned on the other half: changing one half's labels changes no weight of its own scores."""
+    """γ comes from the other half: other values in one half leave the weights of its scores alone."""
     rng = np.random.default_rng(1)
     labels = np.arange(100) < 30
     norm, cosine = rng.normal(size=100) + labels, rng.normal(size=100) + 2 * labels
@@ -81,8 +81,8 @@ def test_batched_looks_equal_single_ones():
     alone = looks.measure(model, texts[1:2], z, 0.041)[0]
     for one, two in zip(together[1], alone, strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
-    pictures, norms = looks.draw(model, texts, z[:1], 3, 4.0)
-    assert pictures.shape == (3, 3, 128, 128)
+    pictures, norms, halfway = looks.draw(model, texts, z[:1], 3, 4.0)
+    assert pictures.shape == halfway.shape == (3, 3, 128, 128)
     assert norms.shape == (3, 3)
     first = looks.look(model, texts, z[:1], looks.HIGH)
     # The sampler starts at σ·z, a probe looks at z itself: nearly the same at the highest level.
