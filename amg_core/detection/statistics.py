@@ -83,8 +83,8 @@ def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:
 
 
 def _running_mean(values: Tensor) -> Iterator[float]:
-    counts = torch.arange(1, len(values) + 1, device=values.device)
-    yield from (values.double().cumsum(0) / counts).tolist()
+    values = values.cpu().double()  # not every accelerator knows float64
+    yield from (values.cumsum(0) / torch.arange(1, len(values) + 1)).tolist()
 
 
 class RunningNorm:

@@ -426,3 +426,30 @@ def test_memorised_captions_stand_out(demo):
     ordinary = [looked(demo, text)[-1] for text in usual]
     for name in ("agreement", "low_norm"):
         assert min(f[name] for f in found) > max(o[name] for o in ordinary), name
+
+
+def test_gradient_through_the_embedded_model(demo):
+    """Through the embedded model, in the inference mode of hosts, as finite differences say."""
+    z = torch.stack(
+        [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    )
+    sigma = demo.sigmas[999]
+    x = of.unrescaled(z, float(1 / (1 + sigma**2) ** 0.5))
+    text = "fox face on violet rays"
+    with torch.inference_mode():
+        context, empty = (demo.text(demo.text.tokenize([t])) for t in (text, ""))
+        with torch.inference_mode(False):
+            empty = empty.clone()
+
+        def predict(embedding):
+            d = [demo.denoise(x, sigma.expand(2), e.expand(2, -1, -1)) for e in (embedding, empty)]
+            return Predictions(x, float(sigma), *d, of.V)
+
+        got = tokens.gradient_significance(predict, context)
+    assert got.shape == (8,)
+    step = 1e-3 * torch.randn(context.shape, generator=torch.Generator().manual_seed(3))
+    loss = [float(statistics.norm(predict(context + s * step)).mean()) for s in (1, -1)]
+    leaf = context.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(statistics.norm(predict(leaf)).mean(), leaf)
+    assert (loss[0] - loss[1]) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.05)
+    assert torch.allclose(got, gradient[0].norm(dim=1), rtol=1e-4)

@@ -113,24 +113,33 @@ def test_equals_the_core_by_hand(amg, calibrated, demo, encoded, probe_of):
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "edm", "flow"])
-def test_every_kind_of_model_sees_the_noise_itself(
-    amg, tiny, prompts, probe_of, kind, monkeypatch, calls
-):
-    """At both levels, whatever the model makes of its input; and the sizes in between are finite."""
-    model, fed = tiny(kind), []
-    real = type(model.model.diffusion_model).forward
+def test_every_kind_of_model(amg, tiny, prompts, probe_of, kind, monkeypatch, calls):
+    """The network sees the noise itself at both levels, and what it says comes back from D."""
+    model, fed, said, looks = tiny(kind), [], [], []
+    of, network = amg.module("amg_core.detection.predictions"), type(model.model.diffusion_model)
+    real, measure = network.forward, probe_of.statistics.measure
 
     def spy(self, x, *args, **kwargs):
         fed.append(x.clone())
-        return real(self, x, *args, **kwargs)
+        said.append(real(self, x, *args, **kwargs))
+        return said[-1]
 
-    monkeypatch.setattr(type(model.model.diffusion_model), "forward", spy)
+    def keep(*predictions):
+        looks.extend(predictions)
+        return measure(*predictions)
+
+    monkeypatch.setattr(network, "forward", spy)
+    monkeypatch.setattr(probe_of.statistics, "measure", keep)
     told = probe_of.measure(model, *prompts, (4, 16, 16), 3, 0.041)
     assert len(calls) == len(fed) == 2
     z = probe_of.noises((4, 16, 16), 3)
-    for x in fed:
-        assert torch.allclose(x[:3], z, atol=1e-4)
-        assert torch.allclose(x[3:], z, atol=1e-4)
+    for x, out, p in zip(fed, said, looks, strict=True):
+        assert torch.allclose(x, z.repeat(2, 1, 1, 1), atol=1e-4)
+        back = [of.output(p, d) for d in (p.cond, p.uncond)]
+        halves = out.chunk(2)  # the host has the last condition first
+        pairs = [(back[0], halves[1]), (back[1], halves[0])]
+        if kind != "edm":  # its network's output is no ε
+            assert all(torch.allclose(a, b, atol=2e-3, rtol=1e-3) for a, b in pairs)
     for each in told:
         assert all(abs(value) < 1e6 for value in each.values())
         assert -1 <= each["alignment"] <= 1
