@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import paths
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
+from .detect import CalibratePromptProbeNode, PromptProbeNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
@@ -22,6 +23,8 @@ NODES = [
     MutePicturesNode,
     DemoModelNode,
     ReportNode,
+    PromptProbeNode,
+    CalibratePromptProbeNode,
 ]
 
 

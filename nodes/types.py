@@ -12,3 +12,5 @@ MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
 ReportHandle = io.Custom("AMG_REPORT")
 # What a sampler or a decoder made, passed through. The host accepts it where either is wanted.
 Drawn = io.Custom("LATENT,IMAGE")
+# Carries a `Verdict` of amg_core.detection.calibration on a prompt.
+PromptVerdict = io.Custom("PROMPT_VERDICT")
