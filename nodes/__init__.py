@@ -8,6 +8,13 @@ from . import paths
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
+from .mitigate import (
+    AdaptPromptNode,
+    DelayedGuidanceNode,
+    PaddingFixNode,
+    PromptNoiseNode,
+    RandomisePromptNode,
+)
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
 
@@ -22,6 +29,11 @@ NODES = [
     MutePicturesNode,
     DemoModelNode,
     ReportNode,
+    RandomisePromptNode,
+    PromptNoiseNode,
+    AdaptPromptNode,
+    PaddingFixNode,
+    DelayedGuidanceNode,
 ]
 
 
