@@ -156,13 +156,18 @@ class _Asking(comfy.samplers.Sampler):
         """Adapt one prompt; where its way back does not fit, once more with blocks run twice."""
         for twice in (self.outcome.twice, True):
             ledger = Ledger(budget, network)
+
+            def counted(prompt: Tensor, ledger=ledger) -> Tensor:
+                ledger.restart()
+                return score(prompt)
+
             try:
                 with ExitStack() as stack:
                     if twice:
                         stack.enter_context(differentiation.blocks_run_twice(network, ledger))
                     stack.enter_context(ledger.counting())
                     adapted = adapt(
-                        embedding, score, self.target, iterations=self.iterations, rate=self.rate,
+                        embedding, counted, self.target, iterations=self.iterations, rate=self.rate,
                         on_step=_interruptible,
                     )  # fmt: skip
                 self.outcome.twice |= twice

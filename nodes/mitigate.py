@@ -269,7 +269,7 @@ class AdaptPromptNode(io.ComfyNode):
                     default=10,
                     min=0,
                     max=100,
-                    tooltip="At most so many steps. Each costs about three model calls. 0 = only "
+                    tooltip="At most so many steps. Each costs about as much as a sampling step. 0 = only "
                     "measure.",
                 ),
                 io.Float.Input(
@@ -291,8 +291,8 @@ class AdaptPromptNode(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     tooltip="What a step may take beside the model, in GiB. 0 = most of what is free. "
-                    "Where it does not fit, the network is run twice instead, a third slower; where "
-                    "even that does not, an error says so.",
+                    "Where it does not fit, the network is run twice instead, half as slow again; "
+                    "where even that does not, an error says so.",
                 ),
             ],
             outputs=[

@@ -54,6 +54,10 @@ class Ledger:
         finally:
             self._kept = before
 
+    def restart(self) -> None:
+        """What was kept until now is gone: to be called before each new way there and back."""
+        self._kept = {}
+
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         place = storage.data_ptr()
