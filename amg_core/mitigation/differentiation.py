@@ -176,11 +176,11 @@ class _Twice(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor | None):
         needed = ctx.needs_input_grad[2:]
         tensors = [
-            t.detach().clone().requires_grad_(need)
+            t.detach().requires_grad_(need)
             for t, need in zip(ctx.saved_tensors, needed, strict=True)
         ]
         with torch.enable_grad(), ctx.ledger.counting():
-            made = ctx.run(*(t.view_as(t) for t in tensors))
+            made = ctx.run(*(t.clone() for t in tensors))
             outputs = [made] if isinstance(made, Tensor) else list(made)
             pairs = [
                 (o, g) for o, g in zip(outputs, gradients, strict=True)
