@@ -24,6 +24,7 @@ from ..amg_core.mitigation import differentiation
 from ..amg_core.mitigation.adaptation import Adapted, Score, adapt
 from ..amg_core.mitigation.differentiation import GIB, BudgetExceeded, Ledger
 from ..amg_core.mitigation.transition import guidance_norm
+from . import hook
 
 SHARE_OF_FREE = 0.8  # of the free memory, where no budget is given
 REFUSED = {
@@ -76,7 +77,7 @@ def adapt_prompt(
     check(positive, "positive")
     check(negative, "negative")
     shape = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(hook.detach(model.clone()))  # nothing is drawn to be guarded
     guider.set_conds(positive, negative)
     sampling = model.get_model_object("model_sampling")
     sigmas = torch.tensor([float(sampling.sigma_max), 0.0])

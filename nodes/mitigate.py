@@ -509,9 +509,13 @@ def told(outcome, target: float) -> str:
         lines.append(f"picture {number}: {words}")
     if outcome.peak:
         how = ", network run twice" if outcome.twice else ""
-        peak, budget = outcome.peak / 2**30, outcome.budget / 2**30
-        lines.append(f"memory: {peak:.2f} of {budget:.2f} GiB allowed{how}")
+        lines.append(f"memory: {_size(outcome.peak)} of {_size(outcome.budget)} allowed{how}")
     return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _replaced(chunk: list[tuple], end: int) -> list[tuple]:

@@ -393,6 +393,14 @@ def test_a_lora_is_seen(tiny, adapt):
     assert torch.equal(adapt(model)[0][0][0], plain[0][0])
 
 
+def test_a_guarded_model_is_not_judged(amg, tiny, adapt, index, settings):
+    """Nothing is drawn, so the guard has nothing to report, and the prompt is the same."""
+    model, report = tiny(), amg.hook.Report()
+    guarded = amg.hook.attach(model, index, settings("active"), decoder="linear", report=report)
+    assert torch.equal(adapt(guarded)[0][0][0], adapt(model)[0][0][0])
+    assert report.latest is None
+
+
 def test_the_demo_model(demo, encode, run_node):
     (adapted, report) = run_node(
         "AMG_AdaptPrompt", model=demo["model"], positive=encode("fox face on violet rays"),
