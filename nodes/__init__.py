@@ -9,6 +9,13 @@ from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
+from .mitigate import (
+    AdaptPromptNode,
+    DelayedGuidanceNode,
+    PaddingFixNode,
+    PromptNoiseNode,
+    RandomisePromptNode,
+)
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
 
@@ -25,6 +32,11 @@ NODES = [
     ReportNode,
     PromptProbeNode,
     CalibratePromptProbeNode,
+    RandomisePromptNode,
+    PromptNoiseNode,
+    AdaptPromptNode,
+    PaddingFixNode,
+    DelayedGuidanceNode,
 ]
 
 
