@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from comfy_api.latest import io
 
 CATEGORY = "AMG"
@@ -12,3 +14,6 @@ MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
 ReportHandle = io.Custom("AMG_REPORT")
 # What a sampler or a decoder made, passed through. The host accepts it where either is wanted.
 Drawn = io.Custom("LATENT,IMAGE")
+
+# For an input that is hidden until it is asked for, where the host's schema has a word for that.
+ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input).parameters else {}
