@@ -69,7 +69,9 @@ export function tameText(node, hide = false) {
   const widget = widgetOf(node, LIVE_TEXT);
   if (!widget) return;
   widget.serialize = false;
-  if (hide) widget.hidden = true;
+  if (!hide) return;
+  widget.hidden = true;
+  widget.options.getMinHeight = widget.options.getMaxHeight = () => 0; // some versions lay out what is hidden
 }
 
 /** An element; what is given as text is never read as HTML. */

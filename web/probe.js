@@ -1,6 +1,6 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, api, el, nodeOf, shown, tameText } from "./graph.js";
+import { addPanel, api, el, grow, nodeOf, shown, tameText } from "./graph.js";
 
 const NODE = "AMG_SimilarityProbe";
 const panels = new WeakMap(); // node -> element of its panel
@@ -50,7 +50,7 @@ function row(found, number, count) {
     ),
     bar(
       "closeness",
-      found.closeness,
+      Math.max(0, found.closeness),
       found.copy_above,
       "By the index's descriptor: 0 = as alike as unrelated pictures of the index, 1 = the same.",
     ),
@@ -65,17 +65,19 @@ function row(found, number, count) {
   );
 }
 
-function show(node, verdicts, left) {
-  if (!panels.has(node)) {
-    const list = el("div", {
-      class: "amg-panel amg-probe", role: "region", tabindex: "0", "aria-label": "Nearest pictures",
-    }); // prettier-ignore
+function show(node, { verdicts, left }) {
+  const rows = verdicts.map((each, i) => row(each, i, verdicts.length + left));
+  if (left) rows.push(el("p", { class: "amg-caption", text: `${left} more in the text output.` }));
+  let list = panels.get(node);
+  if (!list) {
+    const attributes = { role: "region", tabindex: "0", "aria-label": "Nearest pictures" };
+    list = el("div", { class: "amg-panel amg-probe", ...attributes });
     panels.set(node, list);
-    addPanel(node, "amg_probe", list, () => (list.children.length > 1 ? 420 : 300));
+    addPanel(node, "amg_probe", list, () => (list.children.length > 1 ? 400 : 260));
   }
-  const more = left ? [el("p", { class: "amg-caption", text: `${left} more in the text output.` })] : [];
-  panels.get(node).replaceChildren(...verdicts.map((each, i) => row(each, i, verdicts.length + left)), ...more);
+  list.replaceChildren(...rows);
   tameText(node, true);
+  grow(node);
 }
 
 /** The panel shows the pictures itself: the host need not show the nearest ones a second time. */
@@ -89,6 +91,6 @@ export function watch() {
   api.addEventListener("executed", ({ detail }) => {
     const told = detail.output?.amg_probe?.[0];
     const node = told && nodeOf(detail.display_node ?? detail.node);
-    if (node?.comfyClass === NODE) show(node, told.verdicts, told.left);
+    if (node?.comfyClass === NODE) show(node, told);
   });
 }
