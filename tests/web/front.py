@@ -50,10 +50,17 @@ class Front:
         time.sleep(0.3)
 
     def export(self) -> dict:
-        """What would be queued: {id: {"class_type", "inputs"}}."""
-        found = self.js("return JSON.stringify((await app.graphToPrompt()).output)")
-        keys = ("class_type", "inputs")
-        return {i: {key: each[key] for key in keys} for i, each in json.loads(found).items()}
+        """What would be queued: {id: {"class_type", "inputs"}}.
+
+        Without what Preview as Text shows, which some versions queue along.
+        """
+        found = json.loads(self.js("return JSON.stringify((await app.graphToPrompt()).output)"))
+        for node in found.values():
+            if node["class_type"] == "PreviewAny":
+                node["inputs"] = {"source": node["inputs"]["source"]}
+        return {
+            i: {key: each[key] for key in ("class_type", "inputs")} for i, each in found.items()
+        }
 
     def saved(self) -> dict:
         return json.loads(self.js("return JSON.stringify(app.graph.serialize())"))
