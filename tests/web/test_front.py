@@ -14,7 +14,7 @@ from tests.web.conftest import COMFYUI, INDEX, PICTURES, ROOT, WORKFLOWS
 from tests.web.front import MODES, shortened
 
 SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
-PROBE = 17
+PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
 FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
 API = ROOT / "example_workflows/api"
 
@@ -150,6 +150,15 @@ def test_the_probe_shows_both_pictures(front, mode):
         assert len(pair["meters"]) == 2
         assert all("a copy above" in meter for meter in pair["meters"])
         assert pair["words"].endswith(".")
+    # What is a copy is told from what is none, in words and in colour.
+    told = front.js(
+        f"return [{PLAIN}, {PROBE}].map((id) => {{"
+        "const words = amgPanel(id, 'amg_probe').querySelector('.amg-words');"
+        "return [words.textContent, getComputedStyle(words).borderLeftColor]})"
+    )
+    assert told[0][0].startswith("A copy of")
+    assert told[1][0].startswith("Not a copy")
+    assert told[0][1] != told[1][1]
     # The host does not show the nearest pictures a second time.
     if mode == "vue":
         own = f"[data-node-id='{PROBE}'] img"
@@ -228,6 +237,10 @@ def test_a_preset_fills_the_sliders_and_loading_does_not(front, mode):
         1.5,
         2.0,
     ]
+    front.js(  # as a host does that applies what a Primitive node holds
+        f"const w = amgNode({SAMPLER}).widgets.find((w) => w.name == 'preset'); w.callback(w.value)"
+    )
+    assert front.value(SAMPLER, "dissimilarity") == 2
     choose_preset(front, mode, "gentle")
     assert [front.value(SAMPLER, name) for name in ("preset", *STRENGTHS)] == ["gentle", 1, 1, 1]
     # Seeing them move is what it is for.
