@@ -22,6 +22,7 @@ NEEDS = {
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff"),
         *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
+        *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }
 

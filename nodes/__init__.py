@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import paths
+from . import paths, routes
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
@@ -43,4 +43,5 @@ NODES = [
 class AMGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         paths.register()
+        routes.register()
         return NODES

@@ -30,7 +30,7 @@ from ..amg_core.loop import Outcome, until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
 from ..amg_core.verdict import Verdict
-from . import decoding, judging, latents
+from . import decoding, judging, latents, live
 from .conditioning import Predictions
 
 KEY = "amg"
@@ -71,6 +71,7 @@ def attach(
     loop: Loop | None = None,
     report: Report | None = None,
     on_step: Callable[[str], None] | None = None,
+    on_event: Callable[[dict], None] | None = None,
 ):
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
@@ -92,6 +93,8 @@ def attach(
         Receives the report of each run, of interrupted ones too.
     on_step : callable, optional
         Called with one line of text after every model evaluation, and with the verdict at the end.
+    on_event : callable, optional
+        Called at the same moments with what `live.step` and `live.end` make.
 
     Raises
     ------
@@ -134,7 +137,7 @@ def attach(
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = _Known(guider, noise, latent_image, denoise_mask, sigmas, device)
             drawing = _Drawing(execute, guider, watch, known, clip, noise, seed, callback,
-                               loop, on_step, steps=len(sigmas) - 1)  # fmt: skip
+                               loop, on_step, on_event, steps=len(sigmas) - 1)  # fmt: skip
             outcome, by = None, "" if judge is None else judge.by
             unjudged = _unfinished(guider, sigmas) or ("" if judge else judging.NOTHING_DECODES)
             reason = unjudged or "the run did not end"
@@ -151,6 +154,8 @@ def attach(
                     report.latest = told
             if on_step is not None:
                 on_step(reports.words(told))
+            if on_event is not None:
+                on_event(live.end(told))
             if outcome is None:
                 return drawn
             return drawing.settle(outcome, told)
@@ -233,10 +238,10 @@ class _Drawing:
     """Draws the batch from the same noise each time: the `Draw` of `until_clean`."""
 
     def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
-                 steps):  # fmt: skip
+                 on_event, steps):  # fmt: skip
         self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
         self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
-        self.loop, self.on_step, self.steps = loop, on_step, steps
+        self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
         self.first: Session | None = None
         self.latest: Session | None = None
         self.named: list[set[int]] = [set() for _ in noise]
@@ -284,10 +289,16 @@ class _Drawing:
         chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
         return torch.where(chosen, other.to(self.noise), self.noise), seed
 
-    def _teller(self, number: int) -> Callable[[str], None] | None:
-        if self.on_step is None or number == 0:
-            return self.on_step
-        return lambda line: self.on_step(f"drawing again {number}/{self.loop.retries} · {line}")
+    def _teller(self, number: int) -> Callable[[Session], None]:
+        again = f"drawing again {number}/{self.loop.retries} · " if number else ""
+
+        def tell(session: Session) -> None:
+            if self.on_step is not None:
+                self.on_step(again + session.line())
+            if self.on_event is not None:
+                self.on_event(live.step(session, number, self.loop.retries))
+
+        return tell
 
     def _callback(self):
         if self.callback is None:
@@ -380,7 +391,7 @@ class _Known:
         return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
 
 
-def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[dict], Tensor]:
+def _step(session: Session, known: _Known, predictions, tell) -> Callable[[dict], Tensor]:
     """The post-CFG function of one run."""
 
     def step(args: dict) -> Tensor:
@@ -406,8 +417,7 @@ def _step(session: Session, known: _Known, predictions, on_step) -> Callable[[di
             shortened=shortened,
             composite=known.compositor(args),
         )
-        if on_step is not None:
-            on_step(session.line())
+        tell(session)
         return out
 
     return step

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..amg_core.errors import AMGError
-from . import latents, show
+from ..amg_core.verdict import COPY, verdict
+from . import latents, live, show
 from .opening import descriptor_of
 from .types import CATEGORY, MemorizationIndex
+
+SHOWN = 16  # pictures of a batch that the page shows
+SIDE = 384  # pixels of their longer side there
 
 
 class SimilarityProbeNode(io.ComfyNode):
@@ -63,7 +69,6 @@ class SimilarityProbeNode(io.ComfyNode):
     @classmethod
     def execute(cls, image, index, vae=None, model=None) -> io.NodeOutput:
         from ..amg_core.probe import Probe
-        from ..amg_core.verdict import verdict
 
         if image.shape[0] == 0:
             raise AMGError("image: the batch is empty. Connect at least one picture.")
@@ -74,7 +79,8 @@ class SimilarityProbeNode(io.ComfyNode):
         words = "\n".join(f"{max(0.0, v.closeness):.2f}  {v.words}" for v in verdicts)
         nearest = show.images([index.searcher.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
-        shown = ui.PreviewImage(nearest, cls=cls).as_dict() | {"text": (words,)}
+        shown = ui.PreviewImage(nearest, cls=cls).as_dict()
+        shown |= {"text": (words,), "amg_probe": [_shown(pictures, verdicts, shown["images"])]}
         return io.NodeOutput(
             max(v.similarity for v in verdicts),
             words,
@@ -82,3 +88,21 @@ class SimilarityProbeNode(io.ComfyNode):
             "\n".join(v.caption for v in verdicts),
             ui=shown,
         )
+
+
+def _shown(pictures: Tensor, verdicts: list, nearest: list) -> dict:
+    """What the page draws: the closest pictures of the batch, at most SHOWN, and how many are left.
+
+    pictures : (B, 3, H, W); nearest : the host's records of the saved nearest pictures, one each.
+    """
+    order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].closeness)[:SHOWN]
+    order = sorted(order) if len(order) == len(verdicts) else order
+    small = pictures[order]
+    if max(small.shape[-2:]) > SIDE:
+        small = interpolate(small, scale_factor=SIDE / max(small.shape[-2:]), mode="area")
+    saved = ui.PreviewImage(small.movedim(1, -1)).as_dict()["images"]
+    found = [
+        live.verdict(verdicts[i]) | {"picture": picture, "nearest": nearest[i], "copy_above": COPY}
+        for i, picture in zip(order, saved, strict=True)
+    ]
+    return {"verdicts": found, "left": len(verdicts) - len(found)}

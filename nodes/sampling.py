@@ -11,8 +11,8 @@ from ..amg_core import presets
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.schedule import KINDS, Schedule
-from . import decoding, hook, show
-from .types import CATEGORY, Drawn, MemorizationIndex, ReportHandle
+from . import decoding, hook, live, show
+from .types import ADVANCED, CATEGORY, Drawn, MemorizationIndex, ReportHandle
 
 AS_PRESET = "preset"
 RETRIES = 2
@@ -91,6 +91,7 @@ def loop_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "retries",
+            **ADVANCED,
             default=RETRIES,
             min=0,
             max=10,
@@ -100,6 +101,7 @@ def loop_inputs() -> list[io.Input]:
         ),
         io.Boolean.Input(
             "new_noise",
+            **ADVANCED,
             default=True,
             optional=True,
             label_on="last retry",
@@ -133,8 +135,9 @@ def policy_is_known(if_still_copied: str | None) -> bool | str:
 
 def _strength(name: str, tooltip: str) -> io.Input:
     return io.Float.Input(
-        name, default=1.0, min=0.0, max=3.0, step=0.05, round=0.001, tooltip=tooltip
-    )
+        name, default=1.0, min=0.0, max=3.0, step=0.05, round=0.01, display_mode=io.NumberDisplay.slider,
+        tooltip=tooltip,
+    )  # fmt: skip
 
 
 def report_output() -> io.Output:
@@ -261,7 +264,7 @@ class SamplerNode(io.ComfyNode):
         report = hook.Report(hook.undrawn(index, settings, loop))
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, loop=loop, report=report,
-            on_step=show.text_on(cls.hidden.unique_id),
+            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls.hidden.unique_id),
         )  # fmt: skip
         (latent,) = common_ksampler(
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
@@ -286,6 +289,7 @@ class ApplyNode(io.ComfyNode):
                 *strength_inputs(),
                 io.Combo.Input(
                     "thresholds",
+                    **ADVANCED,
                     options=[AS_PRESET, "custom"],
                     default=AS_PRESET,
                     tooltip="preset: how close is too close comes from the preset. custom: from "
@@ -293,6 +297,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "schedule",
+                    **ADVANCED,
                     options=list(KINDS),
                     default=KINDS[0],
                     tooltip="custom thresholds: how the threshold rises from first to last step. "
@@ -300,6 +305,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold_start",
+                    **ADVANCED,
                     default=0.2,
                     min=0.0,
                     max=1.0,
@@ -311,6 +317,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold_end",
+                    **ADVANCED,
                     default=0.4,
                     min=0.0,
                     max=1.0,
@@ -321,6 +328,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "form",
+                    **ADVANCED,
                     options=[AS_PRESET, "projection", "gradient", "repulsion"],
                     default=AS_PRESET,
                     tooltip="How dissimilarity moves the picture. repulsion: off the known picture, where "
@@ -329,6 +337,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "exit",
+                    **ADVANCED,
                     default=1.0,
                     min=0.0,
                     max=3.0,
@@ -340,6 +349,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "start_percent",
+                    **ADVANCED,
                     default=0.0,
                     min=0.0,
                     max=1.0,
@@ -350,6 +360,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end_percent",
+                    **ADVANCED,
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -360,6 +371,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "margin",
+                    **ADVANCED,
                     default=0.05,
                     min=0.0,
                     max=1.0,
@@ -371,6 +383,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "iterations",
+                    **ADVANCED,
                     default=0,
                     min=0,
                     max=20,
@@ -379,6 +392,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "decoder",
+                    **ADVANCED,
                     options=decoding.CHOICES,
                     default=decoding.CHOICES[0],
                     tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, "
@@ -436,7 +450,7 @@ class ApplyNode(io.ComfyNode):
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, decoder=decoder,
             loop=loop_of(if_still_copied, retries, new_noise), report=report,
-            on_step=show.text_on(cls.hidden.unique_id),
+            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls.hidden.unique_id),
         )  # fmt: skip
         return io.NodeOutput(guarded, report)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 from comfy_api.latest import io
 
 CATEGORY = "AMG"
@@ -14,3 +16,6 @@ ReportHandle = io.Custom("AMG_REPORT")
 Drawn = io.Custom("LATENT,IMAGE")
 # Carries a `Verdict` of amg_core.detection.calibration on a prompt.
 PromptVerdict = io.Custom("PROMPT_VERDICT")
+
+# For an input that is hidden until it is asked for, where the host's schema has a word for that.
+ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input).parameters else {}

@@ -191,11 +191,12 @@ class Index:
         shard, row = self._at(i)
         return shard.record(row)
 
-    def records(self) -> Iterator[Record]:
-        """The records of all rows, in order of their ids. Streams."""
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """The records of all rows from id `start` on, in order of their ids. Streams."""
         self._need_open()
-        for shard in self.shards:
-            yield from shard.records()
+        for first, shard in zip(self._starts, self.shards, strict=False):
+            if start < first + shard.count:
+                yield from shard.records(max(0, start - first))
 
     def aliases(self) -> Iterator[Alias]:
         """Files whose picture is there under another name. Streams."""

@@ -143,14 +143,14 @@ class Shard:
         )
         return Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
 
-    def records(self) -> Iterator[Record]:
-        """All records in row order; a few thousand at a time are in memory."""
+    def records(self, start: int = 0) -> Iterator[Record]:
+        """Records in row order, from row `start` on; a few thousand at a time are in memory."""
         query = (
             "SELECT source, caption, width, height FROM pictures "
             "WHERE id >= ? AND id < ? ORDER BY id"
         )
-        for start in range(0, self.count, 4096):
-            for row, found in enumerate(self._all(query, start, start + 4096), start):
+        for first in range(start, self.count, 4096):
+            for row, found in enumerate(self._all(query, first, first + 4096), first):
                 source, caption, width, height = found
                 yield Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
 

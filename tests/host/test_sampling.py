@@ -167,6 +167,18 @@ def test_live_text(tiny, guard, sample):
     assert lines[4].startswith("measured 2 of 2 · through linear · no copy")
 
 
+def test_live_events(amg, tiny, guard, sample):
+    """What the page draws: one event an evaluation, as the report has it, and the verdict last."""
+    events, report = [], amg.hook.Report()
+    sample(guard(tiny(), on_event=events.append, report=report))
+    assert [event["kind"] for event in events] == ["step"] * 4 + ["end"]
+    for number, (event, step) in enumerate(zip(events, report.latest["steps"], strict=False), 1):
+        assert (event["step"], event["total"], event["attempt"]) == (number, 4, 0)
+        for key in ("similarity", "threshold", "active", "neighbor"):
+            assert event[key] == step[key]
+    assert len(events[-1]["verdicts"]) == 2
+
+
 def test_interrupt_ends_within_a_step(amg, tiny, guard, sample):
     import comfy.model_management as management
 

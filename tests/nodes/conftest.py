@@ -35,15 +35,17 @@ class Kind:
     def __init__(self, io_type: str):
         self.io_type = io_type
 
-    def Input(self, id, **options):
-        return Slot(self.io_type, id, **options)
+    def Input(self, id, *, advanced=None, **options):
+        return Slot(self.io_type, id, advanced=advanced, **options)
 
-    Output = Input
+    def Output(self, id, **options):
+        return Slot(self.io_type, id, **options)
 
 
 class FakeIO(ModuleType):
     ComfyNode = type("ComfyNode", (), {"hidden": SimpleNamespace(unique_id="1")})
     Hidden = SimpleNamespace(unique_id="UNIQUE_ID", extra_pnginfo="EXTRA_PNGINFO")
+    NumberDisplay = SimpleNamespace(slider="slider")
     AnyType = Kind("*")
 
     @staticmethod

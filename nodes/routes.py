@@ -1,0 +1,302 @@
+"""What the page of this pack asks of the server: look into an index, and mute pictures of it.
+
+===============================================  ==================================================
+GET  /amg/indexes                                {"indexes": [name]}
+GET  /amg/indexes/{name}                         {"name", "count", "muted", "descriptor", "created"}
+GET  /amg/indexes/{name}/entries                 {"entries", "next", "done"}; see `page`
+     ?start=0&limit=24&text=&muted=0
+GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 404 unless its file's
+     ?sha256=…                                   hash begins so, where that is asked
+POST /amg/indexes/{name}/mute                    {"sha256": [hash], "reason": text} -> {"changed"}
+POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed"}
+===============================================  ==================================================
+
+Only names that `paths.index_names` lists are opened. Everything that comes in and goes out is bounded.
+An answer that is no success is JSON, {"error": a sentence}, and names no folder; the log does. All that
+touches a disk happens in one thread of its own, so never on the event loop and never twice at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+from ..amg_core.errors import AMGError
+from . import paths
+
+PAGE = 24  # entries, unless asked otherwise
+MOST = 100  # entries of a page, and pictures muted at once
+TEXT = 200  # characters of a search
+REASON = 500
+BODY = 64 * 1024  # bytes of a POST
+PATIENCE = 2.0  # seconds that a search looks before it tells how far it came
+OPEN = 4  # indexes kept open
+SHOWN = 1000  # characters of a caption or a name in an entry
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A request that gets no other answer than this sentence and HTTP status."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+# ---------------------------------------------------------------- what is answered, without a server
+
+
+class Shelf:
+    """The indexes that were asked for last, open. For one thread."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, tuple[tuple, object]] = OrderedDict()
+
+    def index(self, name: str):
+        """The index of that name as it is on the disk now. Refused where there is none."""
+        from ..amg_core.index import Index
+
+        folder = folder_of(name)
+        try:
+            state = (folder / paths.MANIFEST).stat()
+            stamp = (str(folder), state.st_mtime_ns, state.st_size, state.st_ino)
+            known, index = self._open.pop(name, (None, None))
+            if known != stamp:
+                if index is not None:
+                    index.close()
+                index = Index.open(folder)
+        except (AMGError, OSError) as error:
+            log.warning("AMG: index %s cannot be opened: %s", name, error)
+            raise Refused(
+                500, f"Index {name} cannot be opened: the log of the server says why."
+            ) from error
+        self._open[name] = stamp, index
+        while len(self._open) > OPEN:
+            self._open.popitem(last=False)[1][1].close()
+        return index
+
+
+def folder_of(name: str):
+    """The folder of an index that the host lists. Refused for any other name."""
+    if name in names():
+        try:
+            return paths.find_index(name)
+        except AMGError:  # gone since it was listed
+            pass
+    raise Refused(404, "There is no index of that name: press R to refresh the list.")
+
+
+def names() -> list[str]:
+    return [name for name in paths.index_names() if name != paths.NO_INDEX]
+
+
+def about(index) -> dict:
+    return {
+        "name": index.name,
+        "count": index.count,
+        "muted": len(index.muted),
+        "descriptor": index.spec.id,
+        "created": index.created,
+    }
+
+
+def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENCE) -> dict:
+    """Entries from id `start` on whose name and caption have every word of `text`.
+
+    Upper and lower case are the same. `muted`: only those.
+
+    Returns
+    -------
+    dict
+        entries : at most `limit` of {"id", "sha256", "source", "caption", "width", "height",
+        "muted": reason or None}; next : id to go on from, None at the end; done : whether the page
+        is full or the index at its end, False where `patience` (seconds) ran out before.
+    """
+    words = text.casefold().split()
+    deadline, found = time.monotonic() + patience, []
+    if muted:
+        ids = (i for i in sorted(index.muted) if i >= start)
+        rows = ((i, index.record(i)) for i in ids)
+    else:
+        rows = enumerate(index.records(start), start)
+    for i, record in rows:
+        told = f"{record.source} {record.caption}".casefold()
+        if not all(word in told for word in words):
+            if i % 256 == 0 and time.monotonic() > deadline:
+                return {"entries": found, "next": i + 1, "done": False}
+            continue
+        if len(found) == limit:
+            return {"entries": found, "next": i, "done": True}
+        found.append(
+            {
+                "id": i,
+                "sha256": record.sha256,
+                "source": record.source[:SHOWN],
+                "caption": record.caption[:SHOWN],
+                "width": record.width,
+                "height": record.height,
+                "muted": index.muted.get(i),
+            }
+        )
+    return {"entries": found, "next": None, "done": True}
+
+
+def thumbnail(index, i: int, sha256: str) -> bytes:
+    """Picture i, encoded anew as WebP. Refused where there is none, or another one."""
+    if i >= index.count or not index.record(i).sha256.startswith(sha256):
+        raise Refused(404, f"That picture is not in index {index.name} any more.")
+    try:
+        picture = index.thumbnail(i)
+    except AMGError as error:
+        log.info("AMG: %s", error)
+        raise Refused(404, f"Index {index.name} holds no picture to show there.") from error
+    data = BytesIO()
+    picture.save(data, "WEBP", quality=85)
+    return data.getvalue()
+
+
+def change(name: str, chosen: list[str], reason: str | None) -> int:
+    """Mute the pictures with these hashes for that `reason`; None: guard against them again."""
+    from ..amg_core.index import mute, unmute
+
+    folder, wanted = folder_of(name), set(chosen)
+    try:
+        if reason is None:
+            return unmute(folder, lambda entry: entry.sha256 in wanted)
+        return mute(folder, lambda entry: entry.sha256 in wanted, reason)
+    except (AMGError, OSError) as error:
+        log.warning("AMG: index %s cannot be changed: %s", name, error)
+        raise Refused(
+            409, f"Index {name} cannot be changed now: the log of the server says why."
+        ) from error
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def number(query, key: str, default: int, low: int, high: int) -> int:
+    text = query.get(key, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and low <= int(text) <= high):
+        raise Refused(400, f"{key} must be a whole number from {low} to {high}.")
+    return int(text)
+
+
+def wanted(body: bytes, with_reason: bool) -> tuple[list[str], str | None]:
+    """Hashes and reason of a POST. Refused where it is anything else."""
+    try:
+        tree = json.loads(body)
+        chosen, reason = tree["sha256"], tree.get("reason", "") if with_reason else None
+        right = isinstance(chosen, list) and 0 < len(chosen) <= MOST
+        right = right and all(isinstance(each, str) and _is_hash(each) for each in chosen)
+        right = right and (reason is None or (isinstance(reason, str) and len(reason) <= REASON))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise Refused(
+            400,
+            f"Send JSON with sha256, a list of 1 to {MOST} hashes, and for muting a reason of at "
+            f"most {REASON} characters.",
+        )
+    return chosen, None if reason is None else " ".join(reason.split())
+
+
+def _is_hash(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+# ---------------------------------------------------------------- the server
+
+
+def register() -> None:
+    """Add the routes to the host's server, once; nothing where there is none."""
+    module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    if server is not None and not getattr(server, "amg_routes", False):
+        add_to(server.routes)
+        server.amg_routes = True
+
+
+def add_to(routes) -> None:
+    """Add the routes to an `aiohttp.web.RouteTableDef`."""
+    from aiohttp import web
+
+    shelf = Shelf()
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="amg-routes")
+    base = "/amg/indexes"
+
+    def answer(handle: Callable):
+        """Its JSON, or whatever response it makes; refusals and failures as JSON, too."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            try:
+                found = await handle(request, request.match_info.get("name", ""))
+                return found if isinstance(found, web.StreamResponse) else web.json_response(found)
+            except Refused as refused:
+                return web.json_response({"error": str(refused)}, status=refused.status)
+            except Exception:
+                log.exception("AMG: %s %s failed", request.method, request.path)
+                sentence = "That failed: the log of the server says why."
+                return web.json_response({"error": sentence}, status=500)
+
+        return handler
+
+    async def work(task: Callable, *args):
+        return await asyncio.get_running_loop().run_in_executor(worker, task, *args)
+
+    @routes.get(base)
+    @answer
+    async def list_all(_request, _name):
+        return {"indexes": await work(names)}
+
+    @routes.get(base + "/{name}")
+    @answer
+    async def info(_request, name):
+        return await work(lambda: about(shelf.index(name)))
+
+    @routes.get(base + "/{name}/entries")
+    @answer
+    async def entries(request, name):
+        query = request.query
+        start = number(query, "start", 0, 0, 1 << 40)
+        limit = number(query, "limit", PAGE, 1, MOST)
+        muted = bool(number(query, "muted", 0, 0, 1))
+        text = query.get("text", "")
+        if len(text) > TEXT:
+            raise Refused(400, f"text must have at most {TEXT} characters.")
+        return await work(lambda: page(shelf.index(name), start, limit, text, muted))
+
+    @routes.get(base + "/{name}/thumbnails/{id}")
+    @answer
+    async def picture(request, name):
+        i = number(request.match_info, "id", 0, 0, 1 << 40)
+        sha256 = request.query.get("sha256", "")
+        data = await work(lambda: thumbnail(shelf.index(name), i, sha256))
+        headers = {"X-Content-Type-Options": "nosniff"}
+        if len(sha256) == 64:  # names its content
+            headers["Cache-Control"] = "private, max-age=86400, immutable"
+        return web.Response(body=data, content_type="image/webp", headers=headers)
+
+    def changing(with_reason: bool):
+        @answer
+        async def handler(request, name):
+            if request.content_type != "application/json":  # else any web page could send it
+                raise Refused(415, "Send it as application/json.")
+            body = await request.content.read(BODY + 1)
+            while len(body) <= BODY and not request.content.at_eof():
+                body += await request.content.read(BODY + 1 - len(body))
+            if len(body) > BODY:
+                raise Refused(413, f"A request may have at most {BODY} bytes.")
+            chosen, reason = wanted(body, with_reason)
+            return {"changed": await work(lambda: change(name, chosen, reason))}
+
+        return handler
+
+    routes.post(base + "/{name}/mute")(changing(True))
+    routes.post(base + "/{name}/unmute")(changing(False))

@@ -1,0 +1,133 @@
+"""The events that the page draws: what is in them, and that they are JSON of bounded size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+
+class Identity:
+    """Three-channel latents are pictures."""
+
+    name, channels = "identity", 3
+
+    def __call__(self, latent):
+        return latent
+
+
+@pytest.fixture(scope="module")
+def core(pack):
+    def module(name):
+        return pack.module(f"amg_core.{name}")
+
+    return SimpleNamespace(
+        index=module("index"), search=module("index.search"), pixel=module("descriptors.pixel"),
+        probe=module("probe"), session=module("session"), presets=module("presets"),
+        report=module("report"), loop=module("loop"), verdict=module("verdict"),
+        live=pack.module("nodes.live"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def probe(core, tmp_path_factory):
+    """On two indexes read as one; captions longer than is sent."""
+    generator = torch.Generator().manual_seed(0)
+    folder, parts = tmp_path_factory.mktemp("indexes"), []
+    for name, count in (("first", 12), ("second", 20)):
+        (folder / name).mkdir()
+        for i in range(count):
+            coarse = torch.rand(1, 3, 4, 4, generator=generator)
+            picture = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")[0]
+            array = (picture.permute(1, 2, 0) * 255).byte().numpy()
+            Image.fromarray(array).save(folder / name / f"{i:02d}.png")
+            (folder / name / f"{i:02d}.txt").write_text(f"caption {i} " + "x" * 1000)
+        core.index.build(folder / name, folder / f"{name}-index", core.pixel.PixelDescriptor())
+        parts.append(core.index.Index.open(folder / f"{name}-index"))
+    whole = core.index.Index.combine(parts)
+    searcher = core.search.Searcher(whole)
+    return core.probe.Probe(searcher, core.pixel.PixelDescriptor(), Identity())
+
+
+@pytest.fixture
+def session(core, probe):
+    """One step of two samples: a copy of a picture of each index."""
+    made = core.session.Session(probe, core.presets.settings("main", "nl2"), expected_steps=9)
+    scale = probe.scales[-1]
+    copies = probe.searcher.rows(torch.tensor([3, 12 + 5]), scale).reshape(2, 3, scale, scale)
+    arguments = {"cond": copies, "uncond": copies.flip(0), "cfg_scale": 3.0, "t": 0.5}
+    made.step(copies, sigma=torch.full((2,), 0.5), **arguments)
+    return made
+
+
+def test_a_step_is_its_record(core, session, probe):
+    event, record = core.live.step(session, attempt=1, retries=2), session.records[-1]
+    assert (event["attempt"], event["retries"], event["step"], event["total"]) == (1, 2, 1, 9)
+    assert event["similarity"] == record.similarity
+    assert event["threshold"] == record.threshold
+    assert event["active"] == record.active == [True, True]
+    assert event["neighbor"] == record.neighbor == [3, 17]
+    text = json.dumps(event, allow_nan=False)
+    assert json.loads(text) == event
+    assert len(text) < 2500
+
+
+def test_a_neighbour_is_found_in_its_own_index(core, session, probe):
+    """Index, id and hash lead to the very picture: the route for thumbnails asks for all three."""
+    whole = probe.searcher.index
+    members = {member.name: member for member in whole.members}
+    for i, near in core.live.step(session)["neighbors"].items():
+        record = members[near["index"]].record(near["id"])
+        assert record == whole.record(int(i))
+        assert near["sha256"] == record.sha256
+        assert near["source"] == record.source
+        assert near["caption"] == record.caption[: core.live.LONGEST]
+    every = [core.live.entry(whole, i) for i in range(whole.count)]
+    assert [each["index"] for each in every] == ["first-index"] * 12 + ["second-index"] * 20
+    assert [each["id"] for each in every] == [*range(12), *range(20)]
+
+
+def test_before_the_first_step_there_is_nothing(core, probe):
+    settings = core.presets.settings("main", "nl2")
+    assert core.live.step(core.session.Session(probe, settings)) == {}
+
+
+def test_what_is_no_number_is_null(core, session):
+    session.records[-1].similarity[0] = float("nan")
+    event = core.live.step(session)
+    assert event["similarity"][0] is None
+    json.dumps(event, allow_nan=False)
+
+
+def test_the_end_is_the_report(core, session, probe):
+    verdicts = core.verdict.verdict(probe, torch.rand(2, 3, 32, 32))
+    attempt = core.loop.Attempt([0, 1], session.report(), verdicts)
+    outcome = core.loop.Outcome(torch.zeros(2), verdicts, [0, 0], [attempt])
+    told = core.report.compose(session.report(), outcome, judged_by="vae")
+    event = core.live.end(told)
+    assert event["words"] == core.report.words(told)
+    for shown, whole in zip(event["verdicts"], told["verdicts"], strict=True):
+        assert shown["outcome"] == whole["outcome"]
+        assert shown["closeness"] == whole["closeness"]
+        assert len(shown["caption"]) <= core.live.LONGEST
+    unjudged = core.live.end(core.report.compose(session.report(), not_judged="because"))
+    assert unjudged == {"kind": "end", "words": "not judged · because", "verdicts": []}
+
+
+def test_sent_to_the_browser_that_queued_it(core, monkeypatch):
+    sent = []
+    server = SimpleNamespace(client_id="me", send_sync=lambda *told: sent.append(told))
+    module = ModuleType("server")
+    module.PromptServer = SimpleNamespace(instance=server)
+    monkeypatch.setitem(sys.modules, "server", module)
+    core.live.events_of("12:3")({"kind": "step"})
+    assert sent == [("amg.step", {"node": "12:3", "kind": "step"}, "me")]
+    core.live.events_of("12:3")({})
+    core.live.events_of(None)({"kind": "step"})
+    assert len(sent) == 1
+    monkeypatch.delitem(sys.modules, "server")
+    core.live.events_of("12:3")({"kind": "step"})  # no server: nothing happens

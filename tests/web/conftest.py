@@ -1,0 +1,166 @@
+"""The page in a real browser, on the real front end.
+
+With COMFYUI_PATH: served by a real ComfyUI. Without: by `host`, a small server, which needs the packages
+comfyui-frontend-package, aiohttp and websocket-client. Both need a Chromium ($CHROMIUM, or on the PATH).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.nodes import conftest as nodes_conftest
+from tests.web.browser import Page, chromium
+
+ROOT = Path(__file__).parents[2]
+COMFYUI = os.environ.get("COMFYUI_PATH", "")
+EVENTS = Path(__file__).parent / "events.json"
+INDEX = "amg-demo"
+PICTURES = 60  # in the index of the small server
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+pack = nodes_conftest.pack  # the nodes on a stand-in for the host
+
+
+def missing(*packages: str) -> str:
+    """Why tests that need these packages cannot run; "" where they can."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"needs pip install {' '.join(absent)}".replace("_", "-") if absent else ""
+
+
+@pytest.fixture(scope="session")
+def indexes(pack, tmp_path_factory) -> Path:
+    """The index folder of the small server, with the index `amg-demo` and a file beside it."""
+    from amg_core.descriptors import create
+    from amg_core.index import build
+
+    told = EVENTS.read_text()
+    lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()
+    lines.sort(key=lambda line: json.loads(line)["file_name"] not in told)
+    pictures = tmp_path_factory.mktemp("pictures")
+    lines = lines[:PICTURES]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        shutil.copy(ROOT / "amg_demo/pictures" / name, pictures / name)
+    folder = Path(pack.folders["amg_indexes"][0][0])
+    build(pictures, folder / INDEX, create("pixel"))
+    (folder / "secret.json").write_text('{"secret": true}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def messages(indexes) -> list[tuple[str, dict]]:
+    """(type, data) of every message of the recorded run, with the ids that pictures have here."""
+    from amg_core.index import Index
+
+    found = [tuple(each) for each in json.loads(EVENTS.read_text())]
+    with Index.open(indexes / INDEX) as index:
+        for kind, data in found:
+            if kind == "amg.step":
+                for near in data.get("neighbors", {}).values():
+                    near["id"] = index.find(near["sha256"])
+    return found
+
+
+@pytest.fixture(scope="session")
+def schemas(pack) -> dict:
+    return {name: node.define_schema() for name, node in pack.nodes.items()}
+
+
+@pytest.fixture(scope="session")
+def info(schemas, indexes) -> dict:
+    """/object_info as the small server gives it."""
+    from tests.web.host import core_nodes, info_of
+
+    core = core_nodes()
+    sampler = core["KSampler"]["input"]["required"]
+    options = {name: sampler[name][0] for name in ("sampler_name", "scheduler")}
+    options |= {"index_name": [INDEX]}
+    return core | {name: info_of(schema, options) for name, schema in schemas.items()}
+
+
+@pytest.fixture(scope="session")
+def small(pack, request):
+    """The small server."""
+    if reason := missing("aiohttp", "comfyui_frontend_package"):
+        pytest.skip(reason)
+    from tests.web.host import Host
+
+    spec = importlib.util.find_spec("comfyui_frontend_package")
+    front_end = Path(spec.origin).resolve().parent / "static"
+    info, messages = map(request.getfixturevalue, ("info", "messages"))
+    host = Host(front_end, info, messages, pack.module("nodes.routes").add_to)
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """A real server: its base folder and address."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes/anti-memorization-guidance").symlink_to(ROOT, target_is_directory=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (base / "log.txt").open("w")
+    process = subprocess.Popen(
+        [
+            sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--database-url",
+            f"sqlite:///{base}/db.sqlite", "--disable-api-nodes", "--port", str(port),
+        ],
+        cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/system_stats", timeout=10).read()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail("no server:\n" + (base / "log.txt").read_text()[-3000:])
+                time.sleep(0.5)
+        yield SimpleNamespace(url=url, base=base)
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def server(request):
+    """The one or the other. `real`: whether a prompt is really run."""
+    host = request.getfixturevalue("real" if COMFYUI else "small")
+    return SimpleNamespace(url=host.url, real=bool(COMFYUI), host=host)
+
+
+@pytest.fixture(scope="session")
+def front(server):
+    """The front end in a browser, with what the tests do to it."""
+    if chromium() is None:
+        pytest.skip("needs a Chromium: install one, or set CHROMIUM to its path")
+    if reason := missing("websocket"):
+        pytest.skip(reason)
+    from tests.web.front import Front
+
+    page = Page()
+    try:
+        made = Front(page, server)
+        made.open()
+        yield made
+    finally:
+        page.close()

@@ -1,0 +1,485 @@
+"""The page in a browser: what an artist does, in both renderings, and what is seen."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import time
+
+import pytest
+
+from amg_core.index import Index
+from tests.web.conftest import COMFYUI, INDEX, PICTURES, ROOT, WORKFLOWS
+from tests.web.front import MODES, shortened
+
+SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
+PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
+FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
+API = ROOT / "example_workflows/api"
+
+
+@pytest.fixture(params=MODES)
+def mode(request, front):
+    if request.param not in front.modes:
+        pytest.skip("this front end has no Nodes 2.0 yet")
+    front.render(request.param)
+    return request.param
+
+
+@pytest.fixture
+def recorded(messages):
+    """The recorded events of AMG Sampler."""
+    return [(kind, data) for kind, data in messages if kind == "amg.step"]
+
+
+def moved(events: list, node: str) -> list:
+    """The same events, of another node."""
+    return [(kind, data | {"node": node}) for kind, data in events]
+
+
+def run(front) -> None:
+    front.js("await app.queuePrompt(0, 1)")
+
+
+def ended(front, node: int = SAMPLER) -> str:
+    """Wait for the verdict on the sampler's panel; the outcome."""
+    panel = f"amgPanel({node}, 'amg_live')"
+    front.until(f"({panel}?.dataset.outcome ?? 'running') != 'running'", 180)
+    return front.js(f"return {panel}.dataset.outcome")
+
+
+def lengths(front, node: int = SAMPLER) -> list[int]:
+    """Number of points of each line of the curve."""
+    return front.js(
+        f"return [...amgPanel({node}, 'amg_live')?.querySelectorAll('.amg-line') ?? []]"
+        ".map((line) => line.getAttribute('d').split(/[ML]/).length - 1)"
+    )
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_each_workflow_loads_and_exports_as_it_should(front, mode, path, schemas):
+    """As its API form says; widgets that were appended since have their defaults."""
+    graph = json.loads(path.read_text())
+    front.load(graph)
+    assert front.js("return app.graph._nodes.filter((n) => n.has_errors).length") == 0
+    wanted, found = json.loads((API / f"{path.stem}.api.json").read_text()), front.export()
+    assert {i: each["class_type"] for i, each in found.items()} == {
+        i: each["class_type"] for i, each in wanted.items()
+    }
+    for i, node in wanted.items():
+        given = found[i]["inputs"]
+        slots = schemas[node["class_type"]].inputs if node["class_type"] in schemas else []
+        newer = [slot for slot in slots if slot.optional and slot.id not in node["inputs"]]
+        defaults = {slot.id: slot.default for slot in newer if slot.id in given}
+        assert given == node["inputs"] | defaults, i
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_widgets_survive_save_and_load(front, mode, path):
+    """What is appended by a newer schema comes at the end; nothing of ours comes behind it."""
+    graph = json.loads(path.read_text())
+    front.load(graph)
+    first, exported = front.values(), front.export()
+    for node in graph["nodes"]:
+        if node["type"].startswith("AMG_"):
+            given = node["widgets_values"]
+            assert (first[node["id"]] or [])[: len(given)] == given
+    front.load(front.saved())
+    assert front.values() == first
+    assert front.export() == exported
+
+
+def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
+    graph = shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK
+    front.load(graph)
+    front.look_at(SAMPLER, scale=0.9)
+    values, exported = front.values(), front.export()
+    run(front)
+    seen = set()
+    front.until(f"amgPanel({SAMPLER}, 'amg_live')?.querySelector('.amg-line')", 180)
+    while front.js(f"return amgPanel({SAMPLER}, 'amg_live').dataset.outcome") == "running":
+        seen.add(tuple(lengths(front)))
+        time.sleep(0.1)
+    assert ended(front) == "clean"
+    time.sleep(1)
+    # The curve grew, a line a picture, and it stays.
+    assert len({each[0] for each in seen if each}) > 2, seen
+    steps = 8 if front.server.real else 20
+    batch = 2 if front.server.real else 4
+    assert lengths(front) == [steps] * batch
+    text = front.js(f"return amgPanel({SAMPLER}, 'amg_live').innerText")
+    assert "no copy" in text
+    assert "similarity" in text
+    label = front.js(
+        f"return amgPanel({SAMPLER}, 'amg_live').querySelector('svg').getAttribute('aria-label')"
+    )
+    assert f"by step: {steps} of {steps}" in label
+    # The nearest picture is really shown.
+    front.until(f"amgPanel({SAMPLER}, 'amg_live').querySelector('img').naturalWidth > 30")
+    # Nothing was written into the widgets, and saving and loading again changes nothing.
+    assert front.values() == values
+    assert front.export() == exported
+    front.load(front.saved())
+    assert front.values() == values
+    assert front.export() == exported
+    # The panel is back with the same graph: undo and changing tabs make new node objects.
+    assert lengths(front) == [steps] * batch
+
+
+def test_the_probe_shows_both_pictures(front, mode):
+    """What the run before left; the recorded one where nothing is run."""
+    front.load(shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK)
+    front.look_at(PROBE, scale=0.9)
+    if front.server.real:
+        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value += 1")
+    run(front)
+    ended(front)
+    panel = f"amgPanel({PROBE}, 'amg_probe')"
+    front.until(f"{panel}?.querySelectorAll('img').length >= 4", 180)
+    front.until(f"[...{panel}.querySelectorAll('img')].every((i) => i.naturalWidth > 30)")
+    pairs = front.js(
+        f"return [...{panel}.querySelectorAll('article')].map((a) => ({{"
+        "images: a.querySelectorAll('img').length, alt: a.querySelectorAll('img')[1].alt,"
+        "meters: [...a.querySelectorAll('[role=meter]')].map((m) => m.getAttribute('aria-valuetext')),"
+        "words: a.querySelector('.amg-words').textContent}))"
+    )
+    for pair in pairs:
+        assert pair["images"] == 2
+        assert pair["alt"].startswith("Nearest picture: ")
+        assert len(pair["meters"]) == 2
+        assert all("a copy above" in meter for meter in pair["meters"])
+        assert pair["words"].endswith(".")
+    # What is a copy is told from what is none, in words and in colour.
+    told = front.js(
+        f"return [{PLAIN}, {PROBE}].map((id) => {{"
+        "const words = amgPanel(id, 'amg_probe').querySelector('.amg-words');"
+        "return [words.textContent, getComputedStyle(words).borderLeftColor]})"
+    )
+    assert told[0][0].startswith("A copy of")
+    assert told[1][0].startswith("Not a copy")
+    assert told[0][1] != told[1][1]
+    # The host does not show the nearest pictures a second time.
+    if mode == "vue":
+        own = f"[data-node-id='{PROBE}'] img"
+        assert front.js(f'return document.querySelectorAll("{own}").length') == 2 * len(pairs)
+    else:
+        assert front.js(f"return amgNode({PROBE}).imgs?.length ?? 0") == 0
+
+
+def test_a_slider_is_dragged(front, mode):
+    front.load(FIRST_LOOK)
+    front.look_at(SAMPLER)
+    assert front.value(SAMPLER, "dissimilarity") == 1
+    if mode == "classic":
+        y = front.widget(SAMPLER, "dissimilarity")[1]
+        front.page.drag(
+            (front.widget(SAMPLER, "dissimilarity", 0.34)[0], y),
+            (front.widget(SAMPLER, "dissimilarity", 0.75)[0], y),
+        )
+    else:
+        thumb = "amg-test-thumb"
+        front.js(
+            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
+            f"node.querySelectorAll('[role=slider]')[2].id = '{thumb}'"
+        )
+        x, y, w, h = front.box(f"#{thumb}")
+        front.page.drag((x + w / 2, y + h / 2), (x + w / 2 + 25, y + h / 2))
+    time.sleep(0.2)
+    dragged = front.value(SAMPLER, "dissimilarity")
+    assert 1.2 < dragged <= 3
+    assert round(dragged, 2) == pytest.approx(dragged)
+    assert front.value(SAMPLER, "deduplication") == 1
+    assert front.export()[str(SAMPLER)]["inputs"]["dissimilarity"] == dragged
+
+
+def choose_preset(front, mode: str, preset: str) -> None:
+    if mode == "classic":
+        front.page.click(*front.widget(SAMPLER, "preset"))
+        entry = ".litecontextmenu .litemenu-entry"
+        front.until(f"[...document.querySelectorAll('{entry}')].length")
+        front.js(
+            f"[...document.querySelectorAll('{entry}')].find((e) => e.textContent.trim() == '{preset}')"
+            ".id = 'amg-test-entry'"
+        )
+    else:
+        front.js(
+            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
+            "[...node.querySelectorAll('[role=combobox]')]"
+            ".find((e) => /main|strong|gentle/.test(e.textContent + e.value)).id = 'amg-test-combo'"
+        )
+        x, y, w, h = front.box("#amg-test-combo")
+        front.page.click(x + w / 2, y + h / 2)
+        options = "[...document.querySelectorAll('[role=option]')]"
+        wanted = f"(e) => e.textContent.trim() == '{preset}'"
+        front.until(f"{options}.some({wanted})")
+        front.js(f"{options}.find({wanted}).id = 'amg-test-entry'")
+        time.sleep(0.3)
+    x, y, w, h = front.box("#amg-test-entry")
+    front.page.click(x + w / 2, y + h / 2)
+    time.sleep(0.3)
+
+
+STRENGTHS = ("despecification", "deduplication", "dissimilarity")
+
+
+def test_a_preset_fills_the_sliders_and_loading_does_not(front, mode):
+    graph = copy.deepcopy(FIRST_LOOK)
+    values = next(node for node in graph["nodes"] if node["id"] == SAMPLER)["widgets_values"]
+    at = values.index("main")
+    values[at : at + 4] = ["strong", 0.5, 1.5, 2.0]
+    front.load(graph)
+    front.look_at(SAMPLER)
+    front.export()
+    assert [front.value(SAMPLER, name) for name in ("preset", *STRENGTHS)] == [
+        "strong",
+        0.5,
+        1.5,
+        2.0,
+    ]
+    front.js(  # as a host does that applies what a Primitive node holds
+        f"const w = amgNode({SAMPLER}).widgets.find((w) => w.name == 'preset'); w.callback(w.value)"
+    )
+    assert front.value(SAMPLER, "dissimilarity") == 2
+    choose_preset(front, mode, "gentle")
+    assert [front.value(SAMPLER, name) for name in ("preset", *STRENGTHS)] == ["gentle", 1, 1, 1]
+    # Seeing them move is what it is for.
+    if mode == "vue":
+        shown = front.js(
+            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
+            "return [...node.querySelectorAll('[role=slider]')].map((e) => e.getAttribute('aria-valuenow'))"
+        )
+        assert shown[:3] == ["1", "1", "1"]
+
+
+def test_experts_settings_are_hidden_until_asked_for(front, mode):
+    """Where the host's schema has a word for that, as the small server's does."""
+    if front.server.real and not front.js(
+        "return app.graph.constructor && Object.values((await app.api.getNodeDefs()).AMG_Apply"
+        ".input.required).some((each) => each[1]?.advanced)"
+    ):
+        pytest.skip("this host has no advanced inputs")
+    if mode == "classic":
+        hidden = front.js(
+            "return Object.entries((await app.api.getNodeDefs()).AMG_Apply.input.required)"
+            ".filter(([, each]) => each[1]?.advanced).map(([name]) => name)"
+        )
+        assert "threshold_start" in hidden
+        assert not {"preset", *STRENGTHS} & set(hidden)
+        return
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js("const n = LiteGraph.createNode('AMG_Apply'); n.pos = [100, 100]; app.graph.add(n)")
+    node = front.id_of("AMG_Apply")
+    front.look_at(node)
+    front.until(f"document.querySelector('[data-node-id=\"{node}\"]')")
+    read = f"return document.querySelector('[data-node-id=\"{node}\"]').innerText"
+    text = front.js(read)
+    assert all(name in text for name in STRENGTHS)
+    assert "threshold_start" not in text
+    front.js(f"amgNode({node}).showAdvanced = true")
+    time.sleep(0.5)
+    assert "threshold_start" in front.js(read)
+
+
+def test_inside_a_subgraph(front, mode, recorded):
+    """Execution ids are paths there; the panel appears on the node within."""
+    front.load(FIRST_LOOK)
+    front.js(f"app.graph.convertToSubgraph(new Set([amgNode({SAMPLER})]))")
+    outer = front.js("return String(app.graph._nodes.find((n) => n.subgraph).id)")
+    inner = front.js(f"return String(amgNode({outer}).subgraph._nodes[0].id)")
+    values = front.js(f"return amgNode('{outer}:{inner}').serialize().widgets_values")
+    front.send(moved(recorded, f"{outer}:{inner}"))
+    front.js(f"app.canvas.setGraph(amgNode({outer}).subgraph)")
+    front.until(f"amgPanel('{outer}:{inner}', 'amg_live')?.dataset.outcome == 'clean'")
+    assert front.js(f"return amgNode('{outer}:{inner}').serialize().widgets_values") == values
+    front.until("[...document.querySelectorAll('.amg-panel')].some((e) => e.offsetHeight > 100)")
+    front.js("app.canvas.setGraph(app.rootGraph ?? app.graph)")
+
+
+def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
+    """A second attempt: the first stays, pale; a click on a number tells of that picture."""
+    steps = [data for _, data in recorded if data["kind"] == "step"][:6]
+    again = [data | {"attempt": 1} for data in steps[:3]]
+    front.load(FIRST_LOOK)
+    front.look_at(SAMPLER, y=-350)
+    front.send([("amg.step", data) for data in [*steps, *again]])
+    panel = f"amgPanel({SAMPLER}, 'amg_live')"
+    front.until(f"{panel}?.querySelectorAll('.amg-line').length == 8")
+    assert lengths(front) == [6] * 4 + [3] * 4
+    assert front.js(f"return {panel}.querySelectorAll('.amg-line.amg-earlier').length") == 4
+    assert "drawing again 1/2" in front.js(f"return {panel}.innerText")
+    acted = sum(data["active"][2] for data in again)
+    front.js(f"{panel}.querySelectorAll('.amg-chip')[2].id = 'amg-test-chip'")
+    time.sleep(0.3)
+    x, y, w, h = front.box("#amg-test-chip")
+    front.page.click(x + w / 2, y + h / 2)
+    front.until(f"{panel}.innerText.includes('picture 3')")
+    assert f"acted {acted}×" in front.js(f"return {panel}.innerText")
+    chips = front.js(
+        f"return [...{panel}.querySelectorAll('button')].map((b) => [b.ariaLabel, b.ariaPressed])"
+    )
+    assert chips[2] == ["Picture 3 of 4", "true"]
+    assert front.js("return document.activeElement.ariaLabel") == "Picture 3 of 4"
+    front.page.key("Enter", 13)
+
+
+def test_a_run_that_is_stopped_says_so(front, mode, recorded):
+    front.load(FIRST_LOOK)
+    front.send([*recorded[:5], ("execution_interrupted", {"prompt_id": "x", "node_id": "14"})])
+    front.until(f"amgPanel({SAMPLER}, 'amg_live')?.innerText.includes('did not end')")
+    assert lengths(front) == [5] * 4
+
+
+def test_text_is_never_markup(front, mode, recorded):
+    """Captions come from files that anybody made."""
+    _, data = copy.deepcopy(recorded[0])
+    evil = "<img src=x onerror='window.evil = 1'><b>bold</b>"
+    for near in data["neighbors"].values():
+        near["caption"] = near["source"] = evil
+    front.load(FIRST_LOOK)
+    front.send(
+        [
+            ("amg.step", data),
+            ("amg.step", {"node": "14", "kind": "end", "words": evil, "verdicts": []}),
+        ]
+    )
+    front.until(f"amgPanel({SAMPLER}, 'amg_live')?.dataset.outcome == 'unknown'")
+    assert front.js(f"return amgPanel({SAMPLER}, 'amg_live').querySelectorAll('b').length") == 0
+    assert evil in front.js(f"return amgPanel({SAMPLER}, 'amg_live').innerText")
+    assert front.js("return window.evil") is None
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_it_is_readable(front, mode, palette, recorded):
+    """Text against what is behind it: at least 4.5 to 1. The curve's colours: at least 3 to 1."""
+    front.setting("Comfy.ColorPalette", palette)
+    try:
+        front.load(FIRST_LOOK)
+        front.look_at(SAMPLER, y=-350)
+        front.send(recorded)
+        front.until(f"amgPanel({SAMPLER}, 'amg_live')?.offsetHeight > 100")
+        found = front.js(
+            f"const panel = amgPanel({SAMPLER}, 'amg_live');"
+            "const of = (e, what) => getComputedStyle(e)[what];"
+            "return {back: of(panel, 'backgroundColor'),"
+            "ink: ['.amg-name', '.amg-caption', '.amg-numbers', '.amg-words']"
+            ".map((s) => of(panel.querySelector(s), 'color')),"
+            "lines: [...panel.querySelectorAll('path')].map((p) => of(p, 'stroke'))}"
+        )
+    finally:
+        front.setting("Comfy.ColorPalette", "dark")
+    back = luminance(found["back"])
+    assert (back > 0.5) == (palette == "light")
+    assert min(contrast(luminance(ink), back) for ink in found["ink"]) >= 4.5, found
+    assert min(contrast(luminance(line), back) for line in found["lines"]) >= 3, found
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG) of "rgb(r, g, b)" or "color(srgb r g b)"."""
+    numbers = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", colour)[:3]]
+    parts = numbers if colour.startswith("color(srgb") else [number / 255 for number in numbers]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+@pytest.fixture
+def index_folder(front, request):
+    """Where the index of the server lies; a real one has been given it by the workflow."""
+    if not COMFYUI:
+        return request.getfixturevalue("indexes") / INDEX
+    return front.server.host.base / "models/amg_indexes" / INDEX
+
+
+def test_the_index_is_browsed(front, mode, index_folder):
+    """The button of Load Memorization Index: pages, search, mute, guard again; keys alone suffice."""
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js(
+        "const n = LiteGraph.createNode('AMG_LoadIndex'); n.pos = [100, 100]; app.graph.add(n)"
+    )
+    node = front.id_of("AMG_LoadIndex")
+    front.look_at(node)
+    button = f"[data-node-id='{node}'] button"
+    if mode == "classic":
+        front.page.click(*front.widget(node, "browse pictures"))
+    else:
+        front.until(
+            f'[...document.querySelectorAll("{button}")].some((b) => /browse/.test(b.innerText))'
+        )
+        front.js(
+            f'[...document.querySelectorAll("{button}")]'
+            ".find((b) => /browse/.test(b.innerText)).id = 'amg-test-open'"
+        )
+        x, y, w, h = front.box("#amg-test-open")
+        front.page.click(x + w / 2, y + h / 2)
+    count = PICTURES if not COMFYUI else 632
+    status = "document.querySelector('.amg-browser .amg-status')?.textContent"
+    cards = "[...document.querySelectorAll('.amg-card')]"
+    front.until(f"{status} == '1 to 24 of {count}'")
+    assert front.js("return document.querySelector('.amg-about').textContent").startswith(
+        f"{count} pictures"
+    )
+    front.until(f"{cards}.slice(0, 4).every((c) => c.querySelector('img').naturalWidth > 30)")
+    assert front.js(f"return {cards}.length") == 24
+    front.js("document.querySelector('.amg-browser footer button:last-child').click()")
+    front.until(f"{status} == '25 to 48 of {count}'")
+    front.js("document.querySelector('.amg-browser footer button').click()")
+    front.until(f"{status} == '1 to 24 of {count}'")
+    # Search with the keyboard: typed, and sent with Enter.
+    front.js("document.querySelector('.amg-find input').focus()")
+    front.page.command("Input.insertText", text="Fox VIOLET")
+    front.js("document.querySelector('.amg-find').requestSubmit()")
+    front.until(f"{status}.includes('on this page')")
+    captions = front.js(f"return {cards}.map((c) => c.querySelector('.amg-caption').textContent)")
+    assert captions
+    assert all("fox" in each and "violet" in each for each in captions)
+    # Mute one, and guard it again.
+    front.js("document.querySelector('.amg-tools label input[type=text]').value = 'my own work'")
+    front.js(f"{cards}[0].querySelector('button').click()")
+    front.until(f"{cards}[0].querySelector('.amg-why')?.textContent == 'muted: my own work'")
+    with Index.open(index_folder) as index:
+        assert list(index.muted.values()) == ["my own work"]
+    assert front.js("return document.activeElement.ariaLabel").startswith("Guard again: ")
+    front.js("document.activeElement.click()")
+    front.until(f"!{cards}[0].querySelector('.amg-why')")
+    with Index.open(index_folder) as index:
+        assert not index.muted
+    # Every control has a name, and Escape closes.
+    unnamed = front.js(
+        "return [...document.querySelectorAll('.amg-browser :is(button, input, select)')]"
+        ".filter((e) => !(e.ariaLabel || e.textContent || e.closest('label')?.textContent)).length"
+    )
+    assert unnamed == 0
+    front.page.key("Escape", 27)
+    front.until("!document.querySelector('.amg-browser')")
+    assert len(front.values()[node]) == 1  # the name alone: the button is not saved
+
+
+def test_a_refusal_is_a_sentence_in_the_window(front):
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js(
+        "window.amgFetch = app.api.fetchApi;"
+        'app.api.fetchApi = async () => new Response(\'{"error": "No, because."}\', {status: 409})'
+    )
+    try:
+        front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
+        front.until(
+            "document.querySelector('.amg-browser .amg-status')?.textContent == 'No, because.'"
+        )
+    finally:
+        front.js(
+            "app.api.fetchApi = window.amgFetch; document.querySelector('.amg-browser')?.close()"
+        )
+
+
+def test_nothing_was_thrown(front):
+    """By our modules, in all of the above."""
+    ours = [
+        error
+        for error in front.page.errors
+        if "anti-memorization" in error or "amg" in error.lower()
+    ]
+    assert ours == []

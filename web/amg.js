@@ -1,0 +1,55 @@
+// Anti-Memorization Guidance on the page. Everything works without it: nodes then tell in words.
+
+import { after, api, app, grow, nodeOf, tameText, widgetOf } from "./graph.js";
+import * as browser from "./browser.js";
+import * as live from "./live.js";
+import * as presets from "./presets.js";
+import * as probe from "./probe.js";
+
+function addStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("./amg.css", import.meta.url).href;
+  document.head.append(link);
+}
+
+function addBrowseButton(node) {
+  const open = () => browser.browse(widgetOf(node, "index_name")?.value);
+  const button = node.addWidget("button", "browse pictures", null, open, { serialize: false });
+  button.serialize = false;
+  button.tooltip = "What is in the index: search its captions, mute pictures that may be copied.";
+  grow(node);
+}
+
+app.registerExtension({
+  name: "AMG.Page",
+  commands: [
+    {
+      id: "AMG.BrowseIndex",
+      label: "Browse memorization indexes",
+      icon: "pi pi-images",
+      function: () => browser.browse(""),
+    },
+  ],
+  menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
+  setup() {
+    addStyle();
+    live.watch();
+    probe.watch();
+    // After the host's own listener has put the text on the node.
+    api.addEventListener("progress_text", ({ detail }) => {
+      setTimeout(() => {
+        const node = nodeOf(detail.nodeId);
+        if (node?.comfyClass?.startsWith("AMG_")) tameText(node);
+      });
+    });
+  },
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("AMG_")) return;
+    if (node.comfyClass === "AMG_LoadIndex") addBrowseButton(node);
+    probe.prepare(node);
+    presets.follow(node);
+    after(node, "onConfigure", () => live.restore(node));
+    after(node, "onRemoved", () => live.forget(node));
+  },
+});

@@ -1,0 +1,168 @@
+// The panel of AMG Sampler and Apply AMG: a curve that grows while pictures are drawn.
+
+import { addPanel, api, el, keyOf, nodeOf, shown, tameText, thumbnailURL } from "./graph.js";
+import { describe, draw } from "./curve.js";
+
+export const EVENT = "amg.step";
+const GUARDS = new Set(["AMG_Sampler", "AMG_Apply"]);
+const MOST_CHIPS = 12;
+const HEIGHT = 232;
+
+const known = new Map(); // by `keyOf` a node: { run, panel }; runs outlive the node objects
+
+const newRun = () => ({ attempts: [], neighbors: {}, ended: false, words: "", verdicts: [], pinned: null });
+const unseen = { similarity: [], threshold: null, active: [], neighbor: [] }; // before the page listened
+
+/** A run with one more event in it: the same one, or a new one where the event begins it. */
+export function enter(run, event) {
+  if (event.kind === "end") {
+    return Object.assign(run, { ended: true, words: event.words, verdicts: event.verdicts });
+  }
+  const { attempt: number, step, total, retries, similarity, threshold, active, neighbor } = event;
+  const again = number === 0 && (run.attempts.length > 1 || step < run.attempts[0]?.steps.length);
+  if (run.ended || again) run = newRun();
+  while (run.attempts.length <= number) run.attempts.push({ steps: [], total, retries });
+  const { steps } = run.attempts[number];
+  while (steps.length < step) steps.push(unseen);
+  steps[step - 1] = { similarity, threshold, active, neighbor };
+  Object.assign(run.neighbors, event.neighbors);
+  return run;
+}
+
+/** The sample to tell about: the one the artist chose, else the one that is closest now. */
+export function chosen(run) {
+  const similarity = run.attempts.at(-1)?.steps.at(-1)?.similarity ?? [];
+  if (run.pinned !== null && run.pinned < similarity.length) return run.pinned;
+  return similarity.reduce((best, value, i) => (value > (similarity[best] ?? -Infinity) ? i : best), 0);
+}
+
+class Panel {
+  constructor(node) {
+    this.node = node;
+    this.svg = el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
+    this.high = el("span", { class: "amg-high", "aria-hidden": "true" });
+    this.low = el("span", { class: "amg-low", "aria-hidden": "true" });
+    this.chips = el("div", { class: "amg-chips", role: "group", "aria-label": "Picture of the batch" });
+    this.picture = el("img", { class: "amg-thumb" });
+    this.picture.addEventListener("error", () => (this.picture.hidden = true));
+    this.name = el("div", { class: "amg-name" });
+    this.caption = el("div", { class: "amg-caption" });
+    this.numbers = el("div", { class: "amg-numbers" });
+    this.words = el("div", { class: "amg-words", role: "status" });
+    this.element = el(
+      "section",
+      { class: "amg-panel", "aria-label": "What the guard sees" },
+      el("div", { class: "amg-plot" }, this.svg, this.high, this.low),
+      this.chips,
+      el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
+      this.words,
+    );
+    addPanel(node, "amg_live", this.element, () => HEIGHT);
+  }
+
+  show(run) {
+    const attempt = run.attempts.at(-1);
+    const step = attempt?.steps.at(-1);
+    this.words.textContent = run.words;
+    this.element.dataset.outcome = outcome(run);
+    if (!step) return;
+    const sample = chosen(run);
+    const { parts, scale } = draw(run.attempts, run.pinned === null ? null : sample);
+    this.svg.replaceChildren(...parts);
+    this.svg.setAttribute("aria-label", describe(run.attempts, sample));
+    [this.low.textContent, this.high.textContent] = scale.map(shown);
+    this.#showChips(run, step.similarity.length);
+    this.#showNearest(run, attempt, step, sample);
+  }
+
+  #showChips(run, count) {
+    const chips = [];
+    for (let i = 0; count > 1 && i < Math.min(count, MOST_CHIPS); i++) {
+      const pressed = run.pinned === i;
+      const choose = () => {
+        run.pinned = pressed ? null : i;
+        this.show(run);
+        this.chips.children[i]?.focus();
+      };
+      const label = `Picture ${i + 1} of ${count}`;
+      const attributes = { type: "button", class: `amg-chip amg-c${i % 5}`, "aria-pressed": String(pressed) };
+      chips.push(el("button", { ...attributes, "aria-label": label, text: String(i + 1), onclick: choose }));
+    }
+    this.chips.replaceChildren(...chips);
+  }
+
+  #showNearest(run, attempt, step, sample) {
+    const near = run.neighbors[step.neighbor[sample]];
+    if (near) {
+      const url = thumbnailURL(near);
+      if (this.picture.getAttribute("src") !== url) {
+        this.picture.hidden = false;
+        this.picture.src = url;
+      }
+      this.picture.alt = `Nearest picture: ${near.caption || near.source}`;
+      this.name.textContent = near.source;
+      this.caption.textContent = near.caption;
+      this.name.title = near.source;
+      this.caption.title = near.caption;
+    }
+    const acted = attempt.steps.filter((each) => each.active[sample]).length;
+    const again = run.attempts.length - 1;
+    const parts = [
+      again ? `drawing again ${again}/${attempt.retries}` : null,
+      step.similarity.length > 1 ? `picture ${sample + 1}` : null,
+      `similarity ${shown(step.similarity[sample])}`,
+      `threshold ${shown(step.threshold)}`,
+      `acted ${acted}×`,
+    ];
+    this.numbers.textContent = parts.filter(Boolean).join(" · ");
+  }
+}
+
+function outcome(run) {
+  if (!run.ended) return "running";
+  const all = run.verdicts.map((verdict) => verdict.outcome);
+  if (all.some((each) => each === "copy" || each === "blanked")) return "copy";
+  return all.length ? "clean" : "unknown";
+}
+
+function show(node, run) {
+  const key = keyOf(node);
+  let panel = known.get(key)?.panel;
+  if (panel?.node !== node) panel = new Panel(node);
+  known.set(key, { run, panel });
+  tameText(node, true);
+  panel.show(run);
+}
+
+function receive({ detail }) {
+  const node = nodeOf(detail.node);
+  if (GUARDS.has(node?.comfyClass)) show(node, enter(known.get(keyOf(node))?.run ?? newRun(), detail));
+}
+
+/** What was seen of a run that ended otherwise stays, and the panel says so. */
+function stopped() {
+  for (const { run, panel } of known.values()) {
+    if (run.ended) continue;
+    enter(run, { kind: "end", words: "The run did not end: nothing was judged.", verdicts: [] });
+    panel?.show(run);
+  }
+}
+
+export function watch() {
+  api.addEventListener(EVENT, receive);
+  api.addEventListener("execution_interrupted", stopped);
+  api.addEventListener("execution_error", stopped);
+}
+
+/** A node is there, with its id: undo and changing tabs make it anew, and its run is still known. */
+export function restore(node) {
+  if (!GUARDS.has(node.comfyClass)) return;
+  const found = known.get(keyOf(node));
+  if (found && found.panel?.node !== node) show(node, found.run);
+}
+
+/** A node went: let go of it, not of its run. */
+export function forget(node) {
+  const found = known.get(keyOf(node));
+  if (found?.panel?.node === node) found.panel = null;
+}

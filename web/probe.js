@@ -1,0 +1,96 @@
+// The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
+
+import { addPanel, api, el, grow, nodeOf, shown, tameText } from "./graph.js";
+
+const NODE = "AMG_SimilarityProbe";
+const panels = new WeakMap(); // node -> element of its panel
+
+function image({ filename, subfolder, type }, alt, title) {
+  const query = new URLSearchParams({ filename, subfolder, type });
+  return el("figure", {}, el("img", { src: api.apiURL(`/view?${query}`), alt }), el("figcaption", { text: title }));
+}
+
+/** A bar from 0 to 1 with a mark at the limit. */
+export function bar(name, value, limit, hint) {
+  const share = (number) => `${(100 * Math.min(1, Math.max(0, number))).toFixed(1)}%`;
+  return el(
+    "div",
+    {
+      class: value > limit ? "amg-bar amg-over" : "amg-bar",
+      role: "meter",
+      "aria-label": name,
+      "aria-valuemin": "0",
+      "aria-valuemax": "1",
+      "aria-valuenow": Math.min(1, Math.max(0, value)).toFixed(2),
+      "aria-valuetext": `${shown(value)}, a copy above ${shown(limit)}`,
+      title: hint,
+    },
+    el("span", { class: "amg-bar-name", text: name }),
+    el(
+      "span",
+      { class: "amg-track" },
+      el("span", { class: "amg-fill", style: `width:${share(value)}` }),
+      el("span", { class: "amg-mark", style: `left:${share(limit)}` }),
+    ),
+    el("span", { class: "amg-bar-value", text: `${shown(value)} / ${shown(limit)}` }),
+  );
+}
+
+function row(found, number, count) {
+  const which = count > 1 ? `Picture ${number + 1}` : "Picture";
+  const near = found.caption || found.source;
+  return el(
+    "article",
+    { class: found.copy ? "amg-pair amg-is-copy" : "amg-pair", "aria-label": which },
+    el(
+      "div",
+      { class: "amg-both" },
+      image(found.picture, which, which),
+      image(found.nearest, `Nearest picture: ${near}`, found.source),
+    ),
+    bar(
+      "closeness",
+      Math.max(0, found.closeness),
+      found.copy_above,
+      "By the index's descriptor: 0 = as alike as unrelated pictures of the index, 1 = the same.",
+    ),
+    bar(
+      "composition",
+      found.zncc,
+      found.zncc_threshold,
+      "By the second judge: how well brightness follows the same pattern, 1 = exactly.",
+    ),
+    el("p", { class: "amg-words", text: found.words }),
+    found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
+  );
+}
+
+function show(node, { verdicts, left }) {
+  const rows = verdicts.map((each, i) => row(each, i, verdicts.length + left));
+  if (left) rows.push(el("p", { class: "amg-caption", text: `${left} more in the text output.` }));
+  let list = panels.get(node);
+  if (!list) {
+    const attributes = { role: "region", tabindex: "0", "aria-label": "Nearest pictures" };
+    list = el("div", { class: "amg-panel amg-probe", ...attributes });
+    panels.set(node, list);
+    addPanel(node, "amg_probe", list, () => (list.children.length > 1 ? 400 : 260));
+  }
+  list.replaceChildren(...rows);
+  tameText(node, true);
+  grow(node);
+}
+
+/** The panel shows the pictures itself: the host need not show the nearest ones a second time. */
+export function prepare(node) {
+  if (node.comfyClass !== NODE) return;
+  node.hideOutputImages = true;
+  node.onDrawBackground = () => {};
+}
+
+export function watch() {
+  api.addEventListener("executed", ({ detail }) => {
+    const told = detail.output?.amg_probe?.[0];
+    const node = told && nodeOf(detail.display_node ?? detail.node);
+    if (node?.comfyClass === NODE) show(node, told);
+  });
+}
