@@ -35,7 +35,7 @@ BATCH = 16
 FIRST = 410_000
 UNTIL = 0.35  # share of the sampling: τ = 650, between the authors' 500 and 700
 LATER = (0.35, 0.5, 0.7)
-TARGETS = (1.5, 1.0, 0.5)  # of the Wen score; ordinary prompts of this model score about 1.7
+TARGETS = (1.5, 1.0)  # of the Wen score; ordinary prompts of this model score about 1.7
 SHEET = 16
 
 Contexts = Callable[[World, list[str], list[int]], Tensor]
@@ -243,12 +243,12 @@ def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World)
             k: getattr(grades, k).tolist()
             for k in ("closeness", "zncc_own", "other", "views", "alignment", "same")
         }
+        result = {
+            "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,
+            "zncc_limit": judges.own_limit, "table": table, "pictures": each,
+        }  # fmt: skip
+        (out / "results.json").write_text(json.dumps(result), encoding="utf-8")
     save_sheets(out, judges, pictures, notes, captions, own, group)
-    result = {
-        "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,
-        "zncc_limit": judges.own_limit, "table": table, "pictures": each,
-    }  # fmt: skip
-    (out / "results.json").write_text(json.dumps(result), encoding="utf-8")
     print(f"\nZNCC limit with the own picture: {judges.own_limit:.2f}\n")
     print(report.markdown(table), flush=True)
     return result
