@@ -74,9 +74,9 @@ def mitigations() -> list[Mitigation]:
         *(delayed(f"delayed, until {u:g}", 0.0, False, u) for u in LATER),
         delayed("delayed, dynamic", 0.0, True),
         delayed("delayed, dynamic, cfg 1", 1.0, True),
-        delayed("opposite −2, until 0.35", -2.0, False),
-        delayed("opposite −2, dynamic", -2.0, True),
-        delayed("opposite −4, until 0.35", -4.0, False),
+        delayed("opposite -2, until 0.35", -2.0, False),
+        delayed("opposite -2, dynamic", -2.0, True),
+        delayed("opposite -4, until 0.35", -4.0, False),
     ]
 
 
