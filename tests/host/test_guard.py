@@ -99,7 +99,7 @@ def test_the_verdict_of_prompt_probe_is_taken(guard, plain, suspicious):
 
 def test_nothing_to_go_by_is_an_error(amg, guard, index, tmp_path, monkeypatch):
     monkeypatch.setattr(amg.paths, "calibration_file", lambda key: tmp_path / f"{key}.json")
-    with pytest.raises(amg.AMGError, match="Calibrate Prompt Probe.*draw twice.*index"):
+    with pytest.raises(amg.AMGError, match=r"Calibrate Prompt Probe.*draw twice.*index"):
         guard(KEY, detect="auto")
     with pytest.raises(amg.AMGError, match="connect an index"):
         guard(KEY, detect="off")
