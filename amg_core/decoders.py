@@ -19,10 +19,16 @@ from torch.nn import functional as F
 
 from .errors import AMGError
 
+# Cells of the shorter side that a network is shown at least: a smaller latent is no picture to it.
+FEWEST = 16
+
 
 class Decoder(Protocol):
+    """name : str; channels : int, C; factor : int, pixels of the picture a side of a latent cell."""
+
     name: str
     channels: int
+    factor: int
 
     def __call__(self, latent: Tensor) -> Tensor: ...
 
@@ -36,7 +42,7 @@ class LinearDecoder:
     the `pixel` descriptor compares. factors (C, 3) and bias (3,) map to about [−1, 1].
     """
 
-    name = "linear"
+    name, factor = "linear", 1
 
     def __init__(self, factors: Tensor, bias: Tensor | None = None):
         with torch.inference_mode(False):
@@ -69,10 +75,10 @@ class ModuleDecoder:
         channels: int,
         enter: Callable[[Tensor], Tensor] = lambda latent: latent,
         leave: Callable[[Tensor], Tensor] = lambda picture: picture,
-        side: int | None = None,
+        factor: int = 8,
     ):
         self.name, self.channels, self.enter, self.leave = name, channels, enter, leave
-        self.side = side
+        self.factor = factor
         self.network = own(network)
 
     def __call__(self, latent: Tensor) -> Tensor:
@@ -96,6 +102,20 @@ def own(module: nn.Module) -> nn.Module:
                 value = buffer.detach().clone()
                 setattr(part, name, value.float() if value.is_floating_point() else value)
         return duplicate.eval()
+
+
+def side_for(decoder: Decoder, latent: Tensor, scale: int) -> int | None:
+    """The longer side to `shrink` a latent to where its picture is compared at scale x scale pixels.
+
+    The picture's shorter side then has `scale` pixels, and its latent at least `FEWEST` cells. Most of a
+    run is compared coarsely, and a picture of half the side takes a quarter of the work. None where
+    there is nothing to save: the decoder does not enlarge.
+    """
+    factor = getattr(decoder, "factor", 1)
+    if factor == 1:
+        return None
+    short, long = sorted(latent.shape[-2:])
+    return -(-max(FEWEST, -(-scale // factor)) * long // short)
 
 
 def shrink(latent: Tensor, side: int | None) -> Tensor:

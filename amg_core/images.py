@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,3 +30,8 @@ def luminance(pictures: Tensor) -> Tensor:
     """Rec. 601 grey, (B, H, W)."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=pictures.dtype, device=pictures.device)
     return torch.einsum("bchw,c->bhw", pictures, weights)
+
+
+def thumbnail(index, i: int) -> Tensor:
+    """The thumbnail of row i of an index, (3, h, w) in [0, 1], longest side at most 256."""
+    return torch.from_numpy(np.array(index.thumbnail(i), dtype=np.float32)).permute(2, 0, 1) / 255

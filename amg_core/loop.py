@@ -2,7 +2,7 @@
 
 The guard steers by what it sees through noise; the finished picture is what counts. So it is decoded and
 judged (`verdict`), and the samples that are still copies are drawn once more, from the same noise, with
-stronger settings and as suspects: their prompt has proved to be a key, so it is softened from the first
+stronger settings and as suspects: their prompt has proved to be a key, so they leave from the first
 step. Samples that passed are kept to the last bit.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .session import Settings
-from .verdict import COPY, Verdict
+from .verdict import Verdict
 
 # (settings, suspects (B,) bool) -> latents (B, C, H, W) and the run's report.
 Draw = Callable[[Settings, Tensor], tuple[Tensor, dict]]
@@ -51,7 +51,7 @@ class Outcome:
 
 def until_clean(
     draw: Draw,
-    judge: Callable[[Tensor], Sequence[Verdict]],
+    judge: Callable[[Tensor, list[int]], Sequence[Verdict]],
     settings: Settings,
     batch: int,
     retries: int,
@@ -65,11 +65,12 @@ def until_clean(
     draw : callable
         Draws the whole batch from the same noise each time: see `Draw`.
     judge : callable
-        Latents (b, C, H, W) -> a verdict each. Should decode with the model's own VAE.
+        Latents (b, C, H, W) and which samples they are -> a verdict each. Should decode with the
+        model's own VAE, and name the pictures that each was steered away from (`verdict`).
     """
     suspects = torch.zeros(batch, dtype=torch.bool)
     latents, report = draw(settings, suspects)
-    verdicts = list(judge(latents))
+    verdicts = list(judge(latents, list(range(batch))))
     attempts = [Attempt(list(range(batch)), report, list(verdicts))]
     kept = [0] * batch
     for number in range(1, retries + 1):
@@ -79,7 +80,7 @@ def until_clean(
         suspects = torch.zeros(batch, dtype=torch.bool)
         suspects[again] = True
         drawn, report = draw(escalated(settings, number), suspects)
-        judged = list(judge(drawn[again]))
+        judged = list(judge(drawn[again], again))
         attempts.append(Attempt(again, report, judged))
         for i, verdict in zip(again, judged, strict=True):
             if excess(verdict) < excess(verdicts[i]):
@@ -89,7 +90,7 @@ def until_clean(
 
 
 def escalated(settings: Settings, number: int) -> Settings:
-    """The settings of retry `number`, 1, 2, …: looks closer, softens the prompt more, goes farther."""
+    """The settings of retry `number`, 1, 2, …: looks closer, keeps fewer words, goes farther."""
     schedule = settings.schedule
     lower = 0.75**number
     return replace(
@@ -97,10 +98,9 @@ def escalated(settings: Settings, number: int) -> Settings:
         schedule=replace(schedule, start=schedule.start * lower, end=schedule.end * lower),
         exit=settings.exit * 1.25**number,
         most=settings.most * 1.25**number,
-        soften=max(0.0, settings.soften - 0.2 * number),
-        soften_end=max(0.0, settings.soften_end - 0.2 * number),
-        exit_until=settings.exit_until * 0.6**number,
-        release=0.0,
+        exit_until=settings.exit_until * 0.5**number,
+        release=settings.release - 0.1 * number,
+        unrelated=settings.unrelated - 0.1 * number,
     )
 
 
@@ -108,21 +108,6 @@ def excess(verdict: Verdict) -> float:
     """By how much a picture is over the limits of its judges; at most 0 where it is no copy."""
     first = verdict.similarity - verdict.threshold
     return max(first, verdict.zncc - verdict.zncc_threshold)
-
-
-def unsteered(verdict: Verdict) -> Verdict:
-    """The verdict on a picture that the guard never touched: the descriptor's alone.
-
-    The second judge is there because steering can fool the descriptor that it follows. Without
-    steering there is nothing to fool, and a likeness that only the second judge sees is one to look
-    at, not to act on: an innocent picture stays the very picture that the model draws.
-    """
-    return replace(verdict, copy=verdict.closeness > COPY)
-
-
-def steered(report: dict, sample: int) -> bool:
-    """Whether a run (`Session.report`) ever moved that sample."""
-    return any(term[sample] > 0 for step in report["steps"] for term in step["moved"].values())
 
 
 def _only(i: int, like: Tensor) -> Tensor:

@@ -19,12 +19,12 @@ THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING, "gentle": LATE
 
 _PRESETS = {
     "main": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, exit=2.0, exit_until=0.2,
-        preset="main",
+        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, form="repulsion",
+        exit=1.0, unrelated=0.1, most=3.0, preset="main",
     ),
     "strong": Settings(
-        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.0, exit=2.5,
-        exit_until=0.15, soften=0.4, soften_end=0.7, release=0.0, preset="strong",
+        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.5, form="repulsion",
+        exit=1.5, exit_until=0.0, release=-0.2, unrelated=-0.1, preset="strong",
     ),
     "paper": Settings(
         AUTHORS, despecification=13.0, deduplication=5.0, dissimilarity=1.0, release=1.0,
@@ -35,11 +35,12 @@ _PRESETS = {
         release=1.0, preset="reference",
     ),
     "gentle": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.0, dissimilarity=1.0, exit=1.5, exit_until=0.25,
-        release=0.15, most=3.0, soften=0.6, soften_end=0.85, preset="gentle",
+        AUTHORS, despecification=1.0, deduplication=1.0, dissimilarity=0.5, form="repulsion",
+        exit=0.75, exit_until=0.15, release=0.1, unrelated=0.1, most=3.0, preset="gentle",
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)
+CLOSENESS = ("release", "unrelated")  # below 0: less alike than different pictures can be
 
 
 def settings(
@@ -82,7 +83,7 @@ def settings(
     }
     numbers = multipliers | {k: v for k, v in overrides.items() if isinstance(v, int | float)}
     for name, value in numbers.items():
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(value) and (value >= 0 or name in CLOSENESS)):
             raise AMGError(f"{name}: {value} is not usable. Give a number of 0 or more (0 = off).")
     for name, value in {"start_percent": start_percent, "end_percent": end_percent}.items():
         if not 0 <= value <= 1:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import metrics
-from .decoders import Decoder, shrink
+from .decoders import Decoder, shrink, side_for
 from .descriptors.base import Descriptor
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
-from .images import low_pass
+from .images import low_pass, thumbnail
 from .index.search import Searcher
 
 SAMPLED = 256  # index pictures that are compared with the others to learn what unrelated means
@@ -60,6 +61,7 @@ class Probe:
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
         self._decoys: dict[int, Tensor] = {}
         self._unrelated: dict[int, float] = {}
+        self._captions: dict[int, str] = {}
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
         """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
@@ -71,13 +73,17 @@ class Probe:
             legible = min(legible, latent_side)
         return max((s for s in self.scales if s <= legible), default=self.scales[0])
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than the descriptor can use."""
+    def decode(self, latent: Tensor, scale: int | None = None) -> Tensor:
+        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than is used to compare at `scale`.
+
+        The finest scale unless one is given.
+        """
         if self.decoder is None:
             raise AMGError(
                 f"The descriptor {self.descriptor.spec.id} looks at pictures: give the probe a decoder."
             )
-        return self.decoder(shrink(latent, max(32, -(-self.scales[-1] // 8))))
+        scale = self.scales[-1] if scale is None else scale
+        return self.decoder(shrink(latent, side_for(self.decoder, latent, scale)))
 
     @torch.no_grad()
     def look(self, latents: Tensor, sigma: float) -> Match:
@@ -86,7 +92,7 @@ class Probe:
         if self.latent:
             seen = (latent[None] for latent in latents)
         else:
-            seen = (self.decode(latent[None]).clamp(0, 1) for latent in latents)
+            seen = (self.decode(latent[None], scale).clamp(0, 1) for latent in latents)
         return self._join([self._match(one, one.flip(-1), scale) for one in seen], scale)
 
     @torch.no_grad()
@@ -124,7 +130,7 @@ class Probe:
         if self.latent:
             return self._latent_gradient(latent.detach(), match)
         latent = latent.detach().clone().requires_grad_()
-        picture = low_pass(self.decode(latent), match.scale)
+        picture = low_pass(self.decode(latent, match.scale), match.scale)
         seen = picture.detach().clone().requires_grad_()
         view = seen.flip(-1) if bool(match.mirrored[0]) else seen
         query = self.descriptor.embed(view, match.scale)
@@ -150,6 +156,72 @@ class Probe:
         push = push.reshape(seen.shape)
         push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
         return low_pass_adjoint(push, tuple(latent.shape[-2:])).to(latent), value
+
+    def caption(self, i: int) -> str:
+        """The caption most often given to picture `i` (y_N of AMG Eq. 15); "" where there is none.
+
+        Its own, those of files with the same bytes, and those of rows that are the same picture in
+        other bytes vote; of equally frequent ones its own wins, then the first. The authors' code
+        takes the most common caption among the neighbours, too.
+        """
+        if i not in self._captions:
+            votes = Counter(self.searcher.index.captions(i))
+            for other in self._same_picture(i):
+                votes.update(self.searcher.index.captions(other))
+            self._captions[i] = max(votes, key=votes.get, default="")
+        return self._captions[i]
+
+    @torch.no_grad()
+    def _same_picture(self, i: int) -> list[int]:
+        """Ids of other rows, at most `metrics.NEIGHBORS`, that hold the picture of row `i`."""
+        scale = self.scales[-1]
+        own = self.searcher.rows(torch.tensor([i]), scale)
+        values, ids = self.searcher.nearest(own, scale, metrics.NEIGHBORS + 1)
+        similarity, _ = self._similarities(own, values[:1], ids[0], scale)
+        same = (similarity > SAME[self.metric]).cpu() & (ids[0].cpu() != i)
+        return ids[0].cpu()[same].tolist()
+
+    def towards(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        """The direction in which a prediction becomes more like its matched picture.
+
+        Returns
+        -------
+        direction : Tensor (1, C, H, W) of norm 1, each channel's mean removed
+            The gradient of the product of the prediction, decoded and low-passed to the scale of the
+            match, with the neighbour's thumbnail without its mean colour. The product is linear in
+            the picture: there is nothing in it that could be fooled.
+        share : float in [0, 1]
+            How much of that picture there is in the prediction: its coefficient.
+        """
+        if self.latent:
+            direction, share = self._towards_latent(latent, match)
+        else:
+            direction, share = self._towards_picture(latent, match)
+        direction = direction - direction.mean(dim=(2, 3), keepdim=True)
+        return direction / direction.norm().clamp_min(1e-12), min(1.0, max(0.0, share))
+
+    def _towards_picture(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        with torch.inference_mode(False), torch.enable_grad():
+            latent = latent.detach().clone().requires_grad_()
+            seen = low_pass(self.decode(latent, match.scale), match.scale)
+            stored = low_pass(thumbnail(self.searcher.index, int(match.ids[0]))[None], match.scale)
+            stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
+            stored = (stored - stored.mean(dim=(2, 3), keepdim=True)).to(seen)
+            product = (seen * stored).sum()
+            (direction,) = torch.autograd.grad(product, latent)
+        return direction, float(product.detach() / stored.square().sum().clamp_min(1e-12))
+
+    @torch.no_grad()
+    def _towards_latent(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+        """The same, where what is stored is the latent itself."""
+        from .descriptors.latent import low_pass_adjoint
+
+        seen = low_pass(latent.float(), match.scale)
+        stored = self.searcher.rows(match.ids, match.scale).to(seen).reshape(seen.shape)
+        stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
+        stored = stored - stored.mean(dim=(2, 3), keepdim=True)
+        share = float((seen * stored).sum() / stored.square().sum().clamp_min(1e-12))
+        return low_pass_adjoint(stored, tuple(latent.shape[-2:])).to(latent), share
 
     @torch.no_grad()
     def unrelated(self, scale: int) -> float:
@@ -185,7 +257,7 @@ class Probe:
         return min(float(torch.stack(nearest).quantile(QUANTILE)), LIMIT[self.metric])
 
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
-        """A picture, or a latent where the descriptor compares latents: (1, C, H, W) -> (1, D)."""
+        """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""
         if self.latent:
             return self.descriptor.embed_latents(seen, scale)
         return self.descriptor.embed(seen, scale)
@@ -193,14 +265,13 @@ class Probe:
     def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
         """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
 
-        Both are searched for at once: an index of millions is read once, not twice.
+        Both go through the descriptor at once, half the kernels to launch on an accelerator, and are
+        searched for at once: an index of millions is read once, not twice.
         """
-        queries = [self._embed(view, scale) for view in (seen, mirror)]
+        queries = self._embed(torch.cat([seen, mirror]), scale)
         wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
-        values, ids = self.searcher.nearest(torch.cat(queries), scale, wanted)
-        found = [
-            self._best(query, values[i : i + 1], ids[i], scale) for i, query in enumerate(queries)
-        ]
+        values, ids = self.searcher.nearest(queries, scale, wanted)
+        found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
         close = metrics.closeness(self.metric, similarity, self.unrelated(scale))

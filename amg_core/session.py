@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from . import __version__, guidance, metrics
+from .leaving import REPULSION_UNTIL, Leaving, Shortened
 from .probe import Match, Probe
 from .schedule import Schedule
 
 OVERSHOOT_UNTIL = 0.25  # t below which the overshoot of classifier-free guidance no longer blinds
-FORMS = ("projection", "gradient", "reference")
+FORMS = ("projection", "gradient", "reference", "repulsion")
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,21 @@ class Settings:
     despecification, deduplication : float
         c1 and c2 of Eqs. 14 and 16; 0 = off.
     dissimilarity : float
-        κ of the projection (1 = all the way), or c3 of Eq. 17; 0 = off.
-    form : {"projection", "gradient", "reference"}
+        κ of the projection (1 = all the way), c3 of Eq. 17, or a factor on the repulsion; 0 = off.
+    form : {"projection", "gradient", "reference", "repulsion"}
         Of the dissimilarity term: bounded and re-measured; Eq. 17 as it stands; Eq. 17 with the
-        authors' code constants, 100·(σ_t − 0.3)·e^((1000 − T)/170), and G_spe outside the gate.
+        authors' code constants, 100·(σ_t − 0.3)·e^((1000 − T)/170), and G_spe outside the gate;
+        or off the neighbour's picture where no prompt leads elsewhere (`Leaving.off_the_picture`).
     exit : float
-        Strength r of the early way out (see `Session`); 0 = the paper's three terms only.
+        First strength r of the way out by words (see `Session`); 0 = the paper's three terms only.
     exit_until : float
-        Diffusion time t down to which a prompt that proved to be a key stays softened.
+        Diffusion time t down to which a prompt that proved to be a key stays shortened.
     release : float
         Once a sample has proved to be a copy, this closeness is enough to act on it again.
+    unrelated : float
+        Closeness up to which a prediction for fewer words counts as nothing stored.
     growth, most : float
         The exit grows by this factor with every step that is still too close, up to `most`.
-    soften : float
-        How much of the prompt the softened one keeps at first, in [0, 1].
-    soften_end : float
-        How much it keeps at `exit_until`; in between with the square of the way.
     margin : float
         How far below the threshold the projection aims, in units of similarity.
     iterations, cap : int, float
@@ -57,12 +57,11 @@ class Settings:
     dissimilarity: float = 0.0
     form: str = "projection"
     exit: float = 0.0
-    exit_until: float = 0.2
-    release: float = 0.1
+    exit_until: float = 0.05
+    release: float = 0.0
+    unrelated: float = 0.0
     growth: float = 1.5
     most: float = 4.0
-    soften: float = 0.55
-    soften_end: float = 0.8
     margin: float = 0.05
     iterations: int = 3
     cap: float = 0.1
@@ -95,17 +94,17 @@ class StepRecord:
 class Session:
     """Watches and steers one sampling run; a new run takes a new session.
 
-    A prediction that is too close is answered in one of two ways. Early, by *leaving*: the prompt has
-    proved to be a key to a stored picture, so until `exit_until` it is replaced by a softened one,
+    A prediction that is too close is answered by *leaving*. The prompt has proved to be a key to a
+    stored picture, so until `exit_until` only as many of its first words are kept as draw nothing
+    stored, and D is pushed away from what the other words add:
 
-        D ← D_u + s0·(D_s − D_u) − r·(D_c − D_u)° − s2·(D_n − D_u),
+        D ← D + s0·(D_s − D_c) − r·(D_c − D_s)° − s2·(D_n − D_u),
 
-    where D_s is the prediction for the prompt softened towards no prompt (D_u where even that draws
-    the picture), ° takes away each channel's mean (`guidance.away`), the r-term acts while D_c is
-    still too close and grows until it is not, and D_n belongs to the caption of the picture that D_u
-    itself is close to, if there is one. Without unconditional prediction (cfg 1), or with `exit` 0,
-    the paper's three terms act instead. Later, a prediction that is too close again leaves in the
-    same way, and the projection bounds what remains.
+    where D_s is the prediction for the shortened prompt (D_u where even that is something stored), °
+    takes away each channel's mean, and the r-term acts while D_c is too close and grows until it is
+    not. Where D_u is something stored too, the last term leads away from that picture's caption, and
+    the repulsion off the picture itself. Without words (cfg 1, a class label) the repulsion is all
+    there is. With `exit` 0, the paper's three terms act instead. See `leaving`.
 
     What is looked at is D_c until t = 0.25 and D from there: guidance overshoots early, and an
     overshot copy passes for something new.
@@ -122,7 +121,8 @@ class Session:
         self.probe, self.settings, self.expected_steps = probe, settings, expected_steps
         self.records: list[StepRecord] = []
         self._keyed: Tensor | None = None if suspects is None else suspects.cpu().clone()
-        self._away: Tensor | None = None
+        self._leaving: Leaving | None = None
+        self._acted: list[set[int]] = []
 
     def step(
         self,
@@ -134,7 +134,7 @@ class Session:
         sigma: Tensor,
         t: float,
         neighbor_denoised: Callable[[list[str]], Tensor] | None = None,
-        softened_denoised: Callable[[float], Tensor] | None = None,
+        shortened: Shortened | None = None,
         composite: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> Tensor:
         """Guide one prediction D (B, C, H, W); returns that very tensor where nothing is too close.
@@ -151,8 +151,8 @@ class Session:
             Diffusion time in [0, 1], 1 = pure noise.
         neighbor_denoised : callable, optional
             B captions -> D_n. Without it deduplication is off.
-        softened_denoised : callable, optional
-            Share of the prompt kept -> D_s. Without it D_u stands in.
+        shortened : Shortened, optional
+            The prompt with fewer words. Without it, or without D_u, there is no way out by words.
         composite : callable, optional
             What is looked at instead of a prediction, for instance with the known part of an
             inpainting put in.
@@ -162,35 +162,53 @@ class Session:
             return denoised
         if self._keyed is None:
             self._keyed = torch.zeros(len(denoised), dtype=torch.bool)
-        if self._away is None:
-            self._away = torch.full((len(denoised),), s.exit)
+        if self._leaving is None:
+            self._leaving = Leaving(
+                self.probe, len(denoised), s.exit, s.growth, max(s.most, s.exit), s.unrelated
+            )
+            self._acted = [set() for _ in denoised]
         level = float(sigma[0])
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
         match = self.probe.look(composite(watched), level)
         active, threshold = self._gate(match, t)
         active |= self._keyed & (match.closeness > s.release)
-        leaving = s.exit > 0 and uncond is not None and s.form != "reference"
         self._keyed |= active
+        for i in active.nonzero()[:, 0].tolist():
+            self._acted[i].add(int(match.ids[i]))
+        guided = uncond is not None
+        by_words = s.exit > 0 and guided and shortened is not None and s.form != "reference"
         steered = active.clone()
-        if leaving and t > s.exit_until:
+        if by_words and t > s.exit_until:
             steered |= self._keyed
         if s.form == "reference":
             steered |= match.closeness > 0
+        change: dict[str, Tensor] = {}
+        repelled, source, seen = active, watched, match
+        if steered.any() and not s.off:
+            if by_words:
+                change, own, repelled = self._leaving.by_words(
+                    shortened, cond, uncond, cfg_scale, level, steered, active, composite
+                )
+                if repelled.any():
+                    source, seen = uncond, own
+                    change |= self._caption(own, repelled, uncond, neighbor_denoised)
+            elif guided and (s.exit == 0 or s.form == "reference"):
+                change = self._paper(cond, uncond, cfg_scale, match, active, neighbor_denoised)
         moved: dict[str, list[float]] = {}
         out = denoised
-        if steered.any() and not s.off:
-            if uncond is not None:
-                way = self._leave if leaving else self._paper
-                change = way(
-                    denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-                    neighbor_denoised, softened_denoised, composite,
-                )  # fmt: skip
-                for name, delta in change.items():
-                    out = torch.where(guidance.expand(steered, out) > 0, out + delta, out)
-                    moved[name] = _relative(delta, denoised, steered)
-            if s.dissimilarity > 0 and active.any():
-                pushed = self._dissimilarity(out, match, active, threshold, sigma, t, composite)
-                moved["dissimilarity"] = _relative(pushed - out, denoised, active)
+        for name, delta in change.items():
+            out = torch.where(guidance.expand(steered, out) > 0, out + delta, out)
+            moved[name] = _relative(delta, denoised, steered)
+        if s.dissimilarity > 0:
+            pushed = out
+            if s.form != "repulsion":
+                if active.any():
+                    pushed = self._dissimilarity(out, match, active, threshold, sigma, t, composite)
+            elif repelled.any() and t > REPULSION_UNTIL:
+                push = self._leaving.off_the_picture(source, seen, repelled, s.dissimilarity)
+                pushed = torch.where(guidance.expand(repelled, out) > 0, out + push, out)
+            if pushed is not out:
+                moved["dissimilarity"] = _relative(pushed - out, denoised, active | repelled)
                 out = pushed
         self.records.append(
             StepRecord(
@@ -209,38 +227,19 @@ class Session:
         perfect = metrics.PERFECT[self.probe.metric]
         return match.closeness > level, unrelated + level * (perfect - unrelated)
 
-    def _leave(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-               neighbor_denoised, softened_denoised, composite) -> dict[str, Tensor]:  # fmt: skip
-        """The early way out, as changes of D by term. Only rows of `steered` are meant."""
+    def _caption(self, match: Match, rows: Tensor, uncond: Tensor, neighbor_denoised) -> dict:
+        """G_dup for samples whose D_u is close to a stored picture: away from its caption."""
         s = self.settings
-        soft = uncond
-        if softened_denoised is not None and s.soften > 0:
-            drawn = softened_denoised(self._kept(t))
-            usable = self.probe.look(composite(drawn), level).closeness <= s.release
-            soft = torch.where(guidance.expand(usable, drawn) > 0, drawn, uncond)
-        change = {
-            "softened": cfg_scale * (soft - cond),
-            "away": guidance.away(cond, uncond, torch.where(active, self._away, 0.0)),
-        }
-        grown = (self._away * s.growth).clamp(max=max(s.most, s.exit))
-        self._away = torch.where(active, grown, self._away)
-        if neighbor_denoised is not None and s.deduplication > 0:
-            own = self.probe.look(composite(uncond), level)
-            drawn_anyway = (own.closeness > s.release) & steered
-            if drawn_anyway.any():
-                neighbor = neighbor_denoised(self._captions(own, drawn_anyway))
-                s2 = torch.where(drawn_anyway, s.deduplication * own.closeness.clamp(0, 1), 0.0)
-                change["deduplication"] = guidance.deduplication(neighbor, uncond, s2)
-        return change
+        if neighbor_denoised is None or s.deduplication == 0:
+            return {}
+        s2 = torch.where(rows, s.deduplication * match.closeness.clamp(0, 1), 0.0)
+        neighbor = neighbor_denoised(self._captions(match, rows))
+        return {"deduplication": guidance.deduplication(neighbor, uncond, s2)}
 
-    def _kept(self, t: float) -> float:
-        """The share of the prompt that the softened one keeps at t."""
-        way = (1 - t) / max(1e-6, 1 - self.settings.exit_until)
-        low, high = self.settings.soften, self.settings.soften_end
-        return low + (high - low) * min(1.0, way) ** 2
-
-    def _paper(self, denoised, cond, uncond, cfg_scale, level, t, match, active, steered,
-               neighbor_denoised, softened_denoised, composite) -> dict[str, Tensor]:  # fmt: skip
+    def _paper(
+        self, cond: Tensor, uncond: Tensor, cfg_scale: float, match: Match, active: Tensor,
+        neighbor_denoised,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """G_spe and G_dup of Eqs. 13 to 16, as changes of D."""
         s = self.settings
         close = (match.similarity if s.own_units else match.closeness).clamp(0, 1)
@@ -285,11 +284,14 @@ class Session:
             latent = latent + guidance.projection(gradient, step, latent, self.settings.cap)
         return latent
 
+    def acted_on(self, i: int) -> set[int]:
+        """Rows of the index that sample i was too close to, at any step."""
+        return self._acted[i] if self._acted else set()
+
     def _captions(self, match: Match, wanted: Tensor) -> list[str]:
         """Neighbour captions of the wanted rows, "" for the others."""
-        index = self.probe.searcher.index
         pairs = zip(match.ids.tolist(), wanted.tolist(), strict=True)
-        return [index.caption(i) if use else "" for i, use in pairs]
+        return [self.probe.caption(i) if use else "" for i, use in pairs]
 
     def line(self) -> str:
         """The latest step in one line, for a live display."""
@@ -314,6 +316,7 @@ class Session:
             "evaluations": len(self.records),
             "guarded_evaluations": [sum(row[i] for row in active) for i in samples],
             "largest_similarity": [max(r.similarity[i] for r in self.records) for i in samples],
+            "acted_on": [sorted(ids) for ids in self._acted],
             "neighbors": {
                 str(i): {"source": index.source(i), "caption": index.caption(i)} for i in neighbors
             },

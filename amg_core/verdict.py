@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import judge
-from .images import low_pass
+from .images import low_pass, thumbnail
 from .metrics import PERFECT
 from .probe import Probe
 
@@ -17,10 +17,11 @@ COPY = 0.4  # closeness above which the descriptor says copy: where the schedule
 ZNCC_COPY = (
     0.75  # correlation above which the second judge does, or more where the index is uniform
 )
+PAIR_COPY = 0.6  # the same for one picture that was named beforehand
 CANDIDATES = (
     32  # pictures the second judge looks at: the descriptor's nearest, and as many mirrored
 )
-SAMPLED = 256  # thumbnails compared with each other to learn that
+SAMPLED = 512  # thumbnails compared with each other to learn that
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,21 @@ class Verdict:
         return asdict(self)
 
 
-def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
+def verdict(
+    probe: Probe, pictures: Tensor, named: Sequence[Collection[int]] | None = None
+) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
-    The second judge looks at the descriptor's 32 nearest pictures and at the 32 nearest to the mirror
-    image, in both directions: a descriptor that was fooled ranks a copy low. Among so many some are
-    composed alike by chance, so all but the nearest must correlate half-way from the limit to 1.
+    Parameters
+    ----------
+    named : B collections of row ids, optional
+        The pictures that the guard steered each one away from. Steering can have fooled the
+        descriptor about these and no others, so the second judge looks at these, each by the limit
+        for a pair (`zncc_limits`), and has no say where there is none: an innocent picture stays
+        what the model draws. Without it, of a picture of unknown origin, the second judge looks at
+        the descriptor's 32 nearest pictures and at the 32 nearest to the mirror image, because a
+        descriptor that was fooled ranks a copy low. Among so many some are composed alike by
+        chance: all but the nearest must correlate half-way from the limit to 1.
     """
     index = probe.searcher.index
     match = probe.look_at_pictures(pictures)
@@ -63,9 +73,11 @@ def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
     verdicts = []
     columns = (match.similarity, match.closeness, match.ids)
     rows = zip(pictures.split(1), *(c.tolist() for c in columns), strict=True)
-    for picture, similarity, close, nearest in rows:
-        correlation, limit, alike = _second_judge(probe, picture, nearest)
-        first, second = close > COPY, correlation > limit
+    for number, (picture, similarity, close, nearest) in enumerate(rows):
+        steered = None if named is None else sorted(set(named[number]))
+        correlation, limit, alike = _second_judge(probe, picture, nearest, steered)
+        first = close > COPY
+        second = correlation > limit and (first or steered != [])
         i = alike if second and not first else nearest
         verdicts.append(
             Verdict(
@@ -76,41 +88,53 @@ def verdict(probe: Probe, pictures: Tensor) -> list[Verdict]:
     return verdicts
 
 
-def _second_judge(probe: Probe, picture: Tensor, nearest: int) -> tuple[float, float, int]:
+def _second_judge(
+    probe: Probe, picture: Tensor, nearest: int, named: list[int] | None
+) -> tuple[float, float, int]:
     """Correlation, its limit, and the row, of the candidate that is farthest over its limit."""
     index = probe.searcher.index
-    others = [i for i in probe.candidates(picture, CANDIDATES) if i != nearest]
-    ids = [nearest, *others]
-    limit = zncc_threshold(index)
-    limits = torch.tensor([limit] + [(1 + limit) / 2] * len(others))
+    limit, limit_of_pair = zncc_limits(index)
+    if named:
+        ids, limits = named, [limit_of_pair] * len(named)
+    else:
+        more = probe.candidates(picture, CANDIDATES) if named is None else []
+        others = [i for i in more if i != nearest]
+        ids, limits = [nearest, *others], [limit] + [(1 + limit) / 2] * len(others)
     values = judge.over_index(picture, ids, lambda i: thumbnail(index, i)).cpu()
-    worst = int((values - limits).argmax())
-    return float(values[worst]), float(limits[worst]), ids[worst]
+    worst = int((values - torch.tensor(limits)).argmax())
+    return float(values[worst]), limits[worst], ids[worst]
 
 
 def zncc_threshold(index) -> float:
-    """What the second judge calls a copy in this index, at least 0.75.
+    """What the second judge calls a copy of the nearest picture in this index, at least 0.75."""
+    return zncc_limits(index)[0]
 
-    The 99 % quantile, over up to 256 pictures, of the correlation with the most alike other one
-    (files of one picture, above 0.97, passed over): pictures of one series correlate by themselves.
+
+def zncc_limits(index) -> tuple[float, float]:
+    """The correlations that make a copy: of the nearest of all pictures, and of one that was named.
+
+    Learned from up to 512 pictures of the index: the 99 % quantile of the correlation with the most
+    alike other one (at least 0.75), and of that of all pairs (at least 0.6). Among hundreds, one is
+    alike by chance; with a given one, chance is less likely. Mirror images count; files of one picture
+    (above 0.97) are passed over. Pictures of one series correlate by themselves.
     """
     if index.hash not in _limits:
         chosen = torch.linspace(0, index.count - 1, min(SAMPLED, index.count)).round().long()
         small = [low_pass(thumbnail(index, i)[None], judge.ZNCC_SIDE) for i in chosen.tolist()]
         pictures = torch.cat(small)
-        every = judge.zncc_matrix(pictures, torch.cat([pictures, pictures.flip(-1)]))
-        own = torch.eye(len(pictures), dtype=torch.bool).repeat(1, 2)
-        nearest = every.masked_fill(own | (every > 0.97), -1).amax(dim=1)
-        _limits[index.hash] = max(ZNCC_COPY, float(nearest.quantile(0.99)))
+        pairs = torch.maximum(
+            judge.zncc_matrix(pictures, pictures), judge.zncc_matrix(pictures, pictures.flip(-1))
+        )
+        own = torch.eye(len(pictures), dtype=torch.bool) | (pairs > 0.97)
+        nearest = pairs.masked_fill(own, -1).amax(dim=1).quantile(0.99)
+        others = pairs[~own]
+        pair = float(others.quantile(0.99)) if len(others) else PAIR_COPY
+        of_nearest = max(ZNCC_COPY, float(nearest))
+        _limits[index.hash] = of_nearest, min(of_nearest, max(PAIR_COPY, pair))
     return _limits[index.hash]
 
 
-_limits: dict[str, float] = {}  # by index hash: a pure function of the index
-
-
-def thumbnail(index, i: int) -> Tensor:
-    """Row i's thumbnail as (3, h, w) in [0, 1]."""
-    return torch.from_numpy(np.array(index.thumbnail(i), dtype=np.float32)).permute(2, 0, 1) / 255
+_limits: dict[str, tuple[float, float]] = {}  # by index hash: a pure function of the index
 
 
 def _words(first: bool, second: bool, source: str) -> str:

@@ -7,7 +7,15 @@ from comfy_api.latest import ComfyExtension, io
 from . import paths, routes
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
+from .detect import CalibratePromptProbeNode, PromptProbeNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
+from .mitigate import (
+    AdaptPromptNode,
+    DelayedGuidanceNode,
+    PaddingFixNode,
+    PromptNoiseNode,
+    RandomisePromptNode,
+)
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
 
@@ -22,6 +30,13 @@ NODES = [
     MutePicturesNode,
     DemoModelNode,
     ReportNode,
+    PromptProbeNode,
+    CalibratePromptProbeNode,
+    RandomisePromptNode,
+    PromptNoiseNode,
+    AdaptPromptNode,
+    PaddingFixNode,
+    DelayedGuidanceNode,
 ]
 
 

@@ -1,4 +1,4 @@
-"""What the model would draw for other texts: the neighbour's caption, a softened prompt."""
+"""What the model would draw for other texts: the neighbour's caption, a shorter prompt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import weakref
 from collections import OrderedDict
 
 import comfy.samplers
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ..amg_core.errors import AMGError
+from ..amg_core.leaving import shorten
 
 REMEMBERED = 256  # captions a text encoder
 # Where and when a part of the prompt applies, and what is made anew.
@@ -78,15 +80,37 @@ class Predictions:
             out[rows] = self._evaluate(args, text)[rows]
         return out
 
-    def softened(self, args: dict, keep: float) -> Tensor:
-        """The prompt mixed into no prompt -> D_s (B, C, H, W); keep in [0, 1], 0 = no prompt."""
+    def words(self, args: dict) -> int:
+        """How many tokens the prompt has, padding included; 0 where it is no sequence of them."""
+        prompt = _template(args["cond"], args["sigma"]).get("cross_attn")
+        known = self.clip is not None or args["uncond"][0].get("cross_attn") is not None
+        return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
+
+    def shortened(self, args: dict, kept: Tensor) -> Tensor:
+        """The first `kept` (B,) tokens of the prompt, the rest of no prompt -> D_s (B, C, H, W).
+
+        No prompt is the empty text where there is a CLIP, else the negative prompt. What is said of
+        the prompt as a whole (`pooled_output`) is mixed by the share of tokens that is kept.
+        """
         prompt = _template(args["cond"], args["sigma"])
-        nothing = _template(args["uncond"], args["sigma"])
-        mixed = {
-            key: _mix(nothing.get(key), prompt.get(key), keep)
-            for key in ("cross_attn", "pooled_output")
-        }
-        return self._evaluate(args, mixed)
+        nothing = self._nothing(args)
+        text = {"cross_attn": _fit(nothing["cross_attn"], prompt["cross_attn"])}
+        text["cross_attn"] = shorten(
+            *_rows(len(kept), prompt["cross_attn"], text["cross_attn"]), kept
+        )
+        whole, none = prompt.get("pooled_output"), nothing.get("pooled_output")
+        if whole is not None:
+            share = (kept / prompt["cross_attn"].shape[1]).to(whole)[:, None]
+            whole, none = _rows(len(kept), whole, whole if none is None else none.to(whole))
+            text["pooled_output"] = torch.lerp(none, whole, share)
+        return self._evaluate(args, text)
+
+    def _nothing(self, args: dict) -> dict:
+        if self.clip is not None:
+            empty = encode(self.clip, "")
+            _check_width(_template(args["cond"], args["sigma"]), empty)
+            return empty
+        return _template(args["uncond"], args["sigma"])
 
     def _evaluate(self, args: dict, text: dict) -> Tensor:
         x, model = args["input"], args["model"]
@@ -103,15 +127,15 @@ class Predictions:
         return predictions[1]
 
 
-def _mix(nothing: Tensor | None, prompt: Tensor | None, keep: float) -> Tensor | None:
-    """`keep` of the prompt, the rest of no prompt (repeated or cut to the prompt's length)."""
-    if nothing is None or prompt is None:
-        return prompt
-    nothing = nothing.to(prompt)
-    if prompt.ndim == 3 and nothing.shape[1] != prompt.shape[1]:
-        times = -(-prompt.shape[1] // nothing.shape[1])
-        nothing = nothing.repeat(1, times, 1)[:, : prompt.shape[1]]
-    return torch.lerp(nothing, prompt, keep)
+def _fit(nothing: Tensor, prompt: Tensor) -> Tensor:
+    """No prompt, repeated or cut to the length of the prompt: (1, T', C) -> (1, T, C)."""
+    times = -(-prompt.shape[1] // nothing.shape[1])
+    return nothing.to(prompt).repeat(1, times, 1)[:, : prompt.shape[1]]
+
+
+def _rows(batch: int, *tensors: Tensor) -> list[Tensor]:
+    """Each with a row for every sample, as the host repeats conditioning."""
+    return [comfy.utils.repeat_to_batch_size(tensor, batch) for tensor in tensors]
 
 
 def _template(conds: list[dict], sigma: Tensor) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -36,16 +36,17 @@ class Judge:
     decode: Callable[[Tensor], Tensor]
     into_model: Callable[[Tensor], Tensor]
 
-    def __call__(self, latents: Tensor) -> list[Verdict]:
-        return [self._one(latent) for latent in latents.split(1)]
+    def __call__(self, latents: Tensor, named: Sequence[Collection[int]]) -> list[Verdict]:
+        """`named`: of each latent the rows of the index that it was steered away from."""
+        return [self._one(*pair) for pair in zip(latents.split(1), named, strict=True)]
 
-    def _one(self, latent: Tensor) -> Verdict:
+    def _one(self, latent: Tensor, named: Collection[int]) -> Verdict:
         comfy.model_management.throw_exception_if_processing_interrupted()
         picture = self.decode(latent).float().clamp(0, 1).to(self.probe.searcher.device)
         probe = self.probe
         if probe.latent:
             probe = _with_latent(probe, self.into_model(latent.to(picture.device)))
-        (found,) = verdict(probe, picture)
+        (found,) = verdict(probe, picture, [named])
         return found
 
 

@@ -14,6 +14,7 @@ INDEXES, WEIGHTS = "amg_indexes", "amg"
 WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
 NO_INDEX = "(no index yet: use Build Memorization Index)"
 MANIFEST = "manifest.json"
+CALIBRATIONS = "prompt_probe"  # in models/amg
 
 
 def register() -> None:
@@ -112,3 +113,19 @@ def weights(kind: str) -> list[Path]:
         fit = sorted(n for n in names if os.path.basename(n).startswith(prefix))
         found += [Path(folder_paths.get_full_path_or_raise(place, name)) for name in fit]
     return [path for path in found if kind != "latent" or path.stem.endswith("_encoder")]
+
+
+def calibration_file(key: str) -> Path:
+    """Where the calibration of the Prompt Probe for the model `key` is, or would be written."""
+    folders = folder_paths.get_folder_paths(WEIGHTS)
+    places = [Path(folder) / CALIBRATIONS / f"{key}.json" for folder in folders]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def calibrations() -> list[str]:
+    """Name and time of every calibration, to notice that one has changed."""
+    found = []
+    for folder in folder_paths.get_folder_paths(WEIGHTS):
+        files = Path(folder, CALIBRATIONS).glob("*.json")
+        found += [f"{file.name}:{file.stat().st_mtime_ns}" for file in files]
+    return sorted(found)

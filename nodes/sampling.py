@@ -102,12 +102,12 @@ def loop_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "new_noise",
             **ADVANCED,
-            default=False,
+            default=True,
             optional=True,
             label_on="last retry",
             label_off="never",
             tooltip="On: the last retry starts from the noise of another seed, for pictures that "
-            "stay copies with their own. The picture changes altogether.",
+            "stay copies with their own. Such a picture changes altogether; the report says so.",
         ),
     ]
 
@@ -249,7 +249,7 @@ class SamplerNode(io.ComfyNode):
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         denoise, index, preset, despecification, deduplication, dissimilarity, clip=None, vae=None,
-        if_still_copied=reports.SAY, retries=RETRIES, new_noise=False,
+        if_still_copied=reports.SAY, retries=RETRIES, new_noise=True,
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
@@ -329,10 +329,11 @@ class ApplyNode(io.ComfyNode):
                 io.Combo.Input(
                     "form",
                     **ADVANCED,
-                    options=[AS_PRESET, "projection", "gradient"],
+                    options=[AS_PRESET, "projection", "gradient", "repulsion"],
                     default=AS_PRESET,
-                    tooltip="How dissimilarity moves the picture. projection: just far enough, "
-                    "at any resolution. gradient: the fixed push of the paper, needs tuning.",
+                    tooltip="How dissimilarity moves the picture. repulsion: off the known picture, where "
+                    "no prompt leads elsewhere. projection: just far enough, at any resolution. "
+                    "gradient: the fixed push of the paper, needs tuning.",
                 ),
                 io.Float.Input(
                     "exit",
@@ -342,9 +343,9 @@ class ApplyNode(io.ComfyNode):
                     max=3.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Strength of the early way out: in the first steps a picture bound "
-                    "for a copy is turned away from the prompt that leads there. 0 = off, 1 = "
-                    "the preset; above 1.5 pictures may lose the prompt.",
+                    tooltip="Strength of the early way out: a prompt that leads to a known picture "
+                    "keeps only its first words, and the picture is pushed away from what the "
+                    "others add. 0 = off, 1 = the preset; above 1.5 pictures may lose the prompt.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -425,7 +426,7 @@ class ApplyNode(io.ComfyNode):
         cls, model, index, preset, despecification, deduplication, dissimilarity, thresholds,
         schedule, threshold_start, threshold_end, form, exit, start_percent, end_percent, margin,
         iterations, decoder, clip=None, vae=None, if_still_copied=reports.SAY, retries=RETRIES,
-        new_noise=False,
+        new_noise=True,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("thresholds", thresholds, [AS_PRESET, "custom"])
         check_choice("schedule", schedule, KINDS)

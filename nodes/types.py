@@ -14,6 +14,8 @@ MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
 ReportHandle = io.Custom("AMG_REPORT")
 # What a sampler or a decoder made, passed through. The host accepts it where either is wanted.
 Drawn = io.Custom("LATENT,IMAGE")
+# Carries a `Verdict` of amg_core.detection.calibration on a prompt.
+PromptVerdict = io.Custom("PROMPT_VERDICT")
 
 # For an input that is hidden until it is asked for, where the host's schema has a word for that.
 ADVANCED = {"advanced": True} if "advanced" in signature(io.Float.Input).parameters else {}

@@ -176,6 +176,12 @@ class Index:
         """Caption of row `i`, "" where there is none. IndexError outside 0 .. N-1."""
         return self.record(i).caption
 
+    def captions(self, i: int) -> list[str]:
+        """Captions of row `i` and of all further files with the same bytes, without empty ones."""
+        record = self.record(i)
+        further = [c for shard in self.shards for c in shard.aliases_of(record.sha256)]
+        return [caption for caption in (record.caption, *further) if caption]
+
     def source(self, i: int) -> str:
         """Name of picture `i` where it came from, with slashes."""
         return self.record(i).source

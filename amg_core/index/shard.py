@@ -160,6 +160,13 @@ class Shard:
             return []
         return self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
 
+    def aliases_of(self, sha256: str) -> list[str]:
+        """Captions of the further files of one picture, "" where there is none."""
+        if self._first:
+            return []
+        found = self._all("SELECT caption FROM aliases WHERE sha256 = ? ORDER BY rowid", sha256)
+        return [caption for (caption,) in found]
+
     def thumbnail(self, row: int) -> bytes | None:
         """The encoded thumbnail, None where the picture itself was never at hand."""
         found = self._all("SELECT data FROM thumbnails WHERE id = ?", row)

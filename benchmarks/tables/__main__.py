@@ -19,6 +19,7 @@ from .report import Row
 from .train import Recipe
 
 MODELS = ("text", "class", "unconditional")
+CLEAN = "plain, without its copies"
 CACHE = Path(__file__).with_name(".cache")
 TITLES = {
     1: "Table 1: text-conditional", 2: "Table 2: unconditional", 3: "Table 3: class-conditional",
@@ -33,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", help="rows to draw beside plain (default all)")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--first", type=int, default=200_000, help="seed of the first picture")
+    parser.add_argument("--first", type=int, default=420_000, help="seed of the first picture")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--train-steps", type=int, default=Recipe.steps)
     parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file")
@@ -115,7 +116,7 @@ def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> d
         if own is None:
             own = judges.own(drawn.pictures, captions)
         plain = made["plain"].drawn.pictures if made else drawn.pictures
-        grades = judges.grade(drawn.pictures, captions[:n], own[:n], plain[:n], method.eye)
+        grades = judges.grade(drawn.pictures, captions[:n], own.first(n), plain[:n], method.eye)
         made[method.name] = Row(method, drawn, grades, group[:n])
     result = figures(judges, made, captions, seeds)
     for title, part in result["tables"].items():
@@ -123,7 +124,9 @@ def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> d
     for guard in (n for n in made if n.startswith("AMG")):
         count = int((made[guard].group == 0).sum())
         print("\n" + report.tell_failures(guard, result["failures"][guard], count), flush=True)
-    for guard in (n for n in ("AMG main", "AMG strong", "paper", "reference") if n in made):
+    for guard in (
+        n for n in ("AMG main", "AMG strong", "AMG gentle", "paper", "reference") if n in made
+    ):
         slug = f"{name}_{guard.replace(' ', '_')}"
         report.save_sheet(out / f"sheet_{slug}.png", judges, made, guard, captions, own)
         report.save_sheet(out / f"others_{slug}.png", judges, made, guard, captions, own, 1)
@@ -144,6 +147,9 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
         tables[title] = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
         }
+        clean = memorised & (plain.grades.closeness <= report.COPY)
+        if clean.sum() >= report.FEW:  # the quality that is left where nothing is copied
+            tables[title][CLEAN] = report.paper_columns(plain, clean, judges.real)
         limits = f"ZNCC limits: own {judges.own_limit:.2f}, any {judges.limit:.2f}"
         tables[f"{TITLES[number]}: unseen judges ({limits})"] = {
             k: report.honest_columns(row, row.group == 0, judges) for k, row in part.items()
@@ -167,7 +173,7 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
     return {
         "tables": tables,
         "failures": {
-            k: report.failures(row, captions, seeds, judges.own_limit)
+            k: report.failures(row, captions, seeds)
             for k, row in made.items() if k != "plain"
         },
         "redrawn": {k: row.drawn.redrawn for k, row in made.items() if row.method.retries},

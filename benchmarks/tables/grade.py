@@ -25,6 +25,21 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
+class Own:
+    """Row of the training picture that each picture would be a copy of (B,), and whether it is known.
+
+    Known: the caption is that picture's alone, or the unguarded twin copied it. Else it is merely the
+    nearest of all, and likeness to it is judged by the limit for that.
+    """
+
+    ids: Tensor
+    known: Tensor
+
+    def first(self, n: int) -> Own:
+        return Own(self.ids[:n], self.known[:n])
+
+
+@dataclass(frozen=True)
 class Grades:
     """One figure a picture, (B,) each, and features (B, D); see `grade`."""
 
@@ -34,6 +49,7 @@ class Grades:
     other: Tensor
     zncc: Tensor
     zncc_own: Tensor
+    zncc_limit: Tensor
     sscd: Tensor | None
     sscd_own: Tensor | None
     alignment: Tensor
@@ -75,25 +91,24 @@ class Judges:
 
     @torch.inference_mode()
     def grade(
-        self, pictures: Tensor, captions: list[str], own: Tensor, plain: Tensor, eye: str = "pixel"
+        self, pictures: Tensor, captions: list[str], own: Own, plain: Tensor, eye: str = "pixel"
     ) -> Grades:
         """Grade pictures (B, 3, H, W) in [0, 1].
 
-        own : Tensor (B,) int64
-            The training picture each of them would be a copy of: the prompt's own, or what the
-            unguarded twin copied.
+        own : Own
+            Of the unguarded twins.
         plain : Tensor (B, 3, H, W)
             The unguarded twins.
         eye : {"pixel", "latent"}
             The descriptor that guarded: `closeness` is its measure, `other` that of the other one.
         """
         probe = self.world.probes["pixel"]
-        labels = self.world.subject(captions) if captions[0] else torch.zeros(len(own)).long()
+        labels = self.world.subject(captions) if captions[0] else torch.zeros(len(pictures)).long()
         base = score(pictures, probe, self.training, self.world.scorer, labels)
         latent = self.world.probes["latent"].look_at_pictures(pictures).closeness
         pixel = base.closeness
         sscd = None if self.sscd is None else self.sscd(pictures)
-        mine = self.training[own]
+        mine = self.training[own.ids]
         return Grades(
             nl2=base.nl2,
             closeness=pixel if eye == "pixel" else latent,
@@ -101,38 +116,40 @@ class Judges:
             other=latent if eye == "pixel" else pixel,
             zncc=base.zncc,
             zncc_own=torch.maximum(judge.zncc(pictures, mine), judge.zncc(pictures, mine.flip(-1))),
+            zncc_limit=torch.where(own.known, self.own_limit, self.limit),
             sscd=None if sscd is None else (sscd @ self.sscd_rows.T).amax(dim=1),
-            sscd_own=None if sscd is None else (sscd * self.sscd_rows[own]).sum(dim=1),
-            alignment=base.alignment if captions[0] else torch.full((len(own),), float("nan")),
+            sscd_own=None if sscd is None else (sscd * self.sscd_rows[own.ids]).sum(dim=1),
+            alignment=base.alignment if captions[0] else torch.full((len(pictures),), float("nan")),
             features=base.features,
             same=(pictures == plain).flatten(1).all(dim=1),
         )
 
-    def own(self, plain: Tensor, captions: list[str]) -> Tensor:
-        """Row of the training picture that each plain picture is nearest to (B,).
+    def own(self, plain: Tensor, captions: list[str]) -> Own:
+        """What the plain pictures are, or would be, copies of.
 
         A duplicated caption of the text model belongs to one picture: then it is that one.
         """
-        ids = self.world.probes["pixel"].look_at_pictures(plain).ids
-        data = self.world.data
+        match = self.world.probes["pixel"].look_at_pictures(plain)
+        ids, known, data = match.ids, match.closeness > COPY, self.world.data
         for i, caption in enumerate(captions):
             if caption and data.captions.count(caption) == 1:
-                ids[i] = data.captions.index(caption)
-        return ids
+                ids[i], known[i] = data.captions.index(caption), True
+        return Own(ids, known)
 
 
-def fooled(grades: Grades, limit: float) -> Tensor:
+def fooled(grades: Grades) -> Tensor:
     """Which pictures the guard's own measure calls clean and an unseen judge a copy (B,) bool.
 
     Unseen: the other descriptor family, the descriptor on other views, and the correlation with the
     picture that the unguarded twin copied.
     """
-    return (grades.closeness <= COPY) & unseen(grades, limit)
+    return (grades.closeness <= COPY) & unseen(grades)
 
 
-def unseen(grades: Grades, limit: float) -> Tensor:
+def unseen(grades: Grades) -> Tensor:
     """Which pictures at least one unseen judge calls a copy (B,) bool."""
-    return (grades.other > COPY) | (grades.views > COPY) | (grades.zncc_own > limit)
+    correlated = grades.zncc_own > grades.zncc_limit
+    return (grades.other > COPY) | (grades.views > COPY) | correlated
 
 
 # ---------------------------------------------------------------- views

@@ -14,10 +14,11 @@ from amg_core.verdict import COPY
 from amg_demo.sheet import sheet, side_by_side
 from index_tools.evaluate import bootstrap, share, top_mean
 
-from .grade import Grades, Judges, fooled, kid_interval, paired_difference, unseen
+from .grade import Grades, Judges, Own, fooled, kid_interval, paired_difference, unseen
 from .methods import Drawn, Method, watch
 
 NOT_MEASURED = "not measured"
+FEW = 8  # pictures of which figures are still told
 CURVES = 5  # pictures on a plot
 SHEET = 32  # pictures on a sheet
 
@@ -80,19 +81,19 @@ def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Cell]:
 def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Cell]:
     """What the guard's own measure says, then the judges that no guidance has seen."""
     g = pick(row.grades, rows)
-    clean, limit = g.closeness <= COPY, judges.own_limit
+    clean = g.closeness <= COPY
     return {
         "own measure: copies %": percentage(~clean),
         "on views %": percentage(g.views > COPY),
         "other family %": percentage(g.other > COPY),
         "ZNCC with own, mean": mean(g.zncc_own),
         "ZNCC with own, worst": (float(g.zncc_own.max()), None, None),
-        "ZNCC with own % > limit": percentage(g.zncc_own > limit),
-        "its negative %": percentage(g.zncc_own < -limit),
+        "ZNCC with own % > limit": percentage(g.zncc_own > g.zncc_limit),
+        "its negative %": percentage(g.zncc_own < -judges.own_limit),
         "ZNCC with any % > limit": percentage(g.zncc > judges.limit),
         "SSCD with own % > 0.5": None if g.sscd_own is None else percentage(g.sscd_own > 0.5),
-        "any unseen judge %": percentage(unseen(g, limit)),
-        "fooled % of the clean": percentage(fooled(g, limit)[clean]),
+        "any unseen judge %": percentage(unseen(g)),
+        "fooled % of the clean": percentage(fooled(g)[clean]),
     }
 
 
@@ -146,10 +147,10 @@ def markdown(table: dict[str, dict[str, Cell]]) -> str:
     return "\n".join(lines)
 
 
-def failures(row: Row, captions: list[str], seeds: list[int], limit: float) -> list[dict]:
+def failures(row: Row, captions: list[str], seeds: list[int]) -> list[dict]:
     """Pictures of memorised prompts on which any unseen judge still sees a copy."""
     g, out = row.grades, []
-    for i in (unseen(g, limit) & (row.group == 0)).nonzero()[:, 0].tolist():
+    for i in (unseen(g) & (row.group == 0)).nonzero()[:, 0].tolist():
         figures = {
             name: round(float(getattr(g, name)[i]), 3)
             for name in ("closeness", "views", "other", "zncc_own", "zncc", "nl2")
@@ -170,14 +171,14 @@ def tell_failures(name: str, failed: list[dict], count: int) -> str:
 
 
 def save_sheet(
-    path: Path, judges: Judges, rows: dict[str, Row], guard: str, captions: list[str], own: Tensor,
+    path: Path, judges: Judges, rows: dict[str, Row], guard: str, captions: list[str], own: Own,
     group: int = 0,
 ) -> None:  # fmt: skip
     """Training picture | plain | guarded."""
     chosen = (rows["plain"].group == group).nonzero()[:SHEET, 0]
     if not len(chosen):
         return
-    columns = {"training picture": judges.training[own[chosen]]}
+    columns = {"training picture": judges.training[own.ids[chosen]]}
     notes = {}
     for heading, name in (("plain", "plain"), (guard, guard)):
         columns[heading] = rows[name].drawn.pictures[chosen]

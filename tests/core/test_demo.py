@@ -13,6 +13,7 @@ from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.loop import until_clean
 from amg_core.probe import Probe
 from amg_core.session import Session
 from amg_core.verdict import verdict
@@ -50,10 +51,33 @@ def test_copies_are_drawn_plain_and_not_under_guard(world):
     plain, _ = draw(world, prompts)
     guarded, session = draw(world, prompts, "main")
     assert all(v.copy for v in verdict(probe, plain))
-    assert not any(v.copy for v in verdict(probe, guarded))
+    near = [session.acted_on(i) for i in range(len(prompts))]
+    assert all(near) and sum(v.copy for v in verdict(probe, guarded, near)) <= 1
     assert judge.zncc(plain, own).min() > 0.9  # the judge that the guard never sees
     assert judge.zncc(guarded, own).max() < 0.75
     assert min(session.report()["guarded_evaluations"]) > 0
+
+
+def test_what_leaves_the_closed_loop_is_no_copy(world):
+    model, probe, training, captions, copies = world
+    prompts = choose_prompts(captions, copies)[0][:6]
+    near = [set() for _ in prompts]
+    seeds = list(range(50, 56))
+
+    def once(settings, suspects):
+        session = Session(probe, settings, suspects=suspects)
+        drawn = sample(model, prompts, seeds, guide=session.step)
+        for i, rows in enumerate(near):
+            rows |= session.acted_on(i)
+        return drawn, session.report()
+
+    def judged(pictures, samples):
+        return verdict(probe, pictures, [near[i] for i in samples])
+
+    outcome = until_clean(once, judged, presets.settings("main", "nl2"), len(prompts), retries=3)
+    assert outcome.copies == []
+    own = training[[captions.index(text) for text in prompts]]
+    assert judge.zncc(outcome.latents, own).max() < 0.7
 
 
 def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(world):

@@ -31,7 +31,7 @@ def outcome(*means, retries=2):
         drawn = torch.tensor([row[min(number, len(row) - 1)] for row in means])
         return drawn[:, None], SESSION | {"steps": [{"number": number}]}
 
-    def judge(latents):
+    def judge(latents, samples):
         return [
             Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", v > 0.4, "A copy of a.png: seen.")
             for v in latents[:, 0].tolist()

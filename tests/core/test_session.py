@@ -10,6 +10,7 @@ from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.leaving import Shortened, shorten
 from amg_core.probe import Probe
 from amg_core.schedule import Schedule
 from amg_core.session import Session, Settings
@@ -112,44 +113,124 @@ def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(probe, scene, n
     assert torch.equal(together[:1], alone)
 
 
+def words(*drawn):
+    """A prompt of as many words as there are predictions after the first, which is for none."""
+    asked = []
+
+    def denoised(kept):
+        asked.append(kept.tolist())
+        return torch.stack([drawn[k][i] for i, k in enumerate(kept.tolist())])
+
+    return Shortened(len(drawn) - 1, denoised), asked
+
+
 def test_the_exit_by_hand(probe, scene):
-    """D' = D_u + s0(D_s − D_u) − r(D_c − D_u)° for active rows, with a D_s that is no copy."""
+    """D' = D + s0(D_s − D_c) − r(D_c − D_s)° for active rows, D_s for as many words as are no copy."""
     settings = make(dissimilarity=0, deduplication=0)
-    soft = smooth(torch.Generator().manual_seed(7), 4)
+    generator = torch.Generator().manual_seed(7)
+    none, one, two = (smooth(generator, 4) for _ in range(3))
+    d_c, d_u = scene["cond"], scene["uncond"]
+    shortened, asked = words(none, one, two, d_c, d_c)
     session = Session(probe, settings)
-    out = run(session, scene, softened_denoised=lambda keep: soft)
-    d_u, d_c = scene["uncond"], scene["cond"]
-    pull = d_c - d_u
+    out = run(session, scene, shortened=shortened)
+    assert session._leaving.kept.tolist() == [2, 2, -1, -1]
+    assert [row[:2] for row in asked] == [[2, 2], [3, 3], [2, 2]]  # bisection, then the step itself
+    pull = d_c - two
     pull = pull - pull.mean(dim=(2, 3), keepdim=True)
-    expected = d_u + 3.0 * (soft - d_u) - settings.exit * pull
+    expected = d_u + 3.0 * (two - d_u) - settings.exit * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
-    run(session, scene, softened_denoised=lambda keep: soft)
-    assert session._away[:2].tolist() == pytest.approx(
-        [min(settings.exit * 1.5**2, settings.most)] * 2
-    )
-    assert session._away[2:].tolist() == [settings.exit] * 2
+    assert torch.equal(out[2:], scene["denoised"][2:])
+    run(session, scene, shortened=shortened)
+    grown = min(settings.exit * settings.growth**2, settings.most)
+    assert session._leaving.away[:2].tolist() == pytest.approx([grown] * 2)
+    assert session._leaving.away[2:].tolist() == [settings.exit] * 2
+    assert session.acted_on(0) == {3} and session.acted_on(2) == set()
 
 
-def test_a_softened_prompt_that_still_draws_the_picture_is_not_used(probe, scene):
-    out = run(
-        Session(probe, make(dissimilarity=0, deduplication=0)), scene,
-        softened_denoised=lambda keep: scene["cond"],
-    )  # fmt: skip
+def test_where_the_words_lead_back_one_more_is_left_out(probe, scene):
+    session = Session(probe, make(dissimilarity=0, deduplication=0))
+    generator = torch.Generator().manual_seed(7)
+    none, one, two = (smooth(generator, 4) for _ in range(3))
+    run(session, scene, shortened=words(none, one, two, scene["cond"])[0])
+    assert session._leaving.kept[:2].tolist() == [2, 2]
+    out = run(session, scene, shortened=words(none, one, scene["cond"], scene["cond"])[0])
+    assert session._leaving.kept[:2].tolist() == [1, 1]
+    pull = scene["cond"] - one
+    pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
+    expected = scene["uncond"] + 3.0 * (one - scene["uncond"]) - pull
+    assert torch.allclose(out[:2], expected[:2], atol=1e-5)
+
+
+def test_where_every_word_is_the_key_no_prompt_stands_in(probe, scene):
+    settings = make(dissimilarity=0, deduplication=0)
+    out = run(Session(probe, settings), scene, shortened=words(*[scene["cond"]] * 3)[0])
     d_u, d_c = scene["uncond"], scene["cond"]
-    away = guidance.away(d_c, d_u, torch.full((4,), make().exit))
+    away = guidance.away(d_c, d_u, torch.full((4,), settings.exit))
     assert torch.allclose(out[:2], (d_u + away)[:2], atol=1e-5)
 
 
-def test_a_key_stays_softened_until_the_transition(probe, scene):
-    settings = make(dissimilarity=0, deduplication=0, exit_until=0.3)
+def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(probe, scene):
+    asked = []
+
+    def neighbor(texts):
+        asked.append(texts)
+        return torch.full_like(scene["cond"], 0.25)
+
+    trapped = scene | {"uncond": scene["cond"] * 0.9 + 0.05}
+    shortened, _ = words(*[scene["cond"]] * 3)
+    session = Session(probe, make())
+    run(session, trapped, shortened=shortened, neighbor_denoised=neighbor)
+    assert asked == [["caption 3", "caption 10", "", ""]]
+    moved = session.records[0].moved
+    assert set(moved) == {"despecification", "away", "deduplication", "dissimilarity"}
+    assert all(v > 0 for v in moved["dissimilarity"][:2]) and moved["dissimilarity"][2:] == [0, 0]
+
+
+def test_a_key_stays_shortened_until_the_end_of_the_exit(probe, scene):
+    settings = make(dissimilarity=0, deduplication=0, exit_until=0.3, release=0.2)
     session = Session(probe, settings)
-    run(session, scene)
-    calm = scene | {"cond": scene["uncond"].flip(0)}  # nothing is close any more
+    shortened, _ = words(*[scene["cond"]] * 2)  # not even one word: D_u stands in
+    run(session, scene, shortened=shortened)
+    calm = scene | {
+        "cond": smooth(torch.Generator().manual_seed(9), 4)
+    }  # nothing is close any more
     calm["denoised"] = calm["uncond"] + 3.0 * (calm["cond"] - calm["uncond"])
-    early = run(session, calm, t=0.7)
-    assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no s1 left, no away
+    early = run(session, calm, t=0.7, shortened=shortened)
+    assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no prompt, no push
     assert torch.equal(early[2:], calm["denoised"][2:])
-    assert run(session, calm, t=0.28) is calm["denoised"]  # plain guidance under watch
+    late = run(session, calm, t=0.28, shortened=shortened)
+    assert late is calm["denoised"]  # plain guidance under watch
+
+
+def test_towards_is_the_neighbour_without_its_colour(probe, scene):
+    """The decoder is the identity: the direction is the low-passed picture itself."""
+    match = probe.look(scene["cond"], 3.0)
+    row = probe.searcher.rows(torch.tensor([3]), 32).reshape(1, 3, SIDE, SIDE)
+    small = torch.nn.functional.adaptive_avg_pool2d(row, match.scale)
+    small = small - small.mean(dim=(2, 3), keepdim=True)
+    expected = small.repeat_interleave(SIDE // match.scale, 2)
+    expected = expected.repeat_interleave(SIDE // match.scale, 3)
+    direction, share = probe.towards(scene["cond"][:1], match[0])
+    assert float(direction.norm()) == pytest.approx(1)
+    assert float((direction * expected).sum() / expected.norm()) > 0.99  # thumbnails are lossy
+    assert share == pytest.approx(1, abs=0.03)
+    half = scene["cond"][:1] * 0.5 + 0.2
+    assert probe.towards(half, match[0])[1] == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_repulsion_by_hand(probe, scene):
+    """−r·a·‖D°‖·n, doubling with every step, and nothing near the end."""
+    session = Session(probe, make(deduplication=0))
+    near = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
+    match = probe.look(scene["cond"], 3.0)
+    direction, share = probe.towards(scene["cond"][:1], match[0])
+    d = scene["cond"][:1]
+    length = (d - d.mean(dim=(2, 3), keepdim=True)).norm() * share
+    for strength in (3.0, 6.0, 9.0, 9.0):
+        out = run(session, near, cfg_scale=1.0)
+        assert torch.allclose(out[:1], d - strength * length * direction, atol=1e-4)
+        assert torch.equal(out[2:], scene["cond"][2:])
+    assert run(session, near, cfg_scale=1.0, t=0.05) is near["denoised"]
 
 
 def test_the_papers_terms_by_hand(probe, scene):
@@ -173,14 +254,22 @@ def test_the_papers_terms_by_hand(probe, scene):
 
 
 def test_without_unconditional_prediction_only_dissimilarity_acts(probe, scene):
+    alone = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
+    session = Session(probe, make())
+    out = run(session, alone, cfg_scale=1.0, t=0.5)
+    assert set(session.records[0].moved) == {"dissimilarity"}
+    assert probe.look(out, 3.0).closeness[:2].max() < 0.2
+    assert torch.equal(out[2:], scene["cond"][2:])
+
+
+def test_the_projection_by_itself(probe, scene):
     near = (
         0.9 * scene["cond"] + 0.1 * scene["uncond"]
     )  # a copy to the letter has no direction to go
-    session = Session(probe, make())
+    session = Session(probe, make("paper"))
     out = run(
         session, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1
     )
-    assert set(session.records[0].moved) == {"dissimilarity"}
     before, after = (probe.look(x, 0.1).similarity for x in (near, out))
     assert (after[:2] < before[:2] - 0.05).all() and torch.equal(out[2:], near[2:])
 
@@ -315,4 +404,40 @@ def test_settings_of_a_small_index(tmp_path):
     assert match.closeness[0] > 0.95 and match.closeness[1] < 0.2
 
 
-assert Settings(Schedule("constant", 0, 0)).off
+def test_shortening_keeps_the_first_words():
+    prompt, nothing = torch.ones(3, 4, 2), torch.zeros(3, 4, 2)
+    kept = shorten(prompt, nothing, torch.tensor([0, 1, 4]))
+    assert kept[..., 0].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def test_no_strength_is_off():
+    assert Settings(Schedule("constant", 0, 0)).off
+
+
+def test_the_neighbours_caption_is_voted_for_by_its_duplicates(tmp_path):
+    """Files with the same bytes and the same picture in other bytes vote; of a tie its own wins."""
+    pictures = smooth(torch.Generator().manual_seed(11), 12)
+
+    def save(name, picture, caption):
+        array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+
+    for i, picture in enumerate(pictures):
+        save(f"{i:02d}", picture, f"caption {i}")
+    save("other-bytes", (pictures[3] + 0.004).clamp(0, 1), "sunset")
+    for name in ("same-bytes", "same-bytes-too"):
+        (tmp_path / f"{name}.png").write_bytes((tmp_path / "03.png").read_bytes())
+        (tmp_path / f"{name}.txt").write_text("sunset")
+    (tmp_path / "same-again.png").write_bytes((tmp_path / "05.png").read_bytes())
+    (tmp_path / "same-again.txt").write_text("other")
+    build(tmp_path, tmp_path / "index", PixelDescriptor())
+    probe = Probe(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
+    found = {probe.searcher.index.source(i): i for i in range(probe.searcher.index.count)}
+    assert sorted(probe.searcher.index.captions(found["03.png"])) == [
+        "caption 3", "sunset", "sunset",
+    ]  # fmt: skip
+    assert probe._same_picture(found["03.png"]) == [found["other-bytes.png"]]
+    assert probe.caption(found["03.png"]) == probe.caption(found["other-bytes.png"]) == "sunset"
+    assert probe.caption(found["05.png"]) == "caption 5"
+    assert probe.caption(found["07.png"]) == "caption 7"

@@ -71,7 +71,8 @@ def world(tmp_path_factory) -> World:
 def graded(world, pictures, sscd=None):
     judges = grade.Judges(world, sscd)
     captions = ["s0", "s1", "s2"]
-    return judges, judges.grade(pictures, captions, torch.tensor([0, 1, 2]), pictures)
+    own = grade.Own(torch.tensor([0, 1, 2]), torch.tensor([True, True, False]))
+    return judges, judges.grade(pictures, captions, own, pictures)
 
 
 def test_nl2_and_correlation_against_brute_force(world):
@@ -119,10 +120,19 @@ def test_fooled_is_clean_to_the_guard_and_a_copy_to_another():
     other = torch.tensor([0.0, 0.9, 0.0, 0.9])
     none = torch.zeros(4)
     grades = grade.Grades(
-        none, values, none, other, none, correlation, None, None, none, none, none
+        none, values, none, other, none, correlation, none + 0.8, None, None, none, none, none
     )
-    assert grade.fooled(grades, 0.8).tolist() == [True, True, False, False]
-    assert grade.unseen(grades, 0.8).tolist() == [True, True, False, True]
+    assert grade.fooled(grades).tolist() == [True, True, False, False]
+    assert grade.unseen(grades).tolist() == [True, True, False, True]
+
+
+def test_a_likeness_counts_as_of_a_pair_only_where_the_twin_copied_that_picture(world):
+    judges = grade.Judges(world)
+    own = judges.own(torch.cat([world.data.pictures[4:5], torch.rand(1, 3, 32, 32)]), ["", ""])
+    assert own.ids[0] == 4 and own.known.tolist() == [True, False]
+    pictures = world.data.pictures[:2]
+    grades = judges.grade(pictures, ["s0", "s1"], own, pictures)
+    assert grades.zncc_limit.tolist() == pytest.approx([judges.own_limit, judges.limit])
 
 
 def test_the_limit_for_one_given_picture_is_that_of_pairs():

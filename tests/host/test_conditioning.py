@@ -92,27 +92,49 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
         assert torch.equal(predictions.neighbor(given, ["a", "b", "c"]), plain)
 
 
-def test_softened_prompt(amg, clip, args):
-    """0 keeps nothing of the prompt, 1 all of it, and in between lies in between."""
+def test_a_shorter_prompt(amg, args):
+    """No word kept is no prompt, all kept the prompt itself; samples keep different numbers."""
     predictions = amg.conditioning.Predictions(None, {})
+    words = predictions.words(args)
+    assert words == args["cond"][0]["cross_attn"].shape[1]
     with torch.inference_mode():
-        ends = predictions.softened(args, 0.0), predictions.softened(args, 1.0)
-        middle = predictions.softened(args, 0.5)
-    assert torch.allclose(ends[0], args["uncond_denoised"], atol=1e-5)
-    assert torch.allclose(ends[1], args["cond_denoised"], atol=1e-5)
-    assert not torch.allclose(middle, ends[0], atol=1e-6)
-    assert not torch.allclose(middle, ends[1], atol=1e-6)
+        none = predictions.shortened(args, torch.zeros(3, dtype=torch.long))
+        mixed = predictions.shortened(args, torch.tensor([0, 3, words]))
+        some = predictions.shortened(args, torch.tensor([3, 3, 3]))
+    assert torch.allclose(none, args["uncond_denoised"], atol=1e-5)
+    assert torch.allclose(mixed[0], args["uncond_denoised"][0], atol=1e-5)
+    assert torch.allclose(mixed[2], args["cond_denoised"][2], atol=1e-5)
+    assert torch.allclose(mixed[1], some[1], atol=1e-5)
+    assert not torch.allclose(mixed[1], args["uncond_denoised"][1], atol=1e-6)
+    assert not torch.allclose(mixed[1], args["cond_denoised"][1], atol=1e-6)
+
+
+def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
+    predictions = amg.conditioning.Predictions(clip, {})
+    with torch.inference_mode():
+        none = predictions.shortened(args, torch.zeros(3, dtype=torch.long))
+    assert torch.allclose(none[1], expected(args, clip, "", 1), atol=1e-5)
+
+
+def test_what_is_said_of_the_whole_prompt_is_mixed_by_the_share(amg, args):
+    caught = []
+    predictions = amg.conditioning.Predictions(None, {})
+    predictions._evaluate = lambda given, text: caught.append(text)
+    whole = [conds[0] | {"pooled_output": torch.full((1, 5), v)} for conds, v in (
+        (args["cond"], 2.0), (args["uncond"], 0.0))]  # fmt: skip
+    words = args["cond"][0]["cross_attn"].shape[1]
+    predictions.shortened(
+        args | {"cond": whole[:1], "uncond": whole[1:]}, torch.tensor([0, words, words // 2])
+    )
+    pooled = caught[0]["pooled_output"]
+    assert torch.allclose(pooled[:, 0], torch.tensor([0.0, 2.0, 2.0 * (words // 2) / words]))
 
 
 @pytest.mark.parametrize("length", [1, 77, 154, 200])
-def test_mixing_prompts_of_other_lengths(amg, length):
+def test_prompts_of_other_lengths(amg, length):
     prompt, nothing = torch.ones(1, 154, 4), torch.zeros(1, length, 4)
-    assert torch.allclose(amg.conditioning._mix(nothing, prompt, 0.25), 0.25 * prompt)
-    assert amg.conditioning._mix(None, prompt, 0.25) is prompt
-    assert amg.conditioning._mix(nothing, None, 0.25) is None
-    assert torch.equal(
-        amg.conditioning._mix(torch.zeros(2, 8), torch.ones(1, 8), 0.5), torch.full((2, 8), 0.5)
-    )
+    fitted = amg.conditioning._fit(nothing, prompt)
+    assert fitted.shape == prompt.shape and not fitted.any()
 
 
 def test_control_and_guidance_are_kept(amg, args):

@@ -38,7 +38,7 @@ def conditioning(demo):
 @pytest.fixture(scope="module")
 def lax(amg):
     """Looks, never acts in a first drawing, and leaves softly what is known to be a key."""
-    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), exit=0.5, soften=0.3, soften_end=0.5)
+    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), exit=1.0)
 
 
 @pytest.fixture
@@ -127,10 +127,10 @@ def test_a_copy_that_stays(amg, draw, caplog):
 @contextmanager
 def stubborn(amg):
     """As if retries knew of no suspects: the same copy is drawn again and again."""
-    real = amg.hook.Session
+    real = amg.drawing.Session
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            amg.hook,
+            amg.drawing,
             "Session",
             lambda watch, settings, steps, _: real(watch, replace(settings, exit=0.0), steps),
         )
@@ -139,13 +139,9 @@ def stubborn(amg):
 
 def test_the_second_judge_alone_does_not_change_the_innocent(amg, draw, lax, settings):
     """It is there for what steering may have fooled; without steering it asks to look."""
-    real = amg.module("nodes.judging").verdict
-
-    def suspicious(probe, pictures):
-        return [replace(v, zncc=0.99, copy=True) for v in real(probe, pictures)]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amg.module("nodes.judging"), "verdict", suspicious)
+        module = amg.module("amg_core.verdict")
+        patch.setattr(module, "_second_judge", lambda *_: (0.99, 0.8, 0))
         drawn = draw([NEW], retries=1, if_still_copied="stop")
         assert torch.equal(drawn.samples, draw.plain([NEW]))
         assert outcomes(drawn) == ["look"] and len(drawn.report["attempts"]) == 1
@@ -166,14 +162,14 @@ def test_what_is_not_finished_is_not_judged(draw):
 
 def test_new_noise_is_that_of_another_seed(amg, draw):
     """In the last retry, and only for the copies."""
-    real, started = amg.hook._Drawing._start, []
+    real, started = amg.drawing.Drawing._start, []
 
     def start(self, number, suspects):
         started.append(real(self, number, suspects))
         return started[-1]
 
     with stubborn(amg) as patch:
-        patch.setattr(amg.hook._Drawing, "_start", start)
+        patch.setattr(amg.drawing.Drawing, "_start", start)
         drawn = draw([COPIED, NEW], retries=2, new_noise=True)
     assert [seed for _, seed in started] == [7, 7, 9]
     assert [attempt.get("seed", 7) for attempt in drawn.report["attempts"]] == [7, 7, 9]
@@ -229,7 +225,7 @@ def test_a_retry_starts_from_the_very_same_state(
             drawn.append(draw(settings, suspects))
             return drawn[-1]
 
-        return real(drawing, lambda x: [replace(v, copy=True) for v in judge(x)], *rest)
+        return real(drawing, lambda *x: [replace(v, copy=True) for v in judge(*x)], *rest)
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():

@@ -1,0 +1,331 @@
+"""From raw statistics to a probability, by what ordinary prompts measure on the same model.
+
+How large a norm or how high a cosine is differs from model to model by factors of ten, so a raw
+score says nothing. A calibration keeps what a list of ordinary prompts measured, for every number
+of noises up to the one it was made with; it is JSON, and one for a model (`key`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import AMGError
+from . import statistics
+
+FORMAT = "amg-prompt-calibration/1"
+FEWEST = 16  # ordinary prompts
+TAIL = 0.2  # share of the ordinary prompts that the upper tail is learned from
+# Score -> the statistics it adds up, each in spreads of the ordinary prompts. That is the paper's
+# γ1·norm + γ2·alignment with γ = 1/spread, but for a constant.
+SCORES = {
+    "combined": ("norm", "alignment", "low_norm", "agreement"),
+    "anisotropy": ("norm", "alignment"),
+    "anisotropy (authors' code)": ("norm", "alignment_pixelwise"),
+    "norm": ("norm",),
+    "agreement": ("agreement",),
+}
+
+Measured = Sequence[dict[str, float]]  # of one prompt, as `statistics.measure` gives it
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a calibration makes of one prompt.
+
+    score : float
+        In spreads of the ordinary prompts; 0 = as their median.
+    chance : float in (0, 1]
+        That an ordinary prompt scores as high (one-sided p-value).
+    probability : float in [0, 1)
+        Without known memorised prompts 1 − chance: the share of ordinary prompts that score lower.
+        With them, the probability of being one of them where both are equally likely beforehand.
+    suspicious : bool
+        Whether `chance` is below the share of false alarms that was asked for.
+    ordinary : int
+        How many ordinary prompts that rests on.
+    """
+
+    score: float
+    chance: float
+    probability: float
+    suspicious: bool
+    false_alarms: float
+    kind: str
+    ordinary: int
+
+    @property
+    def words(self) -> str:
+        """One sentence for the artist."""
+        rarest = 10 * self.ordinary  # so many prompts cannot tell more
+        if self.chance >= 0.01:
+            share = f"{100 * self.chance:.0f} of 100 ordinary prompts score as high"
+        elif self.chance * rarest >= 1:
+            share = f"one in {1 / self.chance:.0f} ordinary prompts scores as high"
+        else:
+            share = f"fewer than one in {rarest} ordinary prompts scores as high"
+        what = (
+            "suspicious: this prompt is probably a key to a training picture"
+            if self.suspicious
+            else "nothing suspicious"
+        )
+        return f"{what} · {self.kind} {self.score:+.1f} · {share}"
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ordinary prompts measured on one model.
+
+    model : str
+        Key of the model, as the host makes it.
+    shape : tuple of int
+        (C, H, W) of the latents that were asked about: probes have to ask about the same.
+    seeds : int
+        Noises a prompt; a probe may use fewer.
+    low : float
+        Where the low noise level is, as a share of the schedule.
+    ordinary, memorised : list of Measured
+        A list for each prompt, `seeds` long. memorised may be empty.
+    """
+
+    model: str
+    shape: tuple[int, ...]
+    seeds: int
+    low: float
+    ordinary: list[Measured]
+    memorised: list[Measured]
+
+    def __post_init__(self):
+        if len(self.ordinary) < FEWEST:
+            raise AMGError(
+                f"prompts: {len(self.ordinary)} ordinary prompts cannot show what is ordinary. "
+                f"Give at least {FEWEST}, one a line; 60 or more are better."
+            )
+
+    def scale(self, kind: str, seeds: int | None = None) -> Scale:
+        """How prompts are judged by one of `SCORES` from their first `seeds` noises (None: all).
+
+        AMGError for an unknown score, for more noises than were calibrated, or too few for it.
+        """
+        n = self.seeds if seeds is None else seeds
+        if not 1 <= n <= self.seeds:
+            raise AMGError(
+                f"seeds: this model was calibrated with {self.seeds}, and {n} were asked for. Use at "
+                f"most {self.seeds}, or run Calibrate Prompt Probe again with more."
+            )
+        if kind not in SCORES:
+            raise AMGError(f"score: {kind!r} is unknown. Choose one of {', '.join(SCORES)}.")
+        names = [name for name in SCORES[kind] if n > 1 or name != "agreement"]
+        if not names:
+            raise AMGError(f"score: {kind!r} compares noises. Set seeds to 2 or more.")
+        return Scale(kind, n, names, self.ordinary, self.memorised)
+
+    def judge(
+        self, measured: Measured, kind: str, seeds: int | None = None, false_alarms: float = 0.01
+    ) -> Verdict:
+        """The verdict on what a prompt measured: see `scale`."""
+        return self.scale(kind, seeds).judge(measured, false_alarms)
+
+
+class Scale:
+    """One score of one calibration, from n noises."""
+
+    def __init__(self, kind, n, names, ordinary, memorised):
+        self.kind, self.n = kind, n
+        self._laws = [(name, *robust([each[n - 1][name] for each in ordinary])) for name in names]
+        self._middle, self._spread = 0.0, 1.0
+        self._middle, self._spread = robust([self.score(each) for each in ordinary])
+        self.ordinary = [self.score(each) for each in ordinary]
+        self._logistic = None
+        if memorised:
+            self._logistic = logistic(self.ordinary, [self.score(each) for each in memorised])
+
+    def score(self, measured: Measured) -> float:
+        """Sum of the statistics, each a robust z = (value − median)/spread; then that as a robust z."""
+        values = measured[self.n - 1]
+        total = sum((values[name] - middle) / spread for name, middle, spread in self._laws)
+        return (total - self._middle) / self._spread
+
+    def threshold(self, false_alarms: float = 0.01) -> float:
+        """The score above which a prompt is suspicious."""
+        return tail_threshold(false_alarms, self.ordinary)
+
+    def judge(self, measured: Measured, false_alarms: float = 0.01) -> Verdict:
+        score = self.score(measured)
+        chance = tail_probability(score, self.ordinary)
+        probability = 1 - chance
+        if self._logistic is not None:
+            slope, offset = self._logistic
+            probability = _sigmoid(slope * score + offset)
+        return Verdict(
+            score, chance, probability, chance < false_alarms, false_alarms, self.kind,
+            len(self.ordinary),
+        )  # fmt: skip
+
+
+def median(values: Iterable[float]) -> float:
+    """Of at least one number; the mean of the middle two where their number is even."""
+    ranked = sorted(values)
+    return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
+
+
+def robust(values: Sequence[float]) -> tuple[float, float]:
+    """Median, and 1.4826·MAD: as mean and deviation of a normal law, whatever a few outliers are."""
+    middle = median(values)
+    spread = 1.4826 * median(abs(value - middle) for value in values)
+    return middle, max(spread, 1e-9 * max(1.0, abs(middle)))
+
+
+def tail_probability(score: float, ordinary: Sequence[float]) -> float:
+    """Chance that an ordinary prompt scores at least `score`, in (0, 1].
+
+    Peaks over a threshold: up to the upper fifth of the ordinary scores their share, above it an
+    exponential tail with the scale of the excesses there (their median / log 2, so that a prompt in
+    the list that is a key does not hide others).
+    """
+    ranked, edge, scale, share = _tail(ordinary)
+    if score <= edge:
+        return (sum(each >= score for each in ranked) + 1) / (len(ranked) + 1)
+    return max(share * math.exp(-(score - edge) / scale), 1e-300)
+
+
+def tail_threshold(chance: float, ordinary: Sequence[float]) -> float:
+    """The inverse: the score that an ordinary prompt reaches with that chance, in (0, 1)."""
+    ranked, edge, scale, share = _tail(ordinary)
+    if chance < share:
+        return edge + scale * math.log(share / chance)
+    return ranked[-min(len(ranked), max(1, math.ceil(chance * (len(ranked) + 1)) - 1))]
+
+
+def _tail(ordinary: Sequence[float]) -> tuple[list[float], float, float, float]:
+    """Sorted scores, where the upper tail begins, its exponential scale, and its share."""
+    ranked = sorted(ordinary)
+    count = max(FEWEST // 2, round(TAIL * len(ranked)))  # fewer say nothing of a scale
+    edge = ranked[-count - 1]
+    scale = median(each - edge for each in ranked[-count:]) / math.log(2)
+    return ranked, edge, max(scale, 1e-9), (count + 1) / (len(ranked) + 1)
+
+
+def logistic(negatives: Sequence[float], positives: Sequence[float]) -> tuple[float, float]:
+    """Slope and offset of P(positive | score), both groups weighing the same, by Newton's method.
+
+    A weak ridge keeps the slope finite where the groups are apart; it is never negative.
+    """
+    weights = [0.5 / len(negatives)] * len(negatives) + [0.5 / len(positives)] * len(positives)
+    targets = [0.0] * len(negatives) + [1.0] * len(positives)
+    points = [*negatives, *positives]
+    ridge, slope = 1e-3, 0.0
+    centre = (sum(negatives) / len(negatives) + sum(positives) / len(positives)) / 2
+    offset = 0.0  # at the centre
+    for _ in range(100):
+        g0 = g1 = h00 = h01 = 0.0
+        h11 = ridge
+        g1 += ridge * slope
+        for x, y, w in zip(points, targets, weights, strict=True):
+            x -= centre
+            p = _sigmoid(slope * x + offset)
+            g0, g1 = g0 + w * (p - y), g1 + w * (p - y) * x
+            v = max(w * p * (1 - p), 1e-12)
+            h00, h01, h11 = h00 + v, h01 + v * x, h11 + v * x * x
+        determinant = h00 * h11 - h01 * h01
+        d0, d1 = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
+        step = min(1.0, 2.0 / max(abs(d0), abs(d1), 1e-12))
+        offset, slope = offset - step * d0, slope - step * d1
+        if max(abs(d0), abs(d1)) < 1e-10:
+            break
+    if slope < 0:
+        return 0.0, 0.0
+    return slope, offset - slope * centre
+
+
+def _sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1 / (1 + math.exp(-min(value, 700)))
+    e = math.exp(max(value, -700))
+    return e / (1 + e)
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write JSON; the file is the old one or the new one, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = {
+        "format": FORMAT,
+        "model": calibration.model,
+        "shape": list(calibration.shape),
+        "seeds": calibration.seeds,
+        "low": calibration.low,
+        "ordinary": _columns(calibration.ordinary),
+        "memorised": _columns(calibration.memorised),
+    }
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(json.dumps(body), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise AMGError(f"The calibration cannot be written to {path}: {error}.") from error
+
+
+def load(path: Path) -> Calibration:
+    """Read what `save` wrote.
+
+    Raises
+    ------
+    AMGError
+        No such file, or not one of ours; names the file and the next step.
+    """
+    again = "Run a Calibrate Prompt Probe node with this model"
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AMGError(f"There is no calibration at {path}. {again}.") from error
+    except (OSError, ValueError) as error:
+        raise AMGError(f"The calibration {path} cannot be read: {error}. {again} again.") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise AMGError(f"{path} is not a calibration of format {FORMAT}. {again} again.")
+    try:
+        seeds = int(body["seeds"])
+        return Calibration(
+            str(body["model"]), tuple(int(side) for side in body["shape"]), seeds,
+            float(body["low"]), _prompts(body["ordinary"], seeds),
+            _prompts(body["memorised"], seeds),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise AMGError(f"The calibration {path} is damaged ({error}). {again} again.") from error
+
+
+def _columns(prompts: Sequence[Measured]) -> dict[str, list]:
+    """Statistic -> for each number of noises, the values of all prompts (null where it has none)."""
+    if not prompts:
+        return {}
+    return {
+        name: [[each[i].get(name) for each in prompts] for i in range(len(prompts[0]))]
+        for name in statistics.NAMES
+    }
+
+
+def _prompts(columns: dict[str, list], seeds: int) -> list[Measured]:
+    """The inverse of `_columns`. ValueError where a number is missing or not finite."""
+    if not columns:
+        return []
+    count = len(columns[statistics.NAMES[0]][0])
+    prompts: list[list[dict[str, float]]] = [[{} for _ in range(seeds)] for _ in range(count)]
+    for name in statistics.NAMES:
+        for i in range(seeds):
+            row = columns[name][i]
+            if len(row) != count:
+                raise ValueError(f"{name} has {len(row)} of {count} prompts")
+            if name == "agreement" and i == 0:
+                continue
+            for prompt, value in zip(prompts, row, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(f"{name} holds {value}")
+                prompt[i][name] = float(value)
+    return prompts

@@ -1,0 +1,108 @@
+"""What a network says of pure noise, with and without the prompt, in whichever way it was trained.
+
+Hosts hand every kind of network as its denoised prediction D. Papers on detection write ε, v, or the
+score s = ∇log p; all are affine in D at a given x and σ, so all can be had back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPSILON, V, FLOW = "epsilon", "v", "flow"
+KINDS = (EPSILON, V, FLOW)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of a batch of noisy latents at one level.
+
+    x : Tensor (B, C, …)
+        The latents as a sampler holds them: x0 + σ·ε, for flow models (1 − σ)·x0 + σ·ε.
+    sigma : float
+        Above 0. k-diffusion's σ = √((1 − ᾱ)/ᾱ); for flow models their own, at most 1.
+    cond, uncond : Tensor, as x
+        D_c and D_u, the denoised predictions for the prompt and for no prompt.
+    kind : one of `KINDS`
+        What the network puts out. Sigma-data (EDM) networks count as ε.
+    """
+
+    x: Tensor
+    sigma: float
+    cond: Tensor
+    uncond: Tensor
+    kind: str = EPSILON
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.sigma <= 0 or (self.kind == FLOW and self.sigma > 1):
+            raise ValueError(f"sigma {self.sigma} is not a noise level of a {self.kind} network")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice) -> Predictions:
+        return Predictions(self.x[rows], self.sigma, self.cond[rows], self.uncond[rows], self.kind)
+
+
+def unrescaled(noise: Tensor, input_scale: float) -> Tensor:
+    """Noise z (B, …) -> the x that the network is fed as z itself.
+
+    `input_scale` is what the sampler multiplies x by on its way into the network, 1/√(1 + σ²) for ε
+    and v, 1 for flow. The anisotropy paper shows the same z at a high and at a low level.
+    """
+    return noise / input_scale
+
+
+def epsilon(p: Predictions, denoised: Tensor) -> Tensor:
+    """The noise that `denoised` leaves: ε = (x − D)/σ; flow: (x − (1 − σ)·D)/σ."""
+    share = 1 - p.sigma if p.kind == FLOW else 1.0
+    return (p.x - share * denoised) / p.sigma
+
+
+def output(p: Predictions, denoised: Tensor) -> Tensor:
+    """The network's own output.
+
+    ε: (x − D)/σ. v = √ᾱ·ε − √(1−ᾱ)·x0: (x − (1 + σ²)·D)/(σ·√(1 + σ²)). Flow, ε − x0: (x − D)/σ.
+    """
+    if p.kind == V:
+        power = 1 + p.sigma**2
+        return (p.x - power * denoised) / (p.sigma * power**0.5)
+    return (p.x - denoised) / p.sigma
+
+
+def deviation(p: Predictions) -> float:
+    """Standard deviation of the noise in the network's own coordinates: √(1 − ᾱ); flow: σ."""
+    return p.sigma if p.kind == FLOW else p.sigma / (1 + p.sigma**2) ** 0.5
+
+
+def score_difference(p: Predictions) -> Tensor:
+    """s_Δ = s_c − s_u = −(ε_c − ε_u)/√(1 − ᾱ), the guidance vector in score units.
+
+    In D: (D_c − D_u)/(σ·√(1 − ᾱ)). Flow: (1 − σ)/σ²·(D_c − D_u), which is 0 at σ = 1 whatever the
+    prompt (pure noise has the same score for all); there the difference of the outputs is taken.
+    """
+    if p.kind == FLOW and p.sigma > 0.99:
+        return output(p, p.uncond) - output(p, p.cond)
+    return -(epsilon(p, p.cond) - epsilon(p, p.uncond)) / deviation(p)
+
+
+def code_difference(p: Predictions) -> Tensor:
+    """What the authors' code takes the norm of, up to its sign.
+
+    ε networks: ε_c − ε_u. v networks: √ᾱ·(v_c − v_u)/(1 − ᾱ), which they call the score.
+    Flow networks, which they do not have: the difference of the outputs.
+    """
+    difference = output(p, p.cond) - output(p, p.uncond)
+    if p.kind == V:
+        alpha = 1 / (1 + p.sigma**2)
+        return difference * alpha**0.5 / (1 - alpha)
+    return difference
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, …) -> (B, N) float32."""
+    return torch.flatten(x, 1).float()

@@ -1,0 +1,116 @@
+"""A prompt's embedding, moved until a detection score no longer calls it a key.
+
+Wen et al., ICLR 2024 (score: the norm of the guidance vector at the first step); the mitigation of the
+anisotropy paper, ICLR 2026, is the same with its own score. The score is a callable, so both are here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import AMGError
+
+# (1, T, C) float32 -> the score of one prompt with one latent, a scalar, larger = more memorised. Called
+# with gradients on, and without.
+Score = Callable[[Tensor], Tensor]
+
+ITERATIONS, RATE = 10, 0.05  # Wen et al.
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What became of one prompt.
+
+    embedding : (1, T, C), the very tensor that was given where its score was under the target already.
+    scores : of the embeddings tried, the given one first. best : which of them `embedding` is.
+    """
+
+    embedding: Tensor
+    scores: tuple[float, ...]
+    best: int
+    target: float
+
+    @property
+    def steps(self) -> int:
+        """How many gradient steps were taken."""
+        return len(self.scores) - 1
+
+    @property
+    def reached(self) -> bool:
+        return self.scores[self.best] <= self.target
+
+
+def adapt(
+    embedding: Tensor,
+    score: Score,
+    target: float,
+    *,
+    iterations: int = ITERATIONS,
+    rate: float = RATE,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Adapted:
+    """Gradient steps of AdamW on `embedding` (1, T, C) until `score` is at most `target`.
+
+    One prompt and one latent at a time: that is what keeps the memory small, and no sample depends on
+    another. The first score is taken without gradients, so that an ordinary prompt costs no more than
+    that. Where the target is not reached, the embedding with the lowest score is returned.
+
+    Parameters
+    ----------
+    target : float
+        In units of the score, which differ from model to model.
+    iterations, rate : int, float
+        At most so many steps, of this size.
+    on_step : callable, optional
+        Called with the number of steps taken and the score, after each evaluation. May raise.
+
+    Raises
+    ------
+    AMGError
+        The score or its gradient is not finite.
+    """
+    tell = on_step or (lambda step, value: None)
+    scores: list[float] = []
+    best, lowest = 0, embedding
+
+    def good_enough(current: Tensor) -> bool:
+        nonlocal best, lowest
+        scores.append(_finite(current.detach()))
+        if scores[-1] < scores[best]:
+            best, lowest = len(scores) - 1, value.detach().clone().to(embedding.dtype)
+        tell(len(scores) - 1, scores[-1])
+        return scores[-1] <= target
+
+    value = embedding.detach().clone().float()
+    with torch.no_grad():
+        if good_enough(score(value)) or iterations < 1:
+            return Adapted(embedding, tuple(scores), 0, target)
+    value.requires_grad_(True)
+    optimiser = torch.optim.AdamW([value], lr=rate)
+    for step in range(iterations):
+        with torch.enable_grad():
+            current = score(value)
+            if step > 0 and good_enough(current):
+                break
+            (value.grad,) = torch.autograd.grad(current, value)
+        _finite(value.grad.abs().sum())
+        optimiser.step()
+    else:
+        with torch.no_grad():
+            good_enough(score(value))
+    return Adapted(lowest, tuple(scores), best, target)
+
+
+def _finite(value: Tensor) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise AMGError(
+            "The score of this prompt, or its gradient, is not a finite number: half precision may be "
+            "too coarse for this model. Load it in bf16 or fp32, or lower learning_rate."
+        )
+    return number

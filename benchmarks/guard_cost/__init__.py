@@ -1,0 +1,1 @@
+"""What the guard costs: see `__main__`."""

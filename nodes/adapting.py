@@ -1,0 +1,257 @@
+"""Adapting a prompt inside ComfyUI: gradients of a score with respect to the conditioning.
+
+The host's own sampling machinery loads the model, applies its patches and works the prompts out; our
+"sampler" then asks for one noise level instead of drawing. See `amg_core.mitigation` for the way
+gradients pass through weights that were loaded for inference.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..amg_core.errors import AMGError
+from ..amg_core.mitigation import differentiation
+from ..amg_core.mitigation.adaptation import Adapted, Score, adapt
+from ..amg_core.mitigation.differentiation import GIB, BudgetExceeded, Ledger
+from ..amg_core.mitigation.transition import guidance_norm
+from . import hook
+
+SHARE_OF_FREE = 0.8  # of the free memory, where no budget is given
+REFUSED = {
+    "control": "a ControlNet. Connect Adapt Prompt before Apply ControlNet",
+    "gligen": "GLIGEN boxes. Connect Adapt Prompt before them",
+    "hooks": "LoRA or model hooks. Connect Adapt Prompt before them",
+    "area": "an area. Adapt the prompt first, then set its area",
+    "mask": "a mask. Adapt the prompt first, then set its mask",
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What became of each picture's prompt, and what it cost.
+
+    peak : bytes kept for the way back at most; budget : bytes allowed; twice : whether the network had
+    to run twice to stay within it.
+    """
+
+    adapted: list[Adapted]
+    peak: int = 0
+    budget: int = 0
+    twice: bool = False
+
+
+def adapt_prompt(
+    model, positive, negative, latent: dict, seed: int, target: float, iterations: int, rate: float,
+    memory: int = 0,
+) -> tuple[list, Outcome]:  # fmt: skip
+    """CONDITIONING whose Wen score is at most `target` for the noise that `seed` gives, a row a picture.
+
+    Parameters
+    ----------
+    latent : LATENT
+        Its shape and batch; the noise is what KSampler makes for it from the same seed.
+    memory : int
+        Bytes that the way back may take; 0: most of what is free.
+
+    Returns
+    -------
+    The very `positive` where every picture's score was under the target already.
+
+    Raises
+    ------
+    AMGError
+        A prompt of several parts or with something attached that the score would not see; not enough
+        memory; a model that no gradient can be taken through.
+    """
+    check(positive, "positive")
+    check(negative, "negative")
+    shape = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    guider = comfy.samplers.CFGGuider(hook.detach(model.clone()))  # nothing is drawn to be guarded
+    guider.set_conds(positive, negative)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
+    asking = _Asking(target, iterations, rate, memory)
+    guider.sample(
+        noise(shape, seed, latent.get("batch_index")), shape, asking, sigmas, disable_pbar=True,
+        seed=seed,
+    )  # fmt: skip
+    outcome = asking.outcome
+    if all(one.steps == 0 for one in outcome.adapted):
+        return positive, outcome
+    embedding, more = positive[0]
+    rows = torch.cat([one.embedding.to(embedding) for one in outcome.adapted])
+    return [[rows, dict(more)]], outcome
+
+
+def check(conditioning, name: str) -> None:
+    """AMGError unless it is one text that acts everywhere and at all times."""
+    if len(conditioning) != 1:
+        raise AMGError(
+            f"{name}: it has {len(conditioning)} parts. Adapt each prompt by itself and combine them "
+            f"afterwards."
+        )
+    (embedding, more), *_ = conditioning
+    if embedding is None or embedding.ndim != 3:
+        raise AMGError(f"{name}: this is no text. Connect the output of a CLIP Text Encode node.")
+    for key, what in REFUSED.items():
+        if more.get(key) is not None:
+            raise AMGError(f"{name}: it carries {what}.")
+
+
+def noise(latent: Tensor, seed: int, batch_index=None) -> Tensor:
+    """The noise that KSampler draws for this latent from `seed`, without its global generator."""
+    generator = torch.Generator().manual_seed(seed)
+    if batch_index is None:
+        return torch.randn(latent.shape, dtype=latent.dtype, generator=generator)
+    one = (1, *latent.shape[1:])
+    every = [
+        torch.randn(one, dtype=latent.dtype, generator=generator)
+        for _ in range(max(batch_index) + 1)
+    ]
+    return torch.cat([every[i] for i in batch_index])
+
+
+class _Asking(comfy.samplers.Sampler):
+    """In the place of a sampler: adapts the prompt to each sample's first noise level."""
+
+    def __init__(self, target: float, iterations: int, rate: float, memory: int):
+        self.target, self.iterations, self.rate, self.memory = target, iterations, rate, memory
+        self.outcome = Outcome([])
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
+               denoise_mask=None, disable_pbar=False):  # fmt: skip
+        model, options = model_wrap.inner_model, _options(extra_args["model_options"])
+        network = model.diffusion_model
+        device = noise.device
+        budget = self.memory or int(SHARE_OF_FREE * comfy.model_management.get_free_memory(device))
+        self.outcome.budget = budget
+        conds = {name: model_wrap.conds[name][0] for name in ("positive", "negative")}
+        bar = comfy.utils.ProgressBar(len(noise) * (self.iterations + 1))
+        with torch.inference_mode(False), differentiation.ordinary_weights(network):
+            sigma, given = sigmas[:1].clone(), latent_image.clone()
+            scaling = model.model_sampling.noise_scaling
+            start = scaling(sigma[0], noise.clone(), given, True)
+            for i in range(len(start)):
+                one = slice(i, i + 1)
+                score = _score(
+                    model, conds, start[one], given[one], sigma, options, i, extra_args["seed"]
+                )
+                self.outcome.adapted.append(
+                    self._within(network, budget, score, _row(conds["positive"], i, device))
+                )
+                bar.update_absolute((i + 1) * (self.iterations + 1))
+        return noise
+
+    def _within(self, network, budget: int, score, embedding: Tensor) -> Adapted:
+        """Adapt one prompt; where its way back does not fit, once more with blocks run twice."""
+        for twice in (self.outcome.twice, True):
+            ledger = Ledger(budget, network)
+
+            def counted(prompt: Tensor, ledger=ledger) -> Tensor:
+                ledger.restart()
+                return score(prompt)
+
+            try:
+                with ExitStack() as stack:
+                    if twice:
+                        stack.enter_context(differentiation.blocks_run_twice(network, ledger))
+                    stack.enter_context(ledger.counting())
+                    adapted = adapt(
+                        embedding, counted, self.target, iterations=self.iterations, rate=self.rate,
+                        on_step=_interruptible,
+                    )  # fmt: skip
+                self.outcome.twice |= twice
+                self.outcome.peak = max(self.outcome.peak, ledger.peak)
+                return adapted
+            except (BudgetExceeded, torch.OutOfMemoryError) as error:
+                if twice:
+                    raise AMGError(
+                        f"memory_gb: one gradient step needs more than the {budget / GIB:.1f} GiB "
+                        f"that {'were given' if self.memory else 'are free'}. Give more, use a "
+                        f"smaller latent, or use Randomise Prompt or Delayed Guidance, which need none."
+                    ) from error
+                comfy.model_management.soft_empty_cache()
+            except RuntimeError as error:
+                raise _explained(error) from error
+        raise AssertionError("unreachable")
+
+
+def _score(
+    model, conds: dict, x: Tensor, latent: Tensor, sigma: Tensor, options: dict, row: int, seed
+) -> Score:
+    """embedding (1, T, C) -> ‖ε_c − ε_u‖ for one start x (1, C, …); D_u is asked for once."""
+
+    def predict(name: str, embedding: Tensor) -> Tensor:
+        cond = _plain(conds[name], row) | {"cross_attn": embedding, "model_conds": {}}
+        (cond,) = comfy.samplers.encode_model_conds(
+            model.extra_conds, [cond], x, x.device, name, latent_image=latent, denoise_mask=None,
+            seed=seed,
+        )  # fmt: skip
+        return comfy.samplers.calc_cond_batch(model, [[cond]], x, sigma, options)[0]
+
+    with torch.no_grad():
+        uncond = predict("negative", _row(conds["negative"], row, x.device))
+
+    def score(embedding: Tensor) -> Tensor:
+        return guidance_norm(predict("positive", embedding), uncond, sigma)[0]
+
+    return score
+
+
+def _row(cond: dict, row: int, device) -> Tensor:
+    """The embedding of one picture (1, T, C), an ordinary tensor."""
+    every = cond["cross_attn"]
+    return every[row % len(every)][None].clone().to(device)
+
+
+def _plain(cond: dict, row: int) -> dict:
+    """What else belongs to the prompt (pooled output, sizes, guidance), for one picture."""
+    out = {}
+    for key, value in cond.items():
+        if key in ("model_conds", "cross_attn"):
+            continue
+        if isinstance(value, Tensor):
+            value = value.clone()
+            if key == "pooled_output" and len(value) > 1:
+                value = value[row % len(value)][None]
+        out[key] = value
+    return out
+
+
+def _options(options: dict) -> dict:
+    """The run's options, with an attention that has a gradient: the fastest ones have none."""
+    transformer = dict(options.get("transformer_options", {}))
+    transformer.setdefault("optimized_attention_override", _attention)
+    return {**options, "transformer_options": transformer}
+
+
+def _attention(chosen, *args, **kwargs):
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def _interruptible(step: int, score: float) -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """An AMGError where the cause is that no gradient can be taken; otherwise the error itself."""
+    text = str(error)
+    signs = ("Inference tensors", "derivative for", "does not require grad", "not have been used")
+    if isinstance(error, AMGError) or not any(sign in text for sign in signs):
+        return error
+    return AMGError(
+        f"model: no gradient can be taken through this model, or through a patch that another node put "
+        f"on it ({text.splitlines()[0][:160]}). Connect the model as it leaves its loader, or use "
+        f"Randomise Prompt or Delayed Guidance, which need no gradient."
+    )

@@ -1,0 +1,324 @@
+"""Prompt Probe and Calibrate Prompt Probe: is this prompt a key, before a step is spent?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.utils
+from comfy_api.latest import io
+
+from ..amg_core.detection import calibration as calibrations
+from ..amg_core.detection.calibration import Calibration, Verdict
+from ..amg_core.detection.statistics import LOW
+from ..amg_core.detection.tokens import in_words, leave_out
+from ..amg_core.errors import AMGError
+from . import paths, probing, show
+from .types import CATEGORY, PromptVerdict
+
+ORDINARY = Path(__file__).with_name("ordinary_prompts.txt")
+IF_SUSPICIOUS, ALWAYS, NEVER = WORDS = ("if suspicious", "always", "never")
+SEEDS = 4
+
+
+@dataclass(frozen=True)
+class JudgedPrompt:
+    """What goes over a PROMPT_VERDICT wire."""
+
+    verdict: Verdict
+    key_words: str
+
+
+class PromptProbeNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_PromptProbe",
+            display_name="Prompt Probe",
+            category=CATEGORY,
+            description="Tells whether a prompt is a key to a memorised training picture, before "
+            "anything is drawn and without an index. Put it in front of a sampler; with a guarded "
+            "model connected, only suspicious prompts pay for the guard.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that will draw, with its LoRAs. It must have been through "
+                    "Calibrate Prompt Probe once.",
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt to judge. It is passed through unchanged."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="Passed through unchanged. Without clip it also stands for no prompt: "
+                    "then leave its text empty, or the verdict is off.",
+                ),
+                io.Combo.Input(
+                    "score",
+                    options=list(calibrations.SCORES),
+                    default=next(iter(calibrations.SCORES)),
+                    tooltip="What is judged. combined: all that the two looks tell. anisotropy: "
+                    "norm and alignment, as in the paper of 2026. norm: as in that of 2024. "
+                    "agreement: how alike the first guesses from different noises are. All cost "
+                    "the same.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=SEEDS,
+                    min=1,
+                    max=16,
+                    tooltip="How many noises are looked at. More is steadier and slower: the probe "
+                    "costs as much as two sampling steps of this many pictures. At most as many as "
+                    "the calibration has.",
+                ),
+                io.Float.Input(
+                    "false_alarms",
+                    default=0.01,
+                    min=0.0001,
+                    max=0.5,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="Share of ordinary prompts that may be called suspicious. Larger finds "
+                    "more keys and disturbs more ordinary prompts. 0.01 = one in a hundred.",
+                ),
+                io.Combo.Input(
+                    "words",
+                    options=list(WORDS),
+                    default=IF_SUSPICIOUS,
+                    tooltip="Whether to find out which words are the key, by leaving each out. "
+                    "Needs clip and text. Costs one more probe for every word (16 groups of words "
+                    "at most).",
+                ),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="The text of the prompt once more, to find the words that are the key. "
+                    "Connect the same text that the prompt was encoded from.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of the prompt: for an empty prompt to compare with, "
+                    "and for the words.",
+                ),
+                io.Model.Input(
+                    "guarded_model",
+                    optional=True,
+                    tooltip="The same model from Apply AMG. Leaves as model where the prompt is "
+                    "suspicious; otherwise the plain model leaves and sampling costs nothing extra.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "chosen_model",
+                    display_name="MODEL",
+                    tooltip="guarded_model where it is connected and the prompt is suspicious, "
+                    "else model, unchanged.",
+                ),
+                io.Conditioning.Output(
+                    "same_positive", display_name="positive", tooltip="The prompt, unchanged."
+                ),
+                io.Conditioning.Output(
+                    "same_negative",
+                    display_name="negative",
+                    tooltip="The negative prompt, unchanged.",
+                ),
+                io.Boolean.Output(
+                    "suspicious",
+                    display_name="suspicious",
+                    tooltip="True where fewer ordinary prompts than false_alarms score this high. "
+                    "Connect it to any switch.",
+                ),
+                io.Float.Output(
+                    "probability",
+                    display_name="probability",
+                    tooltip="Share of ordinary prompts that score lower. If the calibration knows "
+                    "memorised prompts: the probability of being one, at even odds beforehand.",
+                ),
+                io.Float.Output(
+                    "spreads",
+                    display_name="score",
+                    tooltip="The score in spreads of ordinary prompts: 0 is the middle of them, 3 "
+                    "is rare.",
+                ),
+                io.String.Output(
+                    "verdict", display_name="verdict", tooltip="The verdict as a sentence."
+                ),
+                io.String.Output(
+                    "key_words",
+                    display_name="words",
+                    tooltip="The words that matter most, with how far the score falls without "
+                    "them. Empty where they were not looked for.",
+                ),
+                PromptVerdict.Output(
+                    "prompt_verdict",
+                    display_name="PROMPT_VERDICT",
+                    tooltip="All of the verdict, for nodes of this pack.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        """Another calibration may give another verdict."""
+        return " ".join(paths.calibrations())
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, score, seeds, false_alarms, words, text="", clip=None,
+        guarded_model=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        calibration = calibration_of(model)
+        scale = calibration.scale(score, seeds)
+        if words == ALWAYS and (clip is None or not text.strip()):
+            raise AMGError(
+                "words: connect clip and give text, the text of the prompt, to find its key words; "
+                "or set words to never."
+            )
+        nothing = negative if clip is None else probing.encode(clip, "")
+
+        def judge(prompt) -> Verdict:
+            measured = probing.measure(
+                model, prompt, nothing, calibration.shape, seeds, calibration.low
+            )
+            return scale.judge(measured, false_alarms)
+
+        verdict = judge(positive)
+        wanted = words == ALWAYS or (words == IF_SUSPICIOUS and verdict.suspicious)
+        key_words = ""
+        if wanted and clip is not None and text.strip():
+            parts = leave_out(text, lambda part: judge(probing.encode(clip, part)).score)
+            key_words = in_words(parts)
+        told = f"{verdict.words} · {key_words}" if key_words else verdict.words
+        show.text_on(cls.hidden.unique_id)(told)
+        guarded = guarded_model is not None and verdict.suspicious
+        return io.NodeOutput(
+            guarded_model if guarded else model, positive, negative, verdict.suspicious,
+            verdict.probability, verdict.score, verdict.words, key_words,
+            JudgedPrompt(verdict, key_words), ui={"text": (told,)},
+        )  # fmt: skip
+
+
+class CalibratePromptProbeNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_CalibratePromptProbe",
+            display_name="Calibrate Prompt Probe",
+            category=CATEGORY,
+            description="Learns once for each model what ordinary prompts look like to Prompt Probe, "
+            "and keeps it in models/amg/prompt_probe. Do it again after changing a LoRA or its "
+            "strength.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to calibrate, with its LoRAs, as it will be used."
+                ),
+                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent of the size that the model was made for, such as "
+                    "512 x 512. Probes will use this size, whatever size is drawn later.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="Ordinary prompts, one a line, 16 or more, like those you use and surely "
+                    "no titles of known pictures. Empty: a list that comes with the pack. Costs "
+                    "one probe each.",
+                ),
+                io.Int.Input(
+                    "seeds",
+                    default=SEEDS,
+                    min=2,
+                    max=16,
+                    tooltip="How many noises each prompt is looked at with; probes can use as many "
+                    "or fewer. More takes longer.",
+                ),
+                io.String.Input(
+                    "memorised",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Prompts known to give copies, one a line, if you have some: then the "
+                    "probability speaks of them too. Usually left empty.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "same_model",
+                    display_name="MODEL",
+                    tooltip="The model, unchanged: put Prompt Probe behind it to calibrate first.",
+                ),
+                io.String.Output(
+                    "summary",
+                    display_name="summary",
+                    tooltip="Thresholds that were learned, and the file they are kept in.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, clip, latent_image, prompts, seeds, memorised="") -> io.NodeOutput:
+        ordinary, known = _lines(prompts or ORDINARY.read_text("utf-8")), _lines(memorised)
+        if len(ordinary) < calibrations.FEWEST:
+            raise AMGError(
+                f"prompts: there are {len(ordinary)}. Give at least {calibrations.FEWEST} ordinary "
+                f"prompts, one a line, or none to use the list of the pack."
+            )
+        shape = probing.latent_shape(model, latent_image["samples"])
+        texts = [probing.encode(clip, text) for text in ["", *ordinary, *known]]
+        nothing, say = texts[0], show.text_on(cls.hidden.unique_id)
+        bar = comfy.utils.ProgressBar(len(texts) - 1)
+        measured = []
+        for text in texts[1:]:
+            measured.append(probing.measure(model, text, nothing, shape, seeds, LOW))
+            bar.update(1)
+            say(f"prompt {len(measured)} of {len(texts) - 1} · calibrating")
+        count = len(ordinary)
+        key = probing.model_key(model)
+        calibration = Calibration(key, shape, seeds, LOW, measured[:count], measured[count:])
+        file = paths.calibration_file(key)
+        calibrations.save(calibration, file)
+        summary = _summary(calibration, file)
+        say(summary.splitlines()[0])
+        return io.NodeOutput(model, summary, ui={"text": (summary,)})
+
+
+def calibration_of(model) -> Calibration:
+    """The calibration of that model. AMGError, naming the file and the next step, without one."""
+    file = paths.calibration_file(probing.model_key(model))
+    if not file.is_file():
+        raise AMGError(
+            f"model: this model, with these LoRAs, has no calibration ({file}). Run Calibrate "
+            f"Prompt Probe with it once; it takes some minutes."
+        )
+    return calibrations.load(file)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines that say something, each once, in their order."""
+    return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def _summary(calibration: Calibration, file: Path) -> str:
+    size = "x".join(str(side) for side in calibration.shape)
+    lines = [
+        f"calibrated on {len(calibration.ordinary)} ordinary prompts · {calibration.seeds} noises "
+        f"each · latents {size}"
+    ]
+    for kind in calibrations.SCORES:
+        scale = calibration.scale(kind)
+        line = f"{kind}: suspicious above {scale.threshold():.1f} (1 % false alarms)"
+        if calibration.memorised:
+            found = sum(scale.judge(each).suspicious for each in calibration.memorised)
+            line += f", finds {found} of the {len(calibration.memorised)} memorised prompts"
+        lines.append(line)
+    return "\n".join([*lines, f"kept in {os.fspath(file)}"])

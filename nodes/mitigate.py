@@ -1,0 +1,535 @@
+"""Mitigations without an index: what is asked is changed, or guidance begins later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from comfy_api.latest import io
+
+from ..amg_core.errors import AMGError
+from . import show
+from .types import CATEGORY
+
+LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+SETTINGS = ["code", "paper"]
+PADDING = ["replace", "zero"]
+MODES = ["delayed", "opposite", "off"]
+POINTS = ["dynamic", "static"]
+EXCLAMATION_MARK = 0  # its id in CLIP's vocabulary
+CLIP_WORDS = 49_400  # the authors' code draws ids below it
+DRAWS = 1000  # of ids, until one is a word
+KEY = "amg_delayed_guidance"
+
+
+def seed_input(tooltip: str) -> io.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=LARGEST_SEED, control_after_generate=True, tooltip=tooltip
+    )
+
+
+class RandomisePromptNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_RandomisePrompt",
+            display_name="Randomise Prompt",
+            category=CATEGORY,
+            description="Puts words into a prompt at random, so that it no longer is the very caption "
+            "a picture was memorised by. Costs nothing and needs no index. The picture changes, and "
+            "the prompt is followed a little less (Somepalli et al. 2023).",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    tooltip="The prompt. Brackets and weights such as (red:1.2) stay in place.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=["RT", "CWR", "RNA"],
+                    default="RT",
+                    tooltip="RT: random words; the strongest and the furthest from the prompt. CWR: "
+                    "words of the prompt once more. RNA: numbers; the mildest.",
+                ),
+                io.Combo.Input(
+                    "settings",
+                    options=SETTINGS,
+                    default=SETTINGS[0],
+                    tooltip="code: every round changes something, as the authors' program did. "
+                    "paper: only some rounds do, so a prompt may come out as it went in.",
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=4,
+                    min=0,
+                    max=50,
+                    tooltip="How many rounds. The authors' 4 suits captions of about ten words; "
+                    "longer prompts may need more. 0 = off.",
+                ),
+                seed_input("The same seed makes the same prompt."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Needed for RT only: its random words come from the vocabulary of your "
+                    "model's text encoder. Nothing is encoded.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "prompt",
+                    display_name="prompt",
+                    tooltip="The new prompt, for CLIP Text Encode. Also shown on the node.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, text, method, settings, repeats, seed, clip=None) -> io.NodeOutput:
+        from ..amg_core.mitigation.prompts import METHODS, RECIPES, randomise
+
+        _check_choice("method", method, METHODS)
+        _check_choice("settings", settings, SETTINGS)
+        recipe = replace(RECIPES[settings][method], repeats=repeats)
+        generator = torch.Generator().manual_seed(seed)
+        draw = None if clip is None else vocabulary(clip)
+        prompt = text if repeats == 0 else randomise(text, method, recipe, generator, draw)
+        show.text_on(cls.hidden.unique_id)(prompt)
+        return io.NodeOutput(prompt, ui={"text": (prompt,)})
+
+
+class PromptNoiseNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_PromptNoise",
+            display_name="Noise on Prompt",
+            category=CATEGORY,
+            description="Adds noise to an encoded prompt (GNI of Somepalli et al. 2023). Costs nothing, "
+            "needs no index. The mildest remedy, and against pictures that are memorised thoroughly "
+            "the weakest.",
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="The prompt, encoded."),
+                io.Float.Input(
+                    "strength",
+                    default=0.1,
+                    min=0.0,
+                    max=5.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="How much noise. 0 = off; 0.1 is the authors'; above 0.5 the prompt gets "
+                    "lost.",
+                ),
+                seed_input("The same seed makes the same noise."),
+                io.Boolean.Input(
+                    "relative",
+                    default=True,
+                    label_on="to the prompt's deviation",
+                    label_off="absolute",
+                    tooltip="On: strength is in units of the prompt's own standard deviation, which "
+                    "differs from encoder to encoder. For the CLIP of SD 1.x, where it is about 1, "
+                    "both mean the same. Off: as in the paper.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "noisy", display_name="CONDITIONING", tooltip="The prompt with noise on it."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, strength, seed, relative) -> io.NodeOutput:
+        from ..amg_core.mitigation.embeddings import gaussian_noise, generators
+
+        if strength == 0:
+            return io.NodeOutput(conditioning)
+        out = []
+        for embedding, more in conditioning:
+            rows = generators(seed, len(embedding))
+            out.append([gaussian_noise(embedding, strength, rows, relative), dict(more)])
+        return io.NodeOutput(out)
+
+
+class PaddingFixNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_PaddingFix",
+            display_name="Padding Fix",
+            category=CATEGORY,
+            description="Encodes a prompt for Stable Diffusion 1.x without the padding that carries most "
+            "of what such models memorised. In the place of CLIP Text Encode, on the positive prompt. "
+            "Costs nothing, needs no index. Other text encoders are refused.",
+            inputs=[
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder of a Stable Diffusion 1.x model; a LoRA on it is kept.",
+                ),
+                io.String.Input(
+                    "text", multiline=True, tooltip="The prompt. Weights such as (red:1.2) work."
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=PADDING,
+                    default=PADDING[0],
+                    tooltip="replace: padding becomes '!', as in SDXL, and the end of the prompt is set "
+                    "to zero. zero: share of the padding, chosen at random, is set to zero.",
+                ),
+                io.Float.Input(
+                    "share",
+                    default=0.7,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="zero: how much of the padding. 0 = off, 0.7 is the authors'; at 1 "
+                    "pictures fall apart. replace: not used.",
+                ),
+                seed_input("zero: which of the padding. The same seed chooses the same."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="CONDITIONING",
+                    tooltip="The encoded prompt, for positive of a sampler.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, text, method, share, seed) -> io.NodeOutput:
+        from ..amg_core.mitigation import embeddings
+
+        _check_choice("method", method, PADDING)
+        end = end_token(clip)
+        tokens = clip.tokenize(text)
+        ids = [[token[0] for token in chunk] for chunk in tokens["l"]]
+        padding = torch.tensor([p for chunk in ids for p in embeddings.padding_after(chunk, end)])
+        if method == "replace":
+            ends = [embeddings.first_end(chunk, end) for chunk in ids]
+            tokens["l"] = [_replaced(chunk, end) for chunk in tokens["l"]]
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
+        out = []
+        for embedding, more in conditioning:
+            if method == "zero":
+                rows = embeddings.generators(seed, len(embedding))
+                embedding = embeddings.zero_padding(embedding, padding[None], share, rows)
+            else:
+                embedding, start = embedding.clone(), 0
+                for chunk, place in zip(ids, ends, strict=True):
+                    if place is not None:
+                        embedding[:, start + place] = 0
+                    start += len(chunk)
+            out.append([embedding, more])
+        return io.NodeOutput(out)
+
+
+class AdaptPromptNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_AdaptPrompt",
+            display_name="Adapt Prompt",
+            category=CATEGORY,
+            description="Moves an encoded prompt, before sampling, until the model no longer leans on it "
+            "as on a memorised caption (Wen et al. 2024). A prompt under the target stays as it is, bit "
+            "for bit, for the price of two model calls. Needs no index.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will draw."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompt, one text. Combine prompts, set areas and apply ControlNets "
+                    "after this node.",
+                ),
+                io.Conditioning.Input("negative", tooltip="What the sampler gets as negative."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The latent that goes into the sampler: size and number of pictures. Each "
+                    "gets a prompt of its own.",
+                ),
+                seed_input(
+                    "The seed of your sampler: the prompt is adapted to the noise it starts from."
+                ),
+                io.Float.Input(
+                    "target",
+                    default=3.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.1,
+                    round=0.001,
+                    tooltip="The score to come down to. Its scale differs from model to model: read "
+                    "the scores of ordinary prompts in report first. 1 to 5 on SD 1.x at 512 px; lower "
+                    "changes more.",
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=10,
+                    min=0,
+                    max=100,
+                    tooltip="At most so many steps. Each costs about as much as a sampling step. 0 = only "
+                    "measure.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.05,
+                    min=0.0001,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
+                    tooltip="Size of a step. 0.05 is the authors'; larger reaches the target sooner "
+                    "and overshoots.",
+                ),
+                io.Float.Input(
+                    "memory_gb",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.5,
+                    round=0.01,
+                    optional=True,
+                    tooltip="What a step may take beside the model, in GiB. 0 = most of what is free. "
+                    "Where it does not fit, the network is run twice instead, half as slow again; "
+                    "where even that does not, an error says so.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "adapted",
+                    display_name="positive",
+                    tooltip="The adapted prompt, for positive of the sampler. Fits this seed and this "
+                    "latent.",
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="A line a picture: its score before and after, the steps taken, the memory.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image, seed, target, iterations, learning_rate,
+        memory_gb=0.0,
+    ) -> io.NodeOutput:  # fmt: skip
+        from .adapting import adapt_prompt
+
+        adapted, outcome = adapt_prompt(
+            model, positive, negative, latent_image, seed, target, iterations, learning_rate,
+            int(memory_gb * 2**30),
+        )  # fmt: skip
+        report = told(outcome, target)
+        show.text_on(cls.hidden.unique_id)(report)
+        return io.NodeOutput(adapted, report, ui={"text": (report,)})
+
+
+class DelayedGuidanceNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_DelayedGuidance",
+            display_name="Delayed Guidance",
+            category=CATEGORY,
+            description="The prompt has no say, or is pushed away from, until the picture has left the "
+            "pull of what was memorised; then guidance is as ever (Jain et al. 2025). Costs nothing, "
+            "needs no index, works with every sampler and with Apply AMG before or after it. Acts on "
+            "innocent prompts too.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model. It is not changed itself."),
+                io.Combo.Input(
+                    "mode",
+                    options=MODES,
+                    default=MODES[0],
+                    tooltip="delayed: little or nothing of the prompt at first. opposite: away from the "
+                    "prompt at first; stronger, and further from it in the end. off: the model as it is.",
+                ),
+                io.Combo.Input(
+                    "transition",
+                    options=POINTS,
+                    default=POINTS[0],
+                    tooltip="dynamic: each picture ends the delay when the pull of the prompt has its "
+                    "first minimum, at until at the latest. static: all at until.",
+                ),
+                io.Float.Input(
+                    "until",
+                    default=0.35,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Share of the sampling after which guidance is as ever, 0 = off. The "
+                    "authors used 0.3 to 0.5. Later avoids more copies, and loses more of the prompt.",
+                ),
+                io.Float.Input(
+                    "keep",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="delayed: cfg before the transition. 0 = no prompt at all, 1 = the prompt "
+                    "without guidance.",
+                ),
+                io.Float.Input(
+                    "away",
+                    default=2.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    round=0.001,
+                    tooltip="opposite: how hard the prompt is pushed away from before the transition, "
+                    "as a negative cfg. The authors used 2 to 7.5.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "delayed",
+                    display_name="MODEL",
+                    tooltip="For any sampler node with cfg above 1. Applied twice, the later one "
+                    "counts.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, mode, transition, until, keep, away) -> io.NodeOutput:
+        _check_choice("mode", mode, MODES)
+        _check_choice("transition", transition, POINTS)
+        changed = model.clone()
+        hooks = changed.model_options.get("sampler_post_cfg_function", [])
+        if any(getattr(hook, KEY, False) for hook in hooks):
+            kept = [hook for hook in hooks if not getattr(hook, KEY, False)]
+            changed.model_options["sampler_post_cfg_function"] = kept
+        if mode != "off" and until > 0:
+            scale = keep if mode == "delayed" else -away
+            changed.set_model_sampler_post_cfg_function(
+                delayed_guidance(scale, transition == "dynamic", until)
+            )
+        return io.NodeOutput(changed)
+
+
+def delayed_guidance(scale: float, dynamic: bool, until: float) -> Callable[[dict], torch.Tensor]:
+    """A post-CFG function: cfg is `scale` until the transition, and its own afterwards.
+
+    A plain closure, which the host does not copy. What it remembers hangs on the `model_options` that
+    the host makes anew for every run.
+    """
+    from ..amg_core.mitigation.transition import Transition, guidance_norm, guided_by
+
+    def delay(args: dict) -> torch.Tensor:
+        if not args["uncond"] or not args["cond"]:
+            raise AMGError(
+                "cfg: Delayed Guidance needs a cfg above 1, because without guidance there is nothing "
+                "to delay. Raise cfg, or set mode to off."
+            )
+        run = args["model_options"].setdefault(KEY, Transition(dynamic))
+        cond, uncond, sigma = args["cond_denoised"], args["uncond_denoised"], args["sigma"]
+        level = float(sigma[0])
+        early = level > args["model"].model_sampling.percent_to_sigma(until)
+        waiting = run.waiting(guidance_norm(cond, uncond, sigma), level, early)
+        return guided_by(args["denoised"], cond, uncond, float(args["cond_scale"]), scale, waiting)
+
+    setattr(delay, KEY, True)
+    return delay
+
+
+def vocabulary(clip) -> Callable[[torch.Generator], str]:
+    """Random words of a text encoder's vocabulary, ids drawn evenly as in the authors' code.
+
+    Pieces that hold brackets, weights or nothing that can be read are drawn again.
+    """
+    from ..amg_core.mitigation.prompts import bare, below
+
+    count, word = _words(clip.tokenizer)
+
+    def draw(generator: torch.Generator) -> str:
+        for _ in range(DRAWS):
+            text = word(below(count, generator)).strip()
+            if text and text.isprintable() and bare(text) == text and " " not in text:
+                return text
+        raise AMGError("clip: the vocabulary of this text encoder has no words. Use CWR or RNA.")
+
+    return draw
+
+
+def _words(tokenizer) -> tuple[int, Callable[[int], str]]:
+    """How many ids there are to draw from, and what each of them says."""
+    own = getattr(getattr(tokenizer, "text", None), "words", None)  # AMG Demo Model
+    if own is not None:
+        return len(own), lambda i: own[i]
+    for part in [tokenizer, *vars(tokenizer).values()]:
+        inner = getattr(part, "tokenizer", None)
+        if hasattr(inner, "decode"):
+            size = getattr(inner, "vocab_size", None) or len(part.inv_vocab)
+            return min(size, CLIP_WORDS), partial(_decoded, inner)
+    raise AMGError(
+        f"clip: {type(tokenizer).__name__} does not tell its vocabulary. Choose CWR or RNA, which need "
+        f"none."
+    )
+
+
+def _decoded(tokenizer, token: int) -> str:
+    return str(tokenizer.decode([token]))
+
+
+def end_token(clip) -> int:
+    """The end token of a Stable Diffusion 1.x text encoder, which is its padding too.
+
+    Raises
+    ------
+    AMGError
+        For every other text encoder, naming it.
+    """
+    tokens = clip.tokenize("")
+    ids = [token[0] for token in tokens["l"][0]] if set(tokens) == {"l"} else []
+    if len(ids) < 3 or len(set(ids[1:])) != 1:
+        raise AMGError(
+            f"clip: Padding Fix knows the text encoder of Stable Diffusion 1.x only, which pads prompts "
+            f"with its end token. This one is {type(clip.cond_stage_model).__name__} "
+            f"({', '.join(tokens)}). Use CLIP Text Encode, and Randomise Prompt or Adapt Prompt."
+        )
+    return ids[1]
+
+
+def told(outcome, target: float) -> str:
+    """A line a picture, and one on memory."""
+    lines = []
+    for number, one in enumerate(outcome.adapted, 1):
+        first, last = one.scores[0], one.scores[one.best]
+        if first <= target:
+            words = f"score {first:.2f}, under the target {target:g}: left as it is"
+        elif one.reached:
+            words = f"score {first:.2f} → {last:.2f} in {one.steps} steps"
+        else:
+            words = f"score {first:.2f} → {last:.2f}, target {target:g} NOT reached in {one.steps} steps"
+        lines.append(f"picture {number}: {words}")
+    if outcome.peak:
+        how = ", network run twice" if outcome.twice else ""
+        lines.append(f"memory: {_size(outcome.peak)} of {_size(outcome.budget)} allowed{how}")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _replaced(chunk: list[tuple], end: int) -> list[tuple]:
+    """A chunk of (id, weight, …) with '!' for padding."""
+    from ..amg_core.mitigation.embeddings import padding_after
+
+    padding = padding_after([token[0] for token in chunk], end)
+    return [
+        (EXCLAMATION_MARK, *token[1:]) if pad else token
+        for token, pad in zip(chunk, padding, strict=True)
+    ]
+
+
+def _check_choice(name: str, value: str, options) -> None:
+    """AMGError unless widget `name` has one of its options: the host does not check our lists."""
+    if value not in options:
+        raise AMGError(f"{name}: {value!r} is unknown here. Choose one of {', '.join(options)}.")
