@@ -198,16 +198,15 @@ def columns(grades, judges: Judges, plain_grades, group: Tensor, seconds: float)
     """{column: (value, low, high)}: first the memorised prompts, then the others."""
     memorised, others = (report.pick(grades, group == g) for g in (0, 1))
     before = report.pick(plain_grades, group == 0)
-    limit = judges.own_limit
     lost = paired_difference(memorised.alignment.numpy(), before.alignment.numpy())
     sscd = memorised.sscd_own
     return {
         "own measure: copies %": report.percentage(memorised.closeness > report.COPY),
         "ZNCC with own, mean": report.mean(memorised.zncc_own),
-        "ZNCC with own % > limit": report.percentage(memorised.zncc_own > limit),
+        "ZNCC with own % > limit": report.percentage(memorised.zncc_own > memorised.zncc_limit),
         "other family %": report.percentage(memorised.other > report.COPY),
         "on views %": report.percentage(memorised.views > report.COPY),
-        "any unseen judge %": report.percentage(unseen(memorised, limit)),
+        "any unseen judge %": report.percentage(unseen(memorised)),
         "SSCD with own, mean": None if sscd is None else report.mean(sscd),
         "alignment": report.mean(memorised.alignment),
         "minus plain": lost,
@@ -260,7 +259,7 @@ def save_sheets(out: Path, judges: Judges, pictures, notes, captions, own, group
     for g, label in ((0, "memorised"), (1, "others")):
         chosen = (group == g).nonzero()[:SHEET, 0]
         for part in range(0, len(names), 4):
-            shown = {"training picture": judges.training[own[chosen]]}
+            shown = {"training picture": judges.training[own.ids[chosen]]}
             marks = {}
             for name in ("plain", *names[part : part + 4]):
                 shown[name] = pictures[name][chosen]
