@@ -1,8 +1,10 @@
-"""The extension on recorded hosts, and on real ones where WEBUI_PATH (Automatic1111) or FORGE_PATH is set."""
+"""The extension on recorded hosts, and on the real ones that WEBUI_PATH (Automatic1111) and FORGE_PATH name."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,13 +21,18 @@ KINDS = {"a1111": webui.A1111, "forge": webui.Forge}
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> Path:
-    """The host's folder of models, with an index "demo" of the embedded model's pictures."""
+    """The host's folder of models, with an index "demo" of some of the embedded model's pictures."""
     from amg_core.descriptors import create
     from amg_core.index import build
     from amg_demo.model import PICTURES
 
-    folder = tmp_path_factory.mktemp("models")
-    build(PICTURES, folder / "amg_indexes" / "demo", create("pixel"))
+    folder, few = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("pictures")
+    lines = (PICTURES / "metadata.jsonl").read_text().splitlines()[:48]
+    (few / "metadata.jsonl").write_text("\n".join(lines))
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        shutil.copy(PICTURES / name, few / name)
+    build(few, folder / "amg_indexes" / "demo", create("pixel"))
     return folder
 
 

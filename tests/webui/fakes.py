@@ -71,7 +71,9 @@ class A1111Denoiser(torch.nn.Module):
             x = x * self.nmask + self.init_latent * self.mask
 
         def repeated(rows):
-            return torch.cat([rows[i : i + 1] for i, each in enumerate(lists) for _ in each] + [rows])
+            return torch.cat(
+                [rows[i : i + 1] for i, each in enumerate(lists) for _ in each] + [rows]
+            )
 
         params = SimpleNamespace(
             x=repeated(x), image_cond=repeated(image_cond), sigma=repeated(sigma), sampling_step=0,

@@ -14,9 +14,10 @@ from unittest.mock import MagicMock
 
 import fakes
 import torch
+from torch import nn
+
 from amg_demo.model import load
 from amg_demo.sample import noise_levels
-from torch import nn
 
 OURS = ("modules", "backend", "gradio", "fastapi", "lark", "k_diffusion", "diffusers", "tqdm")
 
@@ -106,7 +107,14 @@ class Webui:
             store_latent=lambda latent: None, apply_refiner=lambda *_: False,
             SamplerData=MagicMock(), Sampler=object,
         )  # fmt: skip
-        for name in ("gradio", "fastapi", "lark", "k_diffusion", "k_diffusion.sampling", "diffusers"):
+        for name in (
+            "gradio",
+            "fastapi",
+            "lark",
+            "k_diffusion",
+            "k_diffusion.sampling",
+            "diffusers",
+        ):
             sys.modules[name] = MagicMock(name=name, __path__=[])
         for name in ("timer", "extensions", "util", "scripts"):
             sys.modules["modules." + name] = MagicMock()
@@ -163,7 +171,7 @@ class Webui:
 class Processing:
     """The host's `p`, as far as the extension looks. `sample` draws by Euler, or DDIM (timesteps)."""
 
-    def __init__(self, host, prompts, seeds, *, steps=8, cfg_scale=4.0, timesteps=False, mask=None,
+    def __init__(self, host, prompts, seeds, *, steps=5, cfg_scale=4.0, timesteps=False, mask=None,
                  init_latent=None, weights=None, denoising_strength=None):  # fmt: skip
         self.host, self.seeds, self.steps, self.cfg_scale = host, seeds, steps, cfg_scale
         self.sd_model, self.width, self.height = host.model, 128, 128
@@ -246,7 +254,9 @@ class A1111(Webui):
 
     def draw(self, p, noise):
         denoiser = self.denoiser(p)
-        return euler_or_ddim(self.demo, p, noise, lambda x, s: denoiser(x, s, **p.sampler.sampler_extra_args))
+        return euler_or_ddim(
+            self.demo, p, noise, lambda x, s: denoiser(x, s, **p.sampler.sampler_extra_args)
+        )
 
 
 class Forge(Webui):
@@ -320,7 +330,10 @@ class Forge(Webui):
         cond, uncond = p.cond
         count = len(cond.batch[0])
         conds = [
-            parts(torch.stack([each[k].schedules[0].cond for each in cond.batch]), cond.batch[0][k].weight)
+            parts(
+                torch.stack([each[k].schedules[0].cond for each in cond.batch]),
+                cond.batch[0][k].weight,
+            )
             for k in range(count)
         ]
         empty = [parts(torch.stack([each[0].cond for each in uncond]), 1.0)]
@@ -350,7 +363,9 @@ def euler_or_ddim(demo, p, noise, denoiser):
     x = noise * sigmas[start]
     if p.init_latent is not None:
         x = p.init_latent + x
-    ddim = p.timesteps and p.host.name == "a1111"  # Forge's denoiser turns ε to x̂0 for the hook itself
+    ddim = (
+        p.timesteps and p.host.name == "a1111"
+    )  # Forge's denoiser turns ε to x̂0 for the hook itself
     last = x
     try:
         for i in range(start, p.steps):
