@@ -1,4 +1,4 @@
-"""The extension on recorded hosts, and on the real ones that WEBUI_PATH (Automatic1111) and FORGE_PATH name."""
+"""The extension on recorded hosts, and on real ones: WEBUI_PATH (Automatic1111), FORGE_PATH."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_another_use_of_p_finds_it_as_it_was(loaded):
 
 
 def test_importing_costs_nothing_worth_naming():
-    """Next to torch, which every host has loaded: under a tenth of a second, and none of the core's work."""
+    """Next to torch, which every host has loaded: under a tenth of a second, and nothing of the core."""
     code = (
         "import sys, time, torch\n"
         "started = time.process_time()\n"
@@ -146,7 +146,7 @@ def test_importing_costs_nothing_worth_naming():
 
 
 def test_the_installer_is_quiet_under_a_launcher(tmp_path):
-    """Run by path with the host's folder first on PYTHONPATH, where `modules` and `launch` are the host's."""
+    """Run by path, with the host's own `modules` and `launch` first on PYTHONPATH."""
     for name in ("launch.py", "modules.py"):
         (tmp_path / name).write_text("raise RuntimeError('not for an installer')")
     done = subprocess.run(
