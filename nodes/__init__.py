@@ -8,6 +8,7 @@ from . import paths, routes
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
+from .grid import StrengthGridNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
 from .mitigate import (
     AdaptPromptNode,
@@ -37,6 +38,7 @@ NODES = [
     AdaptPromptNode,
     PaddingFixNode,
     DelayedGuidanceNode,
+    StrengthGridNode,
 ]
 
 
