@@ -23,10 +23,11 @@ from amg_core.descriptors import create
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.loop import Outcome, until_clean
 from amg_core.plot import curve
 from amg_core.probe import Probe
 from amg_core.session import Session
-from amg_core.verdict import COPY, zncc_threshold
+from amg_core.verdict import COPY, Verdict, verdict, zncc_threshold
 
 from . import model as demo
 from . import pictures as source
@@ -35,6 +36,7 @@ from .sample import sample
 from .sheet import sheet, side_by_side, to_image
 
 BATCH = 16
+OTHER_NOISE = 500_000  # added to the seed of the last retry
 
 
 def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
@@ -68,18 +70,50 @@ def choose_prompts(
 
 
 def draw(
-    model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None, **options
-):
-    """Pictures, reports and seconds; plain where `probe` is None."""
-    pictures, reports, start = [], [], time.perf_counter()
+    model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None,
+    retries: int = 0, **options,
+):  # fmt: skip
+    """Pictures, reports, seconds and how many were drawn again; plain where `probe` is None.
+
+    Finished pictures that are copies are drawn again as the node does it, the last time from other
+    noise (`amg_core.loop`).
+    """
+    pictures, reports, again, start = [], [], 0, time.perf_counter()
     for i in range(0, len(prompts), BATCH):
         part = slice(i, i + BATCH)
-        session = None if probe is None else Session(probe, settings, options["steps"])
-        guide = None if session is None else session.step
-        pictures.append(sample(model, prompts[part], seeds[part], guide=guide, **options))
-        if session is not None:
-            reports.append(session.report())
-    return torch.cat(pictures), reports, time.perf_counter() - start
+        if probe is None:
+            pictures.append(sample(model, prompts[part], seeds[part], **options))
+            continue
+        outcome = guarded(model, prompts[part], seeds[part], probe, settings, retries, options)
+        pictures.append(outcome.latents)
+        reports.append(outcome.attempts[0].report)
+        again += len({n for attempt in outcome.attempts[1:] for n in attempt.samples})
+    return torch.cat(pictures), reports, time.perf_counter() - start, again
+
+
+def guarded(
+    model, prompts: list[str], seeds: list[int], probe: Probe, settings, retries: int, options: dict
+) -> Outcome:
+    """The closed loop for one batch; what it calls latents are pictures here."""
+    sessions: list[Session] = []
+    near: list[set[int]] = [set() for _ in prompts]
+
+    def once(settings, suspects: Tensor) -> tuple[Tensor, dict]:
+        last = len(sessions) == retries > 0
+        chosen = [
+            seed + OTHER_NOISE * (last and key)
+            for seed, key in zip(seeds, suspects.tolist(), strict=True)
+        ]
+        sessions.append(Session(probe, settings, options["steps"], suspects if sessions else None))
+        drawn = sample(model, prompts, chosen, guide=sessions[-1].step, **options)
+        return drawn, sessions[-1].report()
+
+    def judged(pictures: Tensor, samples: list[int]) -> list[Verdict]:
+        for i in samples:
+            near[i] |= sessions[-1].acted_on(i)
+        return verdict(probe, pictures, [near[i] for i in samples])
+
+    return until_clean(once, judged, settings, len(prompts), retries)
 
 
 def acted(reports: list[dict]) -> list[bool]:
@@ -119,6 +153,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default 20)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default 4)")
     parser.add_argument("--seed", type=int, default=1000, help="seed of the first picture")
+    parser.add_argument(
+        "--retries", type=int, default=2, help="for pictures that are copies (default 2)"
+    )
     parser.add_argument("--presets", nargs="+", default=["main"], choices=presets.PRESETS,
                         help="guards to compare, the first one is drawn on the sheet")  # fmt: skip
     parser.add_argument(
@@ -171,7 +208,11 @@ def run(arguments: argparse.Namespace) -> None:
         settings = None if name == "plain" else presets.settings(name, probe.metric)
         watcher = None if name == "plain" else probe
         print(f"Drawing {len(prompts)} pictures, {name} …", flush=True)
-        pictures, reports, seconds = draw(model, prompts, seeds, watcher, settings, **options)
+        pictures, reports, seconds, again = draw(
+            model, prompts, seeds, watcher, settings, arguments.retries, **options
+        )
+        if again:
+            print(f"  {again} of them were copies when finished, and drawn again")
         drawn[name], guarded_reports[name] = pictures, reports
         grades[name] = score(pictures, probe, training, model.scorer, labels)
         same = (pictures == drawn["plain"]).flatten(1).all(dim=1)
@@ -209,7 +250,7 @@ def run(arguments: argparse.Namespace) -> None:
             notes[heading] = [(f"ZNCC {z:.2f}", z > limit) for z in correlation]
         sheet(prompts[rows], columns, notes).save(out / f"sheet_{group}.png")
     off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
-    _, watched, _ = draw(
+    _, watched, *_ = draw(
         model,
         prompts[:5],
         seeds[:5],

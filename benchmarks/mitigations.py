@@ -35,7 +35,7 @@ BATCH = 16
 FIRST = 410_000
 UNTIL = 0.35  # share of the sampling: τ = 650, between the authors' 500 and 700
 LATER = (0.35, 0.5, 0.7)
-TARGETS = (1.5, 1.0, 0.5)  # of the Wen score; ordinary prompts of this model score about 1.7
+TARGETS = (1.5, 1.0)  # of the Wen score; ordinary prompts of this model score about 1.7
 SHEET = 16
 
 Contexts = Callable[[World, list[str], list[int]], Tensor]
@@ -74,9 +74,9 @@ def mitigations() -> list[Mitigation]:
         *(delayed(f"delayed, until {u:g}", 0.0, False, u) for u in LATER),
         delayed("delayed, dynamic", 0.0, True),
         delayed("delayed, dynamic, cfg 1", 1.0, True),
-        delayed("opposite −2, until 0.35", -2.0, False),
-        delayed("opposite −2, dynamic", -2.0, True),
-        delayed("opposite −4, until 0.35", -4.0, False),
+        delayed("opposite -2, until 0.35", -2.0, False),
+        delayed("opposite -2, dynamic", -2.0, True),
+        delayed("opposite -4, until 0.35", -4.0, False),
     ]
 
 
@@ -198,16 +198,15 @@ def columns(grades, judges: Judges, plain_grades, group: Tensor, seconds: float)
     """{column: (value, low, high)}: first the memorised prompts, then the others."""
     memorised, others = (report.pick(grades, group == g) for g in (0, 1))
     before = report.pick(plain_grades, group == 0)
-    limit = judges.own_limit
     lost = paired_difference(memorised.alignment.numpy(), before.alignment.numpy())
     sscd = memorised.sscd_own
     return {
         "own measure: copies %": report.percentage(memorised.closeness > report.COPY),
         "ZNCC with own, mean": report.mean(memorised.zncc_own),
-        "ZNCC with own % > limit": report.percentage(memorised.zncc_own > limit),
+        "ZNCC with own % > limit": report.percentage(memorised.zncc_own > memorised.zncc_limit),
         "other family %": report.percentage(memorised.other > report.COPY),
         "on views %": report.percentage(memorised.views > report.COPY),
-        "any unseen judge %": report.percentage(unseen(memorised, limit)),
+        "any unseen judge %": report.percentage(unseen(memorised)),
         "SSCD with own, mean": None if sscd is None else report.mean(sscd),
         "alignment": report.mean(memorised.alignment),
         "minus plain": lost,
@@ -243,12 +242,12 @@ def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World)
             k: getattr(grades, k).tolist()
             for k in ("closeness", "zncc_own", "other", "views", "alignment", "same")
         }
+        result = {
+            "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,
+            "zncc_limit": judges.own_limit, "table": table, "pictures": each,
+        }  # fmt: skip
+        (out / "results.json").write_text(json.dumps(result), encoding="utf-8")
     save_sheets(out, judges, pictures, notes, captions, own, group)
-    result = {
-        "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,
-        "zncc_limit": judges.own_limit, "table": table, "pictures": each,
-    }  # fmt: skip
-    (out / "results.json").write_text(json.dumps(result), encoding="utf-8")
     print(f"\nZNCC limit with the own picture: {judges.own_limit:.2f}\n")
     print(report.markdown(table), flush=True)
     return result
@@ -260,7 +259,7 @@ def save_sheets(out: Path, judges: Judges, pictures, notes, captions, own, group
     for g, label in ((0, "memorised"), (1, "others")):
         chosen = (group == g).nonzero()[:SHEET, 0]
         for part in range(0, len(names), 4):
-            shown = {"training picture": judges.training[own[chosen]]}
+            shown = {"training picture": judges.training[own.ids[chosen]]}
             marks = {}
             for name in ("plain", *names[part : part + 4]):
                 shown[name] = pictures[name][chosen]

@@ -9,6 +9,7 @@ from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
 from .grid import StrengthGridNode
+from .guard import GuardNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
 from .mitigate import (
     AdaptPromptNode,
@@ -38,6 +39,7 @@ NODES = [
     AdaptPromptNode,
     PaddingFixNode,
     DelayedGuidanceNode,
+    GuardNode,
     StrengthGridNode,
 ]
 

@@ -362,7 +362,7 @@ class DelayedGuidanceNode(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Share of the sampling after which guidance is as ever, 0 = off. The "
-                    "authors used 0.3 to 0.5. Later leaves more copies behind, and more of the prompt.",
+                    "authors used 0.3 to 0.5. Later avoids more copies, and loses more of the prompt.",
                 ),
                 io.Float.Input(
                     "keep",

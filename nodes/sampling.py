@@ -271,7 +271,7 @@ class SamplerNode(io.ComfyNode):
             denoise=denoise,
         )  # fmt: skip
         show.with_pictures(cls.hidden, reports.KEY, reports.travelling(report.latest))
-        return io.NodeOutput(latent, *_told(report))
+        return io.NodeOutput(latent, *told_of(report))
 
 
 class ApplyNode(io.ComfyNode):
@@ -487,7 +487,7 @@ class ReportNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: hook.Report, after) -> io.NodeOutput:
-        told = _told(run)
+        told = told_of(run)
         show.with_pictures(cls.hidden, reports.KEY, reports.travelling(run.latest))
         return io.NodeOutput(*told, after)
 
@@ -509,7 +509,7 @@ def custom_schedule(kind: str, start: float, end: float) -> Schedule:
     return Schedule(kind, start, end)
 
 
-def _told(report: hook.Report) -> tuple:
+def told_of(report: hook.Report) -> tuple:
     """(JSON text, curves as IMAGE, one a drawing) of the latest run."""
     from ..amg_core.plot import curve
 

@@ -190,6 +190,9 @@ class RandomIndex:
     def caption(self, i: int) -> str:
         return f"picture {i % 16} of a random index"
 
+    def captions(self, i: int) -> list[str]:
+        return [self.caption(i)]
+
     def source(self, i: int) -> str:
         return f"{i}.png"
 

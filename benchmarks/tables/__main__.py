@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", help="rows to draw beside plain (default all)")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--first", type=int, default=200_000, help="seed of the first picture")
+    parser.add_argument("--first", type=int, default=420_000, help="seed of the first picture")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--train-steps", type=int, default=Recipe.steps)
     parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file")

@@ -125,3 +125,20 @@ def test_shrink_keeps_the_aspect_and_the_mean():
     assert small.shape == (1, 4, 32, 48)
     assert torch.allclose(small.mean(), latent.mean(), atol=1e-6)
     assert decoders.shrink(latent, 96) is latent and decoders.shrink(latent, None) is latent
+
+
+@pytest.mark.parametrize(
+    "size, scale, side",
+    [((64, 64), 16, 16), ((64, 64), 64, 16), ((64, 64), 288, 36), ((96, 64), 288, 54),
+     ((64, 128), 16, 32), ((16, 16), 288, 36)],
+)  # fmt: skip
+def test_no_more_is_decoded_than_is_compared(size, scale, side):
+    """The shorter side has `scale` pixels, and the latent no fewer than 16 cells a side."""
+    network = decoders.ModuleDecoder("none", torch.nn.Upsample(scale_factor=8), 4)
+    latent = torch.rand(1, 4, *size)
+    assert decoders.side_for(network, latent, scale) == side
+    small = decoders.shrink(latent, side)
+    assert min(small.shape[-2:]) >= min(16, *size)
+    assert min(network(small).shape[-2:]) >= min(scale, 8 * min(size))
+    linear = decoders.LinearDecoder(torch.rand(4, 3))
+    assert decoders.side_for(linear, latent, scale) is None

@@ -16,6 +16,7 @@ from amg_core.errors import AMGError
 from amg_core.mitigation import differentiation, embeddings, prompts, transition
 from amg_core.mitigation.adaptation import adapt
 from amg_core.mitigation.differentiation import BudgetExceeded, Ledger
+from benchmarks import mitigations
 
 CAPTION = "a portrait of an old man with a red hat"
 VOCABULARY = [f"word{i}" for i in range(50)]
@@ -524,3 +525,63 @@ def test_quantised_weights_are_refused_by_name():
     network.weight.requires_grad_(True)
     with pytest.raises(AMGError, match="Packed"), differentiation.ordinary_weights(network):
         pass
+
+
+# ---------------------------------------------------------------- the evidence program
+
+
+class Toy:
+    """A world whose prediction for a caption is a constant: guidance can be followed by hand."""
+
+    shape, cfg_scale, conditional = (2, 4, 4), 3.0, True
+    sigmas = torch.linspace(0.01, 10, 100)
+    probes = None
+
+    class data:
+        captions = ("fox on red", "owl on blue")
+
+    @staticmethod
+    def encode(captions):
+        return torch.tensor([[[float(len(c))] * 3] * 8 for c in captions])
+
+    @staticmethod
+    def denoise(x, sigma, context):
+        return context[:, :1, :1, None].expand_as(x) + 0 * x
+
+    @staticmethod
+    def decode(latents):
+        return latents
+
+
+def test_rows_have_names_of_their_own_and_plain_is_first():
+    rows = mitigations.mitigations()
+    assert rows[0].name == "plain"
+    assert len({row.name for row in rows}) == len(rows)
+    assert [r.name for r in mitigations.chosen(["GNI 0.1"])] == ["plain", "GNI 0.1"]
+    with pytest.raises(AMGError, match="No such row: odd"):
+        mitigations.chosen(["odd"])
+
+
+def test_a_row_is_drawn_as_by_hand_and_rows_are_chained():
+    """Euler on a constant prediction ends at it: cfg 3 of the prompt, or the scale of the delay."""
+    captions, seeds = ["fox on red", "owl on blue"], [5, 6]
+    lengths = torch.tensor([10.0, 11.0])
+    rows = {row.name: row for row in mitigations.mitigations()}
+    drawn, _ = mitigations.draw(Toy, rows["plain"], captions, seeds, 4)
+    assert torch.allclose(drawn.mean(dim=(1, 2, 3)), 3 * lengths, atol=1e-3)
+    whole = mitigations.delayed("all the way", -2.0, False, until=1.01)
+    drawn, _ = mitigations.draw(Toy, whole, captions, seeds, 4)
+    assert torch.allclose(drawn.mean(dim=(1, 2, 3)), -2 * lengths, atol=1e-3)
+    more = replace(whole, steps=lambda w: [*whole.steps(w), lambda denoised, **_: denoised + 1])
+    drawn, _ = mitigations.draw(Toy, more, captions, seeds, 4)
+    assert torch.allclose(drawn.mean(dim=(1, 2, 3)), -2 * lengths + 1, atol=1e-3)
+
+
+def test_what_rows_ask_for_depends_on_the_own_seed_alone():
+    captions, seeds = ["fox on red", "owl on blue", "fox on red"], [5, 6, 7]
+    for row in mitigations.mitigations():
+        if row.name.startswith("adapted"):
+            continue  # the toy has no gradient: see above for `adapt` itself
+        every = row.context(Toy, captions, seeds)
+        alone = row.context(Toy, captions[1:2], seeds[1:2])
+        assert torch.equal(every[1:2], alone), row.name

@@ -70,6 +70,7 @@ def amg(tmp_path_factory, comfyui):
         module=module,
         hook=module("nodes.hook"),
         conditioning=module("nodes.conditioning"),
+        drawing=module("nodes.drawing"),
         decoding=module("nodes.decoding"),
         paths=module("nodes.paths"),
         AMGError=module("amg_core.errors").AMGError,

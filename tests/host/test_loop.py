@@ -127,10 +127,10 @@ def test_a_copy_that_stays(amg, draw, caplog):
 @contextmanager
 def stubborn(amg):
     """As if retries knew of no suspects: the same copy is drawn again and again."""
-    real = amg.hook.Session
+    real = amg.drawing.Session
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            amg.hook,
+            amg.drawing,
             "Session",
             lambda watch, settings, steps, _: real(watch, replace(settings, exit=0.0), steps),
         )
@@ -162,14 +162,14 @@ def test_what_is_not_finished_is_not_judged(draw):
 
 def test_new_noise_is_that_of_another_seed(amg, draw):
     """In the last retry, and only for the copies."""
-    real, started = amg.hook._Drawing._start, []
+    real, started = amg.drawing.Drawing._start, []
 
     def start(self, number, suspects):
         started.append(real(self, number, suspects))
         return started[-1]
 
     with stubborn(amg) as patch:
-        patch.setattr(amg.hook._Drawing, "_start", start)
+        patch.setattr(amg.drawing.Drawing, "_start", start)
         drawn = draw([COPIED, NEW], retries=2, new_noise=True)
     assert [seed for _, seed in started] == [7, 7, 9]
     assert [attempt.get("seed", 7) for attempt in drawn.report["attempts"]] == [7, 7, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -190,6 +191,34 @@ def test_probe_knows_a_copy(amg, run_node, index, pictures):
     assert "ot a copy" in lines[2]
     assert captions.splitlines()[0] == "panda face on teal checks"
     assert nearest.shape[0] == 3
+
+
+def test_probe_tells_the_page_of_the_closest(amg, index, pictures, monkeypatch):
+    """Both pictures saved, both measures with their limits; of a large batch the closest first."""
+    import folder_paths
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.setattr(amg.module("nodes.probe"), "SIDE", 48)
+    copy = Image.open(pictures / "memorised-002.webp").convert("RGB").resize((96, 72))
+    noise = torch.rand(18, 72, 96, 3, generator=torch.Generator().manual_seed(0))
+    noise[11] = torch.from_numpy(np.array(copy)).float() / 255
+    node = amg.nodes["AMG_SimilarityProbe"].PREPARE_CLASS_CLONE({"UNIQUE_ID": "7"})
+    with torch.inference_mode():
+        shown = node.EXECUTE_NORMALIZED(image=noise, index=index).ui
+    (told,) = shown["amg_probe"]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert (len(told["verdicts"]), told["left"]) == (16, 2)
+    first = told["verdicts"][0]
+    assert first["copy"]
+    assert first["source"] == "memorised-002.webp"
+    assert first["nearest"] == shown["images"][11]
+    closeness = [found["closeness"] for found in told["verdicts"]]
+    assert closeness == sorted(closeness, reverse=True)
+    assert all(found["copy_above"] == 0.4 for found in told["verdicts"])
+    folder = folder_paths.get_directory_by_type(first["picture"]["type"])
+    with Image.open(os.path.join(folder, first["picture"]["filename"])) as saved:
+        assert saved.size == (48, 36)
 
 
 def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path):

@@ -314,3 +314,53 @@ def test_interrupt(server, first_look):
     assert "execution_interrupted" in messages
     # And the server goes on working.
     assert finish(server, first_look)["status"]["status_str"] == "success"
+
+
+def test_a_prompt_is_calibrated_probed_and_drawn(server):
+    """As an artist wires it: calibrate, probe, sample; then a probe alone finds the calibration."""
+    folder = ROOT / "amg_demo/pictures/metadata.jsonl"
+    rows = [json.loads(line) for line in folder.read_text("utf-8").splitlines()]
+    usual = [row["text"] for row in rows if row["duplicates"] == 1][::20]
+
+    def graph(text: str, model: list) -> dict:
+        probe = {
+            "model": model, "positive": ["3", 0], "negative": ["4", 0], "score": "combined",
+            "seeds": 2, "false_alarms": 0.02, "words": "never",
+        }  # fmt: skip
+        sampler = {
+            "model": ["6", 0], "positive": ["6", 1], "negative": ["6", 2], "latent_image": ["2", 0],
+            "seed": 1, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
+            "denoise": 1.0,
+        }  # fmt: skip
+        return {
+            "1": {"class_type": "AMG_DemoModel", "inputs": {}},
+            "2": {
+                "class_type": "EmptyLatentImage",
+                "inputs": {"width": 128, "height": 128, "batch_size": 1},
+            },
+            "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
+            "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+            "6": {"class_type": "AMG_PromptProbe", "inputs": probe},
+            "7": {"class_type": "KSampler", "inputs": sampler},
+            "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+            "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
+        }
+
+    early = finish(server, graph("fox face on violet rays", ["1", 0]))
+    assert early["status"]["status_str"] == "error"
+    assert "Calibrate Prompt Probe" in json.dumps(early["status"]["messages"])
+    prompt = graph("fox face on violet rays", ["5", 0])
+    prompt["5"] = {
+        "class_type": "AMG_CalibratePromptProbe",
+        "inputs": {
+            "model": ["1", 0], "clip": ["1", 1], "latent_image": ["2", 0], "seeds": 2,
+            "prompts": "\n".join(usual),
+        },
+    }  # fmt: skip
+    key = finish(server, prompt)
+    assert key["status"]["status_str"] == "success", key["status"]
+    assert key["outputs"]["5"]["text"][0].startswith("calibrated on 30 ordinary prompts")
+    assert key["outputs"]["6"]["text"][0].startswith("suspicious")
+    assert key["outputs"]["9"]["images"]
+    plain = finish(server, graph("penguin on violet stripes", ["1", 0]))
+    assert plain["outputs"]["6"]["text"][0].startswith("nothing suspicious")

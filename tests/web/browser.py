@@ -136,11 +136,14 @@ class Page:
     def click(self, x: float, y: float) -> None:
         self.drag((x, y), (x, y), 1)
 
-    def key(self, key: str, code: int) -> None:
+    def key(self, key: str, code: int, text: str = "") -> None:
+        """Press and let go. text: what the key types; a button hears Enter only with "\\r"."""
         for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
             self.command(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
-            )
+                "Input.dispatchKeyEvent",
+                type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed,
+            )  # fmt: skip
 
     def shot(self, path: Path | str) -> None:
         data = self.command("Page.captureScreenshot", format="png")["data"]

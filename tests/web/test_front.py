@@ -320,7 +320,22 @@ def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
     )
     assert chips[2] == ["Picture 3 of 4", "true"]
     assert front.js("return document.activeElement.ariaLabel") == "Picture 3 of 4"
-    front.page.key("Enter", 13)
+    front.page.key("Enter", 13, "\r")  # by the keyboard: let it go again
+    front.until(f"{panel}.querySelectorAll('.amg-chip')[2].ariaPressed == 'false'")
+
+
+def test_the_rendering_is_switched_with_a_curve_on_the_node(front, recorded):
+    front.render("classic")
+    front.load(FIRST_LOOK)
+    front.look_at(SAMPLER, y=-350)
+    front.send(recorded)
+    values = front.values()
+    for mode in [*front.modes, "classic"]:
+        front.render(mode)
+        front.until(f"amgPanel({SAMPLER}, 'amg_live')?.isConnected")
+        front.until(f"amgPanel({SAMPLER}, 'amg_live').getBoundingClientRect().height > 150")
+        assert lengths(front) == [20] * 4
+        assert front.values() == values
 
 
 def test_a_run_that_is_stopped_says_so(front, mode, recorded):

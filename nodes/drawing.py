@@ -1,0 +1,245 @@
+"""One drawing of the batch inside a run of the host, and what of the run the guard must know for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..amg_core import report as reports
+from ..amg_core.errors import AMGError
+from ..amg_core.leaving import Shortened
+from ..amg_core.loop import Outcome
+from ..amg_core.session import Session, Settings
+from ..amg_core.verdict import Verdict
+from . import judging, live
+from .conditioning import Predictions
+
+KEY = "amg"  # of what a run leaves on its own model_options
+FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What happens to finished pictures that are copies all the same.
+
+    retries : int, how often they are drawn again; if_still_copied : one of `reports.POLICIES`, what
+    is done with those that stay; new_noise : bool, whether the last retry starts from other noise.
+    """
+
+    retries: int = 0
+    if_still_copied: str = reports.SAY
+    new_noise: bool = False
+
+
+def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
+    """The host's σ (B,) as k-diffusion σ (B,), and diffusion time t in [0, 1], 1 = pure noise.
+
+    Flow models: σ/(1 − σ) and t = σ. All others keep σ; t is its place in the model's own table of
+    levels: timestep/999 for discrete models, the share of the log-σ range for continuous ones.
+    """
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        part = sigma.float().clamp(0, 1)
+        inner = part.clamp(max=FLOW_SIGMA_MAX)
+        return inner / (1 - inner), float(part[0])
+    table = model_sampling.sigmas.float().clamp_min(1e-10).log()
+    nearest = (table - sigma.float().clamp_min(1e-10).log()[0].to(table.device)).abs().argmin()
+    return sigma.float(), float(nearest) / max(1, len(table) - 1)
+
+
+class Drawing:
+    """Draws the batch from the same noise each time: the `Draw` of `until_clean`."""
+
+    def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
+                 on_event, steps):  # fmt: skip
+        self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
+        self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
+        self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
+        self.first: Session | None = None
+        self.latest: Session | None = None
+        self.named: list[set[int]] = [set() for _ in noise]
+        self.seeds: list[int | None] = []
+        self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
+        self._conds = guider.conds
+        self._random = _random_state(known.latent.device)
+
+    def __call__(self, settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
+        number, model_options = len(self.seeds), self.guider.model_options
+        session = Session(self.watch, settings, self.steps, suspects if number else None)
+        self.first, self.latest = self.first or session, session
+        noise, seed = self._start(number, suspects)
+        self.seeds.append(seed)
+        self.shown.append(())
+        # The host works prompts out anew in each run, and would do so with what the last one left.
+        self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
+        predictions = Predictions(self.clip, self.known.kwargs(seed))
+        model_options[KEY] = step_of(session, self.known, predictions, self._teller(number))
+        try:
+            with _random(self._random if number else None, self.known.latent.device):
+                drawn = self.execute(noise, self._callback(), seed)
+        finally:
+            model_options.pop(KEY, None)
+        return drawn, session.report()
+
+    def judged(self, judge: judging.Judge, latents: Tensor, samples: list[int]) -> list[Verdict]:
+        """Verdicts on the latest drawing. What a sample was near in any drawing stays named."""
+        for i in samples:
+            self.named[i] |= self.latest.acted_on(i)
+        verdicts = judge(latents, [self.named[i] for i in samples])
+        for i, verdict in zip(samples, verdicts, strict=True):
+            if verdict.copy:
+                self.named[i].add(verdict.neighbor)
+        return verdicts
+
+    def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
+        """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
+        last = self.loop.new_noise and number == self.loop.retries > 0
+        if not last or self.seed is None or not bool(torch.count_nonzero(self.noise)):
+            return self.noise, self.seed
+        seed = (self.seed + number) % 2**64
+        generator = torch.Generator().manual_seed(seed)
+        other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
+        chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
+        return torch.where(chosen, other.to(self.noise), self.noise), seed
+
+    def _teller(self, number: int) -> Callable[[Session], None]:
+        again = f"drawing again {number}/{self.loop.retries} · " if number else ""
+
+        def tell(session: Session) -> None:
+            if self.on_step is not None:
+                self.on_step(again + session.line())
+            if self.on_event is not None:
+                self.on_event(live.step(session, number, self.loop.retries))
+
+        return tell
+
+    def _callback(self):
+        if self.callback is None:
+            return None
+
+        def show(*args):
+            self.shown[-1] = args
+            return self.callback(*args)
+
+        return show
+
+    def settle(self, outcome: Outcome, told: dict) -> Tensor:
+        """The latents that leave, copies treated as the artist wants it."""
+        latents, copies = outcome.latents, outcome.copies
+        if copies:
+            log.warning("AMG: %s", reports.words(told))
+            if self.loop.if_still_copied == reports.STOP:
+                raise AMGError(reports.refusal(told))
+        blanks = copies if self.loop.if_still_copied == reports.BLANK else []
+        if blanks:
+            latents = latents.clone()
+            empty = self.guider.model_patcher.model.process_latent_out(
+                torch.zeros_like(latents[:1])
+            )
+            for i in blanks:
+                latents[i : i + 1] = empty
+        if blanks or any(outcome.kept):
+            self._show(outcome.kept, blanks)
+        return latents
+
+    def _show(self, kept: list[int], blanks: list[int]) -> None:
+        """Tell the host's callback, which saw the last drawing last, what really leaves."""
+        if not all(self.shown):
+            return
+        step, _, *rest = self.shown[-1]
+        rows = [self.shown[number][1][i] for i, number in enumerate(kept)]
+        for i in blanks:
+            rows[i] = torch.zeros_like(rows[i])
+        self.callback(step, torch.stack(rows), *rest)
+
+
+def _random_state(device) -> list[Tensor]:
+    """State of the global generators that a sampler on `device` may draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextmanager
+def _random(states: list[Tensor] | None, device) -> Iterator[None]:
+    """Draw from those states, and leave the generators as they are; None: from where they are."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], device)
+        yield
+
+
+class Known:
+    """Inpainting: the part of the picture that is given. Composited before the guard looks."""
+
+    def __init__(self, guider, noise, latent_image, denoise_mask, sigmas, device):
+        self.guider, self.sigmas = guider, sigmas
+        model = guider.model_patcher.model
+        self.latent = latent_image.to(device)
+        if torch.count_nonzero(self.latent) > 0:  # as the host: an empty latent is not shifted
+            self.latent = model.process_latent_in(self.latent)
+        self.mask = None
+        if denoise_mask is not None:
+            self.mask = comfy.utils.reshape_mask(denoise_mask, noise.shape).to(device)
+
+    def compositor(self, args: dict) -> Callable[[Tensor], Tensor]:
+        """Prediction -> the picture it stands for: itself where drawn, the given latent elsewhere.
+
+        Without a mask, the very same tensor.
+        """
+        if self.mask is None:
+            return lambda prediction: prediction
+        mask, change = self.mask, args["model_options"].get("denoise_mask_function")
+        if change is not None:
+            extra = {"model": self.guider, "sigmas": self.sigmas}
+            mask = change(args["sigma"], mask, extra_options=extra)
+        given = self.latent.to(args["denoised"]) * (1 - mask)
+        return lambda prediction: prediction * mask + given
+
+    def kwargs(self, seed) -> dict:
+        """What the host passes to `encode_model_conds` for this run."""
+        return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
+
+
+def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict], Tensor]:
+    """The post-CFG function of one run."""
+
+    def step(args: dict) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        denoised = args["denoised"]
+        sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
+        # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
+        guided = bool(args["uncond"]) and bool(args["cond"])
+        neighbor = shortened = None
+        if guided and predictions.clip is not None:
+            neighbor = partial(predictions.neighbor, args)
+        words = predictions.words(args) if guided else 0
+        if words:
+            shortened = Shortened(words, partial(predictions.shortened, args))
+        out = session.step(
+            denoised,
+            cond=args["cond_denoised"],
+            uncond=args["uncond_denoised"] if guided else None,
+            cfg_scale=float(args["cond_scale"]),
+            sigma=sigma,
+            t=t,
+            neighbor_denoised=neighbor,
+            shortened=shortened,
+            composite=known.compositor(args),
+        )
+        tell(session)
+        return out
+
+    return step

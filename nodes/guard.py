@@ -1,0 +1,262 @@
+"""Guard: is the prompt a key, what is it the key to, away from that, and was it enough?
+
+A prompt that is the key to one stored picture draws that picture from any noise. So a suspicious prompt
+is drawn twice more, from the noise of other seeds: where the two are one picture, that is what it is
+the key to, and an index of it is all that the guard needs. No one has to know what the model has seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..amg_core import presets
+from ..amg_core import report as reports
+from ..amg_core.descriptors import create
+from ..amg_core.errors import AMGError
+from . import decoding, detect, hook, live, opening, probing, sampling, show
+from .types import CATEGORY, MemorizationIndex, PromptVerdict
+
+AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
+# Closeness of two drawings of one prompt from different noises that makes it a key. On the embedded
+# model keys have .81 and more, other prompts .69 and less (docs/detection.md).
+ONE_PICTURE = 0.75
+OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
+
+
+@dataclass
+class Story:
+    """What the node found out and did, a sentence each."""
+
+    parts: list[str]
+
+    def say(self, sentence: str) -> None:
+        self.parts.append(sentence)
+
+    def __str__(self) -> str:
+        return " ".join(self.parts)
+
+
+class GuardNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        own = {"model", "positive", "negative"}
+        sampler = sampling.SamplerNode.define_schema().inputs
+        common = [slot for slot in sampler if slot.id in {*own, *SAMPLER}]
+        return io.Schema(
+            node_id="AMG_Guard",
+            display_name="Guard",
+            category=CATEGORY,
+            description="KSampler that takes care by itself: asks whether the prompt is a key to a "
+            "stored picture, finds out to which one, steers away from it and from your index, checks "
+            "the result, and tells in a sentence. Works without an index.",
+            inputs=[
+                *common,
+                io.Combo.Input(
+                    "detect",
+                    options=list(WAYS),
+                    default=AUTO,
+                    tooltip="How a prompt is suspected. auto: two model calls, on a model that "
+                    "Calibrate Prompt Probe has seen. draw twice: every prompt is drawn twice more to "
+                    "compare, which triples the time. off: only the index is watched.",
+                ),
+                io.Float.Input(
+                    "false_alarms",
+                    default=0.01,
+                    min=0.0001,
+                    max=0.5,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="Share of ordinary prompts that may be suspected. A false alarm costs two "
+                    "drawings and changes nothing: only what they show is acted on. Larger finds more.",
+                ),
+                MemorizationIndex.Input(
+                    "index",
+                    optional=True,
+                    tooltip="Pictures to stay away from in any case, from Load Memorization Index. "
+                    "Without it only what the prompt itself gives away is guarded against.",
+                ),
+                *sampling.optional_inputs(),
+                *sampling.loop_inputs(),
+                PromptVerdict.Input(
+                    "prompt_verdict",
+                    optional=True,
+                    tooltip="From Prompt Probe, if you have one in the graph: then this node does not "
+                    "ask the model again.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent", display_name="LATENT", tooltip="The denoised latent, for VAE Decode."
+                ),
+                io.String.Output(
+                    "said", display_name="said", tooltip="What was found and done, in plain words."
+                ),
+                sampling.report_output(),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
+        return sampling.policy_is_known(if_still_copied)
+
+    @classmethod
+    def execute(
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
+        denoise, detect=AUTO, false_alarms=0.01, index=None, clip=None, vae=None,
+        if_still_copied=reports.SAY, retries=sampling.RETRIES, new_noise=True, prompt_verdict=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        from nodes import common_ksampler
+
+        sampling.check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        sampling.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        sampling.check_choice("detect", detect, WAYS)
+        story, tell = Story([]), show.text_on(cls.hidden.unique_id)
+
+        def draw(guarded, latent, number=seed, share=denoise) -> dict:
+            (drawn,) = common_ksampler(
+                guarded, number, steps, cfg, sampler_name, scheduler, positive, negative, latent,
+                denoise=share,
+            )  # fmt: skip
+            return drawn
+
+        suspected = _suspected(
+            story, model, positive, negative, detect, false_alarms, clip, index, prompt_verdict
+        )
+        pictures = None
+        if suspected:
+            tell("drawing twice more, to see what the prompt is a key to…")
+            plain = hook.detach(model.clone())
+            latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0)
+            pictures = _decoded(model, latents["samples"], vae)
+        with _known(story, index, pictures, vae, model) as probe:
+            if probe is None:
+                story.say("Drawn as it is.")
+                said = str(story)
+                tell(said)
+                latent = draw(hook.detach(model.clone()), latent_image)
+                return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
+            settings = presets.settings(presets.PRESETS[0], probe.metric)
+            loop = sampling.loop_of(if_still_copied, retries, new_noise)
+            report = hook.Report(hook.undrawn(probe, settings, loop))
+            latent = draw(
+                hook.attach(
+                    model, probe, settings, clip=clip, vae=vae, loop=loop, report=report,
+                    on_step=tell, on_event=live.events_of(cls.hidden.unique_id),
+                ),
+                latent_image,
+            )  # fmt: skip
+            told = report.latest
+            acted = any(told["guarded_evaluations"])
+            story.say("The guard steered." if acted else "The guard had nothing to do.")
+            story.say(f"Finished picture: {reports.words(told)}.")
+            said = str(story)
+            tell(said)
+            show.with_pictures(cls.hidden, reports.KEY, reports.travelling(told))
+            text, *_ = sampling.told_of(report)
+            return io.NodeOutput(latent, said, text, ui={"text": (said,)})
+
+
+SAMPLER = {
+    "seed", "steps", "cfg", "sampler_name", "scheduler", "latent_image", "denoise",
+}  # fmt: skip
+
+
+def _suspected(
+    story: Story, model, positive, negative, way: str, false_alarms: float, clip, index, given
+) -> bool:
+    """Whether the prompt is to be drawn twice more.
+
+    AMGError where neither the prompt nor the pictures could be watched.
+    """
+    if given is not None:
+        story.say(f"Prompt: {given.verdict.words}.")
+        return given.verdict.suspicious
+    if way == DRAW_TWICE:
+        return True
+    try:
+        calibration = None if way == OFF else detect.calibration_of(model)
+    except AMGError as error:
+        if index is None:
+            raise AMGError(
+                f"Guard has nothing to go by. {error} Or set detect to {DRAW_TWICE!r}, or connect an "
+                f"index."
+            ) from error
+        calibration = None
+        story.say("The prompt was not probed: this model is not calibrated.")
+    if calibration is None:
+        if index is None:
+            raise AMGError(f"Guard: with detect {OFF!r} connect an index, or there is no guard.")
+        return False
+    nothing = negative if clip is None else probing.encode(clip, "")
+    measured = probing.measure(
+        model, positive, nothing, calibration.shape, calibration.seeds, calibration.low
+    )
+    kind = next(iter(detect.calibrations.SCORES))
+    verdict = calibration.judge(measured, kind, calibration.seeds, false_alarms)
+    story.say(f"Prompt: {verdict.words}.")
+    return verdict.suspicious
+
+
+def _empty(latent_image: dict) -> dict:
+    """Two empty latents of the size of the given one: nothing but the prompt makes them alike."""
+    samples = latent_image["samples"]
+    return {"samples": torch.zeros_like(samples[:1]).repeat(2, *[1] * (samples.ndim - 1))}
+
+
+def _decoded(model, latents: Tensor, vae) -> Tensor:
+    """Latents (B, C, H, W) as the host hands them on -> pictures (B, H, W, 3) in [0, 1]."""
+    space = model.get_model_object("latent_format")
+    if decoding.usable(vae):
+        return vae.decode(latents)[..., :3].float().clamp(0, 1).cpu()
+    decoder = decoding.choose(space)
+    with torch.inference_mode():
+        inside = model.model.process_latent_in(latents.cpu())
+        return torch.cat([decoder(one) for one in inside.split(1)]).clamp(0, 1).movedim(1, -1)
+
+
+@contextmanager
+def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator[object]:
+    """A probe on what is to be stayed away from: the index, the drawn pictures if they are one, both.
+
+    None where there is neither.
+    """
+    if pictures is None:
+        yield index
+        return
+    from ..amg_core.index import Index, build
+    from ..amg_core.index.sources import Pictures
+
+    plain = create("pixel")
+    descriptor = plain if index is None else index.descriptor
+    if index is not None and index.latent:
+        descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        build(Pictures(pictures[:1], "", "drawn from another seed"), Path(folder) / "one", plain)
+        with Index.open(Path(folder) / "one") as one:
+            alone = opening.as_probe([one], plain)
+            match = alone.look_at_pictures(pictures[1:].movedim(-1, 1))
+            alike = float(match.closeness[0])
+        if alike < ONE_PICTURE:
+            story.say(
+                f"Two drawings from other seeds differ (closeness {max(0, alike):.2f}): no key."
+            )
+            yield index
+            return
+        story.say(
+            f"Two drawings from other seeds are one picture (closeness {alike:.2f}): it is a key, "
+            f"and that picture is stayed away from."
+        )
+        build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "both", descriptor)
+        with Index.open(Path(folder) / "both") as both:
+            members = [both] if index is None else [*index.searcher.index.members, both]
+            yield opening.as_probe(members, descriptor)

@@ -1,0 +1,118 @@
+"""Guard: detects, finds out what the prompt is a key to, steers, verifies, and says so."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+KEY, KEYS_PICTURE, USUAL = "fox face on violet rays", "memorised-000.webp", "crab on teal rays"
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def encoded(demo):
+    def encode(text):
+        with torch.inference_mode():
+            return demo["clip"].encode_from_tokens_scheduled(demo["clip"].tokenize(text))
+
+    return encode
+
+
+@pytest.fixture
+def guard(run_node, demo, encoded):
+    def run(prompt, seed=7, **changes):
+        given = {
+            "model": demo["model"], "seed": seed, "steps": STEPS, "cfg": 4.0,
+            "sampler_name": "euler", "scheduler": "normal", "positive": encoded(prompt),
+            "negative": encoded(""), "latent_image": {"samples": torch.zeros(1, 4, 16, 16)},
+            "denoise": 1.0, "detect": "draw twice", "false_alarms": 0.01, "clip": demo["clip"],
+            "vae": demo["vae"],
+        } | changes  # fmt: skip
+        return run_node("AMG_Guard", **given)
+
+    return run
+
+
+@pytest.fixture
+def plain(demo, encoded):
+    import nodes
+
+    def draw(prompt, seed=7):
+        with torch.inference_mode():
+            return nodes.common_ksampler(
+                demo["model"], seed, STEPS, 4.0, "euler", "normal", encoded(prompt), encoded(""),
+                {"samples": torch.zeros(1, 4, 16, 16)},
+            )[0]["samples"]  # fmt: skip
+
+    return draw
+
+
+def likeness(amg, demo, latent, name):
+    """ZNCC of a drawn latent with a training picture."""
+    import numpy as np
+
+    with torch.inference_mode():
+        drawn = demo["vae"].decode(latent).movedim(-1, 1)
+    stored = np.asarray(Image.open(f"{demo['folder']}/{name}").convert("RGB"), dtype=np.float32)
+    stored = torch.from_numpy(stored).permute(2, 0, 1)[None] / 255
+    return float(amg.module("amg_core.judge").zncc(drawn.clone(), stored))
+
+
+def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
+    assert likeness(amg, demo, plain(KEY), KEYS_PICTURE) > 0.9
+    latent, said, report = guard(KEY)
+    assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
+    assert "are one picture" in said and "The guard steered." in said and "no copy" in said
+    told = json.loads(report)
+    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "clean"
+    assert told["verdicts"][0]["source"].startswith("drawn from another seed")
+
+
+def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
+    latent, said, report = guard(USUAL)
+    assert torch.equal(latent["samples"], plain(USUAL))
+    assert "differ" in said and said.endswith("Drawn as it is.") and report == "{}"
+
+
+def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain):
+    latent, said, report = guard(KEY, index=index)
+    assert json.loads(report)["index"]["count"] == 24 + 2
+    assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
+    latent, said, report = guard(KEY, index=index, detect="off")
+    assert json.loads(report)["index"]["count"] == 24 and "The guard steered." in said
+    latent, said, _ = guard(USUAL, index=index, detect="off")
+    assert torch.equal(latent["samples"], plain(USUAL)) and "nothing to do" in said
+
+
+@pytest.mark.parametrize("suspicious", [False, True])
+def test_the_verdict_of_prompt_probe_is_taken(guard, plain, suspicious):
+    verdict = SimpleNamespace(suspicious=suspicious, words="as the probe says")
+    given = SimpleNamespace(verdict=verdict, key_words="")
+    latent, said, _ = guard(KEY, detect="auto", prompt_verdict=given)
+    assert said.startswith("Prompt: as the probe says.")
+    assert torch.equal(latent["samples"], plain(KEY)) != suspicious
+
+
+def test_nothing_to_go_by_is_an_error(amg, guard, index, tmp_path, monkeypatch):
+    monkeypatch.setattr(amg.paths, "calibration_file", lambda key: tmp_path / f"{key}.json")
+    with pytest.raises(amg.AMGError, match=r"Calibrate Prompt Probe.*draw twice.*index"):
+        guard(KEY, detect="auto")
+    with pytest.raises(amg.AMGError, match="connect an index"):
+        guard(KEY, detect="off")
+    _, said, _ = guard(USUAL, detect="auto", index=index)
+    assert "not calibrated" in said
+
+
+def test_the_global_generator_and_the_folder_are_left_as_they_are(guard, tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = torch.get_rng_state()
+    guard(KEY)
+    assert not list(tmp_path.iterdir())
+    # the host itself seeds the generator for its noise; Guard adds nothing that a KSampler would not
+    assert before.shape == torch.get_rng_state().shape
