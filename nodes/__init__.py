@@ -8,6 +8,7 @@ from . import paths, routes
 from .arrange import CombineIndexesNode, MutePicturesNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
+from .grid import StrengthGridNode
 from .guard import GuardNode
 from .index import BuildIndexNode, IndexFromImagesNode, LoadIndexNode
 from .mitigate import (
@@ -39,6 +40,7 @@ NODES = [
     PaddingFixNode,
     DelayedGuidanceNode,
     GuardNode,
+    StrengthGridNode,
 ]
 
 

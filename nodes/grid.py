@@ -1,0 +1,336 @@
+"""Strength Grid: one noise drawn at several strengths and thresholds, to choose by eye."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..amg_core import presets
+from ..amg_core.errors import AMGError
+from ..amg_core.session import Settings
+from . import hook, show
+from .sampling import check_choice
+from .types import CATEGORY, MemorizationIndex
+
+TERMS = ("despecification", "deduplication", "dissimilarity")
+ALL = "all three"
+MOST = 48  # drawings; more is a mistake in a list rather than a wish
+LARGEST = 3.0  # of a strength, as on the sliders
+SIDE, GAP, EDGE, HEAD, LINE = 256, 12, 14, 26, 18  # pixels
+INK, FAINT, BACK = (32, 33, 38), (118, 120, 128), (250, 250, 250)
+# What a verdict comes to in the report -> its words, and their colour and that of the frame.
+OUTCOMES = {
+    "copy": ("COPY", (196, 30, 30)),
+    "look": ("no copy, but look at it", (190, 110, 0)),
+    "clean": ("no copy", (30, 130, 60)),
+    None: ("not judged", FAINT),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One drawing: its settings, the picture (H, W, 3) in [0, 1], and what was measured.
+
+    verdict : an entry of "verdicts" in the report, or None where nothing was judged.
+    """
+
+    strength: float
+    scale: float
+    picture: Tensor
+    verdict: dict | None
+
+    def told(self) -> dict:
+        """The row of the table, JSON-able."""
+        row = {"strength": self.strength, "threshold_scale": self.scale}
+        if self.verdict is None:
+            return row | {"judged": False}
+        keys = ("outcome", "similarity", "closeness", "zncc", "copy", "source", "words")
+        return row | {"judged": True} | {key: self.verdict[key] for key in keys}
+
+
+class StrengthGridNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AMG_StrengthGrid",
+            display_name="Strength Grid",
+            category=CATEGORY,
+            description="Draws the same noise at several strengths and thresholds of the guard, side "
+            "by side on a contact sheet, with closeness and verdict under each picture: to choose "
+            "the sliders by eye. Costs one whole sampling for each picture of the sheet.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that draws, without Apply AMG."),
+                MemorizationIndex.Input(
+                    "index",
+                    tooltip="The pictures to stay away from: from Load or Build Memorization Index.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What you want to see."),
+                io.Conditioning.Input("negative", tooltip="What you do not want to see."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The latent to start from. A batch gives one sheet a picture; every one "
+                    "is drawn at every setting.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="Makes the pictures of the sheet, and judges them as you see them.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The random seed: all pictures of a sheet start from its noise. Use the "
+                    "seed of the picture that you want to tune.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=20,
+                    min=1,
+                    max=10000,
+                    tooltip="Number of denoising steps of each drawing. Use those of your sampler.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the picture follows the prompt. Use that of your sampler; 4 "
+                    "to 8 is usual.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    tooltip="The algorithm. Use that of your sampler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    tooltip="How the noise is taken away over the steps. Use that of your sampler.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much is redrawn. Use that of your sampler.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(presets.PRESETS),
+                    default=presets.PRESETS[0],
+                    tooltip="The preset that strengths and thresholds multiply, as in AMG Sampler.",
+                ),
+                io.String.Input(
+                    "strengths",
+                    default="0, 0.5, 1, 2",
+                    tooltip="One column of the sheet each, separated by commas. 0 = off, 1 = the "
+                    "preset; up to 2 is safe, 3 is the most.",
+                ),
+                io.Combo.Input(
+                    "strength_of",
+                    options=[ALL, *TERMS],
+                    default=ALL,
+                    tooltip="Which slider of AMG Sampler the strengths are for. The other two stay "
+                    "at 1; with all three they move together.",
+                ),
+                io.String.Input(
+                    "threshold_scales",
+                    default="1",
+                    tooltip="One row of the sheet each, separated by commas: the preset's thresholds "
+                    "times this. 1 = the preset; 0.5 to 1.2 is usual, smaller guards more and "
+                    "changes more.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of your prompt, to read captions of the index for "
+                    "deduplication. Without it deduplication is off.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "sheet",
+                    display_name="sheet",
+                    tooltip="The contact sheet: strengths from left to right, threshold scales from "
+                    "top to bottom. Red frame: a copy. One sheet for each picture of the batch.",
+                ),
+                io.String.Output(
+                    "table",
+                    display_name="table",
+                    tooltip="The same as JSON: one row a picture with its settings, similarity, "
+                    "closeness (0 = as alike as unrelated pictures, 1 = the same), and verdict.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, model, index, positive, negative, latent_image, vae, seed, steps, cfg, sampler_name,
+        scheduler, denoise, preset, strengths, strength_of, threshold_scales, clip=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        from nodes import common_ksampler
+
+        check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
+        check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        check_choice("strength_of", strength_of, (ALL, *TERMS))
+        columns = numbers("strengths", strengths, largest=LARGEST)
+        rows = numbers("threshold_scales", threshold_scales)
+        if len(columns) * len(rows) > MOST:
+            raise AMGError(
+                f"strengths × threshold_scales: {len(columns)} × {len(rows)} drawings are more than "
+                f"the {MOST} that fit on a sheet. Give fewer values."
+            )
+        line = show.text_on(cls.hidden.unique_id)
+        cells: list[list[Cell]] = []  # by drawing, then by picture of the batch
+        for scale in rows:
+            for strength in columns:
+                line(f"drawing {len(cells) + 1} of {len(columns) * len(rows)}…")
+                report = hook.Report()
+                guarded = hook.attach(
+                    model, index, settings_of(preset, index.metric, strength_of, strength, scale),
+                    clip=clip, vae=vae, loop=hook.Loop(), report=report,
+                )  # fmt: skip
+                (latent,) = common_ksampler(
+                    guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative,
+                    latent_image, denoise=denoise,
+                )  # fmt: skip
+                found = _verdicts(report, len(latent["samples"]))
+                pictures = vae.decode(latent["samples"])[..., :3].float().clamp(0, 1).cpu()
+                cells.append(
+                    [Cell(strength, scale, *pair) for pair in zip(pictures, found, strict=True)]
+                )
+        heading = f"{preset} · {strength_of} · seed {seed}"
+        batch = list(zip(*cells, strict=True))
+        shown = show.images([sheet(one, len(columns), heading) for one in batch])
+        table = [cell.told() | {"picture": i + 1} for i, one in enumerate(batch) for cell in one]
+        line(_words(table))
+        return io.NodeOutput(
+            shown, json.dumps(table), ui=ui.PreviewImage(shown, cls=cls).as_dict()
+        )  # fmt: skip
+
+
+def numbers(name: str, text: str, largest: float = math.inf) -> list[float]:
+    """ "0, 0.5, 1" -> its numbers, each once, in the order given.
+
+    Separated by commas, semicolons, spaces or lines. AMGError, naming the widget, where there is
+    none, or one is no finite number from 0 to `largest`.
+    """
+    found: list[float] = []
+    for word in text.replace(",", " ").replace(";", " ").split():
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and 0 <= value <= largest):
+            limit = "0 or more" if largest == math.inf else f"0 to {largest:g}"
+            raise AMGError(
+                f"{name}: {word!r} is not usable. Give numbers of {limit}, with a point for "
+                f"decimals and a comma between them, such as 0, 0.5, 1."
+            )
+        if value not in found:
+            found.append(value)
+    if not found:
+        raise AMGError(f"{name}: give at least one number, such as 1.")
+    return found
+
+
+def settings_of(preset: str, metric: str, term: str, strength: float, scale: float) -> Settings:
+    """The preset, with one term or all multiplied by `strength`, and its thresholds by `scale`."""
+    chosen = dict.fromkeys(TERMS if term == ALL else (term,), strength)
+    made = presets.settings(preset, metric, **chosen)
+    if scale == 1:
+        return made
+    schedule = made.schedule
+    return replace(
+        made, schedule=replace(schedule, start=schedule.start * scale, end=schedule.end * scale)
+    )
+
+
+def sheet(cells, columns: int, heading: str = ""):
+    """Cells in reading order -> an RGB picture with settings, closeness and verdict under each.
+
+    Drawn with Pillow. Pictures are fitted into squares of 256 pixels, small ones enlarged up to
+    four times; the frame is red for a copy, orange where only the second judge finds
+    it alike, green for no copy, grey where nothing was judged.
+    """
+    from PIL import Image, ImageDraw
+
+    pitch = SIDE + 3 * LINE + GAP
+    size = (
+        2 * EDGE + columns * (SIDE + GAP) - GAP,
+        2 * EDGE + HEAD + -(-len(cells) // columns) * pitch - GAP,
+    )
+    image = Image.new("RGB", size, BACK)
+    brush = ImageDraw.Draw(image)
+    brush.text((EDGE, EDGE), heading, fill=INK, font=_font(16))
+    for place, cell in enumerate(cells):
+        x = EDGE + place % columns * (SIDE + GAP)
+        y = EDGE + HEAD + place // columns * pitch
+        colour, lines = _lines(cell)
+        small = _fitted(cell.picture)
+        at = (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2)
+        image.paste(small, at)
+        box = (at[0], at[1], at[0] + small.width - 1, at[1] + small.height - 1)
+        brush.rectangle(box, outline=colour, width=3)
+        for n, (text, ink) in enumerate(lines):
+            brush.text((x, y + SIDE + 3 + n * LINE), text, fill=ink, font=_font(14))
+    return image
+
+
+def _lines(cell: Cell) -> tuple[tuple, list[tuple[str, tuple]]]:
+    """Colour of the frame, and the lines under a picture with theirs."""
+    found = cell.verdict
+    word, colour = OUTCOMES[found and found["outcome"]]
+    lines = [(f"strength {cell.strength:g}  threshold ×{cell.scale:g}", INK)]
+    if found is not None:
+        close = max(0.0, found["closeness"])
+        lines.append((f"closeness {close:.2f}  similarity {found['similarity']:.2f}", FAINT))
+    return colour, [*lines, (word, colour)]
+
+
+def _fitted(picture: Tensor):
+    """(H, W, 3) in [0, 1] -> RGB picture that fits into a cell."""
+    from PIL import Image
+
+    whole = Image.fromarray((picture * 255).round().byte().numpy())
+    scale = min(SIDE / whole.width, SIDE / whole.height, 4.0)
+    size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+    return whole.resize(size, Image.Resampling.LANCZOS)
+
+
+def _font(size: int):
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.load_default(size=size)
+    except TypeError:  # Pillow before 10.1
+        return ImageFont.load_default()
+
+
+def _verdicts(report: hook.Report, count: int) -> list[dict | None]:
+    """What was measured of each picture of the latest run; None where nothing was."""
+    found: list[dict | None] = [None] * count
+    for verdict in report.latest["verdicts"] if report.latest else []:
+        found[verdict["sample"]] = verdict
+    return found
+
+
+def _words(table: list[dict]) -> str:
+    """The line on the node."""
+    copies = sum(row.get("copy", False) for row in table)
+    judged = sum(row["judged"] for row in table)
+    if judged < len(table):
+        return f"{len(table) - judged} of {len(table)} pictures could not be judged"
+    return f"{copies} of {len(table)} pictures are copies"

@@ -1,0 +1,80 @@
+"""locales/ says what the nodes say, in every language. To bring it up to date: python -m locales_tool."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import locales_tool as locales
+
+OPTIONS_SAID = ("preset", "descriptor", "if_still_copied", "mode", "decoder", "form", "method")
+
+
+@pytest.fixture(scope="module")
+def schemas(pack):
+    return [node.define_schema() for node in pack.nodes.values()]
+
+
+def load(code: str, name: str) -> dict:
+    return json.loads((locales.LOCALES / code / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_english_is_what_the_nodes_say(schemas):
+    assert load("en", "nodeDefs") == locales.english(schemas)
+
+
+@pytest.mark.parametrize("code", locales.CODES)
+def test_catalogue_is_complete(schemas, code):
+    """Nothing missing, nothing stale, no number or folder lost on the way."""
+    source = list(locales.texts(locales.english(schemas)))
+    assert locales.faults(source, locales.catalogue(code)) == []
+
+
+@pytest.mark.parametrize("code", locales.CODES)
+def test_files_are_those_of_the_catalogues(schemas, code):
+    """As the front end looks them up: by node, input and number of the output."""
+    told = load(code, "nodeDefs")
+    assert told == locales.translated(locales.english(schemas), locales.catalogue(code))
+    for schema in schemas:
+        node = told[schema.node_id]
+        assert list(node["inputs"]) == [each.id for each in schema.inputs]
+        assert list(node["outputs"]) == [str(i) for i in range(len(schema.outputs))]
+        for each in schema.inputs:
+            entry = node["inputs"][each.id]
+            assert entry["name"] and entry["tooltip"]
+            if each.id in OPTIONS_SAID and getattr(each, "options", None):
+                # The choices themselves are not translated: a tooltip must name them as they are.
+                said = [option for option in each.options if f"{option}:" in each.tooltip]
+                assert all(option in entry["tooltip"] for option in said), (code, each.id)
+
+
+@pytest.mark.parametrize("code", ("en", *locales.CODES))
+def test_names_of_a_node_are_told_apart(code):
+    """Two sockets of one node never get the same label."""
+    for node_id, node in load(code, "nodeDefs").items():
+        names = [entry["name"] for entry in node["inputs"].values()]
+        assert len(set(names)) == len(names), node_id
+
+
+def test_the_other_texts():
+    keys = load("en", "main")
+    for code in locales.CODES:
+        told = load(code, "main")
+        assert {group: list(told[group]) for group in told} == {
+            group: list(keys[group]) for group in keys
+        }
+    assert sorted(path.name for path in locales.LOCALES.iterdir()) == sorted(("en", *locales.CODES))
+
+
+def test_faults_are_found():
+    source = ["Up to 2.5 in models/amg.", "Two.", "Three."]
+    known = {"Up to 2.5 in models/amg.": "Bis 25 in amg.", "Two.": "a | b", "Four.": "Vier."}
+    assert locales.faults(source, known) == [
+        "missing: Three.",
+        "left over: Four.",
+        "2.5 lost in: Up to 2.5 in models/amg.",
+        "models/amg lost in: Up to 2.5 in models/amg.",
+        "one of {}@|: Two.",
+    ]
+    assert locales.faults(["A."], {"A.": " "}) == ["empty: A."]
