@@ -32,7 +32,7 @@ from .tables.grade import Judges
 from .tables.methods import RETRIES, Drawn, Method, draw
 from .tables.worlds import World, text_world
 
-ONE_PICTURE = 0.75  # as the node has it
+ONE_PICTURE = 0.73  # as the node has it
 REFERENCES = 2
 
 

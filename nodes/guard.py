@@ -27,8 +27,8 @@ from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 # Closeness of two drawings of one prompt from different noises that makes it a key. On the embedded
-# model keys have .81 and more, other prompts .69 and less (docs/detection.md).
-ONE_PICTURE = 0.75
+# model keys have .77 and more, other prompts .70 and less (docs/guard.md).
+ONE_PICTURE = 0.73
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
 
 
