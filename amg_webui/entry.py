@@ -144,20 +144,25 @@ def begin(p, args: tuple) -> None:
     own, before = "sample" in vars(p), p.sample
 
     def sample(*args, **kwargs):
+        if not sample.live:  # another extension has wrapped this one and outlives it
+            return before(*args, **kwargs)
         return guarded(lambda: before(*args, **kwargs))
 
-    sample.amg = (own, before)
-    p.sample = sample
+    sample.live, sample.replaced = True, before if own else None
+    p.sample = p.amg_sample = sample
 
 
 def end(p) -> None:
     """Leave `p` as it was: another script may use it for the next generation."""
-    own, before = getattr(vars(p).get("sample"), "amg", (None, None))
-    if own:
-        p.sample = before
-    elif own is False:
-        del p.sample
-    p.amg_guard = None
+    sample, p.amg_sample, p.amg_guard = getattr(p, "amg_sample", None), None, None
+    if sample is None:
+        return
+    sample.live = False
+    if vars(p).get("sample") is sample:
+        if sample.replaced is None:
+            del p.sample
+        else:
+            p.sample = sample.replaced
 
 
 def _host(p):

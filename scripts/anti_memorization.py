@@ -4,7 +4,7 @@ import gradio as gr
 from modules import script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
-from amg_webui import a1111, entry
+from amg_webui import a1111, entry, tab
 
 TITLE = "Anti-Memorization Guidance"
 
@@ -46,3 +46,4 @@ script_callbacks.on_cfg_denoised(a1111.on_cfg_denoised)
 script_callbacks.on_cfg_after_cfg(a1111.on_cfg_after_cfg)
 script_callbacks.on_before_image_saved(entry.before_saved)
 script_callbacks.on_before_ui(lambda: entry.add_axes(scripts))
+script_callbacks.on_ui_tabs(lambda: tab.create(gr))

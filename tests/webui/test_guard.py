@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -44,6 +46,16 @@ def neutral(host, prompts, preset, steps=5, seeds=SEEDS):
 
 def pictures(host, latents):
     return torch.cat([host.demo.decoder(latent[None]) for latent in latents]).clamp(0, 1)
+
+
+def test_a_real_host_is_the_real_one(host):
+    if host.path is None:
+        return
+    names = {"a1111": ["modules.sd_samplers_cfg_denoiser", "modules.script_callbacks"],
+             "forge": ["modules.sd_samplers_cfg_denoiser", "backend.sampling.sampling_function",
+                       "backend.patcher.unet"]}  # fmt: skip
+    for name in names[host.name]:
+        assert sys.modules[name].__file__.startswith(str(host.path))
 
 
 @pytest.mark.parametrize("preset", ["main", "paper"])

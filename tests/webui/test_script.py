@@ -111,6 +111,50 @@ def test_axes_of_the_xyz_plot(loaded):
     assert (chosen.preset, chosen.deduplication, chosen.thresholds) == ("0.5", 0.5, "custom")
 
 
+def test_the_tab_builds_and_searches(loaded, tmp_path):
+    from PIL import Image
+
+    from amg_webui import tab
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"number {i}")
+    told = []
+    said = tab.build(str(folder), "three", "pixel", lambda share, words: told.append(share))
+    assert "3 pictures" in said and told[-1] == 1.0
+    with Image.open(folder / "1.png") as picture:
+        words, shown = tab.find(picture, "three")
+    assert "A copy of" in words and shown[0][1] == "number 1"
+    assert "cannot be the name" in tab.build(str(folder), "../x", "pixel", lambda *_: None)
+    assert "no index named" in tab.find(shown[0][0], "gone")[0]
+    assert "give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)
+
+
+def test_the_tab_is_made(loaded, monkeypatch):
+    _, callbacks, _ = loaded
+    made, clicked = [], []
+
+    class Any(Component):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+        def click(self, fn, inputs, outputs):
+            clicked.append((fn, inputs, outputs))
+
+    for name in ("Blocks", "Tab", "Textbox", "Dropdown", "Button", "Image", "Gallery"):
+        monkeypatch.setattr(sys.modules["gradio"], name, Any, raising=False)
+    monkeypatch.setattr(
+        sys.modules["gradio"], "Progress", lambda: lambda *_, **__: None, raising=False
+    )
+    ((page, title, _),) = callbacks["on_ui_tabs"][0]()
+    assert isinstance(page, Any) and title == "AMG Index"
+    (build, inputs, _), (_, _, found) = clicked
+    assert "give a folder" in build("", "x", "pixel") and len(inputs) == 3 and len(found) == 2
+
+
 def test_another_use_of_p_finds_it_as_it_was(loaded):
     class P:
         def sample(self):
@@ -127,6 +171,21 @@ def test_another_use_of_p_finds_it_as_it_was(loaded):
                 p.sample()
         entry.end(p)
         assert (p.sample is hijacked) if own else ("sample" not in vars(p))
+
+
+def test_another_extension_that_wraps_the_guard_outlives_it(loaded):
+    class P:
+        sd_model = None
+
+        def sample(self):
+            return 1
+
+    p = P()
+    entry.begin(p, ({"enabled": True, "index": "gone"},))
+    ours = p.sample
+    p.sample = lambda: ours() + 1
+    entry.end(p)
+    assert p.sample() == 2
 
 
 def test_importing_costs_nothing_worth_naming():

@@ -277,11 +277,11 @@ class Forge(Webui):
         module("backend.memory_management", **memory)
         if self.path:
             self.inner = importlib.import_module("backend.sampling.sampling_function")
-            self.compiled = importlib.import_module("backend.sampling.condition")
             unet = importlib.import_module("backend.patcher.unet")
             prediction = importlib.import_module("backend.modules.k_prediction").Prediction
             predictor = prediction(prediction_type="v_prediction")
-            self.condition = self.compiled.ConditionCrossAttn
+            made = importlib.import_module("modules.sd_samplers_cfg_denoiser")
+            self.denoiser_kind = made.CFGDenoiser
         else:
             module("backend.sampling").__path__ = []
             self.inner = module(
@@ -317,9 +317,10 @@ class Forge(Webui):
         from amg_webui import entry
 
         self.model.forge_objects = self.objects.shallow_copy()
-        p.sampler = SimpleNamespace(
-            model_wrap_cfg=SimpleNamespace(mask=p.mask, nmask=p.nmask, init_latent=p.init_latent)
-        )
+        if self.path:
+            return self._draw_really(p, noise)
+        known = {"mask": p.mask, "nmask": p.nmask, "init_latent": p.init_latent}
+        p.sampler = SimpleNamespace(model_wrap_cfg=SimpleNamespace(**known))
         entry.before_pass(p)
         unet = self.model.forge_objects.unet
 
@@ -348,6 +349,28 @@ class Forge(Webui):
 
         with torch.inference_mode():
             return euler_or_ddim(self.demo, p, noise, denoiser)
+
+    def _draw_really(self, p, noise):
+        """By the host's own denoiser, which calls its own sampling function."""
+        from amg_webui import entry
+
+        host = self
+
+        class Ours(self.denoiser_kind):
+            inner_model = property(lambda self: SimpleNamespace(inner_model=host.model))
+
+        p.sampler = SimpleNamespace(last_latent=None)
+        p.sampler.model_wrap_cfg = made = Ours(p.sampler)
+        made.p, made.mask, made.nmask, made.init_latent = p, p.mask, p.nmask, p.init_latent
+        made.steps = made.total_steps = p.steps
+        entry.before_pass(p)
+        cond, uncond = p.cond
+        image = torch.zeros(len(p.seeds), 5, 1, 1)
+        with torch.inference_mode():
+            return euler_or_ddim(
+                self.demo, p, noise,
+                lambda x, s: made(x, s, uncond, cond, p.cfg_scale, 0.0, image),
+            )  # fmt: skip
 
 
 class Objects(SimpleNamespace):

@@ -1,0 +1,84 @@
+"""The tab AMG Index: build an index of a folder, and look a picture up in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from amg_core.errors import AMGError
+
+from . import lookup
+
+DESCRIPTORS = ("pixel", "sscd")
+SHOWN = 5  # pictures of a search
+
+
+def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], None]) -> str:
+    """Make the index `name` of the pictures in `folder`; `tell(share, words)` on the way.
+
+    Returns what became of it, in a sentence. A build that is stopped goes on where it was.
+    """
+    from amg_core import descriptors, index
+
+    def progress(done: int, total: int, source: str) -> None:
+        tell(done / total if total else 0.0, f"{done} of {total or '?'}: {source}")
+
+    try:
+        given = folder.strip().strip('"')
+        if not given:
+            raise AMGError("Folder of pictures: give a folder, a .zip, a .tar or a list.")
+        target = lookup.index_folder(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = descriptors.create(descriptor, next(iter(lookup.weights(descriptor)), None))
+        index.build(Path(given).expanduser(), target, made, progress=progress)
+        with index.Index.open(target) as opened:
+            return f"Index {target.name}: {opened.count} pictures, in {target}."
+    except AMGError as error:
+        return str(error)
+
+
+def find(picture, name: str) -> tuple[str, list[tuple]]:
+    """A Pillow picture -> the verdict in words, and (thumbnail, caption) of the nearest of index `name`."""
+    from amg_core.verdict import verdict
+
+    from .shared import as_tensor
+
+    if picture is None:
+        return "Give a picture.", []
+    try:
+        probe = lookup.open_probe(name)
+        pixels = as_tensor(picture)
+        (found,) = verdict(probe, pixels)
+        index = probe.searcher.index
+        rows = dict.fromkeys([found.neighbor, *probe.candidates(pixels, SHOWN)])
+        shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
+    except AMGError as error:
+        return str(error), []
+    return f"{found.words} Closeness {max(0.0, found.closeness):.2f}, copy above 0.4.", shown[
+        :SHOWN
+    ]
+
+
+def create(gr) -> list[tuple]:
+    """What the host wants of `on_ui_tabs`."""
+    names = lookup.index_names()
+    with gr.Blocks(analytics_enabled=False) as page:
+        with gr.Tab("Build"):
+            folder = gr.Textbox(label="Folder of pictures", info="Or a .zip, a .tar, a list. Captions: .txt beside the pictures, metadata.jsonl or .csv.")  # fmt: skip  # noqa: E501
+            name = gr.Textbox(label="Name", info="The index becomes a folder of that name in models/amg_indexes.")  # fmt: skip  # noqa: E501
+            descriptor = gr.Dropdown(list(DESCRIPTORS), value=DESCRIPTORS[0], label="Descriptor", info="pixel needs no weights. sscd: Meta's file in models/amg.")  # fmt: skip  # noqa: E501
+            start, said = gr.Button("Build", variant="primary"), gr.Textbox(label="Result")
+
+            def run(folder, name, descriptor, progress=gr.Progress()):  # noqa: B008 - how gradio asks
+                return build(
+                    folder, name, descriptor, lambda share, words: progress(share, desc=words)
+                )
+
+            start.click(fn=run, inputs=[folder, name, descriptor], outputs=[said])
+        with gr.Tab("Search"):
+            picture = gr.Image(type="pil", label="Picture")
+            index = gr.Dropdown(names, value=names[0], label="Index", allow_custom_value=True)
+            look, words = gr.Button("Search", variant="primary"), gr.Textbox(label="Verdict")
+            gallery = gr.Gallery(label="Nearest pictures")
+            look.click(fn=find, inputs=[picture, index], outputs=[words, gallery])
+    return [(page, "AMG Index", "amg_index")]
