@@ -13,6 +13,7 @@ from .leaving import REPULSION_UNTIL, Leaving, Shortened
 from .probe import Match, Probe
 from .schedule import Schedule
 
+NEIGHBOR_STEPS = 2  # that one prediction for a neighbour's caption serves while the caption stays
 OVERSHOOT_UNTIL = 0.25  # t below which the overshoot of classifier-free guidance no longer blinds
 FORMS = ("projection", "gradient", "reference", "repulsion")
 
@@ -91,6 +92,15 @@ class StepRecord:
     moved: dict[str, list[float]]
 
 
+@dataclass
+class _Held:
+    """D_n − D_u of one sample (C, H, W), for how many steps it was used."""
+
+    caption: str
+    beyond: Tensor
+    used: int = 0
+
+
 class Session:
     """Watches and steers one sampling run; a new run takes a new session.
 
@@ -123,6 +133,7 @@ class Session:
         self._keyed: Tensor | None = None if suspects is None else suspects.cpu().clone()
         self._leaving: Leaving | None = None
         self._acted: list[set[int]] = []
+        self._held: list[_Held | None] = []
 
     def step(
         self,
@@ -167,6 +178,7 @@ class Session:
                 self.probe, len(denoised), s.exit, s.growth, max(s.most, s.exit), s.unrelated
             )
             self._acted = [set() for _ in denoised]
+            self._held = [None] * len(denoised)
         level = float(sigma[0])
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
         match = self.probe.look(composite(watched), level)
@@ -233,7 +245,7 @@ class Session:
         if neighbor_denoised is None or s.deduplication == 0:
             return {}
         s2 = torch.where(rows, s.deduplication * match.closeness.clamp(0, 1), 0.0)
-        neighbor = neighbor_denoised(self._captions(match, rows))
+        neighbor = self._neighbor(self._captions(match, rows), uncond, neighbor_denoised)
         return {"deduplication": guidance.deduplication(neighbor, uncond, s2)}
 
     def _paper(
@@ -250,9 +262,32 @@ class Session:
             if s.form == "reference":  # their code: c2 = (s0 − 1 − s1)/0.3
                 c2 = c2 * (cfg_scale - 1 - s1)
             s2 = guidance.deduplication_strength(close, s1, c2, cfg_scale)
-            neighbor = neighbor_denoised(self._captions(match, active))
+            neighbor = self._neighbor(self._captions(match, active), uncond, neighbor_denoised)
             change["deduplication"] = guidance.deduplication(neighbor, uncond, s2 * active)
         return change
+
+    def _neighbor(self, captions: list[str], uncond: Tensor, neighbor_denoised) -> Tensor:
+        """D_n for B captions; "" gives D_u.
+
+        What a caption draws beyond no prompt changes slowly from step to step, and a prediction costs
+        half a step: one serves for two. Each sample keeps its own, so that none depends on another.
+        """
+        lasting = 1 if self.settings.form == "reference" else NEIGHBOR_STEPS
+        due = [
+            bool(text) and not (held and held.caption == text and held.used < lasting)
+            for text, held in zip(captions, self._held, strict=True)
+        ]
+        if any(due):
+            asked = [text if wanted else "" for text, wanted in zip(captions, due, strict=True)]
+            beyond = neighbor_denoised(asked) - uncond
+            for i in (i for i, wanted in enumerate(due) if wanted):
+                self._held[i] = _Held(captions[i], beyond[i])
+        rows = []
+        for i, text in enumerate(captions):
+            rows.append(uncond[i] + self._held[i].beyond if text else uncond[i])
+            if text:
+                self._held[i].used += 1
+        return torch.stack(rows)
 
     def _dissimilarity(self, out, match, active, threshold, sigma, t, composite) -> Tensor:
         """G_sim (Eq. 17) or the projection, for the active rows of `out`."""

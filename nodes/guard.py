@@ -27,9 +27,13 @@ from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 # Closeness of two drawings of one prompt from different noises that makes it a key. On the embedded
-# model keys have .81 and more, other prompts .69 and less (docs/detection.md).
-ONE_PICTURE = 0.75
+# model keys have .77 and more, other prompts .70 and less (docs/guard.md).
+ONE_PICTURE = 0.73
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
+SAMPLER = (  # inputs shared with AMG Sampler
+    "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative",
+    "latent_image", "denoise",
+)  # fmt: skip
 
 
 @dataclass
@@ -48,9 +52,8 @@ class Story:
 class GuardNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        own = {"model", "positive", "negative"}
         sampler = sampling.SamplerNode.define_schema().inputs
-        common = [slot for slot in sampler if slot.id in {*own, *SAMPLER}]
+        common = [slot for slot in sampler if slot.id in SAMPLER]
         return io.Schema(
             node_id="AMG_Guard",
             display_name="Guard",
@@ -164,11 +167,6 @@ class GuardNode(io.ComfyNode):
             show.with_pictures(cls.hidden, reports.KEY, reports.travelling(told))
             text, *_ = sampling.told_of(report)
             return io.NodeOutput(latent, said, text, ui={"text": (said,)})
-
-
-SAMPLER = {
-    "seed", "steps", "cfg", "sampler_name", "scheduler", "latent_image", "denoise",
-}  # fmt: skip
 
 
 def _suspected(

@@ -1,10 +1,10 @@
-// The panel of AMG Sampler and Apply AMG: a curve that grows while pictures are drawn.
+// The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
 import { addPanel, api, el, keyOf, nodeOf, shown, tameText, thumbnailURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
 
 export const EVENT = "amg.step";
-const GUARDS = new Set(["AMG_Sampler", "AMG_Apply"]);
+const GUARDS = new Set(["AMG_Sampler", "AMG_Apply", "AMG_Guard"]);
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
 

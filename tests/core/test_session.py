@@ -441,3 +441,36 @@ def test_the_neighbours_caption_is_voted_for_by_its_duplicates(tmp_path):
     assert probe.caption(found["03.png"]) == probe.caption(found["other-bytes.png"]) == "sunset"
     assert probe.caption(found["05.png"]) == "caption 5"
     assert probe.caption(found["07.png"]) == "caption 7"
+
+
+def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(probe, scene):
+    """While the caption stays; a batch mate that comes later has its own count."""
+    asked = []
+
+    def neighbor(texts):
+        asked.append(texts)
+        return scene["uncond"] + 0.01 * len(asked)
+
+    session = Session(probe, make("paper", dissimilarity=0))
+    late = scene | {"cond": torch.cat([scene["cond"][:1], scene["uncond"][1:]])}
+    late["denoised"] = late["uncond"] + 3.0 * (late["cond"] - late["uncond"])
+    run(session, late, neighbor_denoised=neighbor)
+    for _ in range(3):
+        run(session, scene, neighbor_denoised=neighbor)
+    first, second = "caption 3", "caption 10"
+    assert asked == [
+        [first, "", "", ""], ["", second, "", ""], [first, "", "", ""], ["", second, "", ""],
+    ]  # fmt: skip
+
+
+def test_the_authors_ask_at_every_step(probe, scene):
+    asked = []
+
+    def neighbor(texts):
+        asked.append(texts)
+        return scene["uncond"]
+
+    session = Session(probe, make("reference"))
+    for _ in range(3):
+        run(session, scene, neighbor_denoised=neighbor)
+    assert len(asked) == 3

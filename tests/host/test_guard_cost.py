@@ -63,14 +63,15 @@ def test_what_is_counted_adds_up(macs, parts):
     assert more("watch latent") < 0.01 * branch
     assert more("exit latent") == pytest.approx(branch, rel=0.05)
     assert more("exit latent", 0) > 5 * branch  # the words to keep, by bisection among 77
-    assert more("exit+neighbour latent") > 1.9 * branch
+    assert more("exit+neighbour latent", 0) > more("exit latent", 0) + 0.9 * branch
 
 
 def test_branches_are_those_that_were_drawn(told):
     """Averages over two steps, the first of which looks for the words to keep."""
     rows = {row["row"]: row["branches"] for row in told[0]["tables"][0]["rows"]}
     assert rows["plain"] == rows["watch pixel"] == rows["terms pixel"] == 2
-    assert rows["terms+neighbour pixel"] == rows["authors"] == 3
+    assert rows["authors"] == 3
+    assert 2.5 <= rows["terms+neighbour pixel"] <= 3  # one serves two steps while the caption stays
     assert 3 < rows["exit pixel"] < rows["exit+neighbour pixel"]
 
 

@@ -301,3 +301,15 @@ def test_ids_beyond_the_rows_are_refused_with_one_shard_and_with_several(
             for wrong in (-1, 4):
                 with pytest.raises(IndexError):
                     index.rows(32)[np.array([0, wrong])]
+
+
+def test_records_from_any_row_on(tmp_path, pixel):
+    """Over several shards: as if the others had been passed over."""
+    for name, count, first in (("a", 5, 0), ("b", 4, 5)):
+        build(fill(tmp_path / name, count, first), tmp_path / f"{name}-index", pixel)
+    with Index.combine([Index.open(tmp_path / f"{name}-index") for name in "ab"]) as index:
+        assert len(index.shards) == 2
+        every = list(index.records())
+        assert len(every) == 9
+        for start in range(11):
+            assert list(index.records(start)) == every[start:]

@@ -90,13 +90,17 @@ def fakes(models_dir: str) -> dict[str, ModuleType]:
 
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory):
+    return load_pack(str(tmp_path_factory.mktemp("models")))
+
+
+def load_pack(models_dir: str, alias: str = ALIAS) -> SimpleNamespace:
     """`nodes`: id -> node class; `module(path)`: the pack's modules, under a dashed name."""
-    made = fakes(str(tmp_path_factory.mktemp("models")))
+    made = fakes(models_dir)
     absent = object()
     saved = {name: sys.modules.get(name, absent) for name in made}
     sys.modules.update(made)
     try:
-        extension = asyncio.run(load_entry(ALIAS).comfy_entrypoint())
+        extension = asyncio.run(load_entry(alias).comfy_entrypoint())
         nodes = asyncio.run(extension.get_node_list())
     finally:  # a real host may be loaded, for the tests beside these
         for name, module in saved.items():
@@ -106,7 +110,7 @@ def pack(tmp_path_factory):
                 sys.modules[name] = module
     return SimpleNamespace(
         nodes={node.define_schema().node_id: node for node in nodes},
-        module=lambda path: importlib.import_module(f"{ALIAS}.{path}"),
+        module=lambda path: importlib.import_module(f"{alias}.{path}"),
         folders=made["folder_paths"].folder_names_and_paths,
     )
 

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.nodes import conftest as nodes_conftest
+from tests.nodes.conftest import load_pack
 from tests.web.browser import Page, chromium
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +30,17 @@ INDEX = "amg-demo"
 PICTURES = 60  # in the index of the small server
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
-pack = nodes_conftest.pack  # the nodes on a stand-in for the host
-
 
 def missing(*packages: str) -> str:
     """Why tests that need these packages cannot run; "" where they can."""
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"needs pip install {' '.join(absent)}".replace("_", "-") if absent else ""
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory):
+    """The nodes on a stand-in for the host, beside that of tests/nodes."""
+    return load_pack(str(tmp_path_factory.mktemp("models")), "amg-web-pack")
 
 
 @pytest.fixture(scope="session")

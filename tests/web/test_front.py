@@ -296,6 +296,17 @@ def test_inside_a_subgraph(front, mode, recorded):
     front.js("app.canvas.setGraph(app.rootGraph ?? app.graph)")
 
 
+@pytest.mark.parametrize("kind", ["AMG_Apply", "AMG_Guard"])
+def test_the_other_nodes_that_guard(front, mode, kind, recorded):
+    """Every node that sends these events shows them."""
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js(f"const n = LiteGraph.createNode('{kind}'); n.pos = [100, 100]; app.graph.add(n)")
+    node = front.id_of(kind)
+    front.send(moved(recorded[:4], str(node)))
+    front.until(f"amgPanel({node}, 'amg_live')?.querySelector('.amg-line')")
+    assert lengths(front, node) == [4] * 4
+
+
 def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
     """A second attempt: the first stays, pale; a click on a number tells of that picture."""
     steps = [data for _, data in recorded if data["kind"] == "step"][:6]

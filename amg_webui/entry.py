@@ -1,0 +1,196 @@
+"""What the script file calls: widgets, infotext, X/Y/Z axes, and the beginning and end of a generation.
+
+Imports nothing but torch, which every host has loaded, before a generation is guarded.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from . import lookup
+from .options import LABELS, POLICIES, PRESETS, THRESHOLDS, Options
+
+KEY = "amg_report"  # of a PNG's text chunks
+log = logging.getLogger(__name__)
+
+
+def widgets(gr, tab: str) -> list:
+    """The accordion's widgets after its own checkbox, in the order of `Options`."""
+    from modules.ui_common import create_refresh_button
+
+    def choice(name: str, choices, info: str, **more):
+        return gr.Dropdown(choices, value=choices[0], label=_words(name), info=info, **more)
+
+    def slider(name: str, value: float, most: float, step: float, info: str):
+        return gr.Slider(0, most, value, step=step, label=_words(name), info=info)
+
+    with gr.Row():
+        index = choice(
+            "index",
+            lookup.index_names(),
+            "The pictures to stay away from, in models/amg_indexes. Others are not guarded against.",
+            elem_id=f"{tab}_amg_index",
+        )
+        create_refresh_button(
+            index, lambda: None, lambda: {"choices": lookup.index_names()}, f"{tab}_amg_refresh"
+        )
+        preset = choice(
+            "preset",
+            list(PRESETS),
+            "main: recommended. strong: earlier and harder. gentle: later and softer.",
+        )
+    despecification = slider(
+        "despecification", 1.0, 3.0, 0.05,
+        "Loosens the grip of a prompt that leads to a known picture. Needs CFG above 1. 0 = off, "
+        "1 = the preset; above 2 pictures may lose the prompt.",
+    )  # fmt: skip
+    deduplication = slider(
+        "deduplication", 1.0, 3.0, 0.05,
+        "Steers away from what the caption of the nearest known picture would draw. Needs captions in "
+        "the index. 0 = off.",
+    )  # fmt: skip
+    dissimilarity = slider(
+        "dissimilarity", 1.0, 3.0, 0.05,
+        "Moves the picture itself off the nearest known one. 0 = off; above 2 may leave stains.",
+    )  # fmt: skip
+    with gr.Row():
+        thresholds = choice(
+            "thresholds",
+            list(THRESHOLDS),
+            "preset: how close is too close comes from the preset. custom: from the two sliders.",
+        )
+        start = slider(
+            "threshold_start", 0.2, 1.0, 0.01, "At pure noise. 0 = unrelated, 1 = the same picture."
+        )
+        end = slider("threshold_end", 0.4, 1.0, 0.01, "At the finished picture, on the same scale.")
+    with gr.Row():
+        still = choice(
+            "if_still_copied",
+            list(POLICIES),
+            "say so: the picture leaves, and its infotext tells. blank: an empty one leaves.",
+        )
+        retries = slider(
+            "retries", 0, 10, 1,
+            "How often a batch with a copy in it is drawn again, more strongly. Not with Hires. fix.",
+        )  # fmt: skip
+    return [
+        preset, despecification, deduplication, dissimilarity, index, thresholds, start, end, still,
+        retries,
+    ]  # fmt: skip
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def paste_fields(components: list) -> list[tuple]:
+    """(widget, label of the infotext) for all; the checkbox is on where a picture was guarded."""
+    enabled, *others = components
+    return [
+        (enabled, lambda told: LABELS["preset"] in told),
+        *zip(others, LABELS.values(), strict=True),
+    ]
+
+
+def add_axes(scripts) -> None:
+    """Axes of the X/Y/Z plot, once."""
+    for data in scripts.scripts_data:
+        if data.script_class.__module__ in ("scripts.xyz_grid", "xyz_grid.py"):
+            break
+    else:
+        return
+    grid = data.module
+    if any(option.label.startswith("[AMG]") for option in grid.axis_options):
+        return
+
+    def apply(name: str):
+        return lambda p, value, _values: setattr(p, f"amg_{name}", value)
+
+    numbers = (
+        "despecification",
+        "deduplication",
+        "dissimilarity",
+        "threshold_start",
+        "threshold_end",
+    )
+    axes = [("preset", str, lambda: list(PRESETS)), ("index", str, lookup.index_names)]
+    axes += [(name, float, None) for name in numbers]
+    for name, kind, choices in axes:
+        label = "[AMG] " + _words(name)
+        more = {} if choices is None else {"choices": choices}
+        grid.axis_options.append(grid.AxisOption(label, kind, apply(name), **more))
+
+
+def begin(p, args: tuple) -> None:
+    """A generation begins. Where it cannot be guarded it fails when it is to draw, and says why.
+
+    The host swallows what a script raises here, and would go on unguarded.
+    """
+    end(p)
+    try:
+        options = Options.read(p, args)
+        if not options.enabled:
+            return
+        from .shared import Guard
+
+        p.amg_guard = Guard(p, options, _host(p))
+        guarded = p.amg_guard.sample
+    except Exception as error:
+        reason = error
+
+        def guarded(_draw):
+            raise reason
+
+    own, before = "sample" in vars(p), p.sample
+
+    def sample(*args, **kwargs):
+        return guarded(lambda: before(*args, **kwargs))
+
+    sample.amg = (own, before)
+    p.sample = sample
+
+
+def end(p) -> None:
+    """Leave `p` as it was: another script may use it for the next generation."""
+    own, before = getattr(vars(p).get("sample"), "amg", (None, None))
+    if own:
+        p.sample = before
+    elif own is False:
+        del p.sample
+    p.amg_guard = None
+
+
+def _host(p):
+    if hasattr(p.sd_model, "forge_objects"):
+        from .forge import Forge
+
+        return Forge
+    from .a1111 import A1111
+
+    return A1111
+
+
+def before_pass(p) -> None:
+    """Before each sampling pass; Forge makes its patcher anew for it."""
+    guard = getattr(p, "amg_guard", None)
+    if guard is None or not hasattr(guard.host, "hook"):
+        return
+    try:
+        guard.host.hook()
+    except Exception as error:  # the host would swallow it, and draw unguarded
+        log.exception("AMG")
+        guard.error = error
+
+
+def finished(p, pp) -> None:
+    """A picture is finished: judge it."""
+    guard = getattr(p, "amg_guard", None)
+    if guard is not None:
+        guard.judge(pp)
+
+
+def before_saved(params) -> None:
+    """The report goes into the PNG of the picture that was judged last, and into no grid or mask."""
+    guard = getattr(params.p, "amg_guard", None)
+    if guard is not None and guard.reports and params.image is guard.judged:
+        params.pnginfo[KEY] = guard.travelling()

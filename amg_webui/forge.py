@@ -1,0 +1,194 @@
+"""Forge and its forks: the guard as a post-CFG hook on the UNet patcher. Every sampler predicts x̂0 there.
+
+`backend` is Forge (lllyasviel) and Neo; Classic has the same under `ldm_patched`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from amg_core.errors import AMGError
+
+from . import lookup, shared
+from .texts import Predictions, Text
+
+HOOKS = "sampler_post_cfg_function"
+
+
+class Forge:
+    """See `shared.Host`."""
+
+    def __init__(self, guard: shared.Guard):
+        self.guard, self.p = guard, guard.p
+
+    def check(self) -> None:
+        switch = getattr(self.p, "refiner_switch_at", None)
+        if getattr(self.p, "refiner_checkpoint_info", None) is not None and switch not in (None, 1):
+            raise AMGError(
+                "Refiner: Forge changes the model in mid-run and the guard would be left behind. Turn "
+                "the refiner off, or Anti-Memorization Guidance."
+            )
+
+    def decoder(self):
+        model = self.p.sd_model
+        vae = model.forge_objects.vae
+        network = vae.first_stage_model
+        channels = int(getattr(vae, "latent_channels", 4))
+        xl = bool(getattr(model, "is_sdxl", False))
+        name = "taesdxl_decoder" if xl else "taesd_decoder"
+        if channels != 4:
+            name = "taesd3_decoder" if getattr(model, "is_sd3", False) else "taef1_decoder"
+        classic = 0.13025 if xl else 0.18215
+        return lookup.decoder(
+            name,
+            channels=channels,
+            vae=lambda: network,
+            enter=getattr(network, "process_out", lambda latent: latent / classic),
+            colours=lookup.COLOURS["sdxl" if xl else "sd"] if channels == 4 else None,
+        )
+
+    def encode(self, words: str) -> Text:
+        """The host loads its text encoder for this, and may unload the UNet: that is loaded again."""
+        p = self.p
+        text = shared.encode(p.sd_model, words, p)
+        unet = p.sd_model.forge_objects.unet
+        _memory().load_models_gpu([unet])
+        return text
+
+    def attach(self) -> None:
+        """Nothing yet: the host makes the patcher anew before each pass, see `hook`."""
+
+    def hook(self) -> None:
+        """Before every sampling pass. Twice for a hires pass: the later one counts."""
+        guard, objects = self.guard, self.p.sd_model.forge_objects
+        unet, session = objects.unet.clone(), guard.open()
+        _unhook(unet)
+        guard.text("")  # while the text encoder is still loaded
+
+        def guard_step(args: dict) -> Tensor:
+            return guided(guard, session, args)
+
+        guard_step.amg = True
+        unet.set_model_sampler_post_cfg_function(guard_step)
+        objects.unet = unet
+
+    def detach(self) -> None:
+        _unhook(self.p.sd_model.forge_objects.unet)
+
+    def stash(self) -> object:
+        return self.p.sd_model.forge_objects.shallow_copy()
+
+    def rewind(self, stashed) -> None:
+        self.p.sd_model.forge_objects = stashed.shallow_copy()
+        shared.same_noise(self.p)
+
+
+def _unhook(unet) -> None:
+    """Take the guard off a patcher, in place."""
+    hooks = unet.model_options.get(HOOKS, [])
+    if any(getattr(hook, "amg", False) for hook in hooks):
+        unet.model_options[HOOKS] = [hook for hook in hooks if not getattr(hook, "amg", False)]
+
+
+def _memory():
+    try:
+        from backend import memory_management
+    except ImportError:
+        from ldm_patched.modules import model_management as memory_management
+    return memory_management
+
+
+def _sampling():
+    """The host's `calc_cond_uncond_batch`."""
+    try:
+        from backend.sampling.sampling_function import calc_cond_uncond_batch
+    except ImportError:
+        from ldm_patched.modules.samplers import calc_cond_uncond_batch
+    return calc_cond_uncond_batch
+
+
+def guided(guard: shared.Guard, session, args: dict) -> Tensor:
+    """The post-CFG function. `args`: denoised, cond(_denoised), uncond(_denoised), sigma, input, model."""
+    from amg_core.leaving import Shortened
+
+    shared.stop_if_interrupted()
+    p, denoised = guard.p, args["denoised"]
+    if denoised.ndim != 4:
+        raise AMGError(
+            f"This model makes latents of shape {tuple(denoised.shape)}: the guard looks at still "
+            f"pictures. Turn Anti-Memorization Guidance off."
+        )
+    predictor = getattr(args["model"], "predictor", None) or args["model"].model_sampling
+    flow = getattr(predictor, "prediction_type", "") == "const"
+    sigma, t = shared.noise_level(None if flow else predictor.sigmas, args["sigma"], flow)
+    cond, uncond = args["cond_denoised"], args["uncond_denoised"]
+    # At cfg 1, and where the host skipped it to save time, the unconditional prediction is zeros.
+    asked = bool(args["uncond"]) and bool(torch.count_nonzero(uncond))
+    ways = {}
+    if asked:
+        texts = _texts(guard, args, len(denoised))
+        ways = {
+            "neighbor_denoised": partial(texts.neighbor, uncond),
+            "shortened": Shortened(texts.words, texts.shortened),
+        }
+    guard.on_device(session, denoised.device)
+    with shared.full_precision(denoised):
+        out = session.step(
+            denoised,
+            cond=cond,
+            uncond=uncond if asked else None,
+            cfg_scale=_scale(p, args) if asked else 1.0,
+            sigma=sigma,
+            t=t,
+            composite=_compositor(p, denoised),
+            **ways,
+        )
+    guard.tell(session)
+    return out
+
+
+def _scale(p, args: dict) -> float:
+    """s0: told by newer forks, else the generation's own; parts joined by AND count together."""
+    scale = args.get("cond_scale")
+    if scale is None:
+        hires = getattr(p, "is_hr_pass", False) and hasattr(p, "hr_cfg")
+        scale = p.hr_cfg if hires else p.cfg_scale
+    return float(scale) * sum(float(part.get("strength", 1.0)) for part in args["cond"])
+
+
+def _texts(guard: shared.Guard, args: dict, batch: int) -> Predictions:
+    template, host = args["cond"][0], shared.as_host(args["input"])
+    conds = template["model_conds"]
+    vector = conds["y"].cond if "y" in conds else None
+
+    def evaluate(text: Text) -> Tensor:
+        shared.stop_if_interrupted()
+        changed = {"c_crossattn": text.tokens, "y": text.vector}
+        made = {
+            key: type(value)(changed[key]) if changed.get(key) is not None else value
+            for key, value in conds.items()
+        }
+        cond = {k: v for k, v in template.items() if k != "strength"} | {"model_conds": made}
+        with host():
+            return _sampling()(
+                args["model"], [cond], None, args["input"], args["sigma"], args["model_options"]
+            )[0]
+
+    def encode(words: str) -> Text:
+        with host():
+            return guard.text(words)
+
+    return Predictions(Text(conds["c_crossattn"].cond, vector).batch(batch), encode, evaluate)
+
+
+def _compositor(p, like: Tensor):
+    """Prediction -> the picture it stands for: the host puts the given latent in after this hook."""
+    denoiser = getattr(getattr(p, "sampler", None), "model_wrap_cfg", None)
+    if getattr(denoiser, "mask", None) is None:
+        return lambda prediction: prediction
+    mask = denoiser.nmask.to(like)
+    known = denoiser.init_latent.to(like) * denoiser.mask.to(like)
+    return lambda prediction: prediction * mask + known

@@ -1,0 +1,159 @@
+"""Where indexes, descriptor weights and decoders lie among the host's model folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from amg_core.errors import AMGError
+
+INDEXES, WEIGHTS, MANIFEST = "amg_indexes", "amg", "manifest.json"
+NO_INDEX = "(no index yet)"
+# Published preview colours of the two classic latent spaces: latent channels -> RGB about [-1, 1].
+COLOURS = {
+    "sd": [
+        [0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473],
+    ],
+    "sdxl": [
+        [0.3448, 0.4168, 0.4395], [-0.1953, -0.0290, 0.0250], [0.1074, 0.0886, -0.0163],
+        [-0.3730, -0.2499, -0.2088],
+    ],
+}  # fmt: skip
+
+_open: dict[Path, tuple[int, object]] = {}
+
+
+def models() -> Path:
+    """The host's folder of models."""
+    from modules import paths_internal
+
+    return Path(paths_internal.models_path)
+
+
+def index_names() -> list[str]:
+    """Names of all indexes in models/amg_indexes, sorted; a note instead where there is none."""
+    try:
+        entries = list(os.scandir(models() / INDEXES))
+    except OSError:
+        entries = []
+    names = [e.name for e in entries if os.path.isfile(os.path.join(e.path, MANIFEST))]
+    return sorted((n for n in names if not n.startswith(".")), key=str.lower) or [NO_INDEX]
+
+
+def index_folder(name: str) -> Path:
+    """Where index `name` is or is to be. AMGError where it is not a plain name."""
+    name = name.strip()
+    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
+        raise AMGError(
+            f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_': the "
+            f"index is a folder of that name in {models() / INDEXES}."
+        )
+    return models() / INDEXES / name
+
+
+def weights(kind: str) -> list[Path]:
+    """Files in models/amg that may be the weights of descriptors of that kind."""
+    prefix = {"sscd": "sscd_disc_mixup", "clip": "clip"}.get(kind)
+    folder = models() / WEIGHTS
+    return sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
+
+
+def open_probe(name: str):
+    """A `Probe` (without decoder, on the CPU) on index `name`; kept open until its files change.
+
+    Raises
+    ------
+    AMGError
+        No such index, a damaged one, or its descriptor's weights are absent or others.
+    """
+    from amg_core.index import Index
+    from amg_core.index.search import Searcher
+    from amg_core.probe import Probe
+
+    folder = index_folder(name) if name and name != NO_INDEX else models() / INDEXES / "none"
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise AMGError(
+            f"index: there is no index named {name!r} in {models() / INDEXES}. Build one in the tab "
+            f"AMG Index, or copy an index folder there; then press the refresh button."
+        )
+    changed = manifest.stat().st_mtime_ns
+    if folder not in _open or _open[folder][0] != changed:
+        with torch.inference_mode(False):
+            index = Index.open(folder)
+            _open[folder] = (changed, Probe(Searcher(index), _descriptor(index.spec)))
+    return _open[folder][1]
+
+
+def _descriptor(spec):
+    from amg_core import descriptors
+
+    first: AMGError | None = None
+    for file in weights(spec.id.partition("_")[0]) or [None]:
+        try:
+            return descriptors.for_spec(spec, file)
+        except AMGError as error:
+            first = first or error
+    raise first
+
+
+def decoder(
+    taesd: str, channels: int, vae: Callable[[], nn.Module | None], enter: Callable[[Tensor], Tensor],
+    colours=None,
+):  # fmt: skip
+    """The guard's own decoder: TAESD's file, else a copy of the host's VAE, else preview colours.
+
+    Parameters
+    ----------
+    taesd : str
+        Name of the file without ending, such as "taesd_decoder", in models/VAE-taesd or
+        models/vae_approx.
+    vae : callable
+        -> the host's autoencoder, with `decoder` and perhaps `post_quant_conv`; None: it has none.
+    enter : callable
+        A model-space latent -> what that autoencoder decodes.
+    colours : (C, 3), optional
+
+    Raises
+    ------
+    AMGError
+        Nothing can decode these latents.
+    """
+    from amg_core.decoders import LinearDecoder, ModuleDecoder, load_taesd
+
+    with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights
+        for folder in ("VAE-taesd", "vae_approx"):
+            for end in (".safetensors", ".pth"):
+                file = models() / folder / (taesd + end)
+                if file.is_file() and (found := load_taesd(file)).channels == channels:
+                    return found
+        network = vae()
+        if hasattr(network, "decoder"):
+            return ModuleDecoder(
+                "vae",
+                _Decode(network),
+                channels,
+                enter=enter,
+                leave=lambda picture: (picture + 1) / 2,
+            )
+        if colours is not None and len(colours) == channels:
+            return LinearDecoder(torch.tensor(colours))
+    raise AMGError(
+        f"The guard cannot see this model's latents ({channels} channels). Put {taesd}.pth (from "
+        f"github.com/madebyollin/taesd) into {models() / 'VAE-taesd'}."
+    )
+
+
+class _Decode(nn.Module):
+    """The decoding half of a host's VAE, without what the host has hung on the whole."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.first, self.decoder = getattr(vae, "post_quant_conv", None), vae.decoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent if self.first is None else self.first(latent))

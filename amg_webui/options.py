@@ -1,0 +1,81 @@
+"""What can be set, by which names it is written below a picture and read back from there.
+
+Imports nothing heavy: the host asks for this at its start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from amg_core.errors import AMGError
+
+AS_PRESET, CUSTOM = THRESHOLDS = ("preset", "custom")
+SAY, BLANK = POLICIES = ("say so", "blank")
+PRESETS = ("main", "strong", "gentle", "paper", "reference")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the accordion says, in the order of its widgets, which is the order of an API's `args`."""
+
+    enabled: bool = False
+    preset: str = PRESETS[0]
+    despecification: float = 1.0
+    deduplication: float = 1.0
+    dissimilarity: float = 1.0
+    index: str = ""
+    thresholds: str = AS_PRESET
+    threshold_start: float = 0.2
+    threshold_end: float = 0.4
+    if_still_copied: str = SAY
+    retries: int = 0
+
+    @classmethod
+    def read(cls, p, args: tuple) -> Options:
+        """From the arguments of a script's callback; `p.amg_…` (X/Y/Z plot) goes before.
+
+        An API may send one object with the names of the fields instead of the list.
+        """
+        names = [field.name for field in fields(cls)]
+        if args and isinstance(args[0], dict):
+            values = dict(args[0])
+            if unknown := sorted(set(values) - set(names)):
+                raise AMGError(f"{unknown[0]} is no setting of the guard: {', '.join(names)}.")
+        else:
+            values = dict(zip(names, args))  # noqa: B905 - an older API call sends fewer
+        axes = {name: getattr(p, f"amg_{name}") for name in names if hasattr(p, f"amg_{name}")}
+        if {"threshold_start", "threshold_end"} & set(axes):
+            axes.setdefault("thresholds", CUSTOM)
+        chosen = cls(**values | axes)
+        for name, allowed in {"thresholds": THRESHOLDS, "if_still_copied": POLICIES}.items():
+            if getattr(chosen, name) not in allowed:
+                raise AMGError(f"{name}: choose one of {', '.join(allowed)}.")
+        return chosen
+
+    def settings(self, metric: str):
+        """`session.Settings` for a descriptor of that metric. AMGError for impossible values."""
+        from amg_core import presets
+        from amg_core.schedule import Schedule
+
+        changes = {}
+        if self.thresholds == CUSTOM:
+            for name in ("threshold_start", "threshold_end"):
+                if not 0 <= getattr(self, name) <= 1:
+                    raise AMGError(f"{name}: give a number from 0 to 1.")
+            changes["schedule"] = Schedule("parabolic", self.threshold_start, self.threshold_end)
+        return presets.settings(
+            self.preset, metric, despecification=self.despecification,
+            deduplication=self.deduplication, dissimilarity=self.dissimilarity, **changes,
+        )  # fmt: skip
+
+    def infotext(self) -> dict[str, Any]:
+        """What is written below a picture, and read back from there (`PASTE`)."""
+        told = {label: getattr(self, name) for name, label in LABELS.items()}
+        if self.thresholds == AS_PRESET:
+            del told[LABELS["threshold_start"]], told[LABELS["threshold_end"]]
+        return told
+
+
+LABELS = {field.name: "AMG " + field.name.replace("_", " ") for field in fields(Options)[1:]}
+HASH, LARGEST, VERDICT = "AMG index hash", "AMG largest similarity", "AMG verdict"

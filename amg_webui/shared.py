@@ -1,0 +1,384 @@
+"""One generation under guard, whichever the host: settings, drawing, verdicts, what is written about it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from amg_core.errors import AMGError
+
+from . import lookup
+from .options import BLANK, HASH, LARGEST, VERDICT, Options
+from .texts import Text
+
+FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
+log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What differs between the hosts. One object a generation."""
+
+    def check(self) -> None:
+        """AMGError, by name, for what cannot be guarded here."""
+
+    def decoder(self):
+        """The guard's own decoder for the model that draws."""
+
+    def encode(self, words: str) -> Text:
+        """One text by the host's encoder, at any moment of a run."""
+
+    def attach(self) -> None:
+        """A drawing begins."""
+
+    def detach(self) -> None:
+        """It has ended, or failed."""
+
+    def stash(self) -> object: ...
+
+    def rewind(self, stashed: object) -> None:
+        """Make it possible to draw once more, from the same noise."""
+
+
+class Guard:
+    """One generation (`p` of the host) under guard: all its batches, passes and pictures."""
+
+    def __init__(self, p, options: Options, host: Callable[[Guard], Host]):
+        self.p, self.options = p, options
+        self.probe = lookup.open_probe(options.index)
+        if self.probe.latent:
+            raise AMGError(
+                f"index: {options.index} is one of latents, which only the ComfyUI nodes can use. "
+                f"Build one with the descriptor pixel or sscd."
+            )
+        self.settings = options.settings(self.probe.metric)
+        self.host = host(self)
+        self.host.check()
+        self.error: BaseException | None = None
+        self._watch = None
+        self._texts: dict[tuple[int, str], Text] = {}
+        self._now, self._suspects = self.settings, None
+        self.sessions: list = []
+        self.drawings: list[list] = []  # the sessions of each drawing of this batch
+        self.outcome = None
+        self.reports: list[dict] = []
+        self.judged = None  # the latest picture that has a report
+        index = self.probe.searcher.index
+        p.extra_generation_params |= options.infotext() | {HASH: index.hash[:10]}
+
+    # --- drawing
+
+    def sample(self, draw: Callable[[], Any]) -> Any:
+        """In place of the host's `p.sample`: one batch, drawn again while it is a copy, if asked for.
+
+        Raises
+        ------
+        AMGError
+            The guard failed, or was never asked: such a picture would be unguarded.
+        """
+        self.drawings, self.outcome = [], None
+        try:
+            if self.options.retries > 0 and not getattr(self.p, "enable_hr", False):
+                return self._until_clean(draw)
+            if self.options.retries > 0:
+                self.p.comment("AMG: pictures are not drawn again with Hires. fix; only judged.")
+            return self._draw(draw, self.settings, None)
+        finally:
+            self._watch = None
+
+    def _draw(self, draw: Callable[[], Any], settings, suspects: Tensor | None) -> Any:
+        self._now, self._suspects, self.error = settings, suspects, None
+        self.sessions = []
+        self.drawings.append(self.sessions)
+        try:
+            self.host.attach()
+            samples = draw()
+        finally:
+            self.host.detach()
+            self._rest()
+        if self.error is not None:
+            raise self.error
+        asked = any(session.records for session in self.sessions)
+        if not (asked or interrupted() or getattr(self.p, "denoising_strength", None) == 0):
+            raise AMGError(
+                f"Sampler {getattr(self.p, 'sampler_name', '?')} did not ask the guard at any step: it "
+                f"calls the model by a way of its own. Choose another sampler, or turn "
+                f"Anti-Memorization Guidance off."
+            )
+        return samples
+
+    def _until_clean(self, draw: Callable[[], Any]) -> Any:
+        from amg_core.loop import until_clean
+
+        stashed, batch = self.host.stash(), len(self.p.seeds)
+        named: list[set[int]] = [set() for _ in range(batch)]
+
+        def once(settings, suspects):
+            if self.drawings:
+                self.host.rewind(stashed)
+            samples = self._draw(draw, settings, suspects if self.drawings else None)
+            return samples, joined([session.report() for session in self.sessions])
+
+        def judge(latents, which):
+            for i in which:
+                named[i] |= self.acted_on(i)
+            found = self.verdicts(decoded(self.p, latents), [named[i] for i in which])
+            if interrupted():  # nobody wants another drawing
+                return [replace(verdict, copy=False) for verdict in found]
+            return found
+
+        self.outcome = until_clean(once, judge, self.settings, batch, self.options.retries)
+        return self.outcome.latents
+
+    def open(self):
+        """A `Session` for one sampling pass; one that saw nothing is replaced."""
+        from amg_core.session import Session
+
+        if self.sessions and not self.sessions[-1].records:
+            self.sessions.pop()
+        model = id(self.p.sd_model)
+        if self._watch is None or self._watch.model != model:  # Hires. fix may change checkpoints
+            self._watch = copy.copy(self.probe)
+            self._watch.decoder, self._watch.model = self.host.decoder(), model
+            self._watch.placed = None
+        self.sessions.append(Session(self._watch, self._now, suspects=self._suspects))
+        return self.sessions[-1]
+
+    def on_device(self, session, device: torch.device) -> None:
+        """Before a step: index, descriptor and decoder to where the model is."""
+        from amg_core.index.search import Searcher
+
+        watch = session.probe
+        if watch.placed == device:
+            return
+        with torch.inference_mode(False):
+            for network in (watch.descriptor, watch.decoder):
+                network.to(device)
+            if watch.searcher.device != device:
+                watch.searcher = Searcher(self.probe.searcher.index, device)
+        watch.placed = device
+
+    def _rest(self) -> None:
+        """Leave the accelerator to the host: the VAE is next."""
+        watch = self._watch
+        if watch is not None:
+            watch.placed = None
+            watch.searcher.release()
+            with torch.inference_mode(False):
+                watch.descriptor.to("cpu")
+                watch.decoder.to("cpu")
+
+    def text(self, words: str) -> Text:
+        """Encoded once a model and generation."""
+        key = (id(self.p.sd_model), words)
+        if key not in self._texts:
+            self._texts[key] = self.host.encode(words)
+        return self._texts[key]
+
+    def tell(self, session) -> None:
+        """Into the host's progress bar."""
+        from modules import shared
+
+        shared.state.textinfo = "AMG: " + session.line()
+
+    # --- judging
+
+    def acted_on(self, i: int) -> set[int]:
+        """Rows of the index that sample i of the batch was too close to, in any pass and drawing."""
+        return set().union(*(s.acted_on(i) for drawing in self.drawings for s in drawing))
+
+    def verdicts(self, pictures: Tensor, named: list[set[int]]) -> list:
+        """Pictures (B, 3, H, W) in [0, 1], on the CPU -> a `Verdict` each."""
+        from amg_core.verdict import verdict
+
+        return [
+            verdict(self.probe, picture, [rows])[0]
+            for picture, rows in zip(pictures.split(1), named, strict=True)
+        ]
+
+    def judge(self, pp) -> None:
+        """A finished picture of the host, all its passes, pasting and correcting done."""
+        i = int(getattr(self.p, "batch_index", 0))
+        told = self.p.extra_generation_params
+        try:
+            picture = as_tensor(pp.image)
+            with full_precision(picture):
+                (found,) = self.verdicts(picture, [self.acted_on(i)])
+            report = self._report(i, found)
+        except Exception as error:  # the host would swallow it
+            log.exception("AMG")
+            self.p.comment(f"AMG: not judged · {error}")
+            told[VERDICT] = "not judged"
+            if self.options.if_still_copied == BLANK:
+                pp.image = blank(pp.image)
+            return
+        from amg_core import report as reports
+
+        self.reports.append(report)
+        told[LARGEST] = round(max([*report["largest_similarity"], found.similarity]), 4)
+        told[VERDICT] = report["verdicts"][0]["outcome"]
+        number = f"picture {int(getattr(self.p, 'iteration', 0)) * len(self.p.seeds) + i + 1}: "
+        self.p.comment("AMG: " + number + reports.words(report))
+        if found.copy:
+            log.warning("AMG: %s", reports.words(report))
+            if self.options.if_still_copied == BLANK:
+                pp.image = blank(pp.image)
+        self.judged = pp.image
+
+    def _report(self, i: int, found) -> dict:
+        """The report of picture i of the batch alone: it travels in that picture."""
+        from amg_core import report as reports
+        from amg_core.loop import Attempt, Outcome
+
+        first = only(joined([session.report() for session in self.drawings[0]]), i)
+        attempts, kept = [Attempt([0], first, [found])], 0
+        if self.outcome is not None:
+            attempts = []
+            for number, attempt in enumerate(self.outcome.attempts):
+                if i in attempt.samples:
+                    place = attempt.samples.index(i)
+                    if number == self.outcome.kept[i]:
+                        kept = len(attempts)
+                    attempts.append(
+                        Attempt([0], only(attempt.report, i), [attempt.verdicts[place]])
+                    )
+        return reports.compose(
+            first,
+            Outcome(torch.empty(0), [found], [kept], attempts),
+            judged_by="vae",
+            if_still_copied=self.options.if_still_copied,
+            seed=self.p.seeds[i],
+            host={"name": type(self.host).__name__, "captions": "encoded"},
+        )
+
+    def travelling(self) -> str:
+        """The latest picture's report, as it goes into its file."""
+        from amg_core import report as reports
+
+        return json.dumps({"webui": reports.travelling(self.reports[-1])})
+
+
+def joined(passes: list[dict]) -> dict:
+    """The reports of one drawing's passes (first, hires) as one: curves end to end."""
+    told = dict(passes[0])
+    for more in passes[1:]:
+        told["steps"] = told["steps"] + more["steps"]
+        told["evaluations"] += more["evaluations"]
+        told["neighbors"] = told["neighbors"] | more["neighbors"]
+        for key, how in {"guarded_evaluations": sum, "largest_similarity": max}.items():
+            pairs = zip(told[key], more[key], strict=True)
+            told[key] = [how(pair) for pair in pairs] if more[key] and told[key] else more[key]
+        pairs = zip(told["acted_on"], more["acted_on"], strict=True)
+        told["acted_on"] = [sorted({*a, *b}) for a, b in pairs]
+    return told
+
+
+def only(report: dict, i: int) -> dict:
+    """The report of a batch -> that of its sample i."""
+    told = dict(report)
+    for key in ("guarded_evaluations", "largest_similarity", "acted_on"):
+        told[key] = told[key][i : i + 1]
+    rows = ("similarity", "closeness", "neighbor", "active")
+    told["steps"] = [
+        step
+        | {key: step[key][i : i + 1] for key in rows}
+        | {"moved": {name: sizes[i : i + 1] for name, sizes in step["moved"].items()}}
+        for step in report["steps"]
+    ]
+    seen = {str(n) for step in told["steps"] for n in step["neighbor"]}
+    told["neighbors"] = {k: v for k, v in told["neighbors"].items() if k in seen}
+    return told
+
+
+def noise_level(table: Tensor, sigma: Tensor, flow: bool = False) -> tuple[Tensor, float]:
+    """The host's σ (B,) as k-diffusion σ, and diffusion time t in [0, 1]. As the ComfyUI hook has it.
+
+    table : σ of every training step, ascending. flow : σ/(1 − σ) and t = σ instead.
+    """
+    if flow:
+        inner = sigma.float().clamp(0, FLOW_SIGMA_MAX)
+        return inner / (1 - inner), float(sigma[0].clamp(0, 1))
+    levels = table.float().clamp_min(1e-10).log()
+    nearest = (levels - sigma.float().clamp_min(1e-10).log()[0].to(levels.device)).abs().argmin()
+    return sigma.float(), float(nearest) / max(1, len(table) - 1)
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """The guard's own networks are float32: without the host's autocast."""
+    if like.device.type != "cuda":
+        return nullcontext()
+    return torch.autocast("cuda", enabled=False)
+
+
+def as_host(like: Tensor) -> Callable[[], AbstractContextManager]:
+    """To be called where the host calls its model: brings the autocast of now back later."""
+    if like.device.type != "cuda" or not torch.is_autocast_enabled():
+        return nullcontext
+    kind = torch.get_autocast_gpu_dtype()
+    return lambda: torch.autocast("cuda", dtype=kind)
+
+
+def interrupted() -> bool:
+    from modules import shared
+
+    return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
+
+
+def stop_if_interrupted() -> None:
+    """Before each further evaluation of the model. The host's own exception, which it expects."""
+    from modules import sd_samplers_common, shared
+
+    if shared.state.interrupted or shared.state.skipped:
+        raise sd_samplers_common.InterruptedException
+
+
+def encode(sd_model, words: str, p) -> Text:
+    """One text by the model's own encoder, as both hosts call it."""
+    from modules import prompt_parser
+
+    size = {"width": getattr(p, "width", None), "height": getattr(p, "height", None)}
+    with torch.no_grad():
+        return Text.of(
+            sd_model.get_learned_conditioning(prompt_parser.SdConditioning([words], **size))
+        )
+
+
+def decoded(p, latents: Tensor) -> Tensor:
+    """Finished latents -> pictures (B, 3, H, W) in [0, 1] on the CPU, by the host's VAE."""
+    from modules import devices, processing
+
+    pictures = processing.decode_latent_batch(p.sd_model, latents, target_device=devices.cpu)
+    return ((torch.stack(list(pictures)).float() + 1) / 2).clamp(0, 1)
+
+
+def same_noise(p) -> None:
+    """A host's generator of noise, back where it was before the first draw."""
+    from modules import rng
+
+    old = p.rng
+    p.rng = rng.ImageRNG(
+        old.shape, old.seeds, subseeds=old.subseeds, subseed_strength=old.subseed_strength,
+        seed_resize_from_h=old.seed_resize_from_h, seed_resize_from_w=old.seed_resize_from_w,
+    )  # fmt: skip
+
+
+def as_tensor(image) -> Tensor:
+    """A Pillow picture -> (1, 3, H, W) in [0, 1]."""
+    import numpy as np
+
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+
+
+def blank(image):
+    """Nothing, of the same size."""
+    from PIL import Image
+
+    return Image.new("RGB", image.size)

@@ -1,0 +1,116 @@
+"""What the model would draw for other texts: the neighbour's caption, a shorter prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amg_core.errors import AMGError
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded text as the host has it. tokens : (B, T, C); vector : (B, P), what SDXL adds, or None."""
+
+    tokens: Tensor
+    vector: Tensor | None = None
+
+    @classmethod
+    def of(cls, cond) -> Text:
+        """From a tensor (B, T, C), or a mapping with "crossattn" and "vector"."""
+        if isinstance(cond, Tensor):
+            return cls(cond)
+        return cls(cond["crossattn"], cond.get("vector"))
+
+    def host(self) -> Tensor | dict[str, Tensor]:
+        """As the host wants it back."""
+        if self.vector is None:
+            return self.tokens
+        return {"crossattn": self.tokens, "vector": self.vector}
+
+    def __getitem__(self, rows) -> Text:
+        return Text(self.tokens[rows], None if self.vector is None else self.vector[rows])
+
+    def batch(self, rows: int) -> Text:
+        """One row repeated; as many rows as are wanted stay what they are."""
+        return self if len(self.tokens) == rows else self[[0] * rows]
+
+
+def literally(caption: str) -> str:
+    """A caption that the host's prompt syntax reads as plain words: brackets are no emphasis."""
+    for sign in "\\()[]":
+        caption = caption.replace(sign, "\\" + sign)
+    return caption
+
+
+class Predictions:
+    """Predictions of one step for other texts than the prompt, each one more evaluation of the model.
+
+    Parameters
+    ----------
+    prompt : Text of B rows
+    encode : callable
+        A text -> Text of one row, by the host's own encoder.
+    evaluate : callable
+        Text of B rows -> the prediction (B, C, H, W) at this step.
+    """
+
+    def __init__(
+        self, prompt: Text, encode: Callable[[str], Text], evaluate: Callable[[Text], Tensor]
+    ):
+        self.prompt, self.encode, self.evaluate = prompt, encode, evaluate
+
+    @property
+    def words(self) -> int:
+        """How many tokens the prompt has, padding included."""
+        return self.prompt.tokens.shape[1]
+
+    def shortened(self, kept: Tensor) -> Tensor:
+        """The first `kept` (B,) tokens of the prompt, the rest of the empty text -> D_s (B, C, H, W)."""
+        from amg_core.leaving import shorten
+
+        prompt, nothing = self.prompt, self._fitting("")
+        times = -(-self.words // nothing.tokens.shape[1])
+        rest = nothing.tokens.to(prompt.tokens).repeat(1, times, 1)[:, : self.words]
+        tokens = shorten(prompt.tokens, rest.expand(len(kept), -1, -1), kept)
+        vector = prompt.vector
+        if vector is not None:
+            share = (kept / self.words).to(vector)[:, None]
+            vector = torch.lerp(nothing.vector.to(vector).expand_as(vector), vector, share)
+        return self.evaluate(Text(tokens, vector))
+
+    def neighbor(self, uncond: Tensor, captions: list[str]) -> Tensor:
+        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u.
+
+        Captions of different lengths are evaluated apart: padding one would change what it means.
+        """
+        out, groups = uncond.clone(), {}
+        texts = {each: self._fitting(literally(each)) for each in captions if each}
+        for row, caption in enumerate(captions):
+            if caption:
+                groups.setdefault(texts[caption].tokens.shape[1], []).append(row)
+        for rows in groups.values():
+            filled = [texts[captions[r if r in rows else rows[0]]] for r in range(len(captions))]
+            vectors = [text.vector for text in filled if text.vector is not None]
+            text = Text(
+                torch.cat([text.tokens for text in filled]), torch.cat(vectors) if vectors else None
+            )
+            out[rows] = self.evaluate(text)[rows]
+        return out
+
+    def _fitting(self, words: str) -> Text:
+        text, prompt = self.encode(words), self.prompt
+        if text.tokens.shape[-1] != prompt.tokens.shape[-1] or (text.vector is None) != (
+            prompt.vector is None
+        ):
+            raise AMGError(
+                f"The text encoder gives {text.tokens.shape[-1]} values a token and the prompt has "
+                f"{prompt.tokens.shape[-1]}: another extension changes the prompt. Turn that off, or "
+                f"choose preset paper with deduplication 0."
+            )
+        device, dtype = prompt.tokens.device, prompt.tokens.dtype
+        vector = None if text.vector is None else text.vector.to(device, prompt.vector.dtype)
+        return Text(text.tokens.to(device, dtype), vector)

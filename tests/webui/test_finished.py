@@ -1,0 +1,154 @@
+"""Finished pictures: verdicts, drawing again, blanks, what is written and read back."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from webui import Processing
+
+from amg_core import judge
+from amg_core import report as reports
+from amg_core.loop import escalated
+from amg_demo.model import PICTURES
+from amg_webui import entry
+from amg_webui.options import HASH, LABELS, LARGEST, VERDICT, Options
+from amg_webui.shared import as_tensor
+
+KEYS = ["fox face on violet rays", "frog face on yellow checks"]
+ON = {"enabled": True, "index": "demo"}
+OFF = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}  # watches, changes nothing
+
+
+def run(host, options, prompts=KEYS, **more):
+    """Draw, decode, judge, as the host does; stops before the host's `postprocess`."""
+    p = Processing(host, prompts, list(range(50, 50 + len(prompts))), **more)
+    entry.begin(p, (options,))
+    latents = p.sample()
+    pictures = []
+    for i, decoded in enumerate(host._decode(None, latents)):
+        p.batch_index = i
+        values = (((decoded + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+        pp = SimpleNamespace(image=Image.fromarray(values.permute(1, 2, 0).numpy()))
+        entry.finished(p, pp)
+        pictures.append(pp.image)
+    return p, pictures, latents
+
+
+def test_a_copy_is_called_one_and_the_guard_prevents_it(host):
+    watched, _, _ = run(host, ON | OFF, steps=10)
+    assert [r["verdicts"][0]["outcome"] for r in watched.amg_guard.reports] == ["copy", "copy"]
+    assert all("STILL A COPY" in text for text in watched.comments)
+    guarded, pictures, _ = run(host, ON, steps=10)
+    for i, report in enumerate(guarded.amg_guard.reports):
+        own = PICTURES / f"memorised-00{i}.webp"
+        with Image.open(own) as picture:  # by the judge that the guard never follows
+            assert judge.zncc(as_tensor(pictures[i]), as_tensor(picture)) < 0.6
+        assert own.name in {each["source"] for each in report["neighbors"].values()}
+        (verdict,) = report["verdicts"]
+        assert (verdict["outcome"], verdict["source"]) != ("copy", own.name)
+
+
+def test_what_is_written_below_a_picture_restores_the_sliders(host):
+    chosen = ON | {
+        "preset": "strong",
+        "despecification": 0.5,
+        "thresholds": "custom",
+        "threshold_end": 0.7,
+    }
+    p, _, _ = run(host, chosen, KEYS[:1])
+    told = {key: str(value) for key, value in p.extra_generation_params.items()}
+    index = p.amg_guard.probe.searcher.index
+    assert index.hash.startswith(told[HASH]) and told[VERDICT] in ("clean", "look", "copy")
+    assert float(told[LARGEST]) >= max(p.amg_guard.reports[0]["largest_similarity"]) - 1e-4
+    components = [SimpleNamespace(value=value) for value in vars(Options(index="other")).values()]
+    pasted = []
+    for component, key in entry.paste_fields(components):  # as the host's `paste_func`
+        value = key(told) if callable(key) else told.get(key)
+        pasted.append(component.value if value is None else type(component.value)(value))
+    again = Options(*pasted)
+    assert again == Options(**chosen)
+    assert set(LABELS.values()) <= {key for _, key in entry.paste_fields(components)}
+
+
+def test_the_report_travels_in_the_picture_and_in_no_grid(host, tmp_path):
+    p, pictures, _ = run(host, ON)
+    params = SimpleNamespace(p=p, image=pictures[-1], pnginfo={})
+    entry.before_saved(params)
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("amg_report", params.pnginfo["amg_report"])
+    pictures[-1].save(tmp_path / "x.png", pnginfo=info)
+    (told,) = reports.of_picture(tmp_path / "x.png").values()
+    assert told["seed"] == 51 and len(told["largest_similarity"]) == 1
+    assert json.dumps(told) and told["host"]["name"] == type(p.amg_guard.host).__name__
+    grid = SimpleNamespace(p=p, image=pictures[0], pnginfo={})
+    entry.before_saved(grid)
+    assert not grid.pnginfo
+
+
+def test_blank_in_place_of_a_copy(host):
+    _, pictures, _ = run(host, ON | OFF | {"if_still_copied": "blank"}, steps=10)
+    assert all(not as_tensor(picture).any() for picture in pictures)
+
+
+def test_copies_are_drawn_again_and_the_others_stay(host):
+    weak = ON | {"preset": "gentle", "despecification": 0.0, "dissimilarity": 0.05, "retries": 1}
+    prompts = [KEYS[0], "green something"]
+    once, _, first = run(host, weak | {"retries": 0}, prompts)
+    copies = [r["verdicts"][0]["outcome"] == "copy" for r in once.amg_guard.reports]
+    assert copies == [True, False]
+    p, _, latents = run(host, weak, prompts)
+    outcome = p.amg_guard.outcome
+    assert [attempt.samples for attempt in outcome.attempts] == [[0, 1], [0]]
+    assert torch.equal(latents[1], first[1])
+    again = p.amg_guard.drawings[1][0]
+    assert again.settings == escalated(p.amg_guard.settings, 1)
+    assert len(p.amg_guard.reports[0]["attempts"]) == 2
+    assert len(p.amg_guard.reports[1]["attempts"]) == 1
+
+
+def test_a_second_drawing_starts_from_the_same_noise(host, monkeypatch):
+    """With nothing changed in the settings, and no suspects, it is the same picture to the last bit."""
+    from amg_core import loop
+    from amg_core.session import Session
+
+    monkeypatch.setattr(loop, "escalated", lambda settings, number: settings)
+    real = Session.__init__
+    monkeypatch.setattr(
+        Session, "__init__", lambda self, probe, settings, **_: real(self, probe, settings)
+    )
+    weak = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01, "retries": 1}
+    seen = []
+    p = Processing(host, KEYS, [50, 51])
+    entry.begin(p, (weak,))
+    guard, draw = p.amg_guard, type(p).sample
+    guard.sample(lambda: seen.append(draw(p)) or seen[-1])
+    assert len(seen) == 2 and torch.equal(*seen)
+    entry.end(p)
+
+
+def test_no_picture_leaves_unjudged_in_silence(host, monkeypatch):
+    from amg_webui.shared import Guard
+
+    def broken(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Guard, "verdicts", broken)
+    p, _, _ = run(host, ON, KEYS[:1])
+    assert p.comments == ["AMG: not judged · no memory"]
+    assert p.extra_generation_params[VERDICT] == "not judged"
+
+
+@pytest.mark.parametrize("host", ["a1111", "forge"], indirect=True)
+def test_the_api_takes_a_list_or_an_object(host):
+    p = Processing(host, KEYS[:1], [50])
+    assert Options.read(p, (True, "strong", 0.5)) == Options(True, "strong", 0.5)
+    assert Options.read(p, ({"enabled": True, "retries": 2},)) == Options(True, retries=2)
+    p.amg_preset, p.amg_threshold_end = "gentle", 0.6  # what axes of the X/Y/Z plot set
+    chosen = Options.read(p, (True, "strong"))
+    assert (chosen.preset, chosen.thresholds, chosen.threshold_end) == ("gentle", "custom", 0.6)
