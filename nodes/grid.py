@@ -293,7 +293,7 @@ def _lines(cell: Cell) -> tuple[tuple, list[tuple[str, tuple]]]:
     """Colour of the frame, and the lines under a picture with theirs."""
     found = cell.verdict
     word, colour = OUTCOMES[found and found["outcome"]]
-    lines = [(f"strength {cell.strength:g}  threshold ×{cell.scale:g}", INK)]
+    lines = [(f"strength {cell.strength:g}  threshold x{cell.scale:g}", INK)]
     if found is not None:
         close = max(0.0, found["closeness"])
         lines.append((f"closeness {close:.2f}  similarity {found['similarity']:.2f}", FAINT))

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "anti-memorization-guidance"
+TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 PATIENCE = 300  # seconds; continuous integration is slow
 
 
@@ -114,7 +115,49 @@ def test_help_pages_and_workflows_are_served(server):
     for node in ("AMG_Sampler", "AMG_BuildIndex", "AMG_IndexFromImages", "AMG_MutePictures"):
         assert server(f"/extensions/{FOLDER}/docs/{node}.md", raw=True).startswith(b"# ")
     templates = server("/api/workflow_templates")
-    assert {"amg_first_look", "amg_sd15"} <= set(templates[FOLDER])
+    assert {path.stem for path in TEMPLATES} <= set(templates[FOLDER])
+    for path in TEMPLATES:
+        assert server(f"/api/workflow_templates/{FOLDER}/{path.name}") == json.loads(
+            path.read_text()
+        )
+        picture = server(f"/api/workflow_templates/{FOLDER}/{path.stem}.jpg", raw=True)
+        assert picture.startswith(b"\xff\xd8")
+
+
+def test_languages_are_served(server):
+    told = server("/api/i18n")
+    for code in ("en", "zh", "ja", "ko", "de", "fr", "es"):
+        path = ROOT / "locales" / code / "nodeDefs.json"
+        mine = {k: v for k, v in told[code]["nodeDefs"].items() if k.startswith("AMG_")}
+        assert mine == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name", ["off_on", "probe_picture", "custom_sampler", "prompt_probe", "strength_grid"]
+)
+def test_templates_for_the_demo_model_run(server, name):
+    """As the front end sends them, with fewer steps."""
+    from PIL import Image
+
+    graph = json.loads((ROOT / f"example_workflows/amg_{name}.json").read_text())
+    prompt = as_prompt(graph, server("/object_info"))
+    api = json.loads((ROOT / f"example_workflows/api/amg_{name}.api.json").read_text())
+    assert prompt == {i: {k: node[k] for k in ("class_type", "inputs")} for i, node in api.items()}
+    for node in prompt.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 5
+        if node["class_type"] == "LoadImage":
+            (server.base / "input").mkdir(exist_ok=True)
+            with Image.open(ROOT / "amg_demo/pictures/memorised-000.webp") as picture:
+                picture.convert("RGB").save(server.base / "input" / node["inputs"]["image"])
+    done = finish(server, prompt)
+    assert done["status"]["status_str"] == "success", done["status"]
+    for kind in ("PreviewImage", "AMG_SimilarityProbe", "AMG_StrengthGrid"):
+        assert all(done["outputs"][i]["images"] for i in of_type(prompt, kind))
+    said = [done["outputs"][i]["text"][0] for i in of_type(prompt, "PreviewAny")]
+    assert all(said)
+    if name == "probe_picture":
+        assert any("memorised-000" in text for text in said)
 
 
 def test_the_first_look_runs(server, first_look):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "example_workflows"
 SNAPSHOT = json.loads(Path(__file__).with_name("schema.json").read_text())
@@ -16,7 +18,10 @@ WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 
 def test_each_workflow_is_there_in_both_forms():
     names = [path.stem for path in GRAPHS]
-    assert names == ["amg_first_look", "amg_sd15"]
+    assert names == [
+        "amg_custom_sampler", "amg_first_look", "amg_lora", "amg_off_on", "amg_probe_picture",
+        "amg_prompt_probe", "amg_sd15", "amg_strength_grid",
+    ]  # fmt: skip
     assert [path.name.removesuffix(".api.json") for path in PROMPTS] == names
 
 
@@ -55,3 +60,54 @@ def test_graph_is_consistent(path):
             given = len(node.get("widgets_values", [])) - extra
             assert given in range(len(needed), len(widgets) + 1)
             assert widgets[: len(needed)] == needed
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_graph_and_prompt_say_the_same(path):
+    """The prompt is what the front end makes of the graph: nodes, widget values, wires."""
+    graph = json.loads(path.read_text())
+    prompt = json.loads((FOLDER / "api" / f"{path.stem}.api.json").read_text())
+    sources = {link: [str(source), out] for link, source, out, *_ in graph["links"]}
+    drawn = {str(node["id"]): node for node in graph["nodes"] if "Note" not in node["type"]}
+    assert {i: node["type"] for i, node in drawn.items()} == {
+        i: node["class_type"] for i, node in prompt.items()
+    }
+    for i, node in drawn.items():
+        given = prompt[i]["inputs"]
+        wired = {slot["name"]: slot["link"] for slot in node["inputs"] if slot.get("link")}
+        assert {name: sources[link] for name, link in wired.items()} == {
+            name: value for name, value in given.items() if isinstance(value, list)
+        }
+        if node["type"] in SNAPSHOT:
+            known = [e["id"] for e in SNAPSHOT[node["type"]]["inputs"] if e["type"] in WIDGETS]
+            values = list(node["widgets_values"])
+            for name in known:
+                value = values.pop(0) if values else None
+                if name == "seed":
+                    assert values.pop(0) in ("fixed", "randomize")
+                if name in given and name not in wired:
+                    assert value == given[name], (i, name)
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_thumbnail(path):
+    """The template browser shows the .jpg of the same name."""
+    file = path.with_suffix(".jpg")
+    with Image.open(file) as picture:
+        assert picture.format == "JPEG" and picture.width >= 600
+    assert file.stat().st_size < 64_000
+
+
+@pytest.mark.parametrize("folder", ["docs", "web/docs"])
+def test_pictures_of_the_pages_are_there(folder):
+    """And none is there that no page shows; small enough to be carried about."""
+    pages = sorted((FOLDER.parent / folder).glob("*.md"))
+    text = (FOLDER.parent / "README.md").read_text() + "".join(p.read_text() for p in pages)
+    shown = {
+        name for page in pages for name in re.findall(r"!\[.*?\]\(([^)]+)\)", page.read_text())
+    }
+    files = {file.name for file in (FOLDER.parent / folder).iterdir() if file.suffix != ".md"}
+    assert shown <= files
+    assert all(name in text for name in files)
+    new = [FOLDER.parent / folder / name for name in files if name.endswith(".webp")]
+    assert all(file.stat().st_size < 150_000 for file in new)
