@@ -83,7 +83,7 @@ def until_clean(
         judged = list(judge(drawn[again], again))
         attempts.append(Attempt(again, report, judged))
         for i, verdict in zip(again, judged, strict=True):
-            if excess(verdict) < excess(verdicts[i]):
+            if (verdict.copy, excess(verdict)) < (verdicts[i].copy, excess(verdicts[i])):
                 latents = torch.where(_only(i, latents), drawn, latents)
                 verdicts[i], kept[i] = verdict, number
     return Outcome(latents, verdicts, kept, attempts)

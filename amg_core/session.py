@@ -94,11 +94,11 @@ class StepRecord:
 
 @dataclass
 class _Held:
-    """D_n − D_u of one sample (C, H, W), for how many steps it was used."""
+    """D_n − D_u of one sample (C, H, W), and at which step it was asked for."""
 
     caption: str
     beyond: Tensor
-    used: int = 0
+    since: int
 
 
 class Session:
@@ -203,6 +203,8 @@ class Session:
                 )
                 if repelled.any():
                     source, seen = uncond, own
+                    for i in repelled.nonzero()[:, 0].tolist():
+                        self._acted[i].add(int(own.ids[i]))
                     change |= self._caption(own, repelled, uncond, neighbor_denoised)
             elif guided and (s.exit == 0 or s.form == "reference"):
                 change = self._paper(cond, uncond, cfg_scale, match, active, neighbor_denoised)
@@ -273,21 +275,20 @@ class Session:
         half a step: one serves for two. Each sample keeps its own, so that none depends on another.
         """
         lasting = 1 if self.settings.form == "reference" else NEIGHBOR_STEPS
+        now = len(self.records)
         due = [
-            bool(text) and not (held and held.caption == text and held.used < lasting)
+            bool(text) and not (held and held.caption == text and now - held.since < lasting)
             for text, held in zip(captions, self._held, strict=True)
         ]
         if any(due):
             asked = [text if wanted else "" for text, wanted in zip(captions, due, strict=True)]
             beyond = neighbor_denoised(asked) - uncond
             for i in (i for i, wanted in enumerate(due) if wanted):
-                self._held[i] = _Held(captions[i], beyond[i])
-        rows = []
-        for i, text in enumerate(captions):
-            rows.append(uncond[i] + self._held[i].beyond if text else uncond[i])
-            if text:
-                self._held[i].used += 1
-        return torch.stack(rows)
+                self._held[i] = _Held(captions[i], beyond[i], now)
+        return torch.stack([
+            uncond[i] + self._held[i].beyond if text else uncond[i]
+            for i, text in enumerate(captions)
+        ])  # fmt: skip
 
     def _dissimilarity(self, out, match, active, threshold, sigma, t, composite) -> Tensor:
         """G_sim (Eq. 17) or the projection, for the active rows of `out`."""
@@ -342,7 +343,8 @@ class Session:
         index = self.probe.searcher.index
         active = [record.active for record in self.records]
         samples = range(len(active[0]) if active else 0)
-        neighbors = sorted({i for record in self.records for i in record.neighbor})
+        met = {i for record in self.records for i in record.neighbor}
+        neighbors = sorted(met.union(*self._acted))
         return {
             "amg": __version__,
             "index": {"name": index.name, "hash": index.hash, "count": index.count},

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import judge
 from .images import low_pass, thumbnail
 from .metrics import PERFECT
-from .probe import Probe
+from .probe import FEW, Probe
 
 COPY = 0.4  # closeness above which the descriptor says copy: where the schedule of `main` ends
 ZNCC_COPY = (
@@ -116,8 +116,11 @@ def zncc_limits(index) -> tuple[float, float]:
     Learned from up to 512 pictures of the index: the 99 % quantile of the correlation with the most
     alike other one (at least 0.75), and of that of all pairs (at least 0.6). Among hundreds, one is
     alike by chance; with a given one, chance is less likely. Mirror images count; files of one picture
-    (above 0.97) are passed over. Pictures of one series correlate by themselves.
+    (above 0.97) are passed over. Pictures of one series correlate by themselves. An index of fewer
+    than eight pictures teaches nothing: 0.75 and 0.6.
     """
+    if index.count < FEW:
+        return ZNCC_COPY, PAIR_COPY
     if index.hash not in _limits:
         chosen = torch.linspace(0, index.count - 1, min(SAMPLED, index.count)).round().long()
         small = [low_pass(thumbnail(index, i)[None], judge.ZNCC_SIDE) for i in chosen.tolist()]

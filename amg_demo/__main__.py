@@ -111,7 +111,11 @@ def guarded(
     def judged(pictures: Tensor, samples: list[int]) -> list[Verdict]:
         for i in samples:
             near[i] |= sessions[-1].acted_on(i)
-        return verdict(probe, pictures, [near[i] for i in samples])
+        found = verdict(probe, pictures, [near[i] for i in samples])
+        for i, one in zip(samples, found, strict=True):
+            if one.copy:
+                near[i].add(one.neighbor)
+        return found
 
     return until_clean(once, judged, settings, len(prompts), retries)
 

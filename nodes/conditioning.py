@@ -6,6 +6,7 @@ import uuid
 import weakref
 from collections import OrderedDict
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import torch
@@ -83,7 +84,8 @@ class Predictions:
     def words(self, args: dict) -> int:
         """How many tokens the prompt has, padding included; 0 where it is no sequence of them."""
         prompt = _template(args["cond"], args["sigma"]).get("cross_attn")
-        known = self.clip is not None or args["uncond"][0].get("cross_attn") is not None
+        nothing = _template(args["uncond"], args["sigma"]).get("cross_attn")
+        known = self.clip is not None or nothing is not None
         return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
 
     def shortened(self, args: dict, kept: Tensor) -> Tensor:
@@ -113,6 +115,7 @@ class Predictions:
         return _template(args["uncond"], args["sigma"])
 
     def _evaluate(self, args: dict, text: dict) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         x, model = args["input"], args["model"]
         cond = _template(args["cond"], args["sigma"])
         _check_width(cond, text)

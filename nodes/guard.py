@@ -30,6 +30,11 @@ AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 # model keys have .77 and more, other prompts .70 and less (docs/guard.md).
 ONE_PICTURE = 0.73
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
+# What a prompt may carry besides its words that makes two drawings alike.
+PICTURED = (
+    "control", "control_apply_to_uncond", "reference_latents", "concat_latent_image", "concat_mask",
+    "concat_image", "unclip_conditioning", "gligen", "mask", "area",
+)  # fmt: skip
 SAMPLER = (  # inputs shared with AMG Sampler
     "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative",
     "latent_image", "denoise",
@@ -123,13 +128,22 @@ class GuardNode(io.ComfyNode):
         sampling.check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         sampling.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         sampling.check_choice("detect", detect, WAYS)
+        if detect != OFF and any(len(text) > 1 for text, _ in positive):
+            raise AMGError(
+                "positive: Guard asks about one prompt at a time, and got a batch of prompts. Give "
+                "it one, or connect an index and set detect to 'off'."
+            )
+        if index is not None and index.latent and vae is None and detect != OFF:
+            raise AMGError(
+                "vae: connect it, so that what Guard draws can join an index of latents; or set "
+                "detect to 'off'."
+            )
         story, tell = Story([]), show.text_on(cls.hidden.unique_id)
 
-        def draw(guarded, latent, number=seed, share=denoise) -> dict:
+        def draw(guarded, latent, number=seed, share=denoise, texts=(positive, negative)) -> dict:
             (drawn,) = common_ksampler(
-                guarded, number, steps, cfg, sampler_name, scheduler, positive, negative, latent,
-                denoise=share,
-            )  # fmt: skip
+                guarded, number, steps, cfg, sampler_name, scheduler, *texts, latent, denoise=share
+            )
             return drawn
 
         suspected = _suspected(
@@ -139,7 +153,8 @@ class GuardNode(io.ComfyNode):
         if suspected:
             tell("drawing twice more, to see what the prompt is a key to…")
             plain = hook.detach(model.clone())
-            latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0)
+            texts = _text_only(positive), _text_only(negative)
+            latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
         with _known(story, index, pictures, vae, model) as probe:
             if probe is None:
@@ -159,7 +174,7 @@ class GuardNode(io.ComfyNode):
                 latent_image,
             )  # fmt: skip
             told = report.latest
-            acted = any(told["guarded_evaluations"])
+            acted = any(told["guarded_evaluations"]) or len(told["attempts"]) > 1
             story.say("The guard steered." if acted else "The guard had nothing to do.")
             story.say(f"Finished picture: {reports.words(told)}.")
             said = str(story)
@@ -205,8 +220,16 @@ def _suspected(
     return verdict.suspicious
 
 
+def _text_only(conditioning: list) -> list:
+    """The prompt without what fixes the composition besides it, such as a ControlNet."""
+    return [
+        [text, {key: value for key, value in more.items() if key not in PICTURED}]
+        for text, more in conditioning
+    ]
+
+
 def _empty(latent_image: dict) -> dict:
-    """Two empty latents of the size of the given one: nothing but the prompt makes them alike."""
+    """Two empty latents of the size of the given one."""
     samples = latent_image["samples"]
     return {"samples": torch.zeros_like(samples[:1]).repeat(2, *[1] * (samples.ndim - 1))}
 
@@ -235,9 +258,6 @@ def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator
     from ..amg_core.index.sources import Pictures
 
     plain = create("pixel")
-    descriptor = plain if index is None else index.descriptor
-    if index is not None and index.latent:
-        descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         build(Pictures(pictures[:1], "", "drawn from another seed"), Path(folder) / "one", plain)
         with Index.open(Path(folder) / "one") as one:
@@ -254,7 +274,16 @@ def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator
             f"Two drawings from other seeds are one picture (closeness {alike:.2f}): it is a key, "
             f"and that picture is stayed away from."
         )
-        build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "both", descriptor)
-        with Index.open(Path(folder) / "both") as both:
-            members = [both] if index is None else [*index.searcher.index.members, both]
-            yield opening.as_probe(members, descriptor)
+        descriptor = plain if index is None else index.descriptor
+        if index is not None and index.latent:
+            descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
+        # Two of one picture in an index would pass for what unrelated pictures are like.
+        kept = pictures if index is None else pictures[:1]
+        build(Pictures(kept, "", "drawn from another seed"), Path(folder) / "known", descriptor)
+        with Index.open(Path(folder) / "known") as known:
+            members = [known] if index is None else [*index.searcher.index.members, known]
+            probe = opening.as_probe(members, descriptor)
+            try:
+                yield probe
+            finally:
+                probe.__dict__.pop("on_device", None)

@@ -252,7 +252,11 @@ def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int],
     def judge(latents: Tensor, samples: list[int]) -> list[Verdict]:
         for i in samples:
             near[i] |= sessions[-1].acted_on(i)
-        return verdict(probe, world.decode(latents), [near[i] for i in samples])
+        found = verdict(probe, world.decode(latents), [near[i] for i in samples])
+        for i, one in zip(samples, found, strict=True):
+            if one.copy:
+                near[i].add(one.neighbor)
+        return found
 
     if not method.retries:
         latents, report = once(method.settings, torch.zeros(len(seeds), dtype=torch.bool))

@@ -80,12 +80,23 @@ def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
 
 def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain):
     latent, said, report = guard(KEY, index=index)
-    assert json.loads(report)["index"]["count"] == 24 + 2
+    assert json.loads(report)["index"]["count"] == 24 + 1
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     latent, said, report = guard(KEY, index=index, detect="off")
     assert json.loads(report)["index"]["count"] == 24 and "The guard steered." in said
     latent, said, _ = guard(USUAL, index=index, detect="off")
     assert torch.equal(latent["samples"], plain(USUAL)) and "nothing to do" in said
+
+
+def test_what_fixes_the_composition_is_left_out_of_the_two_drawings(amg):
+    kept = amg.module("nodes.guard")._text_only([["words", {"control": 1, "pooled_output": 2}]])
+    assert kept == [["words", {"pooled_output": 2}]]
+
+
+def test_a_batch_of_prompts_is_refused(amg, guard, encoded):
+    batch = [[torch.cat([encoded(KEY)[0][0], encoded(USUAL)[0][0]]), {}]]
+    with pytest.raises(amg.AMGError, match=r"positive: .* one prompt at a time"):
+        guard(KEY, positive=batch)
 
 
 @pytest.mark.parametrize("suspicious", [False, True])
