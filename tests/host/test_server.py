@@ -389,6 +389,8 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
             "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
         }
 
+    for file in (server.base / "models").rglob("prompt_probe/*.json"):  # of the templates
+        file.unlink()
     early = finish(server, graph("fox face on violet rays", ["1", 0]))
     assert early["status"]["status_str"] == "error"
     assert "Calibrate Prompt Probe" in json.dumps(early["status"]["messages"])
