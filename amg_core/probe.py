@@ -51,10 +51,21 @@ class Probe:
 
     Samples are handled one at a time: nothing in a batch can touch anything else in it, not even
     through the rounding of a batched kernel, and memory stays that of one picture.
+
+    zero_from : Probe, optional
+        Takes the zero of closeness from its index: for an index to which a picture was added that may
+        be one of it, and would pass for what unrelated pictures are like.
     """
 
-    def __init__(self, searcher: Searcher, descriptor: Descriptor, decoder: Decoder | None = None):
+    def __init__(
+        self,
+        searcher: Searcher,
+        descriptor: Descriptor,
+        decoder: Decoder | None = None,
+        zero_from: Probe | None = None,
+    ):
         self.searcher, self.descriptor, self.decoder = searcher, descriptor, decoder
+        self.zero_from = zero_from
         self.metric, self.scales = descriptor.spec.metric, descriptor.spec.scales
         self.latent = getattr(descriptor, "space", "picture") == "latent"
         self._channels = descriptor.channels if self.latent else 3
@@ -230,6 +241,8 @@ class Probe:
         The 99 % quantile, over up to 256 of its pictures, of the similarity to the nearest other one;
         files of one and the same picture are passed over. This is the zero of `metrics.closeness`.
         """
+        if self.zero_from is not None:
+            return self.zero_from.unrelated(scale)
         if scale not in self._unrelated:
             self._unrelated[scale] = self._measure_unrelated(scale)
         return self._unrelated[scale]

@@ -277,12 +277,10 @@ def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator
         descriptor = plain if index is None else index.descriptor
         if index is not None and index.latent:
             descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
-        # Two of one picture in an index would pass for what unrelated pictures are like.
-        kept = pictures if index is None else pictures[:1]
-        build(Pictures(kept, "", "drawn from another seed"), Path(folder) / "known", descriptor)
+        build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "known", descriptor)
         with Index.open(Path(folder) / "known") as known:
             members = [known] if index is None else [*index.searcher.index.members, known]
-            probe = opening.as_probe(members, descriptor)
+            probe = opening.as_probe(members, descriptor, zero_from=index)
             try:
                 yield probe
             finally:

@@ -10,6 +10,7 @@ from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.index.sources import Pictures
 from amg_core.leaving import Shortened, shorten
 from amg_core.probe import Probe
 from amg_core.schedule import Schedule
@@ -319,6 +320,21 @@ def test_unrelated_is_between_strangers_and_copies(probe):
             brute.append(-near[nearest50].min().item())
         expected = torch.tensor(brute).quantile(0.99).item()
         assert probe.unrelated(scale) == pytest.approx(min(expected, -0.35), abs=1e-3)
+
+
+def test_the_zero_may_come_from_another_index(probe, tmp_path):
+    """A copy added to an index is none of its unrelated pictures, however it was changed."""
+    rows = probe.searcher.rows(torch.arange(9), 32).reshape(9, 3, SIDE, SIDE)
+    rows[8] = (0.6 * rows[0] + 0.4 * rows[5]).clamp(0, 1)  # alike, and not the same
+    pictures = Pictures(rows.movedim(1, -1), "", "")
+    build(pictures, tmp_path / "joined", probe.descriptor)
+    searcher = Searcher(Index.open(tmp_path / "joined"))
+    own, borrowed = (Probe(searcher, probe.descriptor, zero_from=z) for z in (None, probe))
+    assert own.unrelated(32) > probe.unrelated(32) == borrowed.unrelated(32)
+    picture = (rows[8:] + rows[1:2]) / 2
+    plain, moved = (each.look_at_pictures(picture) for each in (own, borrowed))
+    assert torch.equal(plain.similarity, moved.similarity)
+    assert moved.closeness.item() > plain.closeness.item()
 
 
 def test_reference_constants():

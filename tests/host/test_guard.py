@@ -80,7 +80,7 @@ def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
 
 def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain):
     latent, said, report = guard(KEY, index=index)
-    assert json.loads(report)["index"]["count"] == 24 + 1
+    assert json.loads(report)["index"]["count"] == 24 + 2
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     latent, said, report = guard(KEY, index=index, detect="off")
     assert json.loads(report)["index"]["count"] == 24 and "The guard steered." in said
