@@ -52,7 +52,7 @@ class PromptProbeNode(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     tooltip="Passed through unchanged. Without clip it also stands for no prompt: "
-                    "then leave its text empty, or the verdict is off.",
+                    "then leave its text empty, or the verdict will be wrong.",
                 ),
                 io.Combo.Input(
                     "score",
@@ -86,9 +86,9 @@ class PromptProbeNode(io.ComfyNode):
                     "words",
                     options=list(WORDS),
                     default=IF_SUSPICIOUS,
-                    tooltip="Whether to find out which words are the key, by leaving each out. "
-                    "Needs clip and text. Costs one more probe for every word (16 groups of words "
-                    "at most).",
+                    tooltip="When to find out which words are the key, by leaving each out: if "
+                    "suspicious, always or never. Needs clip and text. Costs one more "
+                    "probe for every word (16 groups of words at most).",
                 ),
                 io.String.Input(
                     "text",
@@ -107,8 +107,9 @@ class PromptProbeNode(io.ComfyNode):
                 io.Model.Input(
                     "guarded_model",
                     optional=True,
-                    tooltip="The same model from Apply AMG. Leaves as model where the prompt is "
-                    "suspicious; otherwise the plain model leaves and sampling costs nothing extra.",
+                    tooltip="The same model from Apply AMG. It comes out as model where the "
+                    "prompt is suspicious; otherwise the plain model comes out and "
+                    "sampling costs nothing extra.",
                 ),
             ],
             outputs=[

@@ -63,18 +63,22 @@ class GuardNode(io.ComfyNode):
             node_id="AMG_Guard",
             display_name="Guard",
             category=CATEGORY,
-            description="KSampler that takes care by itself: asks whether the prompt is a key to a "
-            "stored picture, finds out to which one, steers away from it and from your index, checks "
-            "the result, and tells in a sentence. Works without an index.",
+            description="KSampler that takes care by itself: asks whether the prompt is a key to "
+            "a stored picture, finds out to which one, steers away from it and from "
+            "your index, checks the result, and tells in a sentence. Works without an "
+            "index, if the model has been through Calibrate Prompt Probe or detect "
+            "is draw twice.",
             inputs=[
                 *common,
                 io.Combo.Input(
                     "detect",
                     options=list(WAYS),
                     default=AUTO,
-                    tooltip="How a prompt is suspected. auto: two model calls, on a model that "
-                    "Calibrate Prompt Probe has seen. draw twice: every prompt is drawn twice more to "
-                    "compare, which triples the time. off: only the index is watched.",
+                    tooltip="How a prompt is suspected. auto: as much as two steps with the "
+                    "calibration's noises (4 pictures unless set), on a model that "
+                    "Calibrate Prompt Probe has seen. draw twice: every prompt is drawn "
+                    "twice more to compare, which triples the time of one picture. off: "
+                    "only the index is watched.",
                 ),
                 io.Float.Input(
                     "false_alarms",

@@ -39,15 +39,15 @@ def strength_inputs() -> list[io.Input]:
         ),
         _strength(
             "despecification",
-            "Loosens the grip of a prompt that leads to a known picture. Needs cfg above 1; costs "
-            "one more model call on guarded steps. 0 = off, 1 = the preset; above 2 pictures may "
-            "lose the prompt.",
+            "Loosens the grip of a prompt that leads to a known picture. Needs cfg above 1; from "
+            "the first guarded step on each step costs one more model call, the first about seven "
+            "more. 0 = off, 1 = the preset; above 2 pictures may lose the prompt.",
         ),
         _strength(
             "deduplication",
             "Steers away from what the caption of the nearest known picture would draw. Needs "
-            "clip, captions in the index and cfg above 1; costs one more model call on guarded "
-            "steps. 0 = off, 1 = the preset, up to 2 is safe.",
+            "clip, captions in the index and cfg above 1; costs one more model call on every "
+            "other guarded step. 0 = off, 1 = the preset, up to 2 is safe.",
         ),
         _strength(
             "dissimilarity",
@@ -85,9 +85,9 @@ def loop_inputs() -> list[io.Input]:
             options=list(reports.POLICIES),
             default=reports.SAY,
             optional=True,
-            tooltip="A picture that is a copy after all retries. say so: it leaves, and node, log "
-            "and report tell. blank: an empty picture leaves in its place. stop: the workflow ends "
-            "with an error, nothing leaves.",
+            tooltip="What becomes of a picture that is a copy after all retries. say so: it comes "
+            "out, and node, log and report tell. blank: an empty latent comes out in its "
+            "place. stop: the workflow ends with an error, nothing comes out.",
         ),
         io.Int.Input(
             "retries",
@@ -96,8 +96,9 @@ def loop_inputs() -> list[io.Input]:
             min=0,
             max=10,
             optional=True,
-            tooltip="How often a finished picture that is a copy is drawn again, more strongly each "
-            "time. Only then it costs time: as much as the first drawing. 0 = measure and tell.",
+            tooltip="How often at most a finished picture that is a copy is drawn again, more "
+            "strongly each time. Only then it costs time: each time as much as the first "
+            "drawing. 0 = measure and tell.",
         ),
         io.Boolean.Input(
             "new_noise",
@@ -202,8 +203,8 @@ class SamplerNode(io.ComfyNode):
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The algorithm. Any works; heun and dpmpp_sde call model and guard "
-                    "twice a step.",
+                    tooltip="The algorithm. Any works; some, such as heun and dpmpp_sde, call "
+                    "model and guard twice a step.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -301,7 +302,8 @@ class ApplyNode(io.ComfyNode):
                     options=list(KINDS),
                     default=KINDS[0],
                     tooltip="custom thresholds: how the threshold rises from first to last step. "
-                    "parabolic stays low for longest. No cost.",
+                    "exponential stays low for longest, parabolic rises earlier, constant "
+                    "is threshold_end all the time. No cost.",
                 ),
                 io.Float.Input(
                     "threshold_start",
@@ -311,9 +313,10 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at pure noise. 0 = as alike as unrelated "
-                    "pictures of the index, 1 = the same picture. The guard acts above it: lower "
-                    "guards more and changes more; 0.1 to 0.3.",
+                    tooltip="custom thresholds: at pure noise. 0 = as alike as unrelated pictures "
+                    "of the index, 1 = the same picture. The guard acts above it: lower "
+                    "guards more and changes more; 0.1 to 0.3 with sscd, 0.4 to 0.6 with "
+                    "pixel and latent.",
                 ),
                 io.Float.Input(
                     "threshold_end",
@@ -323,8 +326,10 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at the finished picture, on the same scale; 0.3 to "
-                    "0.5. Above it Similarity Probe calls a picture a copy at 0.4.",
+                    tooltip="custom thresholds: at the finished picture, on the same scale; 0.3 "
+                    "to 0.5 with sscd, 0.5 to 0.65 with pixel and latent. The finished "
+                    "picture is called a copy above 0.4 on this scale, whatever is set "
+                    "here.",
                 ),
                 io.Combo.Input(
                     "form",
@@ -343,9 +348,11 @@ class ApplyNode(io.ComfyNode):
                     max=3.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Strength of the early way out: a prompt that leads to a known picture "
-                    "keeps only its first words, and the picture is pushed away from what the "
-                    "others add. 0 = off, 1 = the preset; above 1.5 pictures may lose the prompt.",
+                    tooltip="Strength of the early way out: a prompt that leads to a known "
+                    "picture keeps only its first words, and the picture is pushed away "
+                    "from what the others add. Multiplies with despecification. 0 = off, "
+                    "1 = the preset; above 1.5 pictures may lose the prompt. paper and "
+                    "reference have none.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -377,9 +384,9 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: how far below the threshold a picture is "
-                    "brought, in units of similarity. Larger acts less often and changes more; "
-                    "0.05 to 0.2.",
+                    tooltip="custom thresholds and form projection: how far below the threshold a "
+                    "picture is brought, in units of similarity. Larger acts less often "
+                    "and changes more; 0.05 to 0.2.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -387,8 +394,9 @@ class ApplyNode(io.ComfyNode):
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="How often a guarded step measures and corrects again. 0 = the "
-                    "preset. Each costs one decoding forth and back.",
+                    tooltip="form projection: how often at most a guarded step measures and "
+                    "corrects. 0 = the preset. Each time costs one decoding forth and "
+                    "back.",
                 ),
                 io.Combo.Input(
                     "decoder",
@@ -411,7 +419,7 @@ class ApplyNode(io.ComfyNode):
                 ReportHandle.Output(
                     "run",
                     display_name="run",
-                    tooltip="What the guard will have seen and done: for AMG Report.",
+                    tooltip="What the guard saw and did: for AMG Report.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
