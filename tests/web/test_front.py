@@ -466,6 +466,28 @@ def test_it_is_readable(front, mode, palette, recorded):
     assert min(contrast(luminance(line), back) for line in found["lines"]) >= 3, found
 
 
+@pytest.mark.parametrize("code", ["fr", "ja", "en"])
+def test_it_speaks_the_language_of_the_host(front, code, recorded):
+    told = json.loads((ROOT / f"locales/{code}/main.json").read_text())["amg"]
+    front.render("classic")
+    front.setting("Comfy.Locale", code)
+    try:
+        front.load(FIRST_LOOK)
+        front.send(recorded)
+        panel = f"amgPanel({SAMPLER}, 'amg_live')"
+        front.until(f"{panel}?.querySelector('.amg-line')")
+        assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
+        text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
+        assert told["similarity <value>"].replace("<value>", "") in text
+        front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
+        front.until("document.querySelector('.amg-browser')")
+        search = front.js("return document.querySelector('.amg-find input').placeholder")
+        assert search == told["Search captions and names"]
+        front.js("document.querySelector('.amg-browser').close()")
+    finally:
+        front.setting("Comfy.Locale", "en")
+
+
 def luminance(colour: str) -> float:
     """Relative luminance (WCAG) of "rgb(r, g, b)" or "color(srgb r g b)"."""
     numbers = [float(number) for number in re.findall(r"[\d.]+(?:e-\d+)?", colour)[:3]]
