@@ -30,6 +30,7 @@ AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 # model keys have .77 and more, other prompts .70 and less (docs/guard.md).
 ONE_PICTURE = 0.73
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
+THUMB = 256  # pixels of the longer side of what the page shows of them
 # What a prompt may carry besides its words that makes two drawings alike.
 PICTURED = (
     "control", "control_apply_to_uncond", "reference_latents", "concat_latent_image", "concat_mask",
@@ -160,7 +161,7 @@ class GuardNode(io.ComfyNode):
             texts = _text_only(positive), _text_only(negative)
             latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
-        with _known(story, index, pictures, vae, model) as probe:
+        with _known(story, index, pictures, vae, model) as (probe, shown):
             if probe is None:
                 story.say("Drawn as it is.")
                 said = str(story)
@@ -173,7 +174,7 @@ class GuardNode(io.ComfyNode):
             latent = draw(
                 hook.attach(
                     model, probe, settings, clip=clip, vae=vae, loop=loop, report=report,
-                    on_step=tell, on_event=live.events_of(cls.hidden.unique_id),
+                    on_step=tell, on_event=live.events_of(cls, shown),
                 ),
                 latent_image,
             )  # fmt: skip
@@ -250,13 +251,15 @@ def _decoded(model, latents: Tensor, vae) -> Tensor:
 
 
 @contextmanager
-def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator[object]:
+def _known(
+    story: Story, index, pictures: Tensor | None, vae, model
+) -> Iterator[tuple[object, dict]]:
     """A probe on what is to be stayed away from: the index, the drawn pictures if they are one, both.
 
-    None where there is neither.
+    None where there is neither. And the drawn pictures for the page, as `live.events_of` takes them.
     """
     if pictures is None:
-        yield index
+        yield index, {}
         return
     from ..amg_core.index import Index, build
     from ..amg_core.index.sources import Pictures
@@ -272,7 +275,7 @@ def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator
             story.say(
                 f"Two drawings from other seeds differ (closeness {max(0, alike):.2f}): no key."
             )
-            yield index
+            yield index, {}
             return
         story.say(
             f"Two drawings from other seeds are one picture (closeness {alike:.2f}): it is a key, "
@@ -285,7 +288,9 @@ def _known(story: Story, index, pictures: Tensor | None, vae, model) -> Iterator
         with Index.open(Path(folder) / "known") as known:
             members = [known] if index is None else [*index.searcher.index.members, known]
             probe = opening.as_probe(members, descriptor, zero_from=index)
+            hashes = [known.record(i).sha256 for i in range(known.count)]
+            saved = show.preview(pictures, THUMB)
             try:
-                yield probe
+                yield probe, dict(zip(hashes, saved, strict=False))  # equal drawings are one row
             finally:
                 probe.__dict__.pop("on_device", None)

@@ -1,13 +1,16 @@
 """What the page draws while pictures are sampled: one small event after each model evaluation.
 
-Sent as JSON under one name, `EVENT`, to the browser that queued the prompt. Two kinds:
+Sent as JSON under one name, `EVENT`, to the browser that queued the prompt. All have ``"node"``, the
+execution id of a node ("12:3" is node 3 in the subgraph that node 12 is), ``"class"``, its node id, and
+``"prompt"``, the id of the prompt that is being executed: pages have many workflows open, whose nodes
+have the same ids. Two kinds:
 
-- ``{"node", "kind": "step", "attempt", "retries", "step", "total", "threshold", "similarity",
-  "active", "neighbor", "neighbors"}``: `step` counts model evaluations from 1, `total` is what was
-  expected or null; `similarity`, `active` and `neighbor` have one entry a sample; `neighbors` says of
-  each id what `entry` does.
-- ``{"node", "kind": "end", "words", "verdicts"}``: what the finished pictures measured, one verdict a
-  sample; none where nothing was judged, and `words` says why.
+- ``{"kind": "step", "attempt", "retries", "step", "total", "threshold", "similarity", "active",
+  "neighbor", "neighbors"}``: `step` counts model evaluations from 1, `total` is what was expected or
+  null; `similarity`, `active` and `neighbor` have one entry a sample; `neighbors` says of each id what
+  `entry` does, and where the host saved that picture if no index that can be opened holds it.
+- ``{"kind": "end", "words", "verdicts"}``: what the finished pictures measured, one verdict a sample;
+  none where nothing was judged, and `words` says why.
 
 A page that does not listen loses nothing: the live text says the same in words.
 """
@@ -30,16 +33,37 @@ VERDICT = (
 )  # fmt: skip
 
 
-def events_of(node_id: str | None) -> Callable[[dict], None]:
-    """A function that sends events of that node (its execution id); does nothing without a server."""
+def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict], None]:
+    """A function that sends events of a node; does nothing without a server.
+
+    node : the class that the host executes, with its hidden inputs. A function that outlives the
+    execution, as in a guarded model, is right only if the schema says `not_idempotent`: else the host
+    hands what one node made to its like with another id, in another workflow.
+
+    pictures : of an index that ends with the run: hash of a row -> where the host saved its picture,
+    {"filename", "subfolder", "type"}.
+    """
+    said = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
+    saved = pictures or {}
 
     def send(event: dict) -> None:
         module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
-        if event and server is not None and node_id is not None:
-            server.send_sync(EVENT, {"node": node_id} | event, server.client_id)
+        if not event or server is None or said["node"] is None:
+            return
+        for near in event.get("neighbors", {}).values():
+            if near["sha256"] in saved:
+                near["picture"] = saved[near["sha256"]]
+        server.send_sync(EVENT, said | {"prompt": _prompt()} | event, server.client_id)
 
     return send
+
+
+def _prompt() -> str | None:
+    """Id of the prompt that the host is executing now."""
+    module = sys.modules.get("comfy_execution.utils")
+    context = None if module is None else module.get_executing_context()
+    return None if context is None else context.prompt_id
 
 
 def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:

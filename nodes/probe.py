@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ..amg_core.errors import AMGError
 from ..amg_core.verdict import COPY, verdict
@@ -97,10 +96,7 @@ def _shown(pictures: Tensor, verdicts: list, nearest: list) -> dict:
     """
     order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].closeness)[:SHOWN]
     order = sorted(order) if len(order) == len(verdicts) else order
-    small = pictures[order]
-    if max(small.shape[-2:]) > SIDE:
-        small = interpolate(small, scale_factor=SIDE / max(small.shape[-2:]), mode="area")
-    saved = ui.PreviewImage(small.movedim(1, -1)).as_dict()["images"]
+    saved = show.preview(pictures[order].movedim(1, -1), SIDE)
     found = [
         live.verdict(verdicts[i]) | {"picture": picture, "nearest": nearest[i], "copy_above": COPY}
         for i, picture in zip(order, saved, strict=True)

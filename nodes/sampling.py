@@ -265,7 +265,7 @@ class SamplerNode(io.ComfyNode):
         report = hook.Report(hook.undrawn(index, settings, loop))
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, loop=loop, report=report,
-            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls.hidden.unique_id),
+            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls),
         )  # fmt: skip
         (latent,) = common_ksampler(
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
@@ -423,6 +423,7 @@ class ApplyNode(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # the model shows what it sees on this very node: see `live.events_of`
         )
 
     @classmethod
@@ -458,7 +459,7 @@ class ApplyNode(io.ComfyNode):
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, decoder=decoder,
             loop=loop_of(if_still_copied, retries, new_noise), report=report,
-            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls.hidden.unique_id),
+            on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls),
         )  # fmt: skip
         return io.NodeOutput(guarded, report)
 

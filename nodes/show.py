@@ -37,6 +37,23 @@ def with_pictures(hidden, key: str, value: dict) -> None:
         hidden.extra_pnginfo[key] = hidden.extra_pnginfo.get(key, {}) | {hidden.unique_id: value}
 
 
+def preview(pictures: Tensor, side: int) -> list[dict]:
+    """Save pictures (B, H, W, 3) in [0, 1] for the page, their longer side at most `side` pixels.
+
+    Where the host's own previews go, the temp folder that it empties: one {"filename", "subfolder",
+    "type"} a picture, as its route /view wants it.
+    """
+    from comfy_api.latest import ui
+
+    if max(pictures.shape[1:3]) > side:
+        share = side / max(pictures.shape[1:3])
+        small = torch.nn.functional.interpolate(
+            pictures.movedim(-1, 1), scale_factor=share, mode="area"
+        )
+        pictures = small.movedim(1, -1)
+    return ui.PreviewImage(pictures).as_dict()["images"]
+
+
 def image(picture) -> Tensor:
     """PIL picture -> IMAGE (1, H, W, 3) float32 in [0, 1]."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32))[None] / 255

@@ -1,10 +1,12 @@
 // Anti-Memorization Guidance on the page. Everything works without it: nodes then tell in words.
 
-import { after, api, app, grow, nodeOf, tameText, widgetOf } from "./graph.js";
+import { api, app, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
+import * as told from "./told.js";
+import { learn, t } from "./words.js";
 
 function addStyle() {
   const link = document.createElement("link");
@@ -15,9 +17,9 @@ function addStyle() {
 
 function addBrowseButton(node) {
   const open = () => browser.browse(widgetOf(node, "index_name")?.value);
-  const button = node.addWidget("button", "browse pictures", null, open, { serialize: false });
+  const button = node.addWidget("button", t("browse pictures"), null, open, { serialize: false });
   button.serialize = false;
-  button.tooltip = "What is in the index: search its captions, mute pictures that may be copied.";
+  button.tooltip = t("What is in the index: search its captions, mute pictures that may be copied.");
   grow(node);
 }
 
@@ -32,8 +34,10 @@ app.registerExtension({
     },
   ],
   menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
-  setup() {
+  async setup() {
     addStyle();
+    await learn();
+    told.watch();
     live.watch();
     probe.watch();
     // After the host's own listener has put the text on the node.
@@ -49,7 +53,5 @@ app.registerExtension({
     if (node.comfyClass === "AMG_LoadIndex") addBrowseButton(node);
     probe.prepare(node);
     presets.follow(node);
-    after(node, "onConfigure", () => live.restore(node));
-    after(node, "onRemoved", () => live.forget(node));
   },
 });

@@ -1,6 +1,7 @@
 // A window onto an index: what is in it, search by text, mute and guard again.
 
 import { ask, el, thumbnailURL } from "./graph.js";
+import { t } from "./words.js";
 
 const PAGE = 24;
 
@@ -9,6 +10,8 @@ export function browse(name) {
   new Browser(name).open();
 }
 
+const why = (reason) => (reason ? t("muted: <reason>", { reason }) : t("muted"));
+
 class Browser {
   constructor(name) {
     this.name = name;
@@ -16,31 +19,31 @@ class Browser {
     this.asked = 0;
     const close = () => this.dialog.close();
     const again = () => this.#from([0]);
-    this.choice = el("select", { "aria-label": "Index", onchange: () => this.#choose(this.choice.value) });
+    this.choice = el("select", { "aria-label": t("Index"), onchange: () => this.#choose(this.choice.value) });
     this.about = el("p", { class: "amg-about" });
-    this.text = el("input", { type: "search", placeholder: "Search captions and names", maxlength: "200" });
-    this.text.setAttribute("aria-label", "Search captions and names");
+    this.text = el("input", { type: "search", placeholder: t("Search captions and names"), maxlength: "200" });
+    this.text.setAttribute("aria-label", t("Search captions and names"));
     this.muted = el("input", { type: "checkbox", onchange: again });
-    this.reason = el("input", { type: "text", placeholder: "why it may be copied", maxlength: "500" });
+    this.reason = el("input", { type: "text", placeholder: t("why it may be copied"), maxlength: "500" });
     this.grid = el("ul", { class: "amg-grid" });
     this.status = el("p", { class: "amg-status", role: "status" });
-    this.back = el("button", { type: "button", text: "Previous", onclick: () => this.#from(this.starts.slice(0, -1)) });
-    this.next = el("button", { type: "button", text: "Next" });
-    const find = el("form", { class: "amg-find", role: "search" }, this.text, el("button", { text: "Search" }));
+    this.back = el("button", { type: "button", text: t("Previous"), onclick: () => this.#from(this.starts.slice(0, -1)) });
+    this.next = el("button", { type: "button", text: t("Next") });
+    const find = el("form", { class: "amg-find", role: "search" }, this.text, el("button", { text: t("Search") }));
     find.addEventListener("submit", (event) => {
       event.preventDefault();
       again();
     });
     this.dialog = el(
       "dialog",
-      { class: "amg-browser", "aria-label": "Memorization index" },
-      el("header", {}, this.choice, this.about, el("button", { type: "button", text: "Close", onclick: close })),
+      { class: "amg-browser", "aria-label": t("Memorization index") },
+      el("header", {}, this.choice, this.about, el("button", { type: "button", text: t("Close"), onclick: close })),
       el(
         "div",
         { class: "amg-tools" },
         find,
-        el("label", {}, this.muted, "only muted"),
-        el("label", {}, "reason for muting ", this.reason),
+        el("label", {}, this.muted, t("only muted")),
+        el("label", {}, t("reason for muting"), this.reason),
       ),
       this.grid,
       el("footer", {}, this.back, this.status, this.next),
@@ -55,7 +58,7 @@ class Browser {
     await this.#try(async () => {
       const { indexes } = await ask("");
       this.choice.replaceChildren(...indexes.map((each) => el("option", { value: each, text: each })));
-      if (!indexes.length) throw new Error("There is no index yet: run a Build Memorization Index node.");
+      if (!indexes.length) throw new Error(t("There is no index yet: run a Build Memorization Index node."));
       await this.#choose(indexes.includes(this.name) ? this.name : indexes[0]);
     });
   }
@@ -72,7 +75,8 @@ class Browser {
       const found = await ask(`/${encodeURIComponent(this.name)}`);
       const day = found.created.slice(0, 10);
       this.count = found.count;
-      this.about.textContent = `${found.count} pictures · ${found.muted} muted · ${found.descriptor} · ${day}`;
+      const about = { count: found.count, muted: found.muted, descriptor: found.descriptor, day };
+      this.about.textContent = t("<count> pictures · <muted> muted · <descriptor> · <day>", about);
     });
   }
 
@@ -81,7 +85,7 @@ class Browser {
     const asked = ++this.asked;
     const query = new URLSearchParams({ start: starts.at(-1), limit: PAGE, text: this.text.value.trim() });
     query.set("muted", this.muted.checked ? "1" : "0");
-    this.status.textContent = "Looking…";
+    this.status.textContent = t("Looking…");
     await this.#try(async () => {
       const { entries, next, done } = await ask(`/${encodeURIComponent(this.name)}/entries?${query}`);
       if (asked !== this.asked) return; // another page was asked for since
@@ -95,19 +99,23 @@ class Browser {
   }
 
   #found(entries, next, done) {
-    if (!done) return `${entries.length} found among the first ${next} pictures: Next goes on looking.`;
-    if (!entries.length) return "Nothing found.";
+    if (!done) {
+      const far = { count: entries.length, seen: next };
+      return t("<count> found among the first <seen> pictures: Next goes on looking.", far);
+    }
+    if (!entries.length) return t("Nothing found.");
     const some = this.text.value.trim() || this.muted.checked;
     const [first, last] = [entries[0].id + 1, entries.at(-1).id + 1];
-    return some ? `${entries.length} on this page` : `${first} to ${last} of ${this.count}`;
+    if (some) return t("<count> on this page", { count: entries.length });
+    return t("<first> to <last> of <count>", { first, last, count: this.count });
   }
 
   #card(entry) {
     const name = entry.caption || entry.source;
     const picture = el("img", { alt: name, loading: "lazy", src: thumbnailURL({ index: this.name, ...entry }) });
-    picture.addEventListener("error", () => picture.replaceWith(el("div", { class: "amg-blank", text: "no picture" })));
+    picture.addEventListener("error", () => picture.replaceWith(el("div", { class: "amg-blank", text: t("no picture") })));
     const muted = entry.muted !== null;
-    const act = muted ? "Guard again" : "Mute";
+    const act = muted ? t("Guard again") : t("Mute");
     const button = el("button", { type: "button", text: act, "aria-label": `${act}: ${name}` });
     button.onclick = () => this.#mute(entry, button);
     return el(
@@ -116,7 +124,7 @@ class Browser {
       picture,
       el("div", { class: "amg-caption", text: entry.caption, title: entry.caption }),
       el("div", { class: "amg-name", text: entry.source, title: entry.source }),
-      muted ? el("div", { class: "amg-why", text: entry.muted ? `muted: ${entry.muted}` : "muted" }) : null,
+      muted ? el("div", { class: "amg-why", text: why(entry.muted) }) : null,
       button,
     );
   }
@@ -132,7 +140,9 @@ class Browser {
       button.closest("li").replaceWith(card);
       card.querySelector("button").focus();
       await this.#tell();
-      this.status.textContent = `${muted ? "Muted" : "Guarded again"}, from the next run on.`;
+      this.status.textContent = muted
+        ? t("Muted, from the next run on.")
+        : t("Guarded again, from the next run on.");
     });
     button.disabled = false;
   }

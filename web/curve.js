@@ -1,6 +1,7 @@
 // Similarity by step against the threshold, as SVG. Pure: data in, elements out.
 
 import { el, shown } from "./graph.js";
+import { t } from "./words.js";
 
 const WIDTH = 100;
 const HEIGHT = 100; // of the viewBox; strokes and dots keep their size however it is stretched
@@ -75,12 +76,18 @@ export function draw(attempts, sample) {
 export function describe(attempts, sample) {
   const latest = attempts.at(-1);
   const step = latest?.steps.at(-1);
-  if (!step) return "Nothing was looked at yet.";
+  if (!step) return t("Nothing was looked at yet.");
   const acted = latest.steps.filter((each) => each.active[sample]).length;
-  return (
-    `Similarity to the nearest picture of the index by step: ${latest.steps.length}` +
-    `${latest.total ? ` of ${latest.total}` : ""}, picture ${sample + 1} now ` +
-    `${shown(step.similarity[sample])}, threshold ${shown(step.threshold)}, ` +
-    `the guard acted at ${acted} of them.`
+  return t(
+    "Similarity to the nearest picture of the index by step: <steps> of <total>, picture <number> now " +
+      "<similarity>, threshold <threshold>, the guard acted at <acted> of them.",
+    {
+      steps: latest.steps.length,
+      total: latest.total ?? "?",
+      number: sample + 1,
+      similarity: shown(step.similarity[sample]),
+      threshold: shown(step.threshold),
+      acted,
+    },
   );
 }

@@ -18,11 +18,6 @@ export function nodeOf(id) {
   return node;
 }
 
-/** Names a node for as long as the page is open: undo and changing tabs make new node objects. */
-export function keyOf(node) {
-  return `${node.graph?.id}:${node.id}`;
-}
-
 export function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
@@ -92,6 +87,11 @@ export function el(tag, attributes = {}, ...children) {
 /** A number as it is read: two decimals, a real minus. */
 export function shown(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
+}
+
+/** Where a picture is that the host saved. */
+export function viewURL({ filename, subfolder, type }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
 export function thumbnailURL(entry) {

@@ -1,14 +1,15 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, keyOf, nodeOf, shown, tameText, thumbnailURL } from "./graph.js";
+import { addPanel, api, el, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
+import { tell, tellAll } from "./told.js";
+import { t } from "./words.js";
 
 export const EVENT = "amg.step";
-const GUARDS = new Set(["AMG_Sampler", "AMG_Apply", "AMG_Guard"]);
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
 
-const known = new Map(); // by `keyOf` a node: { run, panel }; runs outlive the node objects
+const panels = new WeakMap(); // node -> its panel
 
 const newRun = () => ({ attempts: [], neighbors: {}, ended: false, words: "", verdicts: [], pinned: null });
 const unseen = { similarity: [], threshold: null, active: [], neighbor: [] }; // before the page listened
@@ -38,11 +39,10 @@ export function chosen(run) {
 
 class Panel {
   constructor(node) {
-    this.node = node;
     this.svg = el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
     this.high = el("span", { class: "amg-high", "aria-hidden": "true" });
     this.low = el("span", { class: "amg-low", "aria-hidden": "true" });
-    this.chips = el("div", { class: "amg-chips", role: "group", "aria-label": "Picture of the batch" });
+    this.chips = el("div", { class: "amg-chips", role: "group", "aria-label": t("Picture of the batch") });
     this.picture = el("img", { class: "amg-thumb" });
     this.picture.addEventListener("error", () => (this.picture.hidden = true));
     this.name = el("div", { class: "amg-name" });
@@ -51,7 +51,7 @@ class Panel {
     this.words = el("div", { class: "amg-words", role: "status" });
     this.element = el(
       "section",
-      { class: "amg-panel", "aria-label": "What the guard sees" },
+      { class: "amg-panel", "aria-label": t("What the guard sees") },
       el("div", { class: "amg-plot" }, this.svg, this.high, this.low),
       this.chips,
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
@@ -84,7 +84,7 @@ class Panel {
         this.show(run);
         this.chips.children[i]?.focus();
       };
-      const label = `Picture ${i + 1} of ${count}`;
+      const label = t("Picture <number> of <count>", { number: i + 1, count });
       const attributes = { type: "button", class: `amg-chip amg-c${i % 5}`, "aria-pressed": String(pressed) };
       chips.push(el("button", { ...attributes, "aria-label": label, text: String(i + 1), onclick: choose }));
     }
@@ -94,12 +94,12 @@ class Panel {
   #showNearest(run, attempt, step, sample) {
     const near = run.neighbors[step.neighbor[sample]];
     if (near) {
-      const url = thumbnailURL(near);
+      const url = near.picture ? viewURL(near.picture) : thumbnailURL(near);
       if (this.picture.getAttribute("src") !== url) {
         this.picture.hidden = false;
         this.picture.src = url;
       }
-      this.picture.alt = `Nearest picture: ${near.caption || near.source}`;
+      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || near.source });
       this.name.textContent = near.source;
       this.caption.textContent = near.caption;
       this.name.title = near.source;
@@ -108,11 +108,11 @@ class Panel {
     const acted = attempt.steps.filter((each) => each.active[sample]).length;
     const again = run.attempts.length - 1;
     const parts = [
-      again ? `drawing again ${again}/${attempt.retries}` : null,
-      step.similarity.length > 1 ? `picture ${sample + 1}` : null,
-      `similarity ${shown(step.similarity[sample])}`,
-      `threshold ${shown(step.threshold)}`,
-      `acted ${acted}×`,
+      again ? t("drawing again <number>/<count>", { number: again, count: attempt.retries }) : null,
+      step.similarity.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
+      t("similarity <value>", { value: shown(step.similarity[sample]) }),
+      t("threshold <value>", { value: shown(step.threshold) }),
+      t("acted <count>×", { count: acted }),
     ];
     this.numbers.textContent = parts.filter(Boolean).join(" · ");
   }
@@ -126,43 +126,28 @@ function outcome(run) {
 }
 
 function show(node, run) {
-  const key = keyOf(node);
-  let panel = known.get(key)?.panel;
-  if (panel?.node !== node) panel = new Panel(node);
-  known.set(key, { run, panel });
+  if (!panels.has(node)) panels.set(node, new Panel(node));
   tameText(node, true);
-  panel.show(run);
+  panels.get(node).show(run);
 }
 
+/** The server says which node it is: its execution id, its class and the prompt. */
 function receive({ detail }) {
-  const node = nodeOf(detail.node);
-  if (GUARDS.has(node?.comfyClass)) show(node, enter(known.get(keyOf(node))?.run ?? newRun(), detail));
+  const of = { id: detail.node, kind: detail.class, prompt: detail.prompt };
+  tell(of, (run) => enter(run ?? newRun(), detail), show);
 }
 
 /** What was seen of a run that ended otherwise stays, and the panel says so. */
-function stopped() {
-  for (const { run, panel } of known.values()) {
-    if (run.ended) continue;
-    enter(run, { kind: "end", words: "The run did not end: nothing was judged.", verdicts: [] });
-    panel?.show(run);
-  }
+function stopped({ detail }) {
+  tellAll(detail.prompt_id, (_, run) => {
+    if (!run.attempts || run.ended) return run;
+    const words = t("The run did not end: nothing was judged.");
+    return enter(run, { kind: "end", words, verdicts: [] });
+  });
 }
 
 export function watch() {
   api.addEventListener(EVENT, receive);
   api.addEventListener("execution_interrupted", stopped);
   api.addEventListener("execution_error", stopped);
-}
-
-/** A node is there, with its id: undo and changing tabs make it anew, and its run is still known. */
-export function restore(node) {
-  if (!GUARDS.has(node.comfyClass)) return;
-  const found = known.get(keyOf(node));
-  if (found && found.panel?.node !== node) show(node, found.run);
-}
-
-/** A node went: let go of it, not of its run. */
-export function forget(node) {
-  const found = known.get(keyOf(node));
-  if (found?.panel?.node === node) found.panel = null;
 }

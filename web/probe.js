@@ -1,13 +1,14 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, api, el, grow, nodeOf, shown, tameText } from "./graph.js";
+import { addPanel, api, el, grow, shown, tameText, viewURL } from "./graph.js";
+import { tell } from "./told.js";
+import { t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";
 const panels = new WeakMap(); // node -> element of its panel
 
-function image({ filename, subfolder, type }, alt, title) {
-  const query = new URLSearchParams({ filename, subfolder, type });
-  return el("figure", {}, el("img", { src: api.apiURL(`/view?${query}`), alt }), el("figcaption", { text: title }));
+function image(saved, alt, title) {
+  return el("figure", {}, el("img", { src: viewURL(saved), alt }), el("figcaption", { text: title }));
 }
 
 /** A bar from 0 to 1 with a mark at the limit. */
@@ -22,7 +23,7 @@ export function bar(name, value, limit, hint) {
       "aria-valuemin": "0",
       "aria-valuemax": "1",
       "aria-valuenow": Math.min(1, Math.max(0, value)).toFixed(2),
-      "aria-valuetext": `${shown(value)}, a copy above ${shown(limit)}`,
+      "aria-valuetext": t("<value>, a copy above <limit>", { value: shown(value), limit: shown(limit) }),
       title: hint,
     },
     el("span", { class: "amg-bar-name", text: name }),
@@ -37,7 +38,7 @@ export function bar(name, value, limit, hint) {
 }
 
 function row(found, number, count) {
-  const which = count > 1 ? `Picture ${number + 1}` : "Picture";
+  const which = count > 1 ? t("Picture <number>", { number: number + 1 }) : t("Picture");
   const near = found.caption || found.source;
   return el(
     "article",
@@ -46,19 +47,19 @@ function row(found, number, count) {
       "div",
       { class: "amg-both" },
       image(found.picture, which, which),
-      image(found.nearest, `Nearest picture: ${near}`, found.source),
+      image(found.nearest, t("Nearest picture: <name>", { name: near }), found.source),
     ),
     bar(
-      "closeness",
+      t("closeness"),
       Math.max(0, found.closeness),
       found.copy_above,
-      "By the index's descriptor: 0 = as alike as unrelated pictures of the index, 1 = the same.",
+      t("By the index's descriptor: 0 = as alike as unrelated pictures of the index, 1 = the same."),
     ),
     bar(
-      "composition",
+      t("composition"),
       found.zncc,
       found.zncc_threshold,
-      "By the second judge: how well brightness follows the same pattern, 1 = exactly.",
+      t("By the second judge: how well brightness follows the same pattern, 1 = exactly."),
     ),
     el("p", { class: "amg-words", text: found.words }),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
@@ -67,10 +68,10 @@ function row(found, number, count) {
 
 function show(node, { verdicts, left }) {
   const rows = verdicts.map((each, i) => row(each, i, verdicts.length + left));
-  if (left) rows.push(el("p", { class: "amg-caption", text: `${left} more in the text output.` }));
+  if (left) rows.push(el("p", { class: "amg-caption", text: t("<count> more in the text output.", { count: left }) }));
   let list = panels.get(node);
   if (!list) {
-    const attributes = { role: "region", tabindex: "0", "aria-label": "Nearest pictures" };
+    const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };
     list = el("div", { class: "amg-panel amg-probe", ...attributes });
     panels.set(node, list);
     addPanel(node, "amg_probe", list, () => (list.children.length > 1 ? 400 : 260));
@@ -89,8 +90,8 @@ export function prepare(node) {
 
 export function watch() {
   api.addEventListener("executed", ({ detail }) => {
-    const told = detail.output?.amg_probe?.[0];
-    const node = told && nodeOf(detail.display_node ?? detail.node);
-    if (node?.comfyClass === NODE) show(node, told);
+    const found = detail.output?.amg_probe?.[0];
+    const of = { id: detail.display_node ?? detail.node, kind: NODE, prompt: detail.prompt_id };
+    if (found) tell(of, () => found, show);
   });
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -46,7 +49,7 @@ def server(comfyui, tmp_path_factory):
             text = answer.read()
         return text if raw else json.loads(text)
 
-    ask.base = base
+    ask.base, ask.url = base, f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -409,3 +412,98 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
     assert key["outputs"]["9"]["images"]
     plain = finish(server, graph("penguin on violet stripes", ["1", 0]))
     assert plain["outputs"]["6"]["text"][0].startswith("nothing suspicious")
+
+
+def test_live_events_name_the_node_of_their_own_prompt(server):
+    """Workflows that differ in nothing but the ids of their nodes: the host keeps what one has made.
+
+    Also ids within subgraphs.
+    """
+    seen = []
+    for number, before in enumerate(("", "1", "2:")):
+        prompt = guarded_model(before, seed=number)
+        prompt_id, events = asyncio.run(watched(server, prompt))
+        assert {e["prompt"] for e in events} == {prompt_id}
+        assert {e["node"] for e in events} == {f"{before}5"}
+        assert {e["class"] for e in events} == {"AMG_Apply"}
+        assert [e["kind"] for e in events][-1] == "end"
+        seen.append(len(events))
+    assert len(set(seen)) == 1
+    assert seen[0] > 3
+
+
+def guarded_model(before: str, seed: int) -> dict:
+    """KSampler on the demo model behind Apply AMG; `before` stands before every id."""
+
+    def of(number, slot=0):
+        return [f"{before}{number}", slot]
+
+    nodes = {
+        1: step("AMG_DemoModel"),
+        2: step("CLIPTextEncode", clip=of(1, 1), text="fox face on violet rays"),
+        3: step("EmptyLatentImage", width=128, height=128, batch_size=1),
+        4: step("AMG_BuildIndex", folder=of(1, 3), name="amg-demo", descriptor="pixel"),
+        5: step(
+            "AMG_Apply", model=of(1), index=of(4), preset="main", despecification=1.0,
+            deduplication=1.0, dissimilarity=1.0, thresholds="preset", schedule="parabolic",
+            threshold_start=0.2, threshold_end=0.4, form="preset", exit=1.0, start_percent=0.0,
+            end_percent=1.0, margin=0.05, iterations=0, decoder="auto",
+        ),
+        6: step(
+            "KSampler", model=of(5), seed=seed, steps=4, cfg=1.0, sampler_name="euler",
+            scheduler="normal", positive=of(2), negative=of(2), latent_image=of(3), denoise=1.0,
+        ),
+        7: step("VAEDecode", samples=of(6), vae=of(1, 2)),
+        8: step("PreviewImage", images=of(7)),
+    }  # fmt: skip
+    return {f"{before}{i}": node for i, node in nodes.items()}
+
+
+async def watched(server, prompt: dict) -> tuple[str, list[dict]]:
+    """Queue a prompt as a page does; its id, and the live events that the page is sent."""
+    aiohttp = pytest.importorskip("aiohttp")
+    events = []
+    async with (
+        aiohttp.ClientSession(server.url) as client,
+        client.ws_connect("/ws?clientId=page", max_msg_size=0) as socket,
+    ):
+        async with client.post("/prompt", json={"prompt": prompt, "client_id": "page"}) as answer:
+            number = (await answer.json())["prompt_id"]
+        while True:
+            message = await socket.receive(timeout=PATIENCE)
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            told = json.loads(message.data)
+            if told["type"] == "amg.step":
+                events.append(told["data"])
+            if told["type"] == "execution_error":
+                pytest.fail(str(told["data"]))
+            if told["type"] == "execution_success":
+                return number, events
+
+
+def test_guard_shows_the_picture_that_it_found_out(server):
+    """Its index ends with the run: the page is told where the host saved the picture."""
+    from PIL import Image
+
+    prompt = guarded_model("", seed=0)
+    prompt.pop("4")
+    prompt["5"] = step(
+        "AMG_Guard", model=["1", 0], seed=0, steps=12, cfg=4.0, sampler_name="euler",
+        scheduler="normal", positive=["2", 0], negative=["9", 0], latent_image=["3", 0],
+        denoise=1.0, detect="draw twice", false_alarms=0.01,
+    )  # fmt: skip
+    prompt["9"] = step("CLIPTextEncode", clip=["1", 1], text="")
+    prompt.pop("6")
+    prompt["7"]["inputs"]["samples"] = ["5", 0]
+    _, events = asyncio.run(watched(server, prompt))
+    steps = [event for event in events if event["kind"] == "step"]
+    assert steps
+    found = [near for event in steps for near in event["neighbors"].values()]
+    assert found
+    for near in found:
+        query = urllib.parse.urlencode(near["picture"])
+        data = server(f"/view?{query}", raw=True)
+        with Image.open(io.BytesIO(data)) as picture:
+            assert max(picture.size) == 128
+    assert len({near["picture"]["filename"] for near in found}) <= 2

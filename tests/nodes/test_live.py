@@ -11,6 +11,14 @@ import torch
 from PIL import Image
 
 
+def node_of(unique_id):
+    """A node class as the host executes it."""
+    schema = SimpleNamespace(node_id="AMG_Any")
+    return SimpleNamespace(
+        hidden=SimpleNamespace(unique_id=unique_id), define_schema=lambda: schema
+    )
+
+
 class Identity:
     """Three-channel latents are pictures."""
 
@@ -124,10 +132,37 @@ def test_sent_to_the_browser_that_queued_it(core, monkeypatch):
     module = ModuleType("server")
     module.PromptServer = SimpleNamespace(instance=server)
     monkeypatch.setitem(sys.modules, "server", module)
-    core.live.events_of("12:3")({"kind": "step"})
-    assert sent == [("amg.step", {"node": "12:3", "kind": "step"}, "me")]
-    core.live.events_of("12:3")({})
-    core.live.events_of(None)({"kind": "step"})
-    assert len(sent) == 1
+    executing = SimpleNamespace(prompt_id="first")
+    utils = ModuleType("comfy_execution.utils")
+    utils.get_executing_context = lambda: executing
+    monkeypatch.setitem(sys.modules, "comfy_execution.utils", utils)
+    send = core.live.events_of(node_of("12:3"))
+    send({"kind": "step"})
+    whose = {"node": "12:3", "class": "AMG_Any"}
+    assert sent == [("amg.step", whose | {"prompt": "first", "kind": "step"}, "me")]
+    executing.prompt_id = "second"  # a guarded model outlives the prompt that it was made in
+    send({"kind": "end"})
+    assert sent[1] == ("amg.step", whose | {"prompt": "second", "kind": "end"}, "me")
+    executing = None
+    send({"kind": "end"})
+    assert sent[2][1]["prompt"] is None
+    send({})
+    core.live.events_of(node_of(None))({"kind": "step"})
+    assert len(sent) == 3
     monkeypatch.delitem(sys.modules, "server")
-    core.live.events_of("12:3")({"kind": "step"})  # no server: nothing happens
+    send({"kind": "step"})  # no server: nothing happens
+
+
+def test_a_picture_that_no_index_keeps_is_where_the_host_saved_it(core, session, monkeypatch):
+    sent = []
+    server = SimpleNamespace(client_id="me", send_sync=lambda *told: sent.append(told))
+    module = ModuleType("server")
+    module.PromptServer = SimpleNamespace(instance=server)
+    monkeypatch.setitem(sys.modules, "server", module)
+    event = core.live.step(session)
+    first, _ = event["neighbors"].values()
+    saved = {"filename": "a.png", "subfolder": "", "type": "temp"}
+    core.live.events_of(node_of("7"), {first["sha256"]: saved})(event)
+    near, other = sent[0][1]["neighbors"].values()
+    assert near["picture"] == saved
+    assert "picture" not in other

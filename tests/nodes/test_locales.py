@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -78,3 +79,36 @@ def test_faults_are_found():
         "one of {}@|: Two.",
     ]
     assert locales.faults(["A."], {"A.": " "}) == ["empty: A."]
+
+
+def page_texts() -> set[str]:
+    """What the page says: the first argument of every t(…) in web/."""
+    found = set()
+    for path in (locales.ROOT / "web").glob("*.js"):
+        calls = re.finditer(r'\bt\(\s*((?:"(?:[^"\\]|\\.)*"\s*\+?\s*)+)', path.read_text())
+        found |= {"".join(re.findall(r'"((?:[^"\\]|\\.)*)"', call.group(1))) for call in calls}
+    return found
+
+
+@pytest.mark.parametrize("code", ("en", *locales.CODES))
+def test_the_page_speaks_it(code):
+    """Every text of the page, no other, and what is put into it."""
+    told = load(code, "main")["amg"]
+    assert set(told) == page_texts()
+    for text, other in told.items():
+        assert other.strip()
+        assert not locales.SPECIAL.search(other)
+        for kind in (re.compile(r"<\w+>"), locales.NUMBER):
+            assert sorted(kind.findall(other)) == sorted(kind.findall(text)), text
+    assert list(load(code, "commands")) == ["AMG_BrowseIndex"]
+
+
+def test_the_page_says_nothing_else():
+    """Words in its code are in a t(…): labels, titles and texts of elements."""
+    given = re.compile(
+        r'(?:\btext|placeholder|title|alt|"aria-label"|"aria-valuetext"|textContent|tooltip)'
+        r'\s*[:=]\s*[`"]([^`"]*[A-Za-z]{3}[^`"]*)[`"]'
+    )
+    for path in (locales.ROOT / "web").glob("*.js"):
+        found = given.findall(path.read_text())
+        assert not [text for text in found if not text.startswith("${")], path.name

@@ -6,6 +6,7 @@ Prompts are not run: a recorded run (events.json, of example_workflows/amg_first
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import struct
 import threading
@@ -58,6 +59,16 @@ def info_of(schema, options: dict[str, list]) -> dict:
         "experimental": False,
         "api_node": False,
     }
+
+
+def blueprints() -> dict[str, tuple[dict, Path]]:
+    """id -> (entry, file) of each subgraph blueprint of this pack."""
+    found = {}
+    for file in sorted((ROOT / "subgraphs").glob("*.json")):
+        info = {"node_pack": f"custom_nodes.{FOLDER}"}
+        entry = {"source": "custom_node", "name": file.stem, "info": info}
+        found[hashlib.sha256(f"custom_node{file.as_posix()}".encode()).hexdigest()] = entry, file
+    return found
 
 
 class Host:
@@ -134,9 +145,7 @@ class Host:
             },
             "/features": {},
             "/embeddings": [],
-            "/i18n": {},
             "/workflow_templates": {},
-            "/global_subgraphs": {},
             "/experiment/models": [],
             "/queue": {"queue_running": [], "queue_pending": []},
             "/history": {},
@@ -153,6 +162,9 @@ class Host:
 
         for path, value in fixed.items():
             table.get(path)(constant(value))
+        table.get("/i18n")(self._languages)
+        table.get("/global_subgraphs")(self._blueprints)
+        table.get("/global_subgraphs/{id}")(self._blueprint)
         table.get("/settings")(self._settings)
         table.post("/settings")(self._save_settings)
         table.post("/settings/{id}")(self._save_setting)
@@ -173,6 +185,22 @@ class Host:
     async def _nothing(self, request):
         self.unknown.add(request.path)
         return web.json_response({}, status=404)
+
+    async def _languages(self, _request):
+        """main.json at the top, the other files under their names."""
+        told = {}
+        for folder in (ROOT / "locales").iterdir():
+            files = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+            told[folder.name] = files.pop("main", {}) | files
+        return web.json_response(told)
+
+    async def _blueprints(self, _request):
+        """As ComfyUI does from 0.3.67 on: by a hash of where it lies, without its content."""
+        return web.json_response({name: entry for name, (entry, _) in blueprints().items()})
+
+    async def _blueprint(self, request):
+        entry, file = blueprints().get(request.match_info["id"], (None, None))
+        return web.json_response(entry and entry | {"data": file.read_text()})
 
     async def _settings(self, _request):
         return web.json_response(self.settings)

@@ -29,13 +29,14 @@ def mode(request, front):
 
 @pytest.fixture
 def recorded(messages):
-    """The recorded events of AMG Sampler."""
-    return [(kind, data) for kind, data in messages if kind == "amg.step"]
+    """The recorded events of AMG Sampler, of a prompt that this page did not queue."""
+    found = [(kind, data) for kind, data in messages if kind == "amg.step"]
+    return [(kind, data | {"prompt": "recorded"}) for kind, data in found]
 
 
-def moved(events: list, node: str) -> list:
+def moved(events: list, node: str, **more) -> list:
     """The same events, of another node."""
-    return [(kind, data | {"node": node}) for kind, data in events]
+    return [(kind, data | {"node": node} | more) for kind, data in events]
 
 
 def run(front) -> None:
@@ -123,7 +124,16 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     front.load(front.saved())
     assert front.values() == values
     assert front.export() == exported
-    # The panel is back with the same graph: undo and changing tabs make new node objects.
+    # The panel is back with the same workflow: undo and changing tabs make new node objects.
+    assert lengths(front) == []
+    turn(front, "Previous")
+    assert lengths(front) == [steps] * batch
+    assert front.values() == values
+    front.js("app.graph.getNodeById(3).widgets[0].value = 'another prompt'; app.graph.change()")
+    front.js(
+        "await app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())), true, true,"
+        "app.extensionManager.workflow.activeWorkflow)"  # as undo does
+    )
     assert lengths(front) == [steps] * batch
 
 
@@ -296,15 +306,66 @@ def test_inside_a_subgraph(front, mode, recorded):
     front.js("app.canvas.setGraph(app.rootGraph ?? app.graph)")
 
 
+def test_two_workflows_with_the_same_ids(front, mode, recorded):
+    """What is told of a prompt is seen where it was queued, whatever is open when it comes."""
+    front.load(FIRST_LOOK)
+    front.js(
+        "window.amgFetch = app.api.fetchApi; app.api.fetchApi = async () =>"
+        'new Response(\'{"prompt_id": "mine", "number": 1, "node_errors": {}}\')'
+    )
+    try:
+        front.js("await app.queuePrompt(0, 1)")
+    finally:
+        front.js("app.api.fetchApi = window.amgFetch")
+    front.load(FIRST_LOOK)
+    front.send(moved(recorded, str(SAMPLER), prompt="mine"))
+    assert lengths(front) == []
+    turn(front, "Previous")
+    assert lengths(front) == [20] * 4
+    turn(front, "Next")
+    assert lengths(front) == []
+    # Told of a prompt that another page queued: on a node of that class, or nowhere.
+    front.send(moved(recorded[:3], str(PLAIN), prompt="unknown"))
+    front.send(moved(recorded[:3], str(SAMPLER), prompt="unknown"))
+    assert lengths(front, PLAIN) == []
+    assert lengths(front) == [3] * 4
+
+
+def turn(front, to: str) -> None:
+    """To the next or the previous tab."""
+    front.js(f"await app.extensionManager.command.execute('Workspace.{to}OpenedWorkflow')")
+    time.sleep(0.7)
+
+
 @pytest.mark.parametrize("kind", ["AMG_Apply", "AMG_Guard"])
 def test_the_other_nodes_that_guard(front, mode, kind, recorded):
     """Every node that sends these events shows them."""
     front.load({"nodes": [], "links": [], "version": 0.4})
     front.js(f"const n = LiteGraph.createNode('{kind}'); n.pos = [100, 100]; app.graph.add(n)")
     node = front.id_of(kind)
-    front.send(moved(recorded[:4], str(node)))
+    front.send(moved(recorded[:4], str(node), **{"class": kind}))
     front.until(f"amgPanel({node}, 'amg_live')?.querySelector('.amg-line')")
     assert lengths(front, node) == [4] * 4
+
+
+def test_a_picture_that_the_host_saved(front, mode, recorded):
+    """Guard's own index ends with the run: its picture comes from the host's temp folder."""
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
+    node = front.id_of("AMG_Guard")
+    _, data = copy.deepcopy(recorded[0])
+    for near in data["neighbors"].values():
+        near |= {
+            "index": "known",
+            "picture": {"filename": "a b.png", "subfolder": "", "type": "temp"},
+        }
+    front.send([("amg.step", data | {"node": str(node), "class": "AMG_Guard"})])
+    picture = f"amgPanel({node}, 'amg_live')?.querySelector('img')"
+    front.until(picture)
+    address = front.js(f"return {picture}.src")
+    assert address.endswith("/view?filename=a+b.png&subfolder=&type=temp")
+    if not front.server.real:
+        front.until(f"{picture}.naturalWidth > 30 && !{picture}.hidden")
 
 
 def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
@@ -351,7 +412,11 @@ def test_the_rendering_is_switched_with_a_curve_on_the_node(front, recorded):
 
 def test_a_run_that_is_stopped_says_so(front, mode, recorded):
     front.load(FIRST_LOOK)
-    front.send([*recorded[:5], ("execution_interrupted", {"prompt_id": "x", "node_id": "14"})])
+    prompt = recorded[0][1]["prompt"]
+    stop = ("execution_interrupted", {"prompt_id": "another", "node_id": "14"})
+    front.send([*recorded[:5], stop])
+    assert front.js(f"return amgPanel({SAMPLER}, 'amg_live').dataset.outcome") == "running"
+    front.send([("execution_interrupted", {"prompt_id": prompt, "node_id": "14"})])
     front.until(f"amgPanel({SAMPLER}, 'amg_live')?.innerText.includes('did not end')")
     assert lengths(front) == [5] * 4
 
@@ -359,6 +424,7 @@ def test_a_run_that_is_stopped_says_so(front, mode, recorded):
 def test_text_is_never_markup(front, mode, recorded):
     """Captions come from files that anybody made."""
     _, data = copy.deepcopy(recorded[0])
+    whose = {key: data[key] for key in ("node", "class", "prompt")}
     evil = "<img src=x onerror='window.evil = 1'><b>bold</b>"
     for near in data["neighbors"].values():
         near["caption"] = near["source"] = evil
@@ -366,7 +432,7 @@ def test_text_is_never_markup(front, mode, recorded):
     front.send(
         [
             ("amg.step", data),
-            ("amg.step", {"node": "14", "kind": "end", "words": evil, "verdicts": []}),
+            ("amg.step", {**whose, "kind": "end", "words": evil, "verdicts": []}),
         ]
     )
     front.until(f"amgPanel({SAMPLER}, 'amg_live')?.dataset.outcome == 'unknown'")
@@ -398,6 +464,28 @@ def test_it_is_readable(front, mode, palette, recorded):
     assert (back > 0.5) == (palette == "light")
     assert min(contrast(luminance(ink), back) for ink in found["ink"]) >= 4.5, found
     assert min(contrast(luminance(line), back) for line in found["lines"]) >= 3, found
+
+
+@pytest.mark.parametrize("code", ["fr", "ja", "en"])
+def test_it_speaks_the_language_of_the_host(front, code, recorded):
+    told = json.loads((ROOT / f"locales/{code}/main.json").read_text())["amg"]
+    front.render("classic")
+    front.setting("Comfy.Locale", code)
+    try:
+        front.load(FIRST_LOOK)
+        front.send(recorded)
+        panel = f"amgPanel({SAMPLER}, 'amg_live')"
+        front.until(f"{panel}?.querySelector('.amg-line')")
+        assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
+        text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
+        assert told["similarity <value>"].replace("<value>", "") in text
+        front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
+        front.until("document.querySelector('.amg-browser')")
+        search = front.js("return document.querySelector('.amg-find input').placeholder")
+        assert search == told["Search captions and names"]
+        front.js("document.querySelector('.amg-browser').close()")
+    finally:
+        front.setting("Comfy.Locale", "en")
 
 
 def luminance(colour: str) -> float:
