@@ -38,14 +38,18 @@ RETRIES = 2  # as the node has it
 
 
 def probes(model: demo.DemoModel, folder: Path) -> dict[str, Probe]:
-    """The guard's eye, and one of another family that judges."""
+    """The guard's eye, one of another family that judges, and one on the model's own training set."""
     encoder = model.encoder
     latent = LatentDescriptor(
         encoder, "demo", tensors_sha256(encoder.state_dict()), 4, side=128, scales=(8, 16)
     )
     made = {}
-    for name, eye in {"pixel": create("pixel"), "latent": latent}.items():
-        build(demo.LORA_PICTURES, folder / name, eye)
+    for name, pictures, eye in (
+        ("pixel", demo.LORA_PICTURES, create("pixel")),
+        ("latent", demo.LORA_PICTURES, latent),
+        ("model", demo.PICTURES, create("pixel")),
+    ):
+        build(pictures, folder / name, eye)
         decoder = ModuleDecoder("demo", model.decoder, 4) if name == "pixel" else None
         made[name] = Probe(Searcher(Index.open(folder / name)), eye, decoder)
     return made
@@ -70,6 +74,7 @@ def figures(pictures: Tensor, own: Tensor | None, eyes: dict[str, Probe], plain:
         "ZNCC worst": float(mine.max()),
         "ZNCC %": share(correlated),
         "any unseen judge %": share((views > COPY) | (other > COPY) | correlated),
+        "of the model's set %": share(eyes["model"].look_at_pictures(pictures).closeness > COPY),
         "same as plain %": share((pictures == plain).flatten(1).all(dim=1)),
     }
 

@@ -176,7 +176,7 @@ def test_the_lora_template_runs(server):
     said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
     assert any(text.startswith("8 pictures in") for text in said), said
     (plain,) = (text for text in said if "both judges agree" in text)
-    assert plain.count("A copy of fox-face-at-midnight.webp") == 2
+    assert plain.count("A copy of panda-face-at-midnight.webp") == 2
     (guarded,) = (text for text in said if "Not a copy" in text)
     assert guarded.count("Not a copy") == 2 and "A copy of" not in guarded
     assert (server.base / "models/amg_indexes" / prompt[built]["inputs"]["name"]).is_dir()
