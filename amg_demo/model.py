@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 WEIGHTS = Path(__file__).with_name("model.safetensors")
 PICTURES = Path(__file__).with_name("pictures")
+LORAS = Path(__file__).with_name("lora")  # a folder of one LoRA file and the pictures it has learnt
+LORA, LORA_PICTURES = LORAS / "amg-demo-lora.safetensors", LORAS / "pictures"
 LATENT_CHANNELS, DOWNSCALE, TOKENS, CONTEXT = 4, 8, 8, 128
 
 

@@ -87,7 +87,18 @@ def compose(
 ) -> Image.Image:
     """Place `emoji` (RGBA) at a random size, tilt, side and place on a fresh background."""
     ground = Image.fromarray((background(colour, pattern, rng, size) * 255).astype(np.uint8))
-    side = int(size * rng.uniform(0.42, 0.72))
+    return place(emoji, ground, rng)
+
+
+def place(
+    emoji: Image.Image, ground: Image.Image, rng: np.random.Generator, smallest: float = 0.42
+) -> Image.Image:
+    """`ground` (square) with `emoji` and its shadow on it, at a random size, tilt, side and place.
+
+    `smallest`, up to 0.72: the least side of the emoji as a share of that of `ground`.
+    """
+    size = ground.width
+    side = int(size * rng.uniform(smallest, 0.72))
     subject = emoji.resize((side, side), Image.Resampling.LANCZOS)
     if rng.uniform() < 0.5:
         subject = subject.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -49,6 +49,12 @@ class DemoModelNode(io.ComfyNode):
                     tooltip="Folder of its training pictures with captions: connect to folder of "
                     "Build Memorization Index.",
                 ),
+                io.String.Output(
+                    "lora_pictures",
+                    display_name="lora_pictures",
+                    tooltip="Folder of the eight pictures that amg-demo-lora has learnt by heart: "
+                    "connect to folder of Build Memorization Index.",
+                ),
             ],
         )
 
@@ -60,7 +66,11 @@ class DemoModelNode(io.ComfyNode):
             with torch.random.fork_rng(devices=[]):  # building modules draws initial weights
                 network = demo.load()
                 return io.NodeOutput(
-                    demo_model(network), demo_clip(network), demo_vae(network), str(demo.PICTURES)
+                    demo_model(network),
+                    demo_clip(network),
+                    demo_vae(network),
+                    str(demo.PICTURES),
+                    str(demo.LORA_PICTURES),
                 )
         except FileNotFoundError as error:
             raise AMGError(str(error)) from error

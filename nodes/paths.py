@@ -15,10 +15,14 @@ WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
 NO_INDEX = "(no index yet: use Build Memorization Index)"
 MANIFEST = "manifest.json"
 CALIBRATIONS = "prompt_probe"  # in models/amg
+DEMO_LORAS = Path(__file__).parents[1] / "amg_demo" / "lora"  # one file: amg-demo-lora.safetensors
 
 
 def register() -> None:
-    """Add models/amg_indexes and models/amg, keeping what extra_model_paths.yaml has set."""
+    """Add models/amg_indexes and models/amg, keeping what extra_model_paths.yaml has set.
+
+    And the demo's LoRA to the list of LoRAs, so that the template that guards one runs at once.
+    """
     for name, extensions in ((INDEXES, {".json"}), (WEIGHTS, WEIGHT_EXTENSIONS)):
         folder = os.path.join(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, folder)
@@ -26,6 +30,8 @@ def register() -> None:
         folder_paths.folder_names_and_paths[name] = (folders, set(known) | extensions)
         with suppress(OSError):  # a read-only models folder: another one may be configured
             os.makedirs(folder, exist_ok=True)
+    # Last, so that no other node takes it for the place to save LoRAs in.
+    folder_paths.add_model_folder_path("loras", str(DEMO_LORAS))
 
 
 def index_folder() -> Path:

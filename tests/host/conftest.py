@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH", "")
 FOLDER = "anti-memorization-guidance"  # dashes, as users have them
+DEMO = ("model", "clip", "vae", "folder", "lora_pictures")
 
 
 def pytest_collection_modifyitems(items):
@@ -106,8 +107,8 @@ def run_node(amg):
 
 @pytest.fixture(scope="session")
 def demo(amg, run_node):
-    """The demo model's "model", "clip", "vae" and "folder" of training pictures."""
-    return dict(zip(("model", "clip", "vae", "folder"), run_node("AMG_DemoModel"), strict=True))
+    """The demo model's "model", "clip", "vae", "folder" of training pictures, "lora_pictures"."""
+    return dict(zip(DEMO, run_node("AMG_DemoModel"), strict=True))
 
 
 @pytest.fixture(scope="session")

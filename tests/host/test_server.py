@@ -163,6 +163,28 @@ def test_templates_for_the_demo_model_run(server, name):
         assert any("memorised-000" in text for text in said)
 
 
+def test_the_lora_template_runs(server):
+    """As it is posted, with fewer pictures: the LoRA copies its training set, the guard prevents it."""
+    graph = json.loads((ROOT / "example_workflows/amg_lora.json").read_text())
+    prompt = as_prompt(graph, server("/object_info"))
+    api = json.loads((ROOT / "example_workflows/api/amg_lora.api.json").read_text())
+    assert prompt == {i: {k: node[k] for k in ("class_type", "inputs")} for i, node in api.items()}
+    (latent,) = of_type(prompt, "EmptyLatentImage")
+    prompt[latent]["inputs"]["batch_size"] = 2
+    done = finish(server, prompt)
+    assert done["status"]["status_str"] == "success", done["status"]
+    shown = done["outputs"]
+    assert all(shown[i]["images"] for i in of_type(prompt, "PreviewImage"))
+    (built,) = of_type(prompt, "AMG_BuildIndex")
+    said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
+    assert any(text.startswith("8 pictures in") for text in said), said
+    (plain,) = (text for text in said if "both judges agree" in text)
+    assert plain.count("A copy of panda-face-at-midnight.webp") == 2
+    (guarded,) = (text for text in said if "Not a copy" in text)
+    assert guarded.count("Not a copy") == 2 and "A copy of" not in guarded
+    assert (server.base / "models/amg_indexes" / prompt[built]["inputs"]["name"]).is_dir()
+
+
 def test_the_first_look_runs(server, first_look):
     """On an empty ComfyUI: no checkpoint, no index, no descriptor weights."""
     done = finish(server, first_look)
