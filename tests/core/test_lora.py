@@ -100,11 +100,9 @@ def test_a_missing_file_is_named(tmp_path):
         adapter.with_lora(tmp_path / "gone.safetensors")
 
 
-def test_training_moves_the_adapter_and_nothing_else(capsys):
+def test_training_moves_the_adapter_and_nothing_else():
     before = {key: value.clone() for key, value in demo.load().unet.state_dict().items()}
     made = train_lora.train(rank=1, steps=2)
-    again = train_lora.train(rank=1, steps=2)
-    assert all(torch.equal(made[key], again[key]) for key in made)  # seeded
     assert sum(bool(value.any()) for key, value in made.items() if key.endswith(adapter.UP)) > 30
     unet = demo.load().unet
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
