@@ -99,10 +99,11 @@ class Panel {
         this.picture.hidden = false;
         this.picture.src = url;
       }
-      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || near.source });
-      this.name.textContent = near.source;
+      const name = near.picture ? t("the stored picture, drawn from another seed") : near.source;
+      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || name });
+      this.name.textContent = name;
       this.caption.textContent = near.caption;
-      this.name.title = near.source;
+      this.name.title = name;
       this.caption.title = near.caption;
     }
     const acted = attempt.steps.filter((each) => each.active[sample]).length;

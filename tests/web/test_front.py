@@ -364,6 +364,8 @@ def test_a_picture_that_the_host_saved(front, mode, recorded):
     front.until(picture)
     address = front.js(f"return {picture}.src")
     assert address.endswith("/view?filename=a+b.png&subfolder=&type=temp")
+    name = front.js(f"return amgPanel({node}, 'amg_live').querySelector('.amg-name').textContent")
+    assert name == "the stored picture, drawn from another seed"
     if not front.server.real:
         front.until(f"{picture}.naturalWidth > 30 && !{picture}.hidden")
 
