@@ -481,6 +481,19 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
         text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
         assert told["similarity <value>"].replace("<value>", "") in text
+        words = front.js(f"return {panel}.querySelector('.amg-words').textContent").split(" · ")
+        measured = told["measured <number> of <count>"]
+        assert words[0] == measured.replace("<number>", "4").replace("<count>", "4")
+        assert words[1:3] == [told["by the VAE"], told["no copy"]]
+        assert words[3].startswith(told["closeness <value>, copy above <limit>"].split("<")[0])
+        bad = "STILL A COPY: picture 2 · A copy of a (1).png: both judges agree"
+        whose = {key: recorded[0][1][key] for key in ("node", "class", "prompt")}
+        front.send([("amg.step", {**whose, "kind": "end", "words": bad, "verdicts": []})])
+        still = told["STILL A COPY: picture <number>"].replace("<number>", "2")
+        copy = told["A copy of <source>: both judges agree."].replace("<source>", "a (1).png")
+        assert front.js(f"return {panel}.querySelector('.amg-words').textContent") == (
+            f"{still} · {copy[:-1]}"
+        )
         front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
         front.until("document.querySelector('.amg-browser')")
         search = front.js("return document.querySelector('.amg-find input').placeholder")
