@@ -443,6 +443,31 @@ def test_text_is_never_markup(front, mode, recorded):
     assert front.js("return window.evil") is None
 
 
+def test_a_long_verdict_is_seen_whole(front, mode, recorded):
+    """The curve gives way to it."""
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
+    node = front.id_of("AMG_Guard")
+    front.look_at(node, y=-200)
+    whose = {"node": str(node), "class": "AMG_Guard", "prompt": "recorded"}
+    words = (
+        "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both judges agree · "
+        "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
+    )
+    end = {"kind": "end", "words": words, "verdicts": []}
+    front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
+    panel = f"amgPanel({node}, 'amg_live')"
+    front.until(f"{panel}?.offsetHeight > 200 && {panel}.innerText.includes('STILL')")
+    inside = front.js(
+        f"const panel = {panel}.getBoundingClientRect();"
+        f"const words = {panel}.querySelector('.amg-words').getBoundingClientRect();"
+        f"const plot = {panel}.querySelector('.amg-plot').getBoundingClientRect();"
+        "return [panel.bottom - words.bottom, plot.height]"
+    )
+    assert inside[0] >= 0
+    assert inside[1] >= 45
+
+
 @pytest.mark.parametrize("palette", ["dark", "light"])
 def test_it_is_readable(front, mode, palette, recorded):
     """Text against what is behind it: at least 4.5 to 1. The curve's colours: at least 3 to 1."""
