@@ -116,6 +116,7 @@ class GuardNode(io.ComfyNode):
                 sampling.report_output(),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            not_idempotent=True,  # as AMG Sampler
         )
 
     @classmethod

@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 
 export { app, api };
 
+const NARROWEST = 260; // pixels of a node with a panel
 const LIVE_TEXT = "$$node-text-preview"; // the host's widget for text that the server sends
 
 /** The node with an execution id: "7", or "12:3" for node 3 of the subgraph that node 12 is. */
@@ -45,14 +46,14 @@ export function addPanel(node, name, element, height) {
     getMinHeight: height,
   });
   widget.serialize = false;
-  grow(node);
+  grow(node, NARROWEST);
   return widget;
 }
 
 /** Make room for what was added; never shrinks a node. */
-export function grow(node) {
+export function grow(node, narrowest = 0) {
   const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.setSize([Math.max(node.size[0], width, narrowest), Math.max(node.size[1], height)]);
   node.setDirtyCanvas(true, true);
 }
 

@@ -3,7 +3,7 @@
 import { addPanel, api, el, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
 import { tell, tellAll } from "./told.js";
-import { t } from "./words.js";
+import { said, t } from "./words.js";
 
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
@@ -63,7 +63,7 @@ class Panel {
   show(run) {
     const attempt = run.attempts.at(-1);
     const step = attempt?.steps.at(-1);
-    this.words.textContent = run.words;
+    this.words.textContent = said(run.words);
     this.element.dataset.outcome = outcome(run);
     if (!step) return;
     const sample = chosen(run);
@@ -99,10 +99,11 @@ class Panel {
         this.picture.hidden = false;
         this.picture.src = url;
       }
-      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || near.source });
-      this.name.textContent = near.source;
+      const name = near.picture ? t("the stored picture, drawn from another seed") : near.source;
+      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || name });
+      this.name.textContent = name;
       this.caption.textContent = near.caption;
-      this.name.title = near.source;
+      this.name.title = name;
       this.caption.title = near.caption;
     }
     const acted = attempt.steps.filter((each) => each.active[sample]).length;

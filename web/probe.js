@@ -2,7 +2,7 @@
 
 import { addPanel, api, el, grow, shown, tameText, viewURL } from "./graph.js";
 import { tell } from "./told.js";
-import { t } from "./words.js";
+import { said, t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";
 const panels = new WeakMap(); // node -> element of its panel
@@ -61,7 +61,7 @@ function row(found, number, count) {
       found.zncc_threshold,
       t("By the second judge: how well brightness follows the same pattern, 1 = exactly."),
     ),
-    el("p", { class: "amg-words", text: found.words }),
+    el("p", { class: "amg-words", text: said(found.words) }),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
   );
 }

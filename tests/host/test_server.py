@@ -454,6 +454,16 @@ def test_live_events_name_the_node_of_their_own_prompt(server):
     assert seen[0] > 3
 
 
+def test_a_sampler_in_another_workflow_shows_what_it_sees(server, first_look):
+    """Nothing differs but the ids: it is drawn again, for the curve is on the node."""
+    (sampler,) = of_type(first_look, "AMG_Sampler")
+    finish(server, first_look)
+    moved = json.loads(json.dumps(first_look).replace(f'"{sampler}"', '"99"'))
+    _, events = asyncio.run(watched(server, moved))
+    assert {event["node"] for event in events} == {"99"}
+    assert asyncio.run(watched(server, moved))[1] == []  # unchanged: from the cache
+
+
 def guarded_model(before: str, seed: int) -> dict:
     """KSampler on the demo model behind Apply AMG; `before` stands before every id."""
 

@@ -87,7 +87,55 @@ def page_texts() -> set[str]:
     for path in (locales.ROOT / "web").glob("*.js"):
         calls = re.finditer(r'\bt\(\s*((?:"(?:[^"\\]|\\.)*"\s*\+?\s*)+)', path.read_text())
         found |= {"".join(re.findall(r'"((?:[^"\\]|\\.)*)"', call.group(1))) for call in calls}
-    return found
+    return found | set(sentences())
+
+
+def sentences() -> list[str]:
+    """Those of the server that the page knows."""
+    text = (locales.ROOT / "web/words.js").read_text()
+    return re.findall(r'"([^"]+)"', re.search(r"SENTENCES = \[(.*?)\];", text, re.S).group(1))
+
+
+def known(text: str) -> bool:
+    """Whether each part of a text of the server is one of those sentences."""
+    patterns = [
+        "(.+?)".join(re.escape(part) for part in re.split(r"<\w+>", each)) for each in sentences()
+    ]
+    return all(
+        any(
+            re.fullmatch(pattern, part) or re.fullmatch(pattern, f"{part}.") for pattern in patterns
+        )
+        for part in text.split(" · ")
+    )
+
+
+def test_the_page_knows_what_the_server_says_of_pictures(pack):
+    """Every sentence of a verdict, and what becomes of a run."""
+    verdict, report = pack.module("amg_core.verdict"), pack.module("amg_core.report")
+    for first in (False, True):
+        for second in (False, True):
+            assert known(verdict._words(first, second, "my picture (1).png"))
+    assert not known("Something new.")
+
+    def told(outcomes: list[str], attempts=(0, 0), by="vae", reason="") -> str:
+        verdicts = [
+            {
+                "sample": i, "outcome": outcome, "attempt": attempt, "closeness": 0.5, "source": "b.png",
+                "words": verdict._words(outcome == "copy", False, "b.png"),
+            }
+            for i, (outcome, attempt) in enumerate(zip(outcomes, attempts, strict=False))
+        ]  # fmt: skip
+        found = {"not_judged": reason, "verdicts": verdicts, "judged_by": by}
+        return report.words(found | {"attempts": [{"verdicts": verdicts}]})
+
+    runs = [
+        told(["clean", "clean"]), told(["clean"], by="taesd"), told(["copy"]), told(["copy"] * 2),
+        told(["blanked"]), told(["look", "clean"]), told(["clean", "clean"], attempts=(0, 1)),
+        told([], reason="the run did not end"),
+        told([], reason=pack.module("nodes.judging").NOTHING_DECODES),
+    ]  # fmt: skip
+    assert len(set(runs)) == len(runs)
+    assert [text for text in runs if not known(text)] == []
 
 
 @pytest.mark.parametrize("code", ("en", *locales.CODES))

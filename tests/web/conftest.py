@@ -1,6 +1,7 @@
 """The page in a real browser, on the real front end.
 
-With COMFYUI_PATH: served by a real ComfyUI. Without: by `host`, a small server, which needs the packages
+With COMFYUI_PATH: served by a real ComfyUI, with its own front end or the one whose static folder
+COMFYUI_FRONT_END names. Without: by `host`, a small server, which needs the packages
 comfyui-frontend-package, aiohttp and websocket-client. Both need a Chromium ($CHROMIUM, or on the PATH).
 """
 
@@ -119,11 +120,13 @@ def real(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    other = os.environ.get("COMFYUI_FRONT_END")
     log = (base / "log.txt").open("w")
     process = subprocess.Popen(
         [
             sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--database-url",
             f"sqlite:///{base}/db.sqlite", "--disable-api-nodes", "--port", str(port),
+            *(["--front-end-root", other] if other else []),
         ],
         cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

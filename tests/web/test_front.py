@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import time
+from itertools import count
 
 import pytest
 
@@ -17,6 +18,8 @@ SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
 PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
 FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
 API = ROOT / "example_workflows/api"
+LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "LoadImage"}
+SEEDS = count(7)  # a real host does not draw the same thing again
 
 
 @pytest.fixture(params=MODES)
@@ -63,7 +66,8 @@ def test_each_workflow_loads_and_exports_as_it_should(front, mode, path, schemas
     """As its API form says; widgets that were appended since have their defaults."""
     graph = json.loads(path.read_text())
     front.load(graph)
-    assert front.js("return app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)") == []
+    bad = front.js("return app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)")
+    assert set(bad) <= LOADERS  # newer front ends mark what lacks its file
     wanted, found = json.loads((API / f"{path.stem}.api.json").read_text()), front.export()
     assert {i: each["class_type"] for i, each in found.items()} == {
         i: each["class_type"] for i, each in wanted.items()
@@ -95,6 +99,8 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     graph = shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK
     front.load(graph)
     front.look_at(SAMPLER, scale=0.9)
+    if front.server.real:
+        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value = {next(SEEDS)}")
     values, exported = front.values(), front.export()
     run(front)
     seen = set()
@@ -142,7 +148,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     front.load(shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK)
     front.look_at(PROBE, scale=0.9)
     if front.server.real:
-        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value += 1")
+        front.js(f"amgNode({SAMPLER}).widgets.find((w) => w.name == 'seed').value = {next(SEEDS)}")
     run(front)
     ended(front)
     panel = f"amgPanel({PROBE}, 'amg_probe')"
@@ -364,6 +370,8 @@ def test_a_picture_that_the_host_saved(front, mode, recorded):
     front.until(picture)
     address = front.js(f"return {picture}.src")
     assert address.endswith("/view?filename=a+b.png&subfolder=&type=temp")
+    name = front.js(f"return amgPanel({node}, 'amg_live').querySelector('.amg-name').textContent")
+    assert name == "the stored picture, drawn from another seed"
     if not front.server.real:
         front.until(f"{picture}.naturalWidth > 30 && !{picture}.hidden")
 
@@ -441,6 +449,31 @@ def test_text_is_never_markup(front, mode, recorded):
     assert front.js("return window.evil") is None
 
 
+def test_a_long_verdict_is_seen_whole(front, mode, recorded):
+    """The curve gives way to it."""
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
+    node = front.id_of("AMG_Guard")
+    front.look_at(node, y=-200)
+    whose = {"node": str(node), "class": "AMG_Guard", "prompt": "recorded"}
+    words = (
+        "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both judges agree · "
+        "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
+    )
+    end = {"kind": "end", "words": words, "verdicts": []}
+    front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
+    panel = f"amgPanel({node}, 'amg_live')"
+    front.until(f"{panel}?.offsetHeight > 200 && {panel}.innerText.includes('STILL')")
+    inside = front.js(
+        f"const panel = {panel}.getBoundingClientRect();"
+        f"const words = {panel}.querySelector('.amg-words').getBoundingClientRect();"
+        f"const plot = {panel}.querySelector('.amg-plot').getBoundingClientRect();"
+        "return [panel.bottom - words.bottom, plot.height]"
+    )
+    assert inside[0] >= 0
+    assert inside[1] >= 45
+
+
 @pytest.mark.parametrize("palette", ["dark", "light"])
 def test_it_is_readable(front, mode, palette, recorded):
     """Text against what is behind it: at least 4.5 to 1. The curve's colours: at least 3 to 1."""
@@ -479,6 +512,19 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
         text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
         assert told["similarity <value>"].replace("<value>", "") in text
+        words = front.js(f"return {panel}.querySelector('.amg-words').textContent").split(" · ")
+        measured = told["measured <number> of <count>"]
+        assert words[0] == measured.replace("<number>", "4").replace("<count>", "4")
+        assert words[1:3] == [told["by the VAE"], told["no copy"]]
+        assert words[3].startswith(told["closeness <value>, copy above <limit>"].split("<")[0])
+        bad = "STILL A COPY: picture 2 · A copy of a (1).png: both judges agree"
+        whose = {key: recorded[0][1][key] for key in ("node", "class", "prompt")}
+        front.send([("amg.step", {**whose, "kind": "end", "words": bad, "verdicts": []})])
+        still = told["STILL A COPY: picture <number>"].replace("<number>", "2")
+        copy = told["A copy of <source>: both judges agree."].replace("<source>", "a (1).png")
+        assert front.js(f"return {panel}.querySelector('.amg-words').textContent") == (
+            f"{still} · {copy[:-1]}"
+        )
         front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
         front.until("document.querySelector('.amg-browser')")
         search = front.js("return document.querySelector('.amg-find input').placeholder")
