@@ -10,7 +10,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 HELP = ROOT / "web/docs"
 REFERENCES = HERE / "references"
-PROMPT = "fox face on violet rays"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Scene:
     widgets: dict = field(default_factory=dict)
     text: str = ""
     told: tuple = ()
-    width: int = 300
+    width: int = 270
     room: int = 0  # height that is added for what the host shows on the node
     inside: bool = False  # of a subgraph, and that is shown
     search: str = ""  # not the node, but the window onto an index, searched for this
@@ -68,61 +67,31 @@ def fixed(**widgets) -> dict:
     return {"seed": 7, "control_after_generate": "fixed", **widgets}
 
 
-CHECKPOINT = "CheckpointLoaderSimple", "Load Checkpoint"
-PROMPTS = "CLIPTextEncode", "CLIP Text Encode"
 DRAWING = {"steps": 20, "cfg": 4.0, "denoise": 1.0}
+LOAD = "AMG_LoadIndex"
 
+# Narrow: the help panel is, at first, 220 to 290 pixels wide. So wires are drawn only where they teach.
 NODES = [
-    Scene(
-        "AMG_LoadIndex",
-        after=(wire("AMG_Sampler", "AMG Sampler", "index > index"),),
-    ),
+    Scene("AMG_LoadIndex"),
     Scene("AMG_Sampler", widgets=fixed(**DRAWING), told=told("events")),
-    Scene(
-        "AMG_Apply",
-        before=(
-            wire(*CHECKPOINT, "MODEL > model", "CLIP > clip", "VAE > vae"),
-            wire("AMG_LoadIndex", "Load Index", "index > index"),
-        ),
-        after=(
-            wire("CFGGuider", "CFGGuider", "MODEL > model"),
-            wire("AMG_Report", "AMG Report", "run > run"),
-        ),
-        told=told("AMG_Apply"),
-    ),
-    Scene(
-        "AMG_SimilarityProbe",
-        before=(
-            wire("LoadImage", "Load Image", "IMAGE > image"),
-            wire("AMG_LoadIndex", "Load Index", "index > index"),
-        ),
-        told=told("AMG_SimilarityProbe"),
-    ),
-    Scene(
-        "AMG_BuildIndex",
-        after=(wire("AMG_Sampler", "AMG Sampler", "index > index"),),
-        widgets={"folder": "my-pictures"},
-    ),
+    Scene("AMG_Apply", told=told("AMG_Apply")),
+    Scene("AMG_SimilarityProbe", told=told("AMG_SimilarityProbe")),
+    Scene("AMG_BuildIndex", widgets={"folder": "my-pictures"}),
     Scene(
         "AMG_IndexFromImages",
-        before=(wire("LoadImage", "Load Image", "IMAGE > images"),),
-        after=(wire("AMG_Sampler", "AMG Sampler", "index > index"),),
         widgets={"captions": "a red fox under northern lights", "name": "my-pictures"},
     ),
     Scene(
         "AMG_CombineIndexes",
         before=(
-            wire("AMG_LoadIndex", "Load: archive", "index > index_1"),
-            wire("AMG_LoadIndex", "Load: my LoRA", "index > index_2"),
+            wire(LOAD, "Load: archive", "index > index_1"),
+            wire(LOAD, "Load: my LoRA", "index > index_2"),
+            wire(LOAD, "Load: last week", "index > index_3"),
         ),
-        after=(wire("AMG_Sampler", "AMG Sampler", "index > index"),),
-        width=220,
+        width=190,
     ),
     Scene(
-        "AMG_MutePictures",
-        before=(wire("AMG_LoadIndex", "Load Index", "index > index"),),
-        after=(wire("AMG_Sampler", "AMG Sampler", "index > index"),),
-        widgets={"patterns": "mine/*.png\nlogo.webp", "reason": "my own drawings"},
+        "AMG_MutePictures", widgets={"patterns": "mine/*.png\nlogo.webp", "reason": "my own work"}
     ),
     Scene(
         "AMG_DemoModel",
@@ -132,88 +101,42 @@ NODES = [
             wire("VAEDecode", "VAE Decode", "VAE > vae"),
             wire("AMG_BuildIndex", "Build Index", "pictures > folder"),
         ),
-        width=220,
+        width=190,
     ),
     Scene(
         "AMG_Report",
         before=(
             wire("AMG_Apply", "Apply AMG", "run > run"),
-            wire("SamplerCustomAdvanced", "SamplerCustomAdvanced", "output > after"),
+            wire("KSampler", "KSampler", "LATENT > after"),
         ),
-        after=(
-            wire("PreviewAny", "Preview as Text", "report > source"),
-            wire("PreviewImage", "Preview Image", "curve > images"),
-            wire("VAEDecode", "VAE Decode", "through > samples"),
-        ),
-        width=220,
+        width=160,
     ),
     Scene(
         "AMG_PromptProbe",
-        before=(
-            wire("AMG_CalibratePromptProbe", "Calibrate", "MODEL > model"),
-            wire(*PROMPTS, "CONDITIONING > positive"),
-            wire(*PROMPTS, "CONDITIONING > negative"),
-        ),
-        after=(
-            wire(
-                "KSampler",
-                "KSampler",
-                "MODEL > model",
-                "positive > positive",
-                "negative > negative",
-            ),
-        ),
-        widgets={"text": PROMPT, "false_alarms": 0.05},
+        widgets={"text": "fox face on violet rays", "false_alarms": 0.05},
         text="suspicious: this prompt is probably a key to a training picture · combined +6.7 · "
         "fewer than one in 240 ordinary prompts scores as high · "
         "the key: “violet” (−9.2), “fox” (−7.7), “rays” (−4.3)",
-        room=70,
+        room=90,
     ),
     Scene(
         "AMG_CalibratePromptProbe",
-        before=(
-            wire(*CHECKPOINT, "MODEL > model", "CLIP > clip"),
-            wire("EmptyLatentImage", "Empty Latent Image", "LATENT > latent_image"),
-        ),
-        after=(wire("AMG_PromptProbe", "Prompt Probe", "MODEL > model"),),
         text="calibrated on 24 ordinary prompts · 4 noises each · latents 4x16x16",
     ),
     Scene(
         "AMG_RandomisePrompt",
-        before=(wire(*CHECKPOINT, "CLIP > clip"),),
-        after=(wire(*PROMPTS, "prompt > text"),),
         widgets=fixed(text="a red fox under northern lights"),
         text="a red fox clouds under red northern lights pig crown",
     ),
-    Scene(
-        "AMG_PromptNoise",
-        before=(wire(*PROMPTS, "CONDITIONING > conditioning"),),
-        after=(wire("KSampler", "KSampler", "CONDITIONING > positive"),),
-        widgets=fixed(),
-    ),
+    Scene("AMG_PromptNoise", widgets=fixed()),
     Scene(
         "AMG_AdaptPrompt",
-        before=(
-            wire(*CHECKPOINT, "MODEL > model"),
-            wire(*PROMPTS, "CONDITIONING > positive"),
-            wire(*PROMPTS, "CONDITIONING > negative"),
-            wire("EmptyLatentImage", "Empty Latent Image", "LATENT > latent_image"),
-        ),
-        after=(wire("KSampler", "KSampler", "positive > positive"),),
         widgets=fixed(target=1.3),
         text="picture 1: score 2.34 → 1.21 in 10 steps\nmemory: 2.0 MiB of 14.79 GiB allowed",
+        room=30,
     ),
-    Scene(
-        "AMG_PaddingFix",
-        before=(wire(*CHECKPOINT, "CLIP > clip"),),
-        after=(wire("KSampler", "KSampler", "CONDITIONING > positive"),),
-        widgets=fixed(text="a red fox under northern lights"),
-    ),
-    Scene(
-        "AMG_DelayedGuidance",
-        before=(wire(*CHECKPOINT, "MODEL > model"),),
-        after=(wire("KSampler", "KSampler", "MODEL > model"),),
-    ),
+    Scene("AMG_PaddingFix", widgets=fixed(text="a red fox under northern lights")),
+    Scene("AMG_DelayedGuidance"),
     Scene(
         "AMG_Guard",
         widgets=fixed(**DRAWING, false_alarms=0.05),
@@ -221,8 +144,8 @@ NODES = [
         "· fewer than one in 240 ordinary prompts scores as high. Two drawings from other seeds are one "
         "picture (closeness 0.92): it is a key, and that picture is stayed away from. The guard steered. "
         "Finished picture: measured 1 of 1 · by the VAE · no copy · closeness 0.00, copy above 0.4.",
-        room=190,
         told=told("AMG_Guard"),
+        room=220,
     ),
     Scene(
         "AMG_StrengthGrid",
@@ -246,8 +169,8 @@ VIEWS = [
     Scene(
         "AMG_Sampler",
         before=(
-            wire(*CHECKPOINT, "MODEL > model"),
-            wire("AMG_LoadIndex", "Load Index", "index > index"),
+            wire("CheckpointLoaderSimple", "Load Checkpoint", "MODEL > model"),
+            wire(LOAD, "Load Index", "index > index"),
         ),
         after=(wire("VAEDecode", "VAE Decode", "LATENT > samples"),),
         widgets=fixed(**DRAWING), told=told("events"),
