@@ -48,6 +48,7 @@ Object.defineProperty(CanvasRenderingContext2D.prototype, "font", {
   get() { return font.get.call(this); },
   set(value) { font.set.call(this, value.replace(/(\\d+(?:\\.\\d+)?px).*$/, "$1 Inter")); },
 });
+app.api.addEventListener("amg.seen", ({ detail }) => (window.amgSeen = detail.number));
 await Promise.all(["400", "600", "700"].map((weight) => document.fonts.load(`${weight} 14px Inter`)));
 """
 
@@ -117,6 +118,7 @@ class Studio:
     def __init__(self, host, find=lambda sha256: None) -> None:
         """find : the id that a picture has in the index of `host`, by its hash."""
         self.host, self.find, self.settings = host, find, dict(host.settings)
+        self.number = 0  # of the latest scene
         self.folder = tempfile.TemporaryDirectory()
         glyphs = Path(self.folder.name) / "fonts.conf"
         machine = os.environ.get("FONTCONFIG_FILE", "/etc/fonts/fonts.conf")
@@ -204,7 +206,9 @@ class Studio:
         messages = [(kind, self._of(node, data)) for kind, data in scene.told]
         if scene.text:
             messages.append(("progress_text", [node, scene.text]))
-        self.front.send(messages)
+        self.number += 1
+        self.front.send([*messages, ("amg.seen", {"number": self.number})])
+        self.front.until(f"window.amgSeen == {self.number}")
         if scene.room:
             self.front.js(
                 f"const n = amgNode('{node}'); n.setSize([n.size[0], n.size[1] + {scene.room}])"
@@ -244,5 +248,5 @@ class Studio:
             if found == last:
                 return found
             last = found
-            time.sleep(0.2)
+            time.sleep(0.15)
         raise AssertionError("the page does not come to rest")
