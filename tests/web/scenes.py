@@ -70,6 +70,9 @@ def fixed(**widgets) -> dict:
 DRAWING = {"steps": 20, "cfg": 4.0, "denoise": 1.0}
 LOAD = "AMG_LoadIndex"
 
+ORDINARY = json.loads((ROOT / "example_workflows/api/amg_prompt_probe.api.json").read_text())
+ORDINARY = ORDINARY["8"]["inputs"]["prompts"]
+
 # Narrow: the help panel is, at first, 220 to 290 pixels wide. So wires are drawn only where they teach.
 NODES = [
     Scene("AMG_LoadIndex"),
@@ -121,6 +124,7 @@ NODES = [
     ),
     Scene(
         "AMG_CalibratePromptProbe",
+        widgets={"prompts": ORDINARY},
         text="calibrated on 24 ordinary prompts · 4 noises each · latents 4x16x16",
     ),
     Scene(
