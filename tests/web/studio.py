@@ -17,7 +17,7 @@ from tests.web.browser import Page
 from tests.web.front import Front
 from tests.web.scenes import Scene
 
-WINDOW = (960, 1300)  # CSS pixels
+WINDOW = (760, 1300)  # CSS pixels
 DENSITY = 1.25  # pixels of the picture to one of the page
 MARGIN, GAP = 12, 28  # CSS pixels: around all; between nodes
 
@@ -118,6 +118,7 @@ class Studio:
     def __init__(self, host, find=lambda sha256: None) -> None:
         """find : the id that a picture has in the index of `host`, by its hash."""
         self.host, self.find, self.settings = host, find, dict(host.settings)
+        self.pause, host.pause = host.pause, 0.005
         self.number = 0  # of the latest scene
         self.folder = tempfile.TemporaryDirectory()
         glyphs = Path(self.folder.name) / "fonts.conf"
@@ -142,7 +143,7 @@ class Studio:
             raise
 
     def close(self) -> None:
-        self.host.settings = self.settings
+        self.host.settings, self.host.pause = self.settings, self.pause
         self.page.close()
         self.folder.cleanup()
 
@@ -173,7 +174,7 @@ class Studio:
         )
         self.front.setting("Comfy.ColorPalette", scene.palette)
         self.front.render(scene.mode)
-        self.front.load({"nodes": [], "links": [], "version": 0.4})
+        self.front.js("await app.loadGraphData({ nodes: [], links: [], version: 0.4 })")
         if scene.search:
             self._browse(scene.search)
             self.frame = lambda: self.front.box(".amg-browser")
@@ -202,12 +203,11 @@ class Studio:
             outer = self.front.js("return String(app.graph._nodes.find((n) => n.subgraph).id)")
             inner = self.front.js(f"return String(amgNode({outer}).subgraph._nodes[0].id)")
             node = f"{outer}:{inner}"
-        self.host.pause = 0.005
         messages = [(kind, self._of(node, data)) for kind, data in scene.told]
         if scene.text:
             messages.append(("progress_text", [node, scene.text]))
         self.number += 1
-        self.front.send([*messages, ("amg.seen", {"number": self.number})])
+        self.host.play([*messages, ("amg.seen", {"number": self.number})])
         self.front.until(f"window.amgSeen == {self.number}")
         if scene.room:
             self.front.js(

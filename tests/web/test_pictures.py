@@ -132,6 +132,7 @@ def test_a_missing_widget_is_seen(studio):
 def test_what_another_machine_does_is_let_through():
     """Half a pixel of shift, softer edges, slightly other colours; not a word less."""
     picture = opened(BY_KIND["AMG_Sampler"].path)
+    picture = picture.crop((0, picture.height - 500, picture.width, picture.height))
     assert difference(picture, picture) == (0, (0, 0))
     half = picture.transform(picture.size, Image.AFFINE, (1, 0, 0.5, 0, 1, 0.5), Image.BILINEAR)
     for same in (
@@ -144,7 +145,7 @@ def test_what_another_machine_does_is_let_through():
         inner = [each.crop((4, 4, each.width - 4, each.height - 4)) for each in (picture, same)]
         assert difference(*inner)[0] <= LIMIT
     lost = picture.copy()
-    ImageDraw.Draw(lost).rectangle((60, 200, 110, 212), fill=lost.getpixel((60, 200)))
+    ImageDraw.Draw(lost).rectangle((124, 372, 250, 388), fill=lost.getpixel((330, 380)))  # words
     assert difference(picture, lost)[0] > LIMIT
     assert difference(picture, picture.crop((0, 0, picture.width, picture.height - 4)))[0] > LIMIT
 
