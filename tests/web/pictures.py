@@ -21,9 +21,10 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 FRONT_END = "1.58.1"
 ACCEPT = "AMG_PICTURES"  # the environment variable by which the test writes what looks different
 
-# What still counts as the same picture. Measured: two runs at most 2; other fonts and glyph settings of the
-# machine at most 3, and up to 66 if studio.py did not see to them. Breakages: a threshold line in another colour
-# 50, a lost threshold 66, a slider's smallest step 83, a lost line 108. A changed digit stays below: 1 to 17.
+# What still counts as the same picture. Measured: two runs at most 2; other fonts and glyph settings of
+# the machine at most 3, and up to 66 if studio.py did not see to them. Breakages: a threshold line in
+# another colour 50, a lost threshold 66, a slider's smallest step 83, a lost line 108. A digit that
+# changed stays below, 1 to 17.
 LEVEL, SHIFT, WINDOW_SIDE, LIMIT = 16, 2, 16, 24
 
 

@@ -153,6 +153,21 @@ def test_what_another_machine_does_is_let_through():
 # ---------------------------------------------------------------- what is committed
 
 
+def test_the_help_panel_shows_the_picture(front):
+    """The relative path of the page is resolved by the front end, in every version alike."""
+    front.render("classic")
+    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.js(
+        "const n = LiteGraph.createNode('AMG_SimilarityProbe'); app.graph.add(n); n.pos = [300, 300];"
+        "app.canvas.selectNode(n); app.canvas.setDirty(true, true)"
+    )
+    front.until("document.querySelector('[data-testid=info-button]')")
+    front.js("document.querySelector('[data-testid=info-button]').click()")
+    picture = "document.querySelector('img[src$=\"/docs/AMG_SimilarityProbe.webp\"]')"
+    front.until(f"{picture}?.naturalWidth > 200")
+    assert front.js(f"return {picture}.alt").startswith("Similarity Probe after a run.")
+
+
 def test_there_is_a_scene_for_every_node():
     assert sorted(BY_KIND) == IDS
     assert len({scene.path for scene in SCENES}) == len(SCENES)
