@@ -46,6 +46,21 @@ def test_help_page_names_every_widget(pack, node_id):
         assert re.search(rf"`{slot.id}`", page), slot.id
 
 
+HOSTS = {"sampler_name", "scheduler", "index_name"}  # whose choices are not this pack's
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_help_page_names_every_choice(pack, node_id):
+    """Of every list, unless its row refers to the page that does."""
+    page = (ROOT / "web/docs" / f"{node_id}.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for slot in pack.nodes[node_id].define_schema().inputs:
+        options = getattr(slot, "options", None)
+        row = next(row for row in rows if f"`{slot.id}`" in row)
+        if options and slot.id not in HOSTS and not re.search(r"[Aa]s in \*|[Ss]ee \*", row):
+            assert [each for each in options if f"*{each}*" not in row] == [], slot.id
+
+
 def test_sampler_begins_as_ksampler():
     """So that a KSampler in a graph can be swapped for it without a look at the widgets."""
     ids = [entry["id"] for entry in SNAPSHOT["AMG_Sampler"]["inputs"]]

@@ -24,7 +24,7 @@ def chromium() -> str | None:
 class Page:
     """One tab. `errors`: what the page threw or logged as an error."""
 
-    def __init__(self, size: tuple[int, int] = (1600, 1000)) -> None:
+    def __init__(self, size: tuple[int, int] = (1600, 1000), *flags: str, **environment) -> None:
         import websocket
 
         self.folder = tempfile.mkdtemp(prefix="amg-chromium-")
@@ -34,9 +34,9 @@ class Page:
                 "--disable-dev-shm-usage", "--disable-background-networking", "--hide-scrollbars",
                 "--remote-debugging-port=0", "--remote-allow-origins=*", "--lang=en-US",
                 f"--window-size={size[0]},{size[1]}", f"--user-data-dir={self.folder}",
-                "about:blank",
+                *flags, "about:blank",
             ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | environment,
         )  # fmt: skip
         self.errors: list[str] = []
         self._number = 0

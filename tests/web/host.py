@@ -213,8 +213,10 @@ class Host:
         self.settings[request.match_info["id"]] = await request.json()
         return web.json_response({})
 
-    async def _view(self, _request):
-        return web.FileResponse(ROOT / "amg_demo/pictures/memorised-000.webp")
+    async def _view(self, request):
+        named = HERE / "references/views" / Path(request.query.get("filename", "")).name
+        known = ROOT / "amg_demo/pictures/memorised-000.webp"
+        return web.FileResponse(named if named.is_file() else known)
 
     async def _prompt(self, request):
         self.prompts.append(await request.json())
