@@ -308,7 +308,8 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
 
 def summary(report) -> str:
     """A `BuildReport` in a few lines."""
-    lines = [f"{report.count} pictures in {report.path} ({report.seconds:.1f} s)."]
+    pictures = "1 picture" if report.count == 1 else f"{report.count} pictures"
+    lines = [f"{pictures} in {report.path.name} ({report.seconds:.1f} s)."]
     if report.reused:
         lines.append(f"{report.embedded} embedded, {report.reused} were there already.")
     if report.skipped:
