@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from . import lookup
-from .options import LABELS, POLICIES, PRESETS, THRESHOLDS, Options
+from .options import CUSTOM, LABELS, POLICIES, PRESETS, THRESHOLDS, Options
 
 KEY = "amg_report"  # of a PNG's text chunks
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ def widgets(gr, tab: str) -> list:
     def choice(name: str, choices, info: str, **more):
         return gr.Dropdown(choices, value=choices[0], label=_words(name), info=info, **more)
 
-    def slider(name: str, value: float, most: float, step: float, info: str):
-        return gr.Slider(0, most, value, step=step, label=_words(name), info=info)
+    def slider(name: str, value: float, most: float, step: float, info: str, **more):
+        return gr.Slider(0, most, value, step=step, label=_words(name), info=info, **more)
 
     with gr.Row():
         index = choice(
@@ -57,12 +57,21 @@ def widgets(gr, tab: str) -> list:
         thresholds = choice(
             "thresholds",
             list(THRESHOLDS),
-            "preset: how close is too close comes from the preset. custom: from the two sliders.",
+            "preset: how close is too close comes from the preset. custom: from two sliders.",
         )
         start = slider(
-            "threshold_start", 0.2, 1.0, 0.01, "At pure noise. 0 = unrelated, 1 = the same picture."
-        )
-        end = slider("threshold_end", 0.4, 1.0, 0.01, "At the finished picture, on the same scale.")
+            "threshold_start", 0.2, 1.0, 0.01,
+            "At pure noise. 0 = unrelated, 1 = the same picture.", visible=False,
+        )  # fmt: skip
+        end = slider(
+            "threshold_end", 0.4, 1.0, 0.01,
+            "At the finished picture, on the same scale.", visible=False,
+        )  # fmt: skip
+    thresholds.change(
+        fn=lambda chosen: [gr.update(visible=chosen == CUSTOM)] * 2,
+        inputs=[thresholds],
+        outputs=[start, end],
+    )
     with gr.Row():
         still = choice(
             "if_still_copied",
@@ -71,7 +80,7 @@ def widgets(gr, tab: str) -> list:
         )
         retries = slider(
             "retries", 0, 10, 1,
-            "How often a batch with a copy in it is drawn again, more strongly. Not with Hires. fix.",
+            "How often a batch with a copy in it is drawn again, more strongly.",
         )  # fmt: skip
     return [
         preset, despecification, deduplication, dissimilarity, index, thresholds, start, end, still,
@@ -187,11 +196,27 @@ def before_pass(p) -> None:
         guard.error = error
 
 
+def decoded(p) -> None:
+    """A picture comes from the VAE: what the host saves of it before it is judged has no verdict."""
+    guard = getattr(p, "amg_guard", None)
+    if guard is not None:
+        guard.forget()
+
+
 def finished(p, pp) -> None:
     """A picture is finished: judge it."""
     guard = getattr(p, "amg_guard", None)
     if guard is not None:
         guard.judge(pp)
+        if guard.judged is pp.image and _writes():
+            pp.image.info[KEY] = guard.travelling()  # the gallery's file, and what an API sends
+
+
+def _writes() -> bool:
+    """Whether the artist wants anything written into pictures."""
+    from modules import shared
+
+    return bool(shared.opts.enable_pnginfo)
 
 
 def before_saved(params) -> None:

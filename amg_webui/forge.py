@@ -21,6 +21,8 @@ HOOKS = "sampler_post_cfg_function"
 class Forge:
     """See `shared.Host`."""
 
+    draws_hires_again = False
+
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
 

@@ -34,6 +34,9 @@ class AntiMemorization(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         entry.before_pass(p)
 
+    def postprocess_image(self, p, pp, *args):
+        entry.decoded(p)
+
     def postprocess_image_after_composite(self, p, pp, *args):
         entry.finished(p, pp)
 

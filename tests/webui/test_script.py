@@ -30,6 +30,9 @@ class Component:
     def __exit__(self, *_):
         return None
 
+    def change(self, fn, inputs, outputs):
+        self.changed = fn, inputs, outputs
+
 
 @pytest.fixture
 def loaded(monkeypatch, tmp_path):
@@ -57,7 +60,9 @@ def loaded(monkeypatch, tmp_path):
         "modules.ui_components": SimpleNamespace(InputAccordion=Component),
         "modules.ui_common": SimpleNamespace(create_refresh_button=lambda *_: None),
         "modules.paths_internal": SimpleNamespace(models_path=str(tmp_path)),
-        "gradio": SimpleNamespace(Row=Component, Dropdown=Component, Slider=Component),
+        "gradio": SimpleNamespace(
+            Row=Component, Dropdown=Component, Slider=Component, update=lambda **changes: changes
+        ),
     }
     modules.paths_internal = names["modules.paths_internal"]
     for name, value in names.items():
@@ -80,6 +85,9 @@ def test_widgets_are_the_options_in_their_order(loaded):
     assert labels == list(vars(options.Options()))[1:]
     assert all(len(widget.kwargs["info"]) > 20 for widget in widgets[1:])
     assert len(one.infotext_fields) == len(widgets)
+    fn, (thresholds,), ends = widgets[6].changed
+    assert thresholds is widgets[6] and ends == widgets[7:9]
+    assert fn("custom") == [{"visible": True}] * 2 and fn("preset") == [{"visible": False}] * 2
 
 
 def test_presets_are_those_of_the_core():
