@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from . import lookup
-from .options import CUSTOM, LABELS, POLICIES, PRESETS, THRESHOLDS, Options
+from .options import LABELS, POLICIES, PRESETS, THRESHOLDS, Options
 
 KEY = "amg_report"  # of a PNG's text chunks
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ def widgets(gr, tab: str) -> list:
     def choice(name: str, choices, info: str, **more):
         return gr.Dropdown(choices, value=choices[0], label=_words(name), info=info, **more)
 
-    def slider(name: str, value: float, most: float, step: float, info: str, **more):
-        return gr.Slider(0, most, value, step=step, label=_words(name), info=info, **more)
+    def slider(name: str, value: float, most: float, step: float, info: str):
+        return gr.Slider(0, most, value, step=step, label=_words(name), info=info)
 
     with gr.Row():
         index = choice(
@@ -57,21 +57,12 @@ def widgets(gr, tab: str) -> list:
         thresholds = choice(
             "thresholds",
             list(THRESHOLDS),
-            "preset: how close is too close comes from the preset. custom: from two sliders.",
+            "preset: how close is too close comes from the preset. custom: from the two sliders.",
         )
         start = slider(
-            "threshold_start", 0.2, 1.0, 0.01,
-            "At pure noise. 0 = unrelated, 1 = the same picture.", visible=False,
-        )  # fmt: skip
-        end = slider(
-            "threshold_end", 0.4, 1.0, 0.01,
-            "At the finished picture, on the same scale.", visible=False,
-        )  # fmt: skip
-    thresholds.change(
-        fn=lambda chosen: [gr.update(visible=chosen == CUSTOM)] * 2,
-        inputs=[thresholds],
-        outputs=[start, end],
-    )
+            "threshold_start", 0.2, 1.0, 0.01, "At pure noise. 0 = unrelated, 1 = the same picture."
+        )
+        end = slider("threshold_end", 0.4, 1.0, 0.01, "At the finished picture, on the same scale.")
     with gr.Row():
         still = choice(
             "if_still_copied",

@@ -122,7 +122,9 @@ class Guard:
 
         stashed, batch = self.host.stash(), len(self.p.seeds)
         named: list[set[int]] = [set() for _ in range(batch)]
-        kinds: list[type] = []  # Hires. fix hands over a list of decoded pictures in place of latents
+        kinds: list[
+            type
+        ] = []  # Hires. fix hands over a list of decoded pictures in place of latents
 
         def once(settings, suspects):
             if self.drawings:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -29,9 +30,6 @@ class Component:
 
     def __exit__(self, *_):
         return None
-
-    def change(self, fn, inputs, outputs):
-        self.changed = fn, inputs, outputs
 
 
 @pytest.fixture
@@ -60,9 +58,7 @@ def loaded(monkeypatch, tmp_path):
         "modules.ui_components": SimpleNamespace(InputAccordion=Component),
         "modules.ui_common": SimpleNamespace(create_refresh_button=lambda *_: None),
         "modules.paths_internal": SimpleNamespace(models_path=str(tmp_path)),
-        "gradio": SimpleNamespace(
-            Row=Component, Dropdown=Component, Slider=Component, update=lambda **changes: changes
-        ),
+        "gradio": SimpleNamespace(Row=Component, Dropdown=Component, Slider=Component),
     }
     modules.paths_internal = names["modules.paths_internal"]
     for name, value in names.items():
@@ -85,9 +81,6 @@ def test_widgets_are_the_options_in_their_order(loaded):
     assert labels == list(vars(options.Options()))[1:]
     assert all(len(widget.kwargs["info"]) > 20 for widget in widgets[1:])
     assert len(one.infotext_fields) == len(widgets)
-    fn, (thresholds,), ends = widgets[6].changed
-    assert thresholds is widgets[6] and ends == widgets[7:9]
-    assert fn("custom") == [{"visible": True}] * 2 and fn("preset") == [{"visible": False}] * 2
 
 
 def test_presets_are_those_of_the_core():
@@ -140,9 +133,29 @@ def test_the_tab_builds_and_searches(loaded, tmp_path):
     assert "give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)
 
 
+def test_a_build_stops_and_goes_on(loaded, tmp_path):
+    from PIL import Image
+
+    from amg_webui import tab
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.effect_noise((32, 32), 90).convert("RGB").save(folder / f"{i}.png")
+    stopped = tab.build(str(folder), "many", "pixel", lambda *_: tab.stopping.set())
+    assert (
+        stopped.startswith("Stopped")
+        and "no index named" in tab.find(Image.new("RGB", (9, 9)), "many")[0]
+    )
+    assert "40 pictures" in tab.build(str(folder), "many", "pixel", lambda *_: None)
+
+
 def test_the_tab_is_made(loaded, monkeypatch):
+    from amg_webui import tab
+
     _, callbacks, _ = loaded
     made, clicked = [], []
+    monkeypatch.setattr(tab, "stopping", threading.Event())
 
     class Any(Component):
         def __init__(self, *args, **kwargs):
@@ -152,6 +165,7 @@ def test_the_tab_is_made(loaded, monkeypatch):
         def click(self, fn, inputs, outputs):
             clicked.append((fn, inputs, outputs))
 
+    monkeypatch.setattr(sys.modules["gradio"], "update", lambda **new: new, raising=False)
     for name in ("Blocks", "Tab", "Textbox", "Dropdown", "Button", "Image", "Gallery"):
         monkeypatch.setattr(sys.modules["gradio"], name, Any, raising=False)
     monkeypatch.setattr(
@@ -159,8 +173,11 @@ def test_the_tab_is_made(loaded, monkeypatch):
     )
     ((page, title, _),) = callbacks["on_ui_tabs"][0]()
     assert isinstance(page, Any) and title == "AMG Index"
-    (build, inputs, _), (_, _, found) = clicked
-    assert "give a folder" in build("", "x", "pixel") and len(inputs) == 3 and len(found) == 2
+    (build, inputs, outputs), (stop, _, _), (_, _, found) = clicked
+    told, listed = build("", "x", "pixel")
+    assert "give a folder" in told and listed == {"choices": ["(no index yet)"]}
+    assert len(inputs) == 3 and len(outputs) == len(found) == 2
+    assert not tab.stopping.is_set() and stop() is None and tab.stopping.is_set()
 
 
 def test_another_use_of_p_finds_it_as_it_was(loaded):
