@@ -23,9 +23,7 @@ class AntiMemorization(scripts.Script):
         with InputAccordion(False, label=TITLE, elem_id=f"{tab}_amg") as enabled:
             widgets = [enabled, *entry.widgets(gr, tab)]
         self.infotext_fields = entry.paste_fields(widgets)
-        self.paste_field_names = [
-            label for _, label in self.infotext_fields if isinstance(label, str)
-        ]
+        self.paste_field_names = [label for _, label in self.infotext_fields]
         return widgets
 
     def process(self, p, *args):

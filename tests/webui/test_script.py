@@ -81,6 +81,11 @@ def test_widgets_are_the_options_in_their_order(loaded):
     assert labels == list(vars(options.Options()))[1:]
     assert all(len(widget.kwargs["info"]) > 20 for widget in widgets[1:])
     assert len(one.infotext_fields) == len(widgets)
+    other = script()
+    other.ui(True)
+    # Sent from txt2img to img2img, the host finds each widget by its name: the checkbox too.
+    assert one.paste_field_names == other.paste_field_names and len(widgets) == 11
+    assert [name for _, name in other.infotext_fields] == other.paste_field_names
 
 
 def test_presets_are_those_of_the_core():
