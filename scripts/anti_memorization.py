@@ -19,6 +19,7 @@ class AntiMemorization(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
+        entry.add_axes(scripts)  # without its page the host asks for this before `on_before_ui`
         tab = "img2img" if is_img2img else "txt2img"
         with InputAccordion(False, label=TITLE, elem_id=f"{tab}_amg") as enabled:
             widgets = [enabled, *entry.widgets(gr, tab)]

@@ -105,7 +105,9 @@ def test_callbacks_are_registered_once_and_sleep(loaded):
 
 
 def test_axes_of_the_xyz_plot(loaded):
-    _, callbacks, grid = loaded
+    script, callbacks, grid = loaded
+    script().ui(False)  # first where the host has an API and no page
+    assert len(grid.axis_options) == 7
     for _ in range(2):  # the page may be built anew
         callbacks["on_before_ui"][0]()
     labels = [axis.label for axis in grid.axis_options]
