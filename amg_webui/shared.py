@@ -373,16 +373,18 @@ def as_host(like: Tensor) -> Callable[[], AbstractContextManager]:
 
 
 def interrupted() -> bool:
+    """Whether this batch is cut short, by Interrupt or by Skip. «Stop after this image» is not meant:
+    drawing again belongs to this image."""
     from modules import shared
 
-    return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
+    return bool(shared.state.interrupted or shared.state.skipped)
 
 
 def stop_if_interrupted() -> None:
     """Before each further evaluation of the model. The host's own exception, which it expects."""
-    from modules import sd_samplers_common, shared
+    from modules import sd_samplers_common
 
-    if shared.state.interrupted or shared.state.skipped:
+    if interrupted():
         raise sd_samplers_common.InterruptedException
 
 
