@@ -83,7 +83,7 @@ def create(gr) -> list[tuple]:
                 start, stop = gr.Button("Build", variant="primary"), gr.Button("Stop")
             said = gr.Textbox(label="Result")
         with gr.Tab("Search"):
-            picture = gr.Image(type="pil", label="Picture")
+            picture = gr.Image(type="pil", label="Picture", height=320)
             with gr.Row():
                 index = gr.Dropdown(names, value=names[0], label="Index", allow_custom_value=True)
                 create_refresh_button(
