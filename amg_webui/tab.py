@@ -83,9 +83,9 @@ def create(gr) -> list[tuple]:
                 start, stop = gr.Button("Build", variant="primary"), gr.Button("Stop")
             said = gr.Textbox(label="Result")
         with gr.Tab("Search"):
-            picture = gr.Image(type="pil", label="Picture")
+            picture = gr.Image(type="pil", label="Picture", height=320)
             with gr.Row():
-                index = gr.Dropdown(names, value=names[0], label="Index", allow_custom_value=True)
+                index = gr.Dropdown(names, value=names[0], label="Index")
                 create_refresh_button(
                     index, lambda: None, lambda: {"choices": lookup.index_names()}, "amg_refresh"
                 )
