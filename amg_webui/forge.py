@@ -98,15 +98,24 @@ class Forge:
             return
         p.is_hr_pass = False
         if shared.which_model(p) != model:  # Hires. fix has put in a checkpoint of its own
-            from modules import sd_models
-
-            sd_models.forge_model_reload()
+            _chosen_checkpoint()
         if not getattr(p, "disable_extra_networks", True):  # and LoRAs of its own
             from modules import devices, extra_networks
 
             with devices.autocast():
                 extra_networks.activate(p, p.extra_network_data)
         p.sd_model.forge_objects = p.sd_model.forge_objects_after_applying_lora.shallow_copy()
+
+
+def _chosen_checkpoint() -> None:
+    """Load the checkpoint of the first pass again, as the host does before each batch."""
+    from modules import sd_models
+
+    if hasattr(sd_models, "forge_model_reload"):
+        sd_models.forge_model_reload()
+        return
+    with sd_models.SkipWritingToConfig():  # Classic
+        sd_models.reload_model_weights()
 
 
 def _unhook(unet) -> None:

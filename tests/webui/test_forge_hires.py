@@ -55,12 +55,17 @@ def hires(host, monkeypatch):
     """Draws with the options given; tells what the host was asked to undo."""
     activated, reloaded = [], []
 
-    def run(options):
+    def run(options, classic=False):
         p = Hires(host, KEYS, SEEDS)
         networks = SimpleNamespace(activate=lambda _p, data: activated.append(data))
-        models = SimpleNamespace(
-            forge_model_reload=lambda: (reloaded.append(1), setattr(p, "sd_model", p.own))
-        )
+
+        def again():
+            reloaded.append(1)
+            p.sd_model = p.own
+
+        models = SimpleNamespace(forge_model_reload=again)
+        if classic:
+            models = SimpleNamespace(reload_model_weights=again, SkipWritingToConfig=nullcontext)
         for name, made in {"extra_networks": networks, "sd_models": models}.items():
             module("modules." + name, **vars(made))
         monkeypatch.setattr(sys.modules["modules.devices"], "autocast", nullcontext, raising=False)
@@ -71,8 +76,9 @@ def hires(host, monkeypatch):
     return run
 
 
-def test_hires_fix_is_drawn_again_as_it_was_drawn_first(hires):
-    p, drawn, activated, reloaded = hires({"retries": 1})
+@pytest.mark.parametrize("classic", [False, True])
+def test_hires_fix_is_drawn_again_as_it_was_drawn_first(hires, classic):
+    p, drawn, activated, reloaded = hires({"retries": 1}, classic)
     outcome = p.amg_guard.outcome
     assert len(p.firsts) == len(outcome.attempts) == 2, "one of the two is a copy at first"
     assert torch.equal(*p.firsts), "the second drawing begins with the noise of the first"
