@@ -55,6 +55,7 @@ def until_clean(
     settings: Settings,
     batch: int,
     retries: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Draw, judge, and draw the copies again, at most `retries` times.
 
@@ -67,6 +68,9 @@ def until_clean(
     judge : callable
         Latents (b, C, H, W) and which samples they are -> a verdict each. Should decode with the
         model's own VAE, and name the pictures that each was steered away from (`verdict`).
+    stopped : callable, optional
+        Whether the artist has interrupted, in hosts that then hand over what there is: nothing is
+        drawn again, and a drawing again that was cut short is thrown away.
     """
     suspects = torch.zeros(batch, dtype=torch.bool)
     latents, report = draw(settings, suspects)
@@ -75,11 +79,13 @@ def until_clean(
     kept = [0] * batch
     for number in range(1, retries + 1):
         again = [i for i, verdict in enumerate(verdicts) if verdict.copy]
-        if not again or settings.off:
+        if not again or settings.off or stopped():
             break
         suspects = torch.zeros(batch, dtype=torch.bool)
         suspects[again] = True
         drawn, report = draw(escalated(settings, number), suspects)
+        if stopped():
+            break
         judged = list(judge(drawn[again], again))
         attempts.append(Attempt(again, report, judged))
         for i, verdict in zip(again, judged, strict=True):

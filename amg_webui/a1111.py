@@ -33,6 +33,8 @@ class _Step:
 class A1111:
     """See `shared.Host`."""
 
+    draws_hires_again = True
+
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
         self._denoiser = None
@@ -76,10 +78,30 @@ class A1111:
         active = _step = None
 
     def stash(self) -> object:
-        return None
+        from modules import shared as host
+
+        return self.p.rng, host.state.job_no, shared.which_model(self.p)
 
     def rewind(self, stashed: object) -> None:
-        shared.same_noise(self.p)
+        from modules import shared as host
+
+        p = self.p
+        rng, host.state.job_no, model = stashed
+        shared.same_noise(p, rng)
+        if shared.which_model(p) != model:  # Hires. fix or the refiner has put in another
+            from modules import sd_models, sd_samplers
+
+            with sd_models.SkipWritingToConfig():
+                sd_models.reload_model_weights()
+            p.setup_conds()
+            if hasattr(p, "init_latent"):  # img2img makes its sampler only once
+                p.sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
+        if getattr(p, "enable_hr", False) and not getattr(p, "disable_extra_networks", True):
+            from modules import devices, extra_networks
+
+            p.is_hr_pass = False
+            with devices.autocast():
+                extra_networks.activate(p, p.extra_network_data)
 
     def open(self, denoiser):
         """The session of this pass: the host makes a denoiser for each."""

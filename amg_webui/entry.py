@@ -71,7 +71,7 @@ def widgets(gr, tab: str) -> list:
         )
         retries = slider(
             "retries", 0, 10, 1,
-            "How often a batch with a copy in it is drawn again, more strongly. Not with Hires. fix.",
+            "How often a batch with a copy in it is drawn again, more strongly.",
         )  # fmt: skip
     return [
         preset, despecification, deduplication, dissimilarity, index, thresholds, start, end, still,
@@ -86,10 +86,13 @@ def _words(name: str) -> str:
 def paste_fields(components: list) -> list[tuple]:
     """(widget, label of the infotext) for all; the checkbox is on where a picture was guarded."""
     enabled, *others = components
-    return [
-        (enabled, lambda told: LABELS["preset"] in told),
-        *zip(others, LABELS.values(), strict=True),
-    ]
+    return [(enabled, was_guarded), *zip(others, LABELS.values(), strict=True)]
+
+
+def was_guarded(told: dict) -> bool:
+    """Whether a pasted infotext is of a guarded picture. One function for both tabs: by it the host
+    finds the checkbox again when it sends a picture with its settings from one tab to the other."""
+    return LABELS["preset"] in told
 
 
 def add_axes(scripts) -> None:
@@ -187,11 +190,27 @@ def before_pass(p) -> None:
         guard.error = error
 
 
+def decoded(p) -> None:
+    """A picture comes from the VAE: what the host saves of it before it is judged has no verdict."""
+    guard = getattr(p, "amg_guard", None)
+    if guard is not None:
+        guard.forget()
+
+
 def finished(p, pp) -> None:
     """A picture is finished: judge it."""
     guard = getattr(p, "amg_guard", None)
     if guard is not None:
         guard.judge(pp)
+        if guard.judged is pp.image and _writes():
+            pp.image.info[KEY] = guard.travelling()  # the gallery's file, and what an API sends
+
+
+def _writes() -> bool:
+    """Whether the artist wants anything written into pictures."""
+    from modules import shared
+
+    return bool(shared.opts.enable_pnginfo)
 
 
 def before_saved(params) -> None:

@@ -21,6 +21,8 @@ HOOKS = "sampler_post_cfg_function"
 class Forge:
     """See `shared.Host`."""
 
+    draws_hires_again = True
+
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
 
@@ -79,11 +81,41 @@ class Forge:
         _unhook(self.p.sd_model.forge_objects.unet)
 
     def stash(self) -> object:
-        return self.p.sd_model.forge_objects.shallow_copy()
+        from modules import shared as host
+
+        p = self.p
+        objects = p.sd_model.forge_objects.shallow_copy()
+        return p.rng, host.state.job_no, shared.which_model(p), objects
 
     def rewind(self, stashed) -> None:
-        self.p.sd_model.forge_objects = stashed.shallow_copy()
-        shared.same_noise(self.p)
+        from modules import shared as host
+
+        p = self.p
+        rng, host.state.job_no, model, objects = stashed
+        shared.same_noise(p, rng)
+        if not getattr(p, "enable_hr", False):
+            p.sd_model.forge_objects = objects.shallow_copy()
+            return
+        p.is_hr_pass = False
+        if shared.which_model(p) != model:  # Hires. fix has put in a checkpoint of its own
+            _chosen_checkpoint()
+        if not getattr(p, "disable_extra_networks", True):  # and LoRAs of its own
+            from modules import devices, extra_networks
+
+            with devices.autocast():
+                extra_networks.activate(p, p.extra_network_data)
+        p.sd_model.forge_objects = p.sd_model.forge_objects_after_applying_lora.shallow_copy()
+
+
+def _chosen_checkpoint() -> None:
+    """Load the checkpoint of the first pass again, as the host does before each batch."""
+    from modules import sd_models
+
+    if hasattr(sd_models, "forge_model_reload"):
+        sd_models.forge_model_reload()
+        return
+    with sd_models.SkipWritingToConfig():  # Classic
+        sd_models.reload_model_weights()
 
 
 def _unhook(unet) -> None:

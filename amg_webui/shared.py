@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +19,7 @@ from .options import BLANK, HASH, LARGEST, VERDICT, Options
 from .texts import Text
 
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
+ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +41,10 @@ class Host(Protocol):
     def detach(self) -> None:
         """It has ended, or failed."""
 
-    def stash(self) -> object: ...
+    draws_hires_again: bool  # whether `rewind` also undoes what Hires. fix has changed
+
+    def stash(self) -> object:
+        """What drawing will change, before the first one."""
 
     def rewind(self, stashed: object) -> None:
         """Make it possible to draw once more, from the same noise."""
@@ -63,7 +66,7 @@ class Guard:
         self.host.check()
         self.error: BaseException | None = None
         self._watch = None
-        self._texts: dict[tuple[int, str], Text] = {}
+        self._texts: dict[tuple, Text] = {}
         self._now, self._suspects = self.settings, None
         self.sessions: list = []
         self.drawings: list[list] = []  # the sessions of each drawing of this batch
@@ -84,12 +87,13 @@ class Guard:
             The guard failed, or was never asked: such a picture would be unguarded.
         """
         self.drawings, self.outcome = [], None
+        self.forget()
+        again = self.options.retries > 0
+        if again and getattr(self.p, "enable_hr", False) and not self.host.draws_hires_again:
+            self.p.comment("AMG: pictures are not drawn again with Hires. fix; only judged.")
+            again = False
         try:
-            if self.options.retries > 0 and not getattr(self.p, "enable_hr", False):
-                return self._until_clean(draw)
-            if self.options.retries > 0:
-                self.p.comment("AMG: pictures are not drawn again with Hires. fix; only judged.")
-            return self._draw(draw, self.settings, None)
+            return self._until_clean(draw) if again else self._draw(draw, self.settings, None)
         finally:
             self._watch = None
 
@@ -119,23 +123,30 @@ class Guard:
 
         stashed, batch = self.host.stash(), len(self.p.seeds)
         named: list[set[int]] = [set() for _ in range(batch)]
+        kinds: list[
+            type
+        ] = []  # Hires. fix hands over a list of decoded pictures in place of latents
 
         def once(settings, suspects):
             if self.drawings:
                 self.host.rewind(stashed)
             samples = self._draw(draw, settings, suspects if self.drawings else None)
-            return samples, joined([session.report() for session in self.sessions])
+            kinds.append(type(samples))
+            report = joined([session.report() for session in self.sessions])
+            return samples if isinstance(samples, Tensor) else torch.stack(list(samples)), report
 
-        def judge(latents, which):
+        def judge(samples, which):
             for i in which:
                 named[i] |= self.acted_on(i)
-            found = self.verdicts(decoded(self.p, latents), [named[i] for i in which])
-            if interrupted():  # nobody wants another drawing
-                return [replace(verdict, copy=False) for verdict in found]
-            return found
+            latent = issubclass(kinds[0], Tensor)
+            pictures = decoded(self.p, samples) if latent else as_pictures(samples)
+            return self.verdicts(pictures, [named[i] for i in which])
 
-        self.outcome = until_clean(once, judge, self.settings, batch, self.options.retries)
-        return self.outcome.latents
+        self.outcome = until_clean(
+            once, judge, self.settings, batch, self.options.retries, interrupted
+        )
+        drawn = self.outcome.latents
+        return drawn if issubclass(kinds[0], Tensor) else kinds[0](drawn)
 
     def open(self):
         """A `Session` for one sampling pass; one that saw nothing is replaced."""
@@ -143,7 +154,7 @@ class Guard:
 
         if self.sessions and not self.sessions[-1].records:
             self.sessions.pop()
-        model = id(self.p.sd_model)
+        model = which_model(self.p)
         if self._watch is None or self._watch.model != model:  # Hires. fix may change checkpoints
             self._watch = copy.copy(self.probe)
             self._watch.decoder, self._watch.model = self.host.decoder(), model
@@ -177,7 +188,7 @@ class Guard:
 
     def text(self, words: str) -> Text:
         """Encoded once a model and generation."""
-        key = (id(self.p.sd_model), words)
+        key = (*which_model(self.p), words)
         if key not in self._texts:
             self._texts[key] = self.host.encode(words)
         return self._texts[key]
@@ -214,23 +225,31 @@ class Guard:
             report = self._report(i, found)
         except Exception as error:  # the host would swallow it
             log.exception("AMG")
+            self.forget()
             self.p.comment(f"AMG: not judged · {error}")
             told[VERDICT] = "not judged"
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
             return
-        from amg_core import report as reports
-
         self.reports.append(report)
-        told[LARGEST] = round(max([*report["largest_similarity"], found.similarity]), 4)
+        told[LARGEST] = round(nearest(report), 4)
         told[VERDICT] = report["verdicts"][0]["outcome"]
-        number = f"picture {int(getattr(self.p, 'iteration', 0)) * len(self.p.seeds) + i + 1}: "
-        self.p.comment("AMG: " + number + reports.words(report))
+        batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
+        number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
+        said = f"AMG: picture {number}: {words(report)}"
         if found.copy:
-            log.warning("AMG: %s", reports.words(report))
+            log.warning(said)
+            copies = sum(each["verdicts"][0]["copy"] for each in self.reports)
+            said += ADVICE if copies == 1 else ""
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
+        self.p.comment(said)
         self.judged = pp.image
+
+    def forget(self) -> None:
+        """What is written below a picture is not what was found out about the one before."""
+        for label in (LARGEST, VERDICT):
+            self.p.extra_generation_params.pop(label, None)
 
     def _report(self, i: int, found) -> dict:
         """The report of picture i of the batch alone: it travels in that picture."""
@@ -263,6 +282,36 @@ class Guard:
         from amg_core import report as reports
 
         return json.dumps({"webui": reports.travelling(self.reports[-1])})
+
+
+def which_model(p) -> tuple:
+    """Tells checkpoints apart: the host may load one into the very module that held another."""
+    model = p.sd_model
+    return id(model), getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
+
+
+def nearest(report: dict) -> float:
+    """The largest closeness of a picture, on its way or at the end. 1 = the same as a known one."""
+    on_the_way = [step["closeness"][0] for step in report["steps"]]
+    return max(0.0, report["verdicts"][0]["closeness"], *on_the_way)
+
+
+def words(report: dict) -> str:
+    """What became of one picture, in one line below the gallery."""
+    from amg_core.verdict import COPY
+
+    (told,) = report["verdicts"]
+    close = f"closeness {max(0.0, told['closeness']):.2f}"
+    if told["outcome"] in ("copy", "blanked"):
+        end = "Replaced by a blank." if told["outcome"] == "blanked" else ""
+        return f"STILL A COPY · {told['words']} {end}".rstrip()
+    parts = ["no copy", f"{close}, copy above {COPY}"]
+    if told["attempt"] > 0:
+        before = max(0.0, report["attempts"][0]["verdicts"][0]["closeness"])
+        parts[1:] = [f"drawn again: closeness {before:.2f} → {close.split()[1]}"]
+    if told["outcome"] == "look":
+        parts.append(f"look at it: composed like {told['source']}")
+    return " · ".join(parts)
 
 
 def joined(passes: list[dict]) -> dict:
@@ -326,16 +375,18 @@ def as_host(like: Tensor) -> Callable[[], AbstractContextManager]:
 
 
 def interrupted() -> bool:
+    """Whether this batch is cut short, by Interrupt or by Skip. «Stop after this image» is not meant:
+    drawing again belongs to this image."""
     from modules import shared
 
-    return bool(shared.state.interrupted or getattr(shared.state, "stopping_generation", False))
+    return bool(shared.state.interrupted or shared.state.skipped)
 
 
 def stop_if_interrupted() -> None:
     """Before each further evaluation of the model. The host's own exception, which it expects."""
-    from modules import sd_samplers_common, shared
+    from modules import sd_samplers_common
 
-    if shared.state.interrupted or shared.state.skipped:
+    if interrupted():
         raise sd_samplers_common.InterruptedException
 
 
@@ -355,14 +406,22 @@ def decoded(p, latents: Tensor) -> Tensor:
     from modules import devices, processing
 
     pictures = processing.decode_latent_batch(p.sd_model, latents, target_device=devices.cpu)
-    return ((torch.stack(list(pictures)).float() + 1) / 2).clamp(0, 1)
+    return as_pictures(torch.stack(list(pictures)))
 
 
-def same_noise(p) -> None:
-    """A host's generator of noise, back where it was before the first draw."""
+def as_pictures(decoded: Tensor) -> Tensor:
+    """What a host's VAE makes, about ±1 -> [0, 1] on the CPU."""
+    return ((decoded.float().cpu() + 1) / 2).clamp(0, 1)
+
+
+def same_noise(p, old=None) -> None:
+    """A host's generator of noise, back where it was before the first draw.
+
+    old : the generator of that draw, where Hires. fix has put in one of its own.
+    """
     from modules import rng
 
-    old = p.rng
+    old = old or p.rng
     p.rng = rng.ImageRNG(
         old.shape, old.seeds, subseeds=old.subseeds, subseed_strength=old.subseed_strength,
         seed_resize_from_h=old.seed_resize_from_h, seed_resize_from_w=old.seed_resize_from_w,

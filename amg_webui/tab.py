@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from . import lookup
 
 DESCRIPTORS = ("pixel", "sscd")
 SHOWN = 5  # pictures of a search
+stopping = threading.Event()  # set by the button Stop, in another thread than the build
 
 
 def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], None]) -> str:
@@ -21,8 +23,13 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
     from amg_core import descriptors, index
 
     def progress(done: int, total: int, source: str) -> None:
+        if stopping.is_set():
+            raise AMGError(
+                "Stopped. What is done is kept: press Build once more to go on from there."
+            )
         tell(done / total if total else 0.0, f"{done} of {total or '?'}: {source}")
 
+    stopping.clear()
     try:
         given = folder.strip().strip('"')
         if not given:
@@ -32,7 +39,10 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
         made = descriptors.create(descriptor, next(iter(lookup.weights(descriptor)), None))
         index.build(Path(given).expanduser(), target, made, progress=progress)
         with index.Index.open(target) as opened:
-            return f"Index {target.name}: {opened.count} pictures, in {target}."
+            return (
+                f"Index {target.name}: {opened.count} pictures, in {target}. To choose it in txt2img and "
+                f"img2img, press the arrows beside Index there."
+            )
     except AMGError as error:
         return str(error)
 
@@ -61,24 +71,32 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
 
 def create(gr) -> list[tuple]:
     """What the host wants of `on_ui_tabs`."""
+    from modules.ui_common import create_refresh_button
+
     names = lookup.index_names()
     with gr.Blocks(analytics_enabled=False) as page:
         with gr.Tab("Build"):
             folder = gr.Textbox(label="Folder of pictures", info="Or a .zip, a .tar, a list. Captions: .txt beside the pictures, metadata.jsonl or .csv.")  # fmt: skip  # noqa: E501
             name = gr.Textbox(label="Name", info="The index becomes a folder of that name in models/amg_indexes.")  # fmt: skip  # noqa: E501
             descriptor = gr.Dropdown(list(DESCRIPTORS), value=DESCRIPTORS[0], label="Descriptor", info="pixel needs no weights. sscd: Meta's file in models/amg.")  # fmt: skip  # noqa: E501
-            start, said = gr.Button("Build", variant="primary"), gr.Textbox(label="Result")
-
-            def run(folder, name, descriptor, progress=gr.Progress()):  # noqa: B008 - how gradio asks
-                return build(
-                    folder, name, descriptor, lambda share, words: progress(share, desc=words)
-                )
-
-            start.click(fn=run, inputs=[folder, name, descriptor], outputs=[said])
+            with gr.Row():
+                start, stop = gr.Button("Build", variant="primary"), gr.Button("Stop")
+            said = gr.Textbox(label="Result")
         with gr.Tab("Search"):
-            picture = gr.Image(type="pil", label="Picture")
-            index = gr.Dropdown(names, value=names[0], label="Index", allow_custom_value=True)
+            picture = gr.Image(type="pil", label="Picture", height=320)
+            with gr.Row():
+                index = gr.Dropdown(names, value=names[0], label="Index")
+                create_refresh_button(
+                    index, lambda: None, lambda: {"choices": lookup.index_names()}, "amg_refresh"
+                )
             look, words = gr.Button("Search", variant="primary"), gr.Textbox(label="Verdict")
-            gallery = gr.Gallery(label="Nearest pictures")
-            look.click(fn=find, inputs=[picture, index], outputs=[words, gallery])
+            gallery = gr.Gallery(label="Nearest pictures", columns=SHOWN)
+
+        def run(folder, name, descriptor, progress=gr.Progress()):  # noqa: B008 - how gradio asks
+            told = build(folder, name, descriptor, lambda share, at: progress(share, desc=at))
+            return told, gr.update(choices=lookup.index_names())
+
+        start.click(fn=run, inputs=[folder, name, descriptor], outputs=[said, index])
+        stop.click(fn=stopping.set, inputs=[], outputs=[])
+        look.click(fn=find, inputs=[picture, index], outputs=[words, gallery])
     return [(page, "AMG Index", "amg_index")]

@@ -19,13 +19,12 @@ class AntiMemorization(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
+        entry.add_axes(scripts)  # without its page the host asks for this before `on_before_ui`
         tab = "img2img" if is_img2img else "txt2img"
         with InputAccordion(False, label=TITLE, elem_id=f"{tab}_amg") as enabled:
             widgets = [enabled, *entry.widgets(gr, tab)]
         self.infotext_fields = entry.paste_fields(widgets)
-        self.paste_field_names = [
-            label for _, label in self.infotext_fields if isinstance(label, str)
-        ]
+        self.paste_field_names = [label for _, label in self.infotext_fields]
         return widgets
 
     def process(self, p, *args):
@@ -33,6 +32,9 @@ class AntiMemorization(scripts.Script):
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         entry.before_pass(p)
+
+    def postprocess_image(self, p, pp, *args):
+        entry.decoded(p)
 
     def postprocess_image_after_composite(self, p, pp, *args):
         entry.finished(p, pp)

@@ -63,7 +63,9 @@ def test_what_is_written_below_a_picture_restores_the_sliders(host):
     told = {key: str(value) for key, value in p.extra_generation_params.items()}
     index = p.amg_guard.probe.searcher.index
     assert index.hash.startswith(told[HASH]) and told[VERDICT] in ("clean", "look", "copy")
-    assert float(told[LARGEST]) >= max(p.amg_guard.reports[0]["largest_similarity"]) - 1e-4
+    report = p.amg_guard.reports[0]
+    closest = max(step["closeness"][0] for step in report["steps"])
+    assert float(told[LARGEST]) == round(max(closest, report["verdicts"][0]["closeness"]), 4) > 0.2
     components = [SimpleNamespace(value=value) for value in vars(Options(index="other")).values()]
     pasted = []
     for component, key in entry.paste_fields(components):  # as the host's `paste_func`
@@ -86,6 +88,8 @@ def test_the_report_travels_in_the_picture_and_in_no_grid(host, tmp_path):
     (told,) = reports.of_picture(tmp_path / "x.png").values()
     assert told["seed"] == 51 and len(told["largest_similarity"]) == 1
     assert json.dumps(told) and told["host"]["name"] == type(p.amg_guard.host).__name__
+    sent = json.loads(pictures[-1].info["amg_report"])["webui"]
+    assert sent == told  # what the gallery's file and an API's answer carry
     grid = SimpleNamespace(p=p, image=pictures[0], pnginfo={})
     entry.before_saved(grid)
     assert not grid.pnginfo
@@ -152,3 +156,99 @@ def test_the_api_takes_a_list_or_an_object(host):
     p.amg_preset, p.amg_threshold_end = "gentle", 0.6  # what axes of the X/Y/Z plot set
     chosen = Options.read(p, (True, "strong"))
     assert (chosen.preset, chosen.thresholds, chosen.threshold_end) == ("gentle", "custom", 0.6)
+
+
+WEAK = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01}
+
+
+def same_again(monkeypatch):
+    """Nothing is escalated and nobody is a suspect: a drawing again is the first to the last bit."""
+    from amg_core import loop
+    from amg_core.session import Session
+
+    real = Session.__init__
+    monkeypatch.setattr(loop, "escalated", lambda settings, number: settings)
+    monkeypatch.setattr(
+        Session, "__init__", lambda self, probe, settings, **_: real(self, probe, settings)
+    )
+
+
+@pytest.mark.parametrize("host", ["a1111"], indirect=True)
+def test_hires_is_drawn_again_from_the_first_noise(host, monkeypatch):
+    """Hires. fix has its own noise, counts its passes, and hands over decoded pictures."""
+    import sys
+
+    from webui import ImageRNG
+
+    class Decoded(list):
+        already_decoded = True
+
+    same_again(monkeypatch)
+    p = Processing(host, KEYS, [50, 51])
+    p.enable_hr, host.state.job_no, seen = True, 0, []
+    entry.begin(p, (WEAK | {"retries": 1},))
+
+    def both_passes():
+        latents = host.draw(p, p.rng.next())
+        sys.modules["modules.shared"].state.job_no += 1
+        p.rng = ImageRNG((4, 24, 24), p.seeds)
+        p.rng.next()
+        seen.append(latents)
+        return Decoded(host._decode(None, latents))
+
+    with torch.no_grad():
+        drawn = p.amg_guard.sample(both_passes)
+    assert len(seen) == 2 and torch.equal(*seen) and host.state.job_no == 1
+    assert type(drawn) is Decoded and torch.equal(drawn[1], host._decode(None, seen[0])[1])
+    entry.end(p)
+
+
+@pytest.mark.parametrize("flag", ["interrupted", "skipped"])
+def test_a_drawing_again_that_is_cut_short_is_thrown_away(host, flag):
+    _, _, first = run(host, WEAK)
+    p = Processing(host, KEYS, [50, 51])
+    entry.begin(p, (WEAK | {"retries": 3},))
+    tell, count = p.amg_guard.tell, []
+
+    def after(session):
+        tell(session)
+        count.append(1)
+        if len(count) == p.steps + 2:
+            setattr(host.state, flag, True)
+
+    p.amg_guard.tell = after
+    assert torch.equal(p.sample(), first) and len(count) == p.steps + 2
+    assert len(p.amg_guard.outcome.attempts) == 1
+    entry.end(p)
+
+
+def test_a_verdict_is_not_written_below_the_next_picture(host):
+    p, _, _ = run(host, ON, KEYS[:1])
+    assert VERDICT in p.extra_generation_params
+    entry.decoded(p)
+    assert not {VERDICT, LARGEST} & set(p.extra_generation_params)
+
+
+def test_the_line_below_the_gallery(host):
+    p, _, _ = run(host, ON | OFF, steps=10)
+    for number, line in enumerate(p.comments, 1):
+        assert line.startswith(f"AMG: picture {number}: STILL A COPY · A copy of memorised-00")
+        assert "picture 1" not in line or number == 1
+        assert ("Raise Retries" in line) == (number == 1)
+    q, _, _ = run(host, ON, KEYS[:1])
+    if "clean" in q.extra_generation_params[VERDICT]:
+        assert q.comments[0].endswith("copy above 0.4")
+
+
+@pytest.mark.parametrize("host", ["a1111", "forge"], indirect=True)
+def test_texts_are_of_the_checkpoint_that_draws(host):
+    """A host may load another checkpoint into the module that held the first."""
+    p = Processing(host, KEYS, [50, 51])
+    entry.begin(p, (ON,))
+    guard = p.amg_guard
+    for name in ("a", "b", "b", "a"):
+        host.model.sd_checkpoint_info = SimpleNamespace(filename=name)
+        guard.text("a fox")
+    assert host.encoded.count("a fox") == 2
+    entry.end(p)
+    del host.model.sd_checkpoint_info

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -80,6 +81,11 @@ def test_widgets_are_the_options_in_their_order(loaded):
     assert labels == list(vars(options.Options()))[1:]
     assert all(len(widget.kwargs["info"]) > 20 for widget in widgets[1:])
     assert len(one.infotext_fields) == len(widgets)
+    other = script()
+    other.ui(True)
+    # Sent from txt2img to img2img, the host finds each widget by its name: the checkbox too.
+    assert one.paste_field_names == other.paste_field_names and len(widgets) == 11
+    assert [name for _, name in other.infotext_fields] == other.paste_field_names
 
 
 def test_presets_are_those_of_the_core():
@@ -99,7 +105,9 @@ def test_callbacks_are_registered_once_and_sleep(loaded):
 
 
 def test_axes_of_the_xyz_plot(loaded):
-    _, callbacks, grid = loaded
+    script, callbacks, grid = loaded
+    script().ui(False)  # first where the host has an API and no page
+    assert len(grid.axis_options) == 7
     for _ in range(2):  # the page may be built anew
         callbacks["on_before_ui"][0]()
     labels = [axis.label for axis in grid.axis_options]
@@ -132,9 +140,29 @@ def test_the_tab_builds_and_searches(loaded, tmp_path):
     assert "give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)
 
 
+def test_a_build_stops_and_goes_on(loaded, tmp_path):
+    from PIL import Image
+
+    from amg_webui import tab
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        Image.effect_noise((32, 32), 90).convert("RGB").save(folder / f"{i}.png")
+    stopped = tab.build(str(folder), "many", "pixel", lambda *_: tab.stopping.set())
+    assert (
+        stopped.startswith("Stopped")
+        and "no index named" in tab.find(Image.new("RGB", (9, 9)), "many")[0]
+    )
+    assert "40 pictures" in tab.build(str(folder), "many", "pixel", lambda *_: None)
+
+
 def test_the_tab_is_made(loaded, monkeypatch):
+    from amg_webui import tab
+
     _, callbacks, _ = loaded
     made, clicked = [], []
+    monkeypatch.setattr(tab, "stopping", threading.Event())
 
     class Any(Component):
         def __init__(self, *args, **kwargs):
@@ -144,6 +172,7 @@ def test_the_tab_is_made(loaded, monkeypatch):
         def click(self, fn, inputs, outputs):
             clicked.append((fn, inputs, outputs))
 
+    monkeypatch.setattr(sys.modules["gradio"], "update", lambda **new: new, raising=False)
     for name in ("Blocks", "Tab", "Textbox", "Dropdown", "Button", "Image", "Gallery"):
         monkeypatch.setattr(sys.modules["gradio"], name, Any, raising=False)
     monkeypatch.setattr(
@@ -151,8 +180,11 @@ def test_the_tab_is_made(loaded, monkeypatch):
     )
     ((page, title, _),) = callbacks["on_ui_tabs"][0]()
     assert isinstance(page, Any) and title == "AMG Index"
-    (build, inputs, _), (_, _, found) = clicked
-    assert "give a folder" in build("", "x", "pixel") and len(inputs) == 3 and len(found) == 2
+    (build, inputs, outputs), (stop, _, _), (_, _, found) = clicked
+    told, listed = build("", "x", "pixel")
+    assert "give a folder" in told and listed == {"choices": ["(no index yet)"]}
+    assert len(inputs) == 3 and len(outputs) == len(found) == 2
+    assert not tab.stopping.is_set() and stop() is None and tab.stopping.is_set()
 
 
 def test_another_use_of_p_finds_it_as_it_was(loaded):

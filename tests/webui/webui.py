@@ -86,7 +86,7 @@ class Webui:
         self.encoded: list[str] = []
         self.state = SimpleNamespace(
             interrupted=False, skipped=False, stopping_generation=False, sampling_step=0,
-            sampling_steps=0, textinfo="",
+            sampling_steps=0, textinfo="", job_no=0,
         )  # fmt: skip
         self.model = self._model()
         opts = MagicMock(
