@@ -123,22 +123,21 @@ class Guard:
 
         stashed, batch = self.host.stash(), len(self.p.seeds)
         named: list[set[int]] = [set() for _ in range(batch)]
-        kinds: list[
-            type
-        ] = []  # Hires. fix hands over a list of decoded pictures in place of latents
+        kind: type = Tensor  # Hires. fix hands over a list of decoded pictures in place of latents
 
         def once(settings, suspects):
+            nonlocal kind
             if self.drawings:
                 self.host.rewind(stashed)
             samples = self._draw(draw, settings, suspects if self.drawings else None)
-            kinds.append(type(samples))
+            kind = type(samples)
             report = joined([session.report() for session in self.sessions])
             return samples if isinstance(samples, Tensor) else torch.stack(list(samples)), report
 
         def judge(samples, which):
             for i in which:
                 named[i] |= self.acted_on(i)
-            latent = issubclass(kinds[0], Tensor)
+            latent = issubclass(kind, Tensor)
             pictures = decoded(self.p, samples) if latent else as_pictures(samples)
             return self.verdicts(pictures, [named[i] for i in which])
 
@@ -146,7 +145,7 @@ class Guard:
             once, judge, self.settings, batch, self.options.retries, interrupted
         )
         drawn = self.outcome.latents
-        return drawn if issubclass(kinds[0], Tensor) else kinds[0](drawn)
+        return drawn if issubclass(kind, Tensor) else kind(drawn)
 
     def open(self):
         """A `Session` for one sampling pass; one that saw nothing is replaced."""
