@@ -24,7 +24,8 @@ class Layer(nn.Module):
 
 def guarded(host):
     p = Processing(host, ["fox face on violet rays"], [50])
-    entry.begin(p, ({"enabled": True, "index": "demo"},))
+    words = {"despecification": 0, "deduplication": 0}  # the picture itself is moved
+    entry.begin(p, ({"enabled": True, "index": "demo"} | words,))
     latents, session = p.sample(), p.amg_guard.sessions[0]
     entry.end(p)
     return latents, session
