@@ -19,6 +19,7 @@ from .options import BLANK, HASH, LARGEST, VERDICT, Options
 from .texts import Text
 
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
+ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
 log = logging.getLogger(__name__)
 
 
@@ -236,11 +237,13 @@ class Guard:
         batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
         number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
         said = f"AMG: picture {number}: {words(report)}"
-        self.p.comment(said)
         if found.copy:
             log.warning(said)
+            copies = sum(each["verdicts"][0]["copy"] for each in self.reports)
+            said += ADVICE if copies == 1 else ""
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
+        self.p.comment(said)
         self.judged = pp.image
 
     def forget(self) -> None:
@@ -301,8 +304,7 @@ def words(report: dict) -> str:
     close = f"closeness {max(0.0, told['closeness']):.2f}"
     if told["outcome"] in ("copy", "blanked"):
         end = "Replaced by a blank." if told["outcome"] == "blanked" else ""
-        advice = "Raise Retries, choose preset strong, or change prompt or seed."
-        return f"STILL A COPY · {told['words']} {end} {advice}".replace("  ", " ")
+        return f"STILL A COPY · {told['words']} {end}".rstrip()
     parts = ["no copy", f"{close}, copy above {COPY}"]
     if told["attempt"] > 0:
         before = max(0.0, report["attempts"][0]["verdicts"][0]["closeness"])

@@ -83,3 +83,19 @@ def test_retries_are_stronger_each_time():
 def test_excess_is_that_of_the_worse_judge():
     verdict = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", True, "")
     assert abs(excess(verdict) - 0.1) < 1e-6
+
+
+def test_an_interrupt_ends_the_loop_and_leaves_the_last_whole_drawing():
+    settings = presets.settings("main", "nl2")
+    for calls, kept in ((1, [0, 0]), (2, [0, 0]), (3, [1, 1])):  # drawings until the interrupt
+        drawing = Drawing([3.0, 2.5, 0.1], [3.0, 0.1])
+        outcome = until_clean(
+            drawing,
+            judged,
+            settings,
+            2,
+            3,
+            lambda drawing=drawing, n=calls: len(drawing.calls) >= n,
+        )
+        assert len(drawing.calls) == calls and len(outcome.attempts) == max(1, calls - 1)
+        assert outcome.kept == kept
