@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from functools import partial
+from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amg_core.errors import AMGError
 
@@ -44,13 +45,15 @@ class Forge:
         if channels != 4:
             name = "taesd3_decoder" if getattr(model, "is_sd3", False) else "taef1_decoder"
         classic = 0.13025 if xl else 0.18215
-        return lookup.decoder(
+        found = lookup.decoder(
             name,
             channels=channels,
             vae=lambda: network,
             enter=getattr(network, "process_out", lambda latent: latent / classic),
             colours=lookup.COLOURS["sdxl" if xl else "sd"] if channels == 4 else None,
         )
+        _let_gradients_pass(found)
+        return found
 
     def encode(self, words: str) -> Text:
         """The host loads its text encoder for this, and may unload the UNet: that is loaded again."""
@@ -105,6 +108,16 @@ class Forge:
             with devices.autocast():
                 extra_networks.activate(p, p.extra_network_data)
         p.sd_model.forge_objects = p.sd_model.forge_objects_after_applying_lora.shallow_copy()
+
+
+def _let_gradients_pass(decoder) -> None:
+    """Neo runs each layer of its VAE in inference mode; the guard's own copy of it does not."""
+    network = getattr(decoder, "network", None)
+    for part in network.modules() if isinstance(network, nn.Module) else ():
+        forward = type(part).forward
+        while getattr(getattr(forward, "__code__", None), "co_name", "") == "decorate_context":
+            forward = forward.__wrapped__
+            part.forward = MethodType(forward, part)
 
 
 def _chosen_checkpoint() -> None:
