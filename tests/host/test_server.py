@@ -237,7 +237,7 @@ def test_indexes_made_in_the_graph(server, first_look):
     shown = {number: done["outputs"][number]["text"][0] for number in ("94", "95", "96")}
     assert shown["94"].startswith("1 of 633 pictures in amg-demo + drawn are muted.")
     assert json.loads(shown["95"])["index"]["count"] == 633
-    assert shown["96"].startswith("1 pictures")
+    assert shown["96"].startswith("1 picture in")
     again = finish(server, prompt)
     cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
     assert {sampler, built, "91", "92", "93"} <= set(cached)
