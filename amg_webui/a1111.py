@@ -33,8 +33,6 @@ class _Step:
 class A1111:
     """See `shared.Host`."""
 
-    draws_hires_again = True
-
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
         self._denoiser = None

@@ -22,8 +22,6 @@ HOOKS = "sampler_post_cfg_function"
 class Forge:
     """See `shared.Host`."""
 
-    draws_hires_again = True
-
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
 

@@ -20,7 +20,21 @@ from .texts import Text
 
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
+NOT_JUDGED = "not judged"
+WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "look", "clean")
 log = logging.getLogger(__name__)
+
+
+class Told(str):
+    """A word of a picture's infotext. The host calls it, and asks by `use_main_prompt` for a grid's."""
+
+    def __new__(cls, of_this, of_all=""):
+        told = super().__new__(cls, of_this)
+        told.of_all = str(of_all)
+        return told
+
+    def __call__(self, use_main_prompt: bool = False, **_) -> str:
+        return self.of_all if use_main_prompt else str(self)
 
 
 class Host(Protocol):
@@ -40,8 +54,6 @@ class Host(Protocol):
 
     def detach(self) -> None:
         """It has ended, or failed."""
-
-    draws_hires_again: bool  # whether `rewind` also undoes what Hires. fix has changed
 
     def stash(self) -> object:
         """What drawing will change, before the first one."""
@@ -72,6 +84,7 @@ class Guard:
         self.drawings: list[list] = []  # the sessions of each drawing of this batch
         self.outcome = None
         self.reports: list[dict] = []
+        self.outcomes: list[str] = []  # of all pictures
         self.judged = None  # the latest picture that has a report
         index = self.probe.searcher.index
         p.extra_generation_params |= options.infotext() | {HASH: index.hash[:10]}
@@ -89,9 +102,6 @@ class Guard:
         self.drawings, self.outcome = [], None
         self.forget()
         again = self.options.retries > 0
-        if again and getattr(self.p, "enable_hr", False) and not self.host.draws_hires_again:
-            self.p.comment("AMG: pictures are not drawn again with Hires. fix; only judged.")
-            again = False
         try:
             return self._until_clean(draw) if again else self._draw(draw, self.settings, None)
         finally:
@@ -226,13 +236,14 @@ class Guard:
             log.exception("AMG")
             self.forget()
             self.p.comment(f"AMG: not judged · {error}")
-            told[VERDICT] = "not judged"
+            told[VERDICT] = self._outcome(NOT_JUDGED)
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
             return
         self.reports.append(report)
-        told[LARGEST] = round(nearest(report), 4)
-        told[VERDICT] = report["verdicts"][0]["outcome"]
+        closest = max(map(nearest, self.reports))
+        told[LARGEST] = Told(round(nearest(report), 4), of_all=round(closest, 4))
+        told[VERDICT] = self._outcome(report["verdicts"][0]["outcome"])
         batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
         number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
         said = f"AMG: picture {number}: {words(report)}"
@@ -244,6 +255,10 @@ class Guard:
                 pp.image = blank(pp.image)
         self.p.comment(said)
         self.judged = pp.image
+
+    def _outcome(self, of_this: str) -> Told:
+        self.outcomes.append(of_this)
+        return Told(of_this, of_all=min(self.outcomes, key=WORST_FIRST.index))
 
     def forget(self) -> None:
         """What is written below a picture is not what was found out about the one before."""

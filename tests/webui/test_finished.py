@@ -52,6 +52,19 @@ def test_a_copy_is_called_one_and_the_guard_prevents_it(host):
         assert (verdict["outcome"], verdict["source"]) != ("copy", own.name)
 
 
+def test_a_grid_is_no_better_than_its_worst_picture(host):
+    p, _, _ = run(host, ON | OFF, [KEYS[0], "green something"], steps=10)
+    assert p.amg_guard.reports[0]["verdicts"][0]["outcome"] == "copy"
+    told = p.extra_generation_params
+    of_picture, of_grid = (
+        [value(use_main_prompt=grid, index=1) for value in (told[VERDICT], told[LARGEST])]
+        for grid in (False, True)
+    )
+    assert of_picture == [told[VERDICT], told[LARGEST]] and of_picture[0] != "copy"
+    assert of_grid[0] == "copy" and float(of_grid[1]) > float(of_picture[1])
+    assert json.loads(json.dumps(told))[VERDICT] == of_picture[0]
+
+
 def test_what_is_written_below_a_picture_restores_the_sliders(host):
     chosen = ON | {
         "preset": "strong",
