@@ -208,6 +208,12 @@ def check_drawing_again_keeps_what_passed():
     assert first["verdicts"][0]["attempt"] > 0 and len(second["attempts"]) == 1
 
 
+def check_a_grid_is_no_better_than_its_worst_picture():
+    ask = HIRES | {"sampler_name": "DPM2", "batch_size": 2, "save_images": True}
+    _, texts, _ = draw({}, **ask)
+    assert ["verdict: copy" in text for text in texts] == [True, True, False]
+
+
 def check_checkpoints_in_one_module_are_told_apart():
     """The host loads a checkpoint of the same kind into the module that held another."""
     from modules import sd_models_config
