@@ -53,8 +53,8 @@ class Probe:
     through the rounding of a batched kernel, and memory stays that of one picture.
 
     zero_from : Probe, optional
-        Takes the zero of closeness from its index: for an index to which a picture was added that may
-        be one of it, and would pass for what unrelated pictures are like.
+        Takes the zero of closeness and the second judge's limits from its index: for an index to which
+        pictures were added that may be its own, and would pass for what unrelated pictures are like.
     """
 
     def __init__(

@@ -93,7 +93,7 @@ def _second_judge(
 ) -> tuple[float, float, int]:
     """Correlation, its limit, and the row, of the candidate that is farthest over its limit."""
     index = probe.searcher.index
-    limit, limit_of_pair = zncc_limits(index)
+    limit, limit_of_pair = zncc_limits((probe.zero_from or probe).searcher.index)
     if named:
         ids, limits = named, [limit_of_pair] * len(named)
     else:

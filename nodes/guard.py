@@ -155,9 +155,11 @@ class GuardNode(io.ComfyNode):
         suspected = _suspected(
             story, model, positive, negative, detect, false_alarms, clip, index, prompt_verdict
         )
-        pictures = None
+        pictures, send = None, live.events_of(cls)
         if suspected:
-            tell("drawing twice more, to see what the prompt is a key to…")
+            words = "drawing twice more, to see what the prompt is a key to…"
+            tell(words)
+            send({"kind": "words", "words": words})  # else the page goes on showing the run before
             plain = hook.detach(model.clone())
             texts = _text_only(positive), _text_only(negative)
             latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
@@ -168,6 +170,7 @@ class GuardNode(io.ComfyNode):
                 said = str(story)
                 tell(said)
                 latent = draw(hook.detach(model.clone()), latent_image)
+                send({"kind": "end", "words": said, "verdicts": []})
                 return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
             settings = presets.settings(presets.PRESETS[0], probe.metric)
             loop = sampling.loop_of(if_still_copied, retries, new_noise)

@@ -3,12 +3,13 @@
 Sent as JSON under one name, `EVENT`, to the browser that queued the prompt. All have ``"node"``, the
 execution id of a node ("12:3" is node 3 in the subgraph that node 12 is), ``"class"``, its node id, and
 ``"prompt"``, the id of the prompt that is being executed: pages have many workflows open, whose nodes
-have the same ids. Two kinds:
+have the same ids. Three kinds:
 
 - ``{"kind": "step", "attempt", "retries", "step", "total", "threshold", "similarity", "active",
   "neighbor", "neighbors"}``: `step` counts model evaluations from 1, `total` is what was expected or
   null; `similarity`, `active` and `neighbor` have one entry a sample; `neighbors` says of each id what
   `entry` does, and where the host saved that picture if no index that can be opened holds it.
+- ``{"kind": "words", "words"}``: a run has begun, and this is all there is to tell of it yet.
 - ``{"kind": "end", "words", "verdicts"}``: what the finished pictures measured, one verdict a sample;
   none where nothing was judged, and `words` says why.
 

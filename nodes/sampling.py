@@ -240,7 +240,7 @@ class SamplerNode(io.ComfyNode):
                 curve_output(),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
-            not_idempotent=True,  # else its like in another workflow takes its result, and shows no curve
+            not_idempotent=True,  # else its like with another id takes its result, and shows no curve
         )
 
     @classmethod

@@ -16,12 +16,15 @@ const unseen = { similarity: [], threshold: null, active: [], neighbor: [] }; //
 
 /** A run with one more event in it: the same one, or a new one where the event begins it. */
 export function enter(run, event) {
+  if (event.kind === "words") return Object.assign(newRun(), { words: event.words });
   if (event.kind === "end") {
+    if (run.ended) run = newRun(); // of a run in which nothing was looked at
     return Object.assign(run, { ended: true, words: event.words, verdicts: event.verdicts });
   }
   const { attempt: number, step, total, retries, similarity, threshold, active, neighbor } = event;
   const again = number === 0 && (run.attempts.length > 1 || step < run.attempts[0]?.steps.length);
   if (run.ended || again) run = newRun();
+  run.words = "";
   while (run.attempts.length <= number) run.attempts.push({ steps: [], total, retries });
   const { steps } = run.attempts[number];
   while (steps.length < step) steps.push(unseen);
@@ -65,7 +68,7 @@ class Panel {
     const step = attempt?.steps.at(-1);
     this.words.textContent = said(run.words);
     this.element.dataset.outcome = outcome(run);
-    if (!step) return;
+    if (!step) return this.#clear();
     const sample = chosen(run);
     const { parts, scale } = draw(run.attempts, run.pinned === null ? null : sample);
     this.svg.replaceChildren(...parts);
@@ -73,6 +76,14 @@ class Panel {
     [this.low.textContent, this.high.textContent] = scale.map(shown);
     this.#showChips(run, step.similarity.length);
     this.#showNearest(run, attempt, step, sample);
+  }
+
+  #clear() {
+    for (const each of [this.svg, this.chips]) each.replaceChildren();
+    this.svg.setAttribute("aria-label", describe([], 0));
+    this.picture.hidden = true;
+    this.picture.removeAttribute("src");
+    for (const each of [this.high, this.low, this.name, this.caption, this.numbers]) each.textContent = "";
   }
 
   #showChips(run, count) {
@@ -127,6 +138,7 @@ function outcome(run) {
 }
 
 function show(node, run) {
+  if (!panels.has(node) && !run.attempts.length) return; // the host's own text says it
   if (!panels.has(node)) panels.set(node, new Panel(node));
   tameText(node, true);
   panels.get(node).show(run);

@@ -9,6 +9,7 @@ import { api, app, nodeOf } from "./graph.js";
 const MOST = 500; // prompts remembered; the host's own queue is shorter
 const origins = new Map(); // prompt id -> workflow it was queued from
 const known = new Map(); // workflow -> Map(execution id -> { kind, prompt, state, show })
+let loading = 0; // while the host loads, the nodes are already those of a workflow that is not yet `here`
 
 /** The open workflow: an object of the front end's that stays the same while it is open. */
 function here() {
@@ -30,6 +31,7 @@ function bounded(map, key, value) {
  */
 export function tell({ id, kind, prompt }, change, show) {
   const place = origins.get(prompt) ?? here();
+  if (prompt && !origins.has(prompt)) bounded(origins, prompt, place); // it stays where it was first shown
   if (!known.has(place)) bounded(known, place, new Map());
   const nodes = known.get(place);
   const before = nodes.get(id);
@@ -49,6 +51,7 @@ export function tellAll(prompt, change) {
 }
 
 function showOn(id, { kind, state, show }) {
+  if (loading) return; // shown when it has loaded
   const node = nodeOf(id);
   if (node?.comfyClass === kind) show(node, state);
 }
@@ -63,8 +66,12 @@ export function watch() {
   };
   const load = app.loadGraphData;
   app.loadGraphData = async function (...args) {
-    const answer = await load.apply(this, args);
-    for (const [id, entry] of known.get(here()) ?? []) showOn(id, entry);
-    return answer;
+    loading += 1;
+    try {
+      return await load.apply(this, args);
+    } finally {
+      loading -= 1;
+      for (const [id, entry] of known.get(here()) ?? []) showOn(id, entry);
+    }
   };
 }

@@ -15,6 +15,7 @@ from amg_core.leaving import Shortened, shorten
 from amg_core.probe import Probe
 from amg_core.schedule import Schedule
 from amg_core.session import Session, Settings
+from amg_core.verdict import verdict, zncc_limits
 
 SIDE = 32
 
@@ -335,6 +336,8 @@ def test_the_zero_may_come_from_another_index(probe, tmp_path):
     plain, moved = (each.look_at_pictures(picture) for each in (own, borrowed))
     assert torch.equal(plain.similarity, moved.similarity)
     assert moved.closeness.item() > plain.closeness.item()
+    plain, moved = (verdict(each, picture)[0].zncc_threshold for each in (own, borrowed))
+    assert plain > moved == zncc_limits(probe.searcher.index)[0]
 
 
 def test_reference_constants():

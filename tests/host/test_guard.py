@@ -88,6 +88,14 @@ def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain)
     assert torch.equal(latent["samples"], plain(USUAL)) and "nothing to do" in said
 
 
+def test_the_page_is_told_of_a_picture_that_was_not_guarded(amg, guard, monkeypatch):
+    sent = []
+    monkeypatch.setattr(amg.module("nodes.live"), "events_of", lambda node, saved=None: sent.append)
+    _, said, _ = guard(USUAL)
+    assert [event["kind"] for event in sent] == ["words", "end"]
+    assert sent[-1]["words"] == said and "Drawn as it is." in said and not sent[-1]["verdicts"]
+
+
 def test_what_fixes_the_composition_is_left_out_of_the_two_drawings(amg):
     kept = amg.module("nodes.guard")._text_only([["words", {"control": 1, "pooled_output": 2}]])
     assert kept == [["words", {"pooled_output": 2}]]

@@ -34,7 +34,8 @@ def mode(request, front):
 def recorded(messages):
     """The recorded events of AMG Sampler, of a prompt that this page did not queue."""
     found = [(kind, data) for kind, data in messages if kind == "amg.step"]
-    return [(kind, data | {"prompt": "recorded"}) for kind, data in found]
+    prompt = f"recorded-{next(SEEDS)}"  # the page keeps a prompt where it first showed it
+    return [(kind, data | {"prompt": prompt}) for kind, data in found]
 
 
 def moved(events: list, node: str, **more) -> list:
@@ -331,8 +332,8 @@ def test_two_workflows_with_the_same_ids(front, mode, recorded):
     turn(front, "Next")
     assert lengths(front) == []
     # Told of a prompt that another page queued: on a node of that class, or nowhere.
-    front.send(moved(recorded[:3], str(PLAIN), prompt="unknown"))
-    front.send(moved(recorded[:3], str(SAMPLER), prompt="unknown"))
+    front.send(moved(recorded[:3], str(PLAIN)))
+    front.send(recorded[:3])
     assert lengths(front, PLAIN) == []
     assert lengths(front) == [3] * 4
 
@@ -429,6 +430,31 @@ def test_a_run_that_is_stopped_says_so(front, mode, recorded):
     assert lengths(front) == [5] * 4
 
 
+def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, recorded):
+    """Guard tells first that it is finding out, and may then have nothing to guard against."""
+
+    def told(kind: str, words: str) -> tuple:
+        return ("amg.step", recorded[0][1] | {"kind": kind, "words": words, "verdicts": []})
+
+    front.load(FIRST_LOOK)
+    panel = f"amgPanel({SAMPLER}, 'amg_live')"
+    front.send([told("words", "finding out")])
+    time.sleep(0.3)
+    assert front.js(f"return !{panel}")  # nothing to draw: the host's own text says it
+    front.send(recorded)
+    ended(front)
+    drawn = f"return {panel}.querySelectorAll('path, button').length"
+    assert front.js(drawn) > 0
+    for kind, outcome in (("words", "running"), ("end", "unknown")):
+        front.send([told(kind, f"only {kind}")])
+        front.until(f"{panel}.innerText.trim() == 'only {kind}'")
+        assert front.js(drawn) == 0
+        assert front.js(f"return {panel}.dataset.outcome") == outcome
+    front.send(recorded[:5])
+    front.until(f"{panel}.querySelectorAll('.amg-line').length == 4")
+    assert "only" not in front.js(f"return {panel}.innerText")
+
+
 def test_text_is_never_markup(front, mode, recorded):
     """Captions come from files that anybody made."""
     _, data = copy.deepcopy(recorded[0])
@@ -455,12 +481,12 @@ def test_a_long_verdict_is_seen_whole(front, mode, recorded):
     front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
     node = front.id_of("AMG_Guard")
     front.look_at(node, y=-200)
-    whose = {"node": str(node), "class": "AMG_Guard", "prompt": "recorded"}
+    whose = {"node": str(node), "class": "AMG_Guard"}
     words = (
         "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both judges agree · "
         "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
     )
-    end = {"kind": "end", "words": words, "verdicts": []}
+    end = recorded[0][1] | {"kind": "end", "words": words, "verdicts": []}
     front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
     panel = f"amgPanel({node}, 'amg_live')"
     front.until(f"{panel}?.offsetHeight > 200 && {panel}.innerText.includes('STILL')")
