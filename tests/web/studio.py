@@ -220,7 +220,9 @@ class Studio:
     def _of(self, node: str, data: dict) -> dict:
         """A message that was recorded, for that node and the index of this server."""
         told = json.loads(json.dumps(data)) | {"node": node, "display_node": node}
-        told["prompt"] = f"picture-{self.number}"  # the page keeps a prompt where it first showed it
+        told["prompt"] = (
+            f"picture-{self.number}"  # the page keeps a prompt where it first showed it
+        )
         for near in told.get("neighbors", {}).values():
             found = self.find(near["sha256"])
             near["id"] = near["id"] if found is None else found
