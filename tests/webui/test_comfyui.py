@@ -40,7 +40,7 @@ def comfyui_draws(pack, demo, folder, preset):
     import comfy.samplers
 
     hook, opening = pack("nodes.hook"), pack("nodes.opening")
-    model, clip, vae, _ = pack("nodes.demo").DemoModelNode.execute().args
+    model, clip, vae, *_ = pack("nodes.demo").DemoModelNode.execute().args
     probe = opening.open_probe(folder)
     settings = pack("amg_core.presets").settings(preset, probe.metric)
     report = hook.Report()
