@@ -23,6 +23,7 @@ import pytest
 
 from tests.nodes.conftest import load_pack
 from tests.web.browser import Page, chromium
+from tests.web.front import MODES
 
 ROOT = Path(__file__).parents[2]
 COMFYUI = os.environ.get("COMFYUI_PATH", "")
@@ -171,3 +172,12 @@ def front(server):
         yield made
     finally:
         page.close()
+
+
+@pytest.fixture(params=MODES)
+def mode(request, front):
+    """A way of rendering nodes that this front end has, switched on."""
+    if request.param not in front.modes:
+        pytest.skip("this front end has no Nodes 2.0 yet")
+    front.render(request.param)
+    return request.param

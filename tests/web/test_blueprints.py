@@ -9,7 +9,6 @@ import urllib.request
 import pytest
 
 from tests.web.conftest import ROOT, WORKFLOWS
-from tests.web.front import MODES
 from tests.web.host import WIDGETS
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
@@ -166,14 +165,6 @@ for (const [name, inputs] of Object.entries({...Object.fromEntries(
   }
 }
 """
-
-
-@pytest.fixture(params=MODES)
-def mode(request, front):
-    if request.param not in front.modes:
-        pytest.skip("this front end has no Nodes 2.0 yet")
-    front.render(request.param)
-    return request.param
 
 
 def make(front, defs: dict, blueprint: dict | None = None) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from amg_core.index import Index
 from tests.web.conftest import COMFYUI, INDEX, PICTURES, ROOT, WORKFLOWS
-from tests.web.front import MODES, shortened
+from tests.web.front import shortened
 
 SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
 PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
@@ -20,14 +20,6 @@ FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_te
 API = ROOT / "example_workflows/api"
 LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "LoadImage"}
 SEEDS = count(7)  # a real host does not draw the same thing again
-
-
-@pytest.fixture(params=MODES)
-def mode(request, front):
-    if request.param not in front.modes:
-        pytest.skip("this front end has no Nodes 2.0 yet")
-    front.render(request.param)
-    return request.param
 
 
 @pytest.fixture
