@@ -25,8 +25,9 @@ def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
     Parameters
     ----------
     wanted : {"auto", "taesd", "vae", "linear"}
-        "auto" takes the first there is: the small TAESD decoder in models/vae_approx, a copy of the
-        connected VAE, the host's preview colours.
+        "auto" takes the first there is: the small TAESD decoder in models/vae_approx, the host's
+        preview colours, a copy of the connected VAE. The VAE is exact, and dear: decoding at every step
+        takes longer than the step.
 
     Raises
     ------
@@ -38,7 +39,7 @@ def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
             "The guard looks at still pictures: this model makes video or audio latents, which it "
             "cannot compare with an index of pictures. Remove the AMG node from this graph."
         )
-    makers = {"taesd": _taesd, "vae": _vae, "linear": _linear}
+    makers = {"taesd": _taesd, "linear": _linear, "vae": _vae}
     order = list(makers) if wanted == "auto" else [wanted]
     with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights
         if wanted == "auto" and hasattr(latent_format, "amg_decoder"):
@@ -87,7 +88,8 @@ def _taesd(latent_format, _vae) -> Decoder | None:
         return None
     for name in folder_paths.get_filename_list("vae_approx"):
         if name.startswith(prefix):
-            return load_taesd(Path(folder_paths.get_full_path_or_raise("vae_approx", name)))
+            file = Path(folder_paths.get_full_path_or_raise("vae_approx", name))
+            return load_taesd(file, latent_format.latent_channels)
     return None
 
 
@@ -146,6 +148,7 @@ def _nothing(latent_format, wanted: str) -> str:
     if wanted == "vae":
         return "decoder: 'vae' needs a picture VAE. Connect the vae input, or choose 'auto'."
     if wanted == "linear":
-        return "decoder: this kind of model has no preview colours. Choose 'auto' and connect "
-        "the vae."
+        return (
+            "decoder: this kind of model has no preview colours. Choose 'auto' and connect the vae."
+        )
     return f"The guard cannot see this model's latents. Connect the vae input, or {put}."

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..decoders import _Block
+from ..decoders import Block, blocks
 from ..errors import AMGError
 from ..images import low_pass, resize
 from .base import DescriptorSpec, subset
@@ -36,8 +36,11 @@ FAMILIES = {
     "sdxl": 4,
     "sd3": 16,
     "flux": 16,
+    "flux2": 32,
 }  # latent spaces that TAESD covers: channels
-_TAESD = {"taesd": "sd15", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux"}
+_TAESD = {
+    "taesd": "sd15", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux", "taef2": "flux2",
+}  # fmt: skip
 _PREPROCESSING = re.compile(r"([a-z0-9]+)-(\d+)px-c(\d+)-square-area/1")
 
 
@@ -50,7 +53,7 @@ class LatentDescriptor:
         (B, 3, S, S) pictures in [0, 1] -> (B, C, h, w) latents in the sampler's space. A host wraps its
         VAE, see also `from_file`. None: latents can be compared, pictures cannot be looked at.
     family : str
-        Which latent space: "sd15", "sdxl", "sd3", "flux", or a host's own word ([a-z0-9]+).
+        Which latent space: "sd15", "sdxl", "sd3", "flux", "flux2", or a host's own word ([a-z0-9]+).
     weights_sha256 : str
         Hash of the encoder (`tensors.tensors_sha256`).
     channels : int
@@ -102,7 +105,7 @@ class LatentDescriptor:
         """With a TAESD encoder: an approximation of the model's own VAE, for the command line.
 
         The family follows from the file's name (taesd_encoder, taesdxl_encoder, taesd3_encoder,
-        taef1_encoder) unless it is given.
+        taef1_encoder, taef2_encoder) unless it is given.
 
         Raises
         ------
@@ -112,7 +115,7 @@ class LatentDescriptor:
         if path is None:
             raise AMGError(
                 "No encoder for the descriptor latent: give taesd_encoder.safetensors (SD 1.5), "
-                "taesdxl_encoder, taesd3_encoder or taef1_encoder (Flux) from "
+                "taesdxl_encoder, taesd3_encoder, taef1_encoder (Flux) or taef2_encoder (FLUX.2) from "
                 "github.com/madebyollin/taesd, or build the index in ComfyUI with the model's VAE."
             )
         known = _TAESD.get(path.stem.lower().removesuffix("_encoder"))
@@ -233,20 +236,19 @@ def _low_pass_matrix(n: int, side: int, enlarge: bool) -> Tensor:
 class TAESDEncoder(nn.Sequential):
     """The encoder of TAESD, the mirror of `decoders.TAESDDecoder`: (B, 3, 8h, 8w) -> (B, C, h, w)."""
 
-    def __init__(self, channels: int = 4):
-        def shrink() -> list[nn.Module]:
-            halve = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
-            return [halve, _Block(), _Block(), _Block()]
+    def __init__(self, channels: int = 4, normed: bool = False):
+        def halve() -> nn.Module:
+            return nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
 
         super().__init__(
-            nn.Conv2d(3, 64, 3, padding=1), _Block(), *shrink(), *shrink(), *shrink(),
-            nn.Conv2d(64, channels, 3, padding=1),
+            nn.Conv2d(3, 64, 3, padding=1), Block(), halve(), *blocks(3), halve(), *blocks(3),
+            halve(), *blocks(3, normed), nn.Conv2d(64, channels, 3, padding=1),
         )  # fmt: skip
         self.channels = channels
 
 
 def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
-    """TAESD from an `*_encoder` file (.safetensors, or .pth read without unpickling code), and its hash.
+    """TAESD or TAEF2 from an `*_encoder` file (.safetensors, or .pth read as weights only), and its hash.
 
     Raises
     ------
@@ -261,7 +263,7 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
         }
         with torch.inference_mode(False):
             with torch.device("meta"):  # no draw from the global generator
-                network = TAESDEncoder(state["14.weight"].shape[0])
+                network = TAESDEncoder(state["14.weight"].shape[0], "11.pool.0.weight" in state)
             network.load_state_dict(state, assign=True)
             network.eval().requires_grad_(False)
     except Exception as error:

@@ -217,7 +217,7 @@ def test_networks_return_to_the_cpu(amg, tiny, index, settings, sample):
     class Spy:
         name, channels = "spy", 4
 
-        def __call__(self, latent):
+        def __call__(self, latent, at_least=None):
             raise RuntimeError("stop here")
 
         def to(self, device):
