@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import AMGError
 from .base import Descriptor, DescriptorSpec, embed_scales
 
-IDS = ("pixel", "sscd")  # those that guard on any host without further choices
+DEFAULT = "compact"  # needs no weights of anybody's
+IDS = (DEFAULT, "pixel", "sscd")  # those that guard on any host without further choices
 NAMES = (*IDS, "latent", "clip")
 
 
@@ -22,7 +23,8 @@ def create(name: str, weights: str | Path | None = None, **options) -> Descripto
     name : one of NAMES
     weights : path, optional
         sscd: Meta's file. latent: a TAESD encoder, see `latent`; without it nothing can be encoded, but
-        latents can be compared. clip: a file or a folder, see `clip`. pixel has none.
+        latents can be compared. clip: a file or a folder, see `clip`. compact: a file instead of the one
+        in the box. pixel has none.
     options
         `scales`, a subset of the descriptor's own; sscd: `side` (224, 288 or 320); latent: `family`,
         `side`, `channels`; clip: `activation`, `heads`.
@@ -34,6 +36,10 @@ def create(name: str, weights: str | Path | None = None, **options) -> Descripto
     """
     path = None if weights is None else Path(weights).expanduser()
     try:
+        if name == "compact":
+            from .compact import CompactDescriptor
+
+            return CompactDescriptor.from_file(path, **options)
         if name == "pixel":
             from .pixel import PixelDescriptor
 
@@ -115,4 +121,13 @@ def _file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["IDS", "NAMES", "Descriptor", "DescriptorSpec", "create", "embed_scales", "for_spec"]
+__all__ = [
+    "DEFAULT",
+    "IDS",
+    "NAMES",
+    "Descriptor",
+    "DescriptorSpec",
+    "create",
+    "embed_scales",
+    "for_spec",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -77,6 +78,14 @@ def subset(wanted: Sequence[int] | None, possible: tuple[int, ...]) -> tuple[int
     if not chosen or not set(chosen) <= set(possible):
         raise ValueError(f"scales {list(chosen)} must be some of {list(possible)}")
     return chosen
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast: a row must not depend on what the host has switched on."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # a device that knows no autocast
+        return nullcontext()
 
 
 def embed_scales(descriptor: Descriptor, pictures: Tensor) -> dict[int, Tensor]:

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AMGError
-from .base import DescriptorSpec, subset
-from .sscd import _full_precision
+from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -126,7 +125,7 @@ class CLIPDescriptor:
             raise ValueError(f"clip has no scale {scale}, only {self.spec.scales}")
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"expected (B, 3, H, W), got {tuple(pictures.shape)}")
-        with _full_precision(pictures.device):
+        with full_precision(pictures.device):
             seen = (centre(pictures.float(), self.side) - self._mean) / self._std
             return F.normalize(self._network(pixel_values=seen).image_embeds)
 

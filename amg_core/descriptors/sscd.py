@@ -13,7 +13,6 @@ References
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..images import low_pass, resize
-from .base import DescriptorSpec, subset
+from .base import DescriptorSpec, full_precision, subset
 from .weights import DIMENSIONS, STAGES, load
 
 SIDES = (224, 288, 320)
@@ -99,13 +98,6 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded | {name: state[name] for name in ("fc.weight", "fc.bias")}
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager:
-    try:
-        return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # a device that knows no autocast
-        return nullcontext()
-
-
 class SSCDDescriptor:
     """SSCD at several scales: (B, 3, H, W) in [0, 1] -> (B, 512) unit rows.
 
@@ -174,7 +166,7 @@ class SSCDDescriptor:
             raise ValueError(f"sscd has no scale {scale}, only {self.spec.scales}")
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"expected (B, 3, H, W), got {tuple(pictures.shape)}")
-        with _full_precision(pictures.device):
+        with full_precision(pictures.device):
             pictures = pictures.float()
             if scale != self.side:
                 pictures = low_pass(pictures, scale)

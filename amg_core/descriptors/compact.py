@@ -1,0 +1,168 @@
+"""The `compact` descriptor: a small network in the box that recognises copies; compared by cosine.
+
+Trained by `training/compact.py` to tell a picture from all others whatever people and models do to it:
+instance discrimination under edits [1]_, the way SSCD [2]_ was made, at a hundredth of its work. Needs no
+weights of anybody's.
+
+References
+----------
+.. [1] T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
+.. [2] E. Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022.
+.. [3] F. Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018 (GeM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import AMGError
+from ..images import resize
+from .base import DescriptorSpec, full_precision, subset
+from .tensors import read_tensors, tensors_sha256
+
+WEIGHTS = Path(__file__).with_name("compact.safetensors")
+SIDE = 96  # px of the network's input
+SCALES = (16, 32, 48, SIDE)
+WIDTHS = (32, 64, 128, 256)
+DIMENSIONS = 256
+GEM_POWER = 3.0
+FLOOR = 0.05  # deviation below which a picture counts as flat, and is not amplified further
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
+    ]
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs)) if norm else nn.Sequential(*layers)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, norm: bool):
+        super().__init__()
+        self.first, self.second = (_conv(width, width, 3, 1, norm) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class CompactNetwork(nn.Module):
+    """(B, 3, SIDE, SIDE) in [0, 1] -> (B, DIMENSIONS) unit rows.
+
+    Brightness, contrast and tint are taken out before anything is looked at. norm : bool, with batch
+    normalisation, as it is trained; without, it is part of the convolutions (`fold`).
+    """
+
+    def __init__(self, norm: bool = False):
+        super().__init__()
+        layers: list[nn.Module] = [_conv(3, WIDTHS[0], 5, 2, norm), nn.ReLU()]
+        for before, width in pairwise(WIDTHS):
+            layers += [_conv(before, width, 3, 2, norm), nn.ReLU(), _Residual(width, norm)]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(WIDTHS[-1], DIMENSIONS)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = pictures - pictures.mean(dim=(2, 3), keepdim=True)
+        x = x / (x.square().mean(dim=(1, 2, 3), keepdim=True) + FLOOR**2).sqrt()
+        x = self.trunk(x).float().clamp_min(1e-6).pow(GEM_POWER)
+        return F.normalize(self.head(x.mean(dim=(2, 3)).pow(1 / GEM_POWER)))
+
+
+def fold(trained: CompactNetwork) -> CompactNetwork:
+    """The same network with batch normalisation as part of the convolutions, in float32."""
+    folded = CompactNetwork()
+    for own, other in zip(folded.modules(), _pairs(trained), strict=True):
+        if isinstance(own, nn.Conv2d):
+            conv, norm = other
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            own.weight.data = (conv.weight * scale[:, None, None, None]).detach().clone()
+            own.bias.data = (norm.bias - norm.running_mean * scale).detach().clone()
+    folded.head.load_state_dict(trained.head.state_dict())
+    return folded.eval().requires_grad_(False)
+
+
+def _pairs(network: nn.Module) -> list:
+    """The modules of a network with normalisation, each convolution together with its own."""
+    found: list = []
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            found[-1] = (found[-1], module)
+        else:
+            found.append(module)
+    return found
+
+
+class CompactDescriptor:
+    """The network at several scales: (B, 3, H, W) in [0, 1] -> (B, 256) unit rows.
+
+    At a scale below the input side the picture is first reduced to scale x scale, then enlarged: a
+    half-formed prediction is compared with equally blurred index pictures. Reduced by a filter that does
+    not depend on the picture's size, as area averages do where it is no multiple. Every picture is squeezed
+    into a square. `scales` picks some of 16, 32, 48 and 96.
+    """
+
+    space = "picture"
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        scales: Sequence[int] | None = None,
+    ) -> None:
+        self.spec = DescriptorSpec(
+            id="compact",
+            metric="cosine",
+            preprocessing=f"square{SIDE}-bilinear/1",
+            scales=subset(scales, SCALES),
+            weights_sha256=tensors_sha256(state),
+        )
+        # A host may call from within inference_mode; tensors born there never join autograd.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            network = CompactNetwork()
+            network.load_state_dict(dict(state))
+            self.network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def from_file(cls, path: Path | None = None, **options) -> CompactDescriptor:
+        """The descriptor in the box, or one trained anew.
+
+        Raises
+        ------
+        AMGError
+            No such file, or one that holds another network.
+        """
+        return cls(_state(path or WEIGHTS), **options)
+
+    def shrink(self, pictures: Tensor, scale: int) -> Tensor:
+        """(B, 3, H, W) -> the small picture that is compared: `embed` of it gives the very same rows."""
+        if scale not in self.spec.scales:
+            raise ValueError(f"compact has no scale {scale}, only {self.spec.scales}")
+        return resize(pictures.float(), scale)
+
+    def embed(self, pictures: Tensor, scale: int) -> Tensor:
+        small = resize(self.shrink(pictures, scale), SIDE)
+        with full_precision(small.device):
+            return self.network(small)
+
+    def to(self, device: torch.device | str) -> CompactDescriptor:
+        self.network.to(device)
+        return self
+
+
+@lru_cache(maxsize=2)
+def _state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = {name: tensor.float() for name, tensor in read_tensors(path).items()}
+        expected = {name: tuple(t.shape) for name, t in CompactNetwork().state_dict().items()}
+        if {name: tuple(t.shape) for name, t in state.items()} != expected:
+            raise ValueError("it holds another network")
+    except Exception as error:
+        raise AMGError(
+            f"{path} does not hold the compact descriptor ({error}). Install the plugin again."
+        ) from error
+    return state

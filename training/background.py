@@ -1,0 +1,45 @@
+"""Make the background set: python -m training.background --drawings DIR … --weights FILE
+
+Rows of pictures that are in nobody's index (`pool`, from another seed than the training), for the
+`compact` descriptor: see `amg_core/background.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from amg_core import background
+from amg_core.descriptors.compact import CompactDescriptor
+
+from . import pool
+
+PICTURES = 1000
+SEED = 77
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drawings", nargs="+", type=Path, required=True)
+    parser.add_argument("--halves", nargs="*", type=Path, default=[])
+    parser.add_argument("--weights", type=Path, help="of compact (those in the box)")
+    arguments = parser.parse_args()
+    drawn = pool.drawings(arguments.drawings, arguments.halves)
+    made = pool.pictures(PICTURES, drawn, np.random.default_rng(SEED))
+    pictures = torch.from_numpy(np.stack(list(made))).permute(0, 3, 1, 2).float() / 255
+    descriptor = CompactDescriptor.from_file(arguments.weights)
+    rows = {}
+    for scale in descriptor.spec.scales:
+        found = torch.cat([descriptor.embed(part, scale) for part in pictures.split(50)])
+        rows[background.key(descriptor.spec, scale)] = found.half().contiguous()
+    save_file(rows, background.FILE)
+    print(f"{background.FILE}: {background.FILE.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
