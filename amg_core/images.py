@@ -26,6 +26,16 @@ def resize(pictures: Tensor, side: int) -> Tensor:
     return F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
 
 
+def parts(picture: Tensor) -> list[Tensor]:
+    """The middle and the four quarters of a picture (1, 3, H, W): what a border or a collage is around."""
+    height, width = picture.shape[-2:]
+    rows = [slice(0, -(-height // 2)), slice(height // 2, height)]
+    columns = [slice(0, -(-width // 2)), slice(width // 2, width)]
+    top, left = height // 8, width // 8
+    middle = picture[..., top : height - top, left : width - left]
+    return [middle, *(picture[..., row, column] for row in rows for column in columns)]
+
+
 def luminance(pictures: Tensor) -> Tensor:
     """Rec. 601 grey, (B, H, W)."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=pictures.dtype, device=pictures.device)

@@ -1,13 +1,286 @@
-"""The second judge: measures that the guidance never follows, so that it cannot have fooled them."""
+"""The second judge: measures that the guidance never follows, so that it cannot have fooled them.
+
+`zncc` compares two pictures as they lie. `registered` first looks for the place: which part of one
+shows which part of the other, at what size, mirrored or slightly turned; then it correlates them there.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .images import low_pass, luminance
 
 ZNCC_SIDE = 16
+
+COARSE, SIDE, PATCH = 32, 64, 8  # sides: of the candidate in the search and after it; of a patch
+SIDES = [(side, side) for side in (20, 23, 26, 28, 32, 36, 40, 45, 50, 56, 63, 71)]
+SIDES += [(22, 32), (32, 22)]  # a square part of a wide or of a tall picture
+LEVELS = (40, 52, 64, 84, 108, 140)  # sides of the picture, to meet the candidate's detail
+MIN_OVERLAP = 0.22  # of the larger area: half-size in a collage is 0.25
+HYPOTHESES, STEPS = 4, 7  # places per candidate that are refined, Gauss-Newton steps for each
+SMOOTH, NEARBY = 1.5, 3.5  # widths in pixels: of the blur; of "nearby"
+FLOOR = 0.008  # slope, in grey levels of 1 per pixel, below which there is nothing to see
+CHANCE = 8  # patches that chance alone could match: fewer than that say little
+SEEN = 4  # energy of a patch that is half-way to a full count
+FLAT = 3  # patches with something to see, of 64, below which a picture is flat
+
+
+class Registered(NamedTuple):
+    """How well a picture and each of K others agree where they agree best.
+
+    score : Tensor (K,) in [0, 1], the correlation, less where little overlaps or is to be seen, or
+    where light and dark lie otherwise;
+    correlation : Tensor (K,) in [−1, 1], of the slopes in the overlap; overlap : Tensor (K,) in
+    [0, 1], the share of the picture or of the other, the larger; place : Tensor (K, 2, 3), takes
+    (x, y, 1) in the other, each from −1 to 1, to x, y in the picture, or in its mirror image;
+    mirrored : Tensor (K,) bool.
+    """
+
+    score: Tensor
+    correlation: Tensor
+    overlap: Tensor
+    place: Tensor
+    mirrored: Tensor
+
+
+@torch.no_grad()
+def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered:
+    """Is the picture a copy of one of the others, wherever it lies and however it is coloured?
+
+    The picture may show the other, or 70 % of its side or more; or hold it at half its size or larger;
+    both may be squeezed to another format. What is compared is slopes of grey over the energy
+    nearby, so that contrast, brightness and tint do not matter and plain ramps do not count. All
+    shifts at 14 sizes, both ways round, by Fourier transform (gradient correlation: Argyriou and
+    Vlachos 2003; Tzimiropoulos et al., IEEE TPAMI 32, 2010; normalised in the overlap: Padfield,
+    IEEE TIP 21, 2012); the best four then move to the best affine fit (Baker and Matthews,
+    IJCV 56, 2004). A flat picture agrees with nothing (0).
+
+    Parameters
+    ----------
+    picture : Tensor (1, 3, H, W) in [0, 1].
+    others : K pictures (3, h, w) or (1, 3, h, w), or Tensor (K, 3, h, w), in [0, 1], any size each.
+    """
+    grey = _grey(picture)
+    theirs = [_grey(other.to(picture.device).reshape(1, *other.shape[-3:])) for other in others]
+    coarse = torch.cat([_field(_resized(other, COARSE, COARSE)) for other in theirs])
+    fine = torch.cat([_field(_resized(other, SIDE, SIDE)) for other in theirs])
+    place, mirrored = _searched(grey, coarse)
+    each = place.shape[:2]
+    place, mirrored = place.flatten(0, 1), mirrored.flatten()
+    fine = fine.repeat_interleave(each[1], 0)
+    views, zoom = _views(grey, place, mirrored)
+    place = _refined(views, zoom, fine, place)
+    score, correlation, overlap = _scored(*_sampled(views, zoom, place, SIDE), fine, place)
+    best = score.reshape(each).argmax(dim=1) + torch.arange(each[0], device=score.device) * each[1]
+    place, mirrored = place[best], mirrored[best]
+    score = score[best] * _tones(grey, theirs, place, mirrored).clamp_min(0).sqrt()
+    return Registered(score, correlation[best], overlap[best], place, mirrored)
+
+
+def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tensor) -> Tensor:
+    """ZNCC (K,) of the coarse greys where the two overlap: light and dark lie alike, not outlines alone.
+
+    A ring and a disc have one outline. Blind to brightness and contrast.
+    """
+    both = _resized(grey, COARSE, COARSE)
+    both = torch.cat([both, both.flip(-1)])[mirrored.long()]
+    at = torch.einsum("ijk,bck->bijc", _grid(COARSE, place.device), place)
+    inside = (at.abs() <= 1).all(-1)[:, None].float()
+    mine = F.grid_sample(both, at, align_corners=False, padding_mode="border")
+    pair = [mine, torch.cat([_resized(other, COARSE, COARSE) for other in others])]
+    count = inside.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    a, b = ((x - (x * inside).sum((1, 2, 3), keepdim=True) / count) * inside for x in pair)
+    power = (a * a).sum((1, 2, 3)) * (b * b).sum((1, 2, 3))
+    return (a * b).sum((1, 2, 3)) / power.clamp_min(1e-6).sqrt()
+
+
+def flat(picture: Tensor) -> bool:
+    """Is there too little to see in a picture (1, 3, H, W) to tell whether it is a copy?"""
+    field = _field(_resized(_grey(picture), SIDE, SIDE))
+    energy = F.avg_pool2d((field * field).sum(1, keepdim=True), PATCH) * PATCH**2
+    return int((energy > SEEN).sum()) < FLAT
+
+
+def _grey(picture: Tensor) -> Tensor:
+    return luminance(picture.float())[:, None]
+
+
+def _resized(grey: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(grey, size=(height, width), mode="bilinear", antialias=True)
+
+
+def _continued(x: Tensor, r: int) -> Tensor:
+    """Padded by r on each side so that slopes go on as they are: a ramp has no edge at the border."""
+    for _ in range(2):
+        before = 2 * x[..., :1] - x[..., 1 : r + 1].flip(-1)
+        after = 2 * x[..., -1:] - x[..., -r - 1 : -1].flip(-1)
+        x = torch.cat([before, x, after], -1).transpose(-1, -2)
+    return x
+
+
+def _blurred(x: Tensor, width: float, continued: bool = True) -> Tensor:
+    r = math.ceil(2.5 * width)
+    t = torch.arange(-r, r + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.softmax(-(t**2) / (2 * width**2), 0)
+    padded = _continued(x, r) if continued else F.pad(x, (r, r, r, r), mode="replicate")
+    rows = F.conv2d(padded.flatten(0, 1)[:, None], kernel[None, None, :, None])
+    return F.conv2d(rows, kernel[None, None, None]).reshape(x.shape)
+
+
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Along x and along y, of each channel, by central differences."""
+    p = _continued(x, 1)
+    return (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) / 2, (p[..., 2:, 1:-1] - p[..., :-2, 1:-1]) / 2
+
+
+def _field(grey: Tensor) -> Tensor:
+    """Grey (B, 1, h, w) -> slopes over the energy nearby and overall, (B, 2, h, w), capped at √2."""
+    field = torch.cat(_slopes(_blurred(grey, SMOOTH)), 1)
+    field = field - _blurred(field, NEARBY)
+    energy = (field * field).sum(1, keepdim=True)
+    overall = energy.mean(dim=(2, 3), keepdim=True)
+    nearby = _blurred(energy, NEARBY, continued=False)
+    field = field / (nearby + overall + FLOOR**2).sqrt()
+    return field / (1 + (field * field).sum(1, keepdim=True) / 2).sqrt()
+
+
+def _mirror(field: Tensor) -> Tensor:
+    return torch.cat([-field[:, :1].flip(-1), field[:, 1:].flip(-1)], 1)
+
+
+def _agreement(match: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
+    """Correlation times the root of the energy that it rests on: what chance finds it hard to raise."""
+    return match / (mine * theirs + 1).pow(0.25)
+
+
+def _searched(grey: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """The best places of each of the K others: (K, HYPOTHESES, 2, 3), and whether mirrored."""
+    values, places, ones = [], [], theirs.new_ones(1, COARSE, COARSE)
+    turned = torch.complex(theirs[:, 0], theirs[:, 1])
+    signals = (turned, turned.abs() ** 2, ones)
+    spectra = {n: [torch.fft.fft2(x, s=(n, n)).conj()[:, None] for x in signals] for n in (64, 80)}
+    for w, h in SIDES:
+        n = 64 if max(w, h) < 54 else 80  # lags that wrap around overlap too little to count
+        field = _field(_resized(grey, h, w))
+        field = torch.cat([field, _mirror(field)])
+        turned = torch.complex(field[:, 0], field[:, 1])
+        signals = (turned, turned.abs() ** 2, field.new_ones(1, h, w))
+        a, energy_a, in_a = (torch.fft.fft2(x, s=(n, n)) for x in signals)
+        b, energy_b, in_b = spectra[n]
+        match = torch.fft.ifft2(a * b).real
+        energy = torch.fft.ifft2(energy_a * in_b + 1j * in_a * energy_b)
+        z = _agreement(match, energy.real.clamp_min(0), energy.imag.clamp_min(0))
+        (lag_x, span_x), (lag_y, span_y) = _lags(n, w, z.device), _lags(n, h, z.device)
+        enough = span_y[:, None] * span_x >= MIN_OVERLAP * max(w * h, COARSE**2)
+        value, at = z.masked_fill(~enough, -1).flatten(2).max(dim=2)
+        values.append(value)
+        places.append(_placed(lag_x[at % n], lag_y[at // n], w, h))
+    best = torch.stack(values, 1).flatten(1).topk(HYPOTHESES, dim=1).indices
+    places = torch.stack(places, 1).flatten(1, 2)
+    return places.gather(1, best[..., None, None].expand(-1, -1, 2, 3)), best % 2 == 1
+
+
+def _lags(n: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What each of the n rows of a correlation is shifted by, and how many pixels then overlap."""
+    lag = torch.arange(n, device=device)
+    lag = torch.where(lag >= side, lag - n, lag)
+    return lag, ((lag + COARSE).clamp_max(side) - lag.clamp_min(0)).clamp_min(0)
+
+
+def _placed(lag_x: Tensor, lag_y: Tensor, w: int, h: int) -> Tensor:
+    place = torch.zeros(*lag_x.shape, 2, 3, device=lag_x.device)
+    place[..., 0, 0], place[..., 1, 1] = COARSE / w, COARSE / h
+    place[..., 0, 2] = (COARSE + 2 * lag_x) / w - 1
+    place[..., 1, 2] = (COARSE + 2 * lag_y) / h - 1
+    return place
+
+
+def _views(grey: Tensor, place: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture's field for each place, at about the other's detail: (B, 2, S, S).
+
+    The field fills the upper left corner; the second result, (B,), is its share of the side.
+    """
+    top, views = LEVELS[-1], []
+    for side in LEVELS:
+        field = _field(_resized(grey, side, side))
+        pad = (0, top - side, 0, top - side)
+        views.append(F.pad(torch.cat([field, _mirror(field)]), pad, mode="replicate"))
+    sides = torch.tensor(LEVELS, device=place.device)
+    scale = place[:, 0, 0] * place[:, 1, 1]
+    level = ((sides**2 / SIDE**2) * scale[:, None]).log().abs().argmin(dim=1)
+    return torch.stack(views)[level, mirrored.long()], sides[level] / top
+
+
+def _grid(side: int, device: torch.device) -> Tensor:
+    line = (torch.arange(side, device=device) + 0.5) * 2 / side - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], -1)
+
+
+def _sampled(views: Tensor, zoom: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The picture's field as it lies under the other, (B, 2, side, side), and where there is one."""
+    at = torch.einsum("ijk,bck->bijc", _grid(side, place.device), place)
+    inside = (at.abs() <= 1).all(-1)[:, None].float()
+    at = (at.clamp(-1, 1) + 1) * zoom[:, None, None, None] - 1
+    return F.grid_sample(views, at, align_corners=False, padding_mode="border") * inside, inside
+
+
+def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tensor:
+    """Inverse compositional Gauss-Newton steps on the affine place; the best one that was met."""
+    side, b = SIDE // 2, len(place)
+    slopes = [F.avg_pool2d(s, 2)[..., None] * SIDE / 2 for s in _slopes(theirs)]
+    theirs = F.avg_pool2d(theirs, 2)
+    grid = _grid(side, place.device)
+    steep = torch.stack([s * grid for s in slopes], -2).reshape(b, -1, 6)
+    best, kept = place.new_full((b,), -math.inf), place
+    for _ in range(STEPS + 1):
+        mine, inside = _sampled(views, zoom, place, side)
+        shown = theirs * inside
+        match, energy = (mine * shown).sum((1, 2, 3)), (mine * mine).sum((1, 2, 3))
+        z = _agreement(match, energy, (shown * shown).sum((1, 2, 3)))
+        kept = torch.where((z > best)[:, None, None], place, kept)
+        best = torch.maximum(best, z)
+        gain = (match / energy.clamp_min(1)).clamp(0.5, 2)
+        error = gain[:, None, None, None] * mine - shown
+        place = place @ _step(steep, inside.expand_as(theirs).reshape(b, -1, 1), error)
+    return kept
+
+
+def _step(steep: Tensor, inside: Tensor, error: Tensor) -> Tensor:
+    """The affine motion (B, 3, 3) that takes the error off, damped."""
+    weighed = (steep * inside).transpose(1, 2)
+    normal = weighed @ steep
+    damping = 0.02 * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-2
+    eye = torch.eye(3, device=error.device)
+    normal = normal + torch.diag_embed(damping[:, None].expand(-1, 6))
+    move = torch.linalg.solve(normal, weighed @ error.reshape(len(error), -1, 1))
+    motion = eye.repeat(len(error), 1, 1)
+    motion[:, :2] += move.reshape(-1, 2, 3).clamp(-0.2, 0.2)
+    return torch.linalg.inv(motion)
+
+
+def _scored(
+    mine: Tensor, inside: Tensor, theirs: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, correlation and overlap of each place, (B,)."""
+    theirs = theirs * inside
+    parts = [(x * y).sum(1) for x, y in ((mine, theirs), (mine, mine), (theirs, theirs))]
+    patches = F.avg_pool2d(torch.stack([*parts, inside[:, 0]], 1), PATCH).flatten(2) * PATCH**2
+    match, energy, other, area = patches.unbind(1)
+    correlation = match.sum(1) / (energy.sum(1) * other.sum(1) + 1).sqrt()
+    most = torch.maximum(energy, other)
+    seen = (most / (most + SEEN) * area / PATCH**2).sum(1)
+    of_other = area.sum(1) / SIDE**2
+    of_picture = of_other * torch.linalg.det(place[:, :, :2]).abs()
+    overlap = torch.maximum(of_other, of_picture).clamp(0, 1)
+    score = correlation.clamp_min(0) * overlap.pow(0.25) * seen / (seen + CHANCE)
+    return score, correlation, overlap
 
 
 def zncc(a: Tensor, b: Tensor) -> Tensor:
