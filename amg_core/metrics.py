@@ -6,26 +6,42 @@ import torch
 from torch import Tensor
 
 ALPHA = 0.5  # Carlini et al. 2023, used by AMG Eq. 8
-NEIGHBORS = 50  # k of the denominator
+NEIGHBORS = 50  # k of the denominator; the guard compares as many rows
+FLAT = {3: 0.01}  # deviation a channel below which a row is one flat tone, pictures of 3 channels
+FLAT_LATENT = 0.04  # the same for latents, of unit deviation
 GAIN, OFFSET = (0.5, 2.0), 0.25  # how far contrast and brightness may be matched
 LATENT_OFFSET = 1.0  # the same for latents, in units of their deviation (about 1 in every family)
+COPY = 0.4  # closeness above which a picture is called a copy
 PERFECT = {"cosine": 1.0, "nl2": 0.0}  # similarity of a picture with itself
 
 
 def nl2(query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
-    """Normalised L2 (AMG Eq. 8): ‖q − n‖ / (α · mean_k ‖q − z_k‖). Smaller = closer.
+    """Normalised L2 (AMG Eq. 8): ‖q − n‖ / (α · spread). Smaller = closer.
 
     Parameters
     ----------
     query, neighbor : Tensor (B, D)
     spread : Tensor (B,)
-        Mean distance of the query to its k nearest rows; detached by the caller, as the paper does.
+        In the paper mean_k ‖q − z_k‖, the mean distance of the query to its k nearest rows, held
+        constant. The guard takes the neighbour's own `structure` instead: the paper's shrinks with every
+        near-duplicate in the index, and is small for smooth pictures, which then are alike to all others.
 
     Returns
     -------
-    Tensor (B,), 0 for an exact copy, about 2 where the nearest is no nearer than the others.
+    Tensor (B,), 0 for an exact copy, about 2 where nothing of the neighbour is there.
     """
     return (query - neighbor).norm(dim=1) / (ALPHA * spread)
+
+
+def structure(rows: Tensor, channels: int = 3) -> Tensor:
+    """‖row − the means of its channels‖: how far each picture is from one flat tone, (K, D) -> (K,)."""
+    parts = rows.reshape(len(rows), channels, -1)
+    return (parts - parts.mean(dim=2, keepdim=True)).flatten(1).norm(dim=1)
+
+
+def is_flat(rows: Tensor, channels: int = 3) -> Tensor:
+    """Which rows (K, D) are nearly one flat tone: nothing in them could be recognised. (K,) bool."""
+    return structure(rows, channels) < FLAT.get(channels, FLAT_LATENT) * rows.shape[1] ** 0.5
 
 
 def matched(query: Tensor, neighbors: Tensor, channels: int = 3, offset: float = OFFSET) -> Tensor:
@@ -89,31 +105,21 @@ def nl2_gradient(
     return -gradient.flatten(1), -distance / (ALPHA * spread)
 
 
-def closeness(metric: str, value: Tensor, unrelated: float) -> Tensor:
-    """Similarity on one scale for every descriptor and index, (B,) -> (B,).
+def closeness(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
+    """Calibrated similarity, on one scale for every descriptor, index and size: (B,) -> (B,).
 
-    0 = as close as the most alike unrelated pictures of the index are to each other, 1 = the same
-    picture. Thresholds and the strengths of Eqs. 14 and 16 are given on this scale: the cosine's own
-    zero means nothing on an index of look-alikes, and σ_t = −nL2 is never positive.
+    0 = `typical`, what ordinary pictures that are not in the index reach; COPY = `limit`, what one in a
+    hundred of them reach; 1 = the same picture; straight in between. typical, limit (B,), in the unit of
+    `value`: see `limits`. Thresholds and the strengths of Eqs. 14 and 16 are given on this scale: the
+    cosine's own zero means nothing to an artist, and σ_t = −nL2 is never positive.
     """
-    return (value - unrelated) / (PERFECT[metric] - unrelated)
+    below = COPY * (value - typical) / (limit - typical)
+    above = COPY + (1 - COPY) * (value - limit) / (PERFECT[metric] - limit)
+    return torch.where(value < limit, below, above)
 
 
-def decoys(rows: Tensor, side: int, channels: int = 3) -> Tensor:
-    """Stand-ins for the unrelated pictures that a very small index lacks.
-
-    The denominator of Eq. 8 needs about 50 neighbours. An index of fewer pictures lends its own,
-    turned by 90, 180 and 270 degrees, the channels in a circle shifted, both ways round.
-    (N, C·side²) -> (6·C·N, C·side²).
-    """
-    pictures = rows.reshape(-1, channels, side, side)
-    ring = range(channels)
-    orders = [
-        tuple((first + step * i) % channels for i in ring) for step in (1, -1) for first in ring
-    ]
-    made = [
-        torch.rot90(pictures, turn, (2, 3))[:, list(order)].flatten(1)
-        for order in dict.fromkeys(orders)
-        for turn in (1, 2, 3)
-    ]
-    return torch.cat(made)
+def similarity_at(metric: str, level: float, typical: Tensor, limit: Tensor) -> Tensor:
+    """The similarity (B,) whose `closeness` is `level`."""
+    if level < COPY:
+        return typical + level / COPY * (limit - typical)
+    return limit + (level - COPY) / (1 - COPY) * (PERFECT[metric] - limit)

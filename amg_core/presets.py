@@ -5,26 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from . import limits
 from .errors import AMGError
 from .schedule import Schedule
 from .session import FORMS, Settings
 
-# Thresholds on the scale of `metrics.closeness`. SSCD falls fast as a copy is cropped or blended, nL2
-# after matching contrast does not: the same likeness has a smaller closeness in SSCD.
-RISING = {"nl2": Schedule("parabolic", 0.55, 0.6), "cosine": Schedule("parabolic", 0.2, 0.4)}
-EARLIER = {"nl2": Schedule("parabolic", 0.4, 0.5), "cosine": Schedule("parabolic", 0.15, 0.3)}
-LATER = {"nl2": Schedule("parabolic", 0.62, 0.65), "cosine": Schedule("parabolic", 0.3, 0.4)}
 AUTHORS = Schedule("exponential", 0.3, 0.4)
-THRESHOLDS = {"main": RISING, "strong": EARLIER, "paper": RISING, "gentle": LATER}
 
 _PRESETS = {
     "main": Settings(
         AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, form="repulsion",
-        exit=1.0, unrelated=0.1, most=3.0, preset="main",
+        exit=1.0, release=0.3, unrelated=0.3, most=3.0, preset="main",
     ),
     "strong": Settings(
         AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.5, form="repulsion",
-        exit=1.5, exit_until=0.0, release=-0.2, unrelated=-0.1, preset="strong",
+        exit=1.5, exit_until=0.0, release=0.1, unrelated=0.1, preset="strong",
     ),
     "paper": Settings(
         AUTHORS, despecification=13.0, deduplication=5.0, dissimilarity=1.0, release=1.0,
@@ -36,7 +31,7 @@ _PRESETS = {
     ),
     "gentle": Settings(
         AUTHORS, despecification=1.0, deduplication=1.0, dissimilarity=0.5, form="repulsion",
-        exit=0.75, exit_until=0.15, release=0.1, unrelated=0.1, most=3.0, preset="gentle",
+        exit=0.75, exit_until=0.15, release=0.4, unrelated=0.3, most=3.0, preset="gentle",
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)
@@ -95,7 +90,7 @@ def settings(
     base = _PRESETS[preset]
     chosen = replace(
         base,
-        schedule=THRESHOLDS[preset][metric] if preset in THRESHOLDS else base.schedule,
+        schedule=limits.GATE.get(preset, base.schedule),
         despecification=base.despecification * despecification,
         deduplication=base.deduplication * deduplication,
         dissimilarity=base.dissimilarity * dissimilarity,

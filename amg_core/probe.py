@@ -8,27 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import metrics
-from .decoders import Decoder, shrink, side_for
+from . import background, limits, metrics
+from .decoders import Decoder
 from .descriptors.base import Descriptor
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
-from .images import low_pass, thumbnail
+from .images import low_pass, parts, thumbnail
 from .index.search import Searcher
-
-SAMPLED = 256  # index pictures that are compared with the others to learn what unrelated means
-QUANTILE = 0.99  # of their similarity to their nearest other picture
-SAME = {"cosine": 0.9, "nl2": -0.2}  # above: two files of one picture, not two pictures
-LIMIT = {"cosine": 0.75, "nl2": -0.35}  # unrelated pictures are never taken to be closer than this
-FEW, UNKNOWN = 8, {"cosine": 0.3, "nl2": -0.8}  # an index of fewer pictures cannot tell
 
 
 @dataclass(frozen=True)
 class Match:
     """The nearest index picture of each sample, at one scale.
 
-    similarity, closeness (see `metrics.closeness`), spread : Tensor (B,); ids : Tensor (B,) int64;
-    mirrored : Tensor (B,) bool, whether the picture's mirror image was the closer one.
+    similarity, typical, limit : Tensor (B,), in the descriptor's own unit, and closeness : Tensor (B,),
+    see `metrics.closeness`; spread : Tensor (B,), the unit of nL2; ids : Tensor (B,) int64; mirrored :
+    Tensor (B,) bool, whether the picture's mirror image was the closer one.
     """
 
     similarity: Tensor
@@ -36,12 +31,26 @@ class Match:
     ids: Tensor
     mirrored: Tensor
     spread: Tensor
+    typical: Tensor
+    limit: Tensor
     scale: int
 
     def __getitem__(self, i: int) -> Match:
         """The match of sample i alone."""
-        parts = (self.similarity, self.closeness, self.ids, self.mirrored, self.spread)
-        return Match(*(part[i : i + 1] for part in parts), self.scale)
+        return Match(*(getattr(self, name)[i : i + 1] for name in COLUMNS), self.scale)
+
+
+FEW_OF_PARTS = 4  # of the k nearest rows, this many times fewer for each part of a picture
+NOTHING = -2.0  # −nL2 of what has nothing in common
+COLUMNS = (
+    "similarity",
+    "closeness",
+    "ids",
+    "mirrored",
+    "spread",
+    "typical",
+    "limit",
+)  # of a `Match`
 
 
 class Probe:
@@ -51,50 +60,41 @@ class Probe:
 
     Samples are handled one at a time: nothing in a batch can touch anything else in it, not even
     through the rounding of a batched kernel, and memory stays that of one picture.
-
-    zero_from : Probe, optional
-        Takes the zero of closeness and the second judge's limits from its index: for an index to which
-        pictures were added that may be its own, and would pass for what unrelated pictures are like.
     """
 
-    def __init__(
-        self,
-        searcher: Searcher,
-        descriptor: Descriptor,
-        decoder: Decoder | None = None,
-        zero_from: Probe | None = None,
-    ):
+    def __init__(self, searcher: Searcher, descriptor: Descriptor, decoder: Decoder | None = None):
         self.searcher, self.descriptor, self.decoder = searcher, descriptor, decoder
-        self.zero_from = zero_from
         self.metric, self.scales = descriptor.spec.metric, descriptor.spec.scales
         self.latent = getattr(descriptor, "space", "picture") == "latent"
         self._channels = descriptor.channels if self.latent else 3
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
-        self._decoys: dict[int, Tensor] = {}
-        self._unrelated: dict[int, float] = {}
+        self._background: dict[int, Tensor | None] = {}
         self._captions: dict[int, str] = {}
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
         """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
 
-        Of latents, none that is finer than the latent itself.
+        None that is finer than the latent, or the picture that the decoder makes of it.
         """
-        legible = resolved_side(sigma, latent_side)
-        if self.latent:
-            legible = min(legible, latent_side)
-        return max((s for s in self.scales if s <= legible), default=self.scales[0])
+        factor = 1 if self.latent else getattr(self.decoder, "factor", 1)
+        return self._finest(min(resolved_side(sigma, latent_side), factor * latent_side))
+
+    def _finest(self, side: float) -> int:
+        """The finest stored scale of at most `side` pixels; the coarsest at least."""
+        return max((s for s in self.scales if s <= side), default=self.scales[0])
 
     def decode(self, latent: Tensor, scale: int | None = None) -> Tensor:
-        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], no larger than is used to compare at `scale`.
+        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], of at least `scale` pixels if it can be.
 
-        The finest scale unless one is given.
+        The finest scale unless one is given. The latent itself is never reduced: the average of latents
+        is not the latent of an average, and what is done to a prediction before it is compared must be
+        done to the index's pictures, too.
         """
         if self.decoder is None:
             raise AMGError(
                 f"The descriptor {self.descriptor.spec.id} looks at pictures: give the probe a decoder."
             )
-        scale = self.scales[-1] if scale is None else scale
-        return self.decoder(shrink(latent, side_for(self.decoder, latent, scale)))
+        return self.decoder(latent, at_least=self.scales[-1] if scale is None else scale)
 
     @torch.no_grad()
     def look(self, latents: Tensor, sigma: float) -> Match:
@@ -108,23 +108,34 @@ class Probe:
 
     @torch.no_grad()
     def look_at_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
-        """Match finished pictures (B, 3, H, W) in [0, 1], in full detail unless `scale` is given.
+        """Match finished pictures (B, 3, H, W) in [0, 1], in all the detail they have, or at `scale`.
 
         Raises
         ------
         AMGError
             The descriptor compares latents and has no encoder.
         """
-        scale = self.scales[-1] if scale is None else scale
+        scale = self._scale_of(pictures) if scale is None else scale
         return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
 
     @torch.no_grad()
     def candidates(self, picture: Tensor, k: int) -> list[int]:
-        """Ids of the k rows nearest to a finished picture (1, 3, H, W), and of k for its mirror image."""
-        scale, found = self.scales[-1], []
+        """Ids of the k rows nearest to a finished picture (1, 3, H, W), and of k for its mirror image.
+
+        And of a few for each of its parts (`images.parts`), where something in it may be a copy: of a
+        descriptor of pictures.
+        """
+        scale, found = self._scale_of(picture), []
         for view in self._views(picture):
             found += self.searcher.nearest(self._embed(view, scale), scale, k)[1][0].tolist()
+        if not self.latent:
+            rows = torch.cat([self._embed(part, scale) for part in parts(picture)])
+            few = max(1, k // FEW_OF_PARTS)
+            found += self.searcher.nearest(rows, scale, few)[1].flatten().tolist()
         return list(dict.fromkeys(found))
+
+    def _scale_of(self, pictures: Tensor) -> int:
+        return self.scales[-1] if self.latent else self._finest(min(pictures.shape[-2:]))
 
     def _views(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """A finished picture (1, 3, H, W) and its mirror image, as the descriptor takes them."""
@@ -189,7 +200,7 @@ class Probe:
         own = self.searcher.rows(torch.tensor([i]), scale)
         values, ids = self.searcher.nearest(own, scale, metrics.NEIGHBORS + 1)
         similarity, _ = self._similarities(own, values[:1], ids[0], scale)
-        same = (similarity > SAME[self.metric]).cpu() & (ids[0].cpu() != i)
+        same = (similarity > limits.SAME_PICTURE[self.metric]).cpu() & (ids[0].cpu() != i)
         return ids[0].cpu()[same].tolist()
 
     def towards(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
@@ -234,41 +245,6 @@ class Probe:
         share = float((seen * stored).sum() / stored.square().sum().clamp_min(1e-12))
         return low_pass_adjoint(stored, tuple(latent.shape[-2:])).to(latent), share
 
-    @torch.no_grad()
-    def unrelated(self, scale: int) -> float:
-        """How similar two different pictures of this index can be, at one scale.
-
-        The 99 % quantile, over up to 256 of its pictures, of the similarity to the nearest other one;
-        files of one and the same picture are passed over. This is the zero of `metrics.closeness`.
-        """
-        if self.zero_from is not None:
-            return self.zero_from.unrelated(scale)
-        if scale not in self._unrelated:
-            self._unrelated[scale] = self._measure_unrelated(scale)
-        return self._unrelated[scale]
-
-    def _measure_unrelated(self, scale: int) -> float:
-        count = self.searcher.index.count
-        if count < FEW:
-            return UNKNOWN[self.metric]
-        chosen = torch.linspace(0, count - 1, min(SAMPLED, count)).round().long()
-        values, ids = self.searcher.nearest(
-            self.searcher.rows(chosen, scale), scale, metrics.NEIGHBORS + 1
-        )
-        nearest = []
-        for own, row_values, row_ids in zip(chosen.tolist(), values, ids.cpu(), strict=True):
-            others = row_ids != own
-            similarity = self._similarities(
-                self.searcher.rows(torch.tensor([own]), scale), row_values[others][None],
-                row_ids[others], scale,
-            )[0]  # fmt: skip
-            different = similarity[similarity < SAME[self.metric]]
-            if len(different):
-                nearest.append(different.max())
-        if len(nearest) < FEW:
-            return UNKNOWN[self.metric]
-        return min(float(torch.stack(nearest).quantile(QUANTILE)), LIMIT[self.metric])
-
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
         """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""
         if self.latent:
@@ -287,41 +263,52 @@ class Probe:
         found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
-        close = metrics.closeness(self.metric, similarity, self.unrelated(scale))
-        return Match(similarity, close, index, torch.tensor([mirrored]), spread, scale)
+        levels = self._levels(queries[int(mirrored)][None], scale)
+        close = metrics.closeness(self.metric, similarity, *levels)
+        return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
+
+    def _levels(self, query: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """What counts as nothing in common and as a copy (1,) each, for a query (1, D): see `limits`."""
+        levels = torch.tensor(self.levels(scale), device=query.device)
+        others = self._background_rows(scale)
+        if self.metric == "cosine" and others is not None:
+            usual = (query @ others.T).topk(limits.BACKGROUND_NEAREST, dim=1).values.mean()
+            levels = levels + limits.shift(self.descriptor.spec, scale, float(usual))
+        return levels[:1], levels[1:]
+
+    def levels(self, scale: int) -> tuple[float, float]:
+        """Similarity that ordinary pictures which are not in this index reach, and one in 100 of them."""
+        return limits.levels(self.descriptor.spec, scale, self.searcher.index.count)
 
     def _best(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Similarity (1,), id (1,) and spread (1,) of the closest of the rows `ids` (K,)."""
         similarities, spread = self._similarities(query, values, ids, scale)
-        best = similarities.argmax()
-        return similarities[best][None], ids[best][None], spread
+        best = similarities.argmax()[None]
+        return similarities[best], ids[best], spread[best]
 
     def _similarities(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
     ) -> tuple[Tensor, Tensor]:
-        """Similarity to each of the rows `ids` (K,), found at `values` (1, K), and the spread (1,)."""
-        if self.metric == "cosine":
-            return values[0], torch.ones_like(values[:, 0])
-        around, missing = values[0], metrics.NEIGHBORS - values.shape[1]
-        if missing > 0:
-            others = (self._decoy_rows(scale) - query).norm(dim=1).sort().values
-            around = torch.cat([around, others[:missing].to(around)])
-        spread = around.mean().clamp_min(1e-6)[None]
-        rows = self.searcher.rows(ids, scale)
-        near = metrics.matched(query[0], rows, self._channels, self._offset)
-        return -metrics.nl2(near, rows, spread), spread
+        """Similarity to each of the rows `ids` (K,), found at `values` (1, K), and the spread of each.
 
-    def _decoy_rows(self, scale: int) -> Tensor:
-        if scale not in self._decoys:
-            every = torch.arange(self.searcher.index.count)
-            self._decoys[scale] = metrics.decoys(
-                self.searcher.rows(every, scale), scale, self._channels
-            )
-        return self._decoys[scale]
+        A row that is one flat tone is like nothing.
+        """
+        if self.metric == "cosine":
+            return values[0], torch.ones_like(values[0])
+        rows = self.searcher.rows(ids, scale)
+        spread = metrics.structure(rows, self._channels).clamp_min(1e-6)
+        near = metrics.matched(query[0], rows, self._channels, self._offset)
+        flat = metrics.is_flat(rows, self._channels)
+        return torch.where(flat, NOTHING, -metrics.nl2(near, rows, spread)), spread
+
+    def _background_rows(self, scale: int) -> Tensor | None:
+        if scale not in self._background:
+            found = background.rows(self.descriptor.spec, scale)
+            self._background[scale] = None if found is None else found.to(self.searcher.device)
+        return self._background[scale]
 
     @staticmethod
     def _join(matches: list[Match], scale: int) -> Match:
-        columns = ("similarity", "closeness", "ids", "mirrored", "spread")
-        return Match(*(torch.cat([getattr(m, c).cpu() for m in matches]) for c in columns), scale)
+        return Match(*(torch.cat([getattr(m, c).cpu() for m in matches]) for c in COLUMNS), scale)

@@ -19,8 +19,8 @@ judged_by           what decoded the finished pictures: "vae", or the guard's de
 not_judged          why the finished pictures were not measured; "" if they were
 verdicts            one a sample, of what left: {"sample", "attempt", "outcome", and the fields of
                     `verdict.Verdict`: similarity, threshold, neighbor, source, caption, …}. outcome:
-                    "clean", "look" (only the second judge finds it alike, and nothing was steered),
-                    "copy" (left as it is) or "blanked" (a copy, replaced by nothing)
+                    "clean", "unsure" (the checks cannot tell, `unsure` says why), "copy" (left as it is)
+                    or "blanked" (a copy, replaced by nothing)
 attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
                     "settings", "steps" and "seed"
 left_out            only of a report in a picture: what was too long for it, see `travelling`
@@ -37,8 +37,9 @@ import torch
 
 from . import __version__
 from .errors import AMGError
+from .limits import COPY
 from .loop import Attempt, Outcome
-from .verdict import COPY, Verdict
+from .verdict import Verdict
 
 SCHEMA = "amg-report/1"
 LIMIT = 24_000  # characters in a picture: EXIF, where some programs put them, holds 64 KB of all
@@ -97,7 +98,7 @@ def compose(
 
 
 def _fair(verdict: Verdict) -> str:
-    return "look" if verdict.zncc > verdict.zncc_threshold else "clean"
+    return "unsure" if verdict.unsure else "clean"
 
 
 def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
@@ -180,12 +181,12 @@ def words(report: dict) -> str:
         parts = [f"STILL A COPY: {_pictures([v['sample'] for v in bad])}"]
         parts += [f"{v['words'].rstrip('.')}" for v in bad[:1]]
         parts += ["replaced by a blank"] if bad[0]["outcome"] == "blanked" else []
-    else:
+    elif any(v["outcome"] == "clean" for v in verdicts):
         parts.append("no copy")
     parts += [
-        f"look at picture {v['sample'] + 1}: composed like {v['source']}"
+        f"cannot tell of picture {v['sample'] + 1}: {v['unsure']}"
         for v in verdicts
-        if v["outcome"] == "look"
+        if v["outcome"] == "unsure"
     ]
     again = [v for v in verdicts if v["attempt"] > 0 and v not in bad]
     for v in again:

@@ -79,7 +79,10 @@ class Settings:
 
 @dataclass
 class StepRecord:
-    """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term."""
+    """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term.
+
+    threshold : float, in the unit of `similarity`, of the sample that is closest.
+    """
 
     t: float
     sigma: float
@@ -226,20 +229,20 @@ class Session:
                 out = pushed
         self.records.append(
             StepRecord(
-                t, level, match.scale, threshold, match.similarity.tolist(),
+                t, level, match.scale, _of_closest(threshold, match), match.similarity.tolist(),
                 match.closeness.tolist(), match.ids.tolist(), active.tolist(), moved,
             )
         )  # fmt: skip
         return out
 
-    def _gate(self, match: Match, t: float) -> tuple[Tensor, float]:
-        """Eq. 10's indicator (B,), and λ_t in the descriptor's units."""
+    def _gate(self, match: Match, t: float) -> tuple[Tensor, Tensor]:
+        """Eq. 10's indicator (B,), and λ_t in the descriptor's units (B,)."""
         level = self.settings.schedule(t)
         if self.settings.own_units:
-            return match.similarity > level, level
-        unrelated = self.probe.unrelated(match.scale)
-        perfect = metrics.PERFECT[self.probe.metric]
-        return match.closeness > level, unrelated + level * (perfect - unrelated)
+            return match.similarity > level, torch.full_like(match.similarity, level)
+        return match.closeness > level, metrics.similarity_at(
+            self.probe.metric, level, match.typical, match.limit
+        )
 
     def _caption(self, match: Match, rows: Tensor, uncond: Tensor, neighbor_denoised) -> dict:
         """G_dup for samples whose D_u is close to a stored picture: away from its caption."""
@@ -298,7 +301,7 @@ class Session:
             with torch.inference_mode(False), torch.enable_grad():
                 latent, one = rows[i].detach().clone(), now[i]
                 if s.form == "projection":
-                    latent = self._project(latent, one, threshold)
+                    latent = self._project(latent, one, float(threshold[i]))
                 else:
                     gradient, value = self.probe.gradient(latent, one)
                     c3 = s.dissimilarity
@@ -359,6 +362,11 @@ class Session:
             },
             "steps": [asdict(record) for record in self.records],
         }
+
+
+def _of_closest(threshold: Tensor, match: Match) -> float:
+    """Of thresholds (B,), which differ a little from picture to picture, that of the closest."""
+    return float(threshold[int(match.closeness.argmax())])
 
 
 def _relative(delta: Tensor, denoised: Tensor, rows: Tensor) -> list[float]:

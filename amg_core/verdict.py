@@ -1,27 +1,19 @@
-"""Is a finished picture a copy? Two judges: the descriptor, and one that the guidance never followed."""
+"""Is a finished picture a copy? Two checks: the descriptor, and one that no guidance ever followed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
-from . import judge
-from .images import low_pass, thumbnail
-from .metrics import PERFECT
-from .probe import FEW, Probe
+from . import judge, limits
+from .errors import AMGError
+from .images import thumbnail
+from .probe import Probe
 
-COPY = 0.4  # closeness above which the descriptor says copy: where the schedule of `main` ends
-ZNCC_COPY = (
-    0.75  # correlation above which the second judge does, or more where the index is uniform
-)
-PAIR_COPY = 0.6  # the same for one picture that was named beforehand
-CANDIDATES = (
-    32  # pictures the second judge looks at: the descriptor's nearest, and as many mirrored
-)
-SAMPLED = 512  # thumbnails compared with each other to learn that
+FLAT = "it is nearly one flat tone, and neither check can compare that"
+NO_PICTURES = "the index holds no pictures, so that the second check has nothing to look at"
 
 
 @dataclass(frozen=True)
@@ -29,10 +21,11 @@ class Verdict:
     """What is known of one finished picture.
 
     similarity, threshold : float, in the descriptor's units, above the threshold it says copy;
-    closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float in
-    [−1, 1], the second judge's correlation (see `judge.zncc`) farthest over its limit; neighbor :
-    int, row id of the descriptor's nearest picture, or the second judge's where only that one says
-    copy; source, caption : str, of that picture; copy : bool, either judge says so.
+    closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float, the
+    second check's correlation (see `judge.registered`) with the candidate that is most alike, and its
+    limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
+    that one says copy; source, caption : str, of that picture; copy : bool, either check says so;
+    unsure : str, why the two cannot tell, "" if they can.
     """
 
     similarity: float
@@ -45,6 +38,7 @@ class Verdict:
     caption: str
     copy: bool
     words: str
+    unsure: str = ""
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -55,96 +49,51 @@ def verdict(
 ) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
+    The second check looks at the descriptor's nearest pictures, of the picture and of its mirror image,
+    and at those that are named, and always votes: a descriptor that was fooled ranks a copy low.
+
     Parameters
     ----------
     named : B collections of row ids, optional
-        The pictures that the guard steered each one away from. Steering can have fooled the
-        descriptor about these and no others, so the second judge looks at these, each by the limit
-        for a pair (`zncc_limits`), and has no say where there is none: an innocent picture stays
-        what the model draws. Without it, of a picture of unknown origin, the second judge looks at
-        the descriptor's 32 nearest pictures and at the 32 nearest to the mirror image, because a
-        descriptor that was fooled ranks a copy low. Among so many some are composed alike by
-        chance: all but the nearest must correlate half-way from the limit to 1.
+        The pictures that the guard steered each one away from.
     """
-    index = probe.searcher.index
-    match = probe.look_at_pictures(pictures)
-    unrelated = probe.unrelated(match.scale)
-    threshold = unrelated + COPY * (PERFECT[probe.metric] - unrelated)
-    verdicts = []
-    columns = (match.similarity, match.closeness, match.ids)
-    rows = zip(pictures.split(1), *(c.tolist() for c in columns), strict=True)
-    for number, (picture, similarity, close, nearest) in enumerate(rows):
-        steered = None if named is None else sorted(set(named[number]))
-        correlation, limit, alike = _second_judge(probe, picture, nearest, steered)
-        first = close > COPY
-        second = correlation > limit and (first or steered != [])
-        i = alike if second and not first else nearest
-        verdicts.append(
-            Verdict(
-                similarity, threshold, close, correlation, limit, i, index.source(i),
-                index.caption(i), first or second, _words(first, second, index.source(i)),
-            )
-        )  # fmt: skip
-    return verdicts
+    named = [()] * len(pictures) if named is None else named
+    pairs = zip(pictures.split(1), named, strict=True)
+    return [_judge(probe, picture, rows) for picture, rows in pairs]
 
 
-def _second_judge(
-    probe: Probe, picture: Tensor, nearest: int, named: list[int] | None
-) -> tuple[float, float, int]:
-    """Correlation, its limit, and the row, of the candidate that is farthest over its limit."""
-    index = probe.searcher.index
-    limit, limit_of_pair = zncc_limits((probe.zero_from or probe).searcher.index)
-    if named:
-        ids, limits = named, [limit_of_pair] * len(named)
-    else:
-        more = probe.candidates(picture, CANDIDATES) if named is None else []
-        others = [i for i in more if i != nearest]
-        ids, limits = [nearest, *others], [limit] + [(1 + limit) / 2] * len(others)
-    values = judge.over_index(picture, ids, lambda i: thumbnail(index, i)).cpu()
-    worst = int((values - torch.tensor(limits)).argmax())
-    return float(values[worst]), limits[worst], ids[worst]
+def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
+    index, match = probe.searcher.index, probe.look_at_pictures(picture)
+    nearest, close = int(match.ids[0]), float(match.closeness[0])
+    ids = list(
+        dict.fromkeys([nearest, *sorted(named), *probe.candidates(picture, limits.CANDIDATES)])
+    )
+    unsure, correlation, alike = "", 0.0, nearest
+    try:
+        found = judge.registered(picture, [thumbnail(index, i) for i in ids]).score
+        correlation, alike = float(found.max()), ids[int(found.argmax())]
+    except AMGError:
+        unsure = NO_PICTURES
+    if judge.flat(picture):
+        unsure = FLAT
+    first, second = close > limits.COPY, correlation > limits.REGISTERED
+    copy = (first or second) and unsure != FLAT
+    i = alike if second and not first else nearest
+    source = index.source(i)
+    return Verdict(
+        float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i, source,
+        index.caption(i), copy, _words(first, second, source, "" if copy else unsure),
+        "" if copy else unsure,
+    )  # fmt: skip
 
 
-def zncc_threshold(index) -> float:
-    """What the second judge calls a copy of the nearest picture in this index, at least 0.75."""
-    return zncc_limits(index)[0]
-
-
-def zncc_limits(index) -> tuple[float, float]:
-    """The correlations that make a copy: of the nearest of all pictures, and of one that was named.
-
-    Learned from up to 512 pictures of the index: the 99 % quantile of the correlation with the most
-    alike other one (at least 0.75), and of that of all pairs (at least 0.6). Among hundreds, one is
-    alike by chance; with a given one, chance is less likely. Mirror images count; files of one picture
-    (above 0.97) are passed over. Pictures of one series correlate by themselves. An index of fewer
-    than eight pictures teaches nothing: 0.75 and 0.6.
-    """
-    if index.count < FEW:
-        return ZNCC_COPY, PAIR_COPY
-    if index.hash not in _limits:
-        chosen = torch.linspace(0, index.count - 1, min(SAMPLED, index.count)).round().long()
-        small = [low_pass(thumbnail(index, i)[None], judge.ZNCC_SIDE) for i in chosen.tolist()]
-        pictures = torch.cat(small)
-        pairs = torch.maximum(
-            judge.zncc_matrix(pictures, pictures), judge.zncc_matrix(pictures, pictures.flip(-1))
-        )
-        own = torch.eye(len(pictures), dtype=torch.bool) | (pairs > 0.97)
-        nearest = pairs.masked_fill(own, -1).amax(dim=1).quantile(0.99)
-        others = pairs[~own]
-        pair = float(others.quantile(0.99)) if len(others) else PAIR_COPY
-        of_nearest = max(ZNCC_COPY, float(nearest))
-        _limits[index.hash] = of_nearest, min(of_nearest, max(PAIR_COPY, pair))
-    return _limits[index.hash]
-
-
-_limits: dict[str, tuple[float, float]] = {}  # by index hash: a pure function of the index
-
-
-def _words(first: bool, second: bool, source: str) -> str:
+def _words(first: bool, second: bool, source: str, unsure: str) -> str:
+    if unsure:
+        return f"Cannot tell: {unsure}."
     if first and second:
-        return f"A copy of {source}: both judges agree."
+        return f"A copy of {source}: both checks agree."
     if first:
-        return f"Too close to {source} by the descriptor's measure."
+        return f"A copy of {source}, by the first check alone."
     if second:
-        return f"Same composition as {source}, though the descriptor does not see it: look at both."
+        return f"A copy of {source}, by the second check alone: look at both."
     return f"Not a copy of anything in this index (nearest: {source})."
