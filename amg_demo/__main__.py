@@ -19,15 +19,16 @@ from torch import Tensor
 
 from amg_core import judge, presets
 from amg_core.decoders import ModuleDecoder
-from amg_core.descriptors import create
+from amg_core.descriptors import DEFAULT, create
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.limits import COPY, ZNCC
 from amg_core.loop import Outcome, until_clean
 from amg_core.plot import curve
 from amg_core.probe import Probe
 from amg_core.session import Session
-from amg_core.verdict import COPY, Verdict, verdict, zncc_threshold
+from amg_core.verdict import Verdict, verdict
 
 from . import model as demo
 from . import pictures as source
@@ -179,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     model = demo.load()
-    descriptor = create("pixel")
+    descriptor = create(DEFAULT)
     report = build(demo.PICTURES, out / "index", descriptor)
     print(f"Index of {report.count} pictures built in {report.seconds:.1f} s: {report.path}")
     index = Index.open(out / "index")
@@ -195,12 +196,12 @@ def run(arguments: argparse.Namespace) -> None:
     own = training[[captions.index(text) for text in memorised]]
     with torch.inference_mode():
         singles = model.scorer(training[copies == 1])["features"]
-    limit = zncc_threshold(index)
+    limit = ZNCC
     groups = {"memorised": slice(0, len(memorised)), "elsewhere": slice(len(memorised), None)}
     options = {"steps": arguments.steps, "cfg_scale": arguments.cfg}
 
     table = Table()
-    base_nl2, base_zncc = among_themselves(probe, training)
+    base_nl2, base_zncc = among_themselves(training)
     table.add(
         "training pictures among themselves",
         [-top5(-base_nl2), float(base_nl2.min()), share(base_nl2 < 1.4), share(base_nl2 < 1.6), None,

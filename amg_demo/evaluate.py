@@ -36,8 +36,8 @@ def score(
     zncc: largest correlation with any training picture or its mirror image. alignment: probability
     that the scorer gives to the prompt's subject (`subjects`, labels (B,)). features: (B, D).
     """
-    query = torch.nn.functional.adaptive_avg_pool2d(pictures, SIDE).flatten(1)
-    distances, _ = probe.searcher.nearest(query, SIDE, metrics.NEIGHBORS)
+    distances = torch.cdist(_small(pictures), _small(training)).sort(dim=1).values
+    distances = distances[:, : metrics.NEIGHBORS]
     graded = scorer(pictures)
     return Scores(
         nl2=distances[:, 0] / (metrics.ALPHA * distances.mean(dim=1)),
@@ -48,11 +48,15 @@ def score(
     )
 
 
-def among_themselves(probe: Probe, training: Tensor) -> tuple[Tensor, Tensor]:
+def _small(pictures: Tensor) -> Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(pictures, SIDE).flatten(1)
+
+
+def among_themselves(training: Tensor) -> tuple[Tensor, Tensor]:
     """nL2 (N,) and ZNCC (N,) of each training picture to its nearest other one: the base rate."""
-    query = probe.searcher.rows(torch.arange(len(training)), SIDE)
-    distances, _ = probe.searcher.nearest(query, SIDE, metrics.NEIGHBORS + 1)
-    others = distances[:, 1:]  # the first is the picture itself
+    rows = _small(training)
+    distances = torch.cdist(rows, rows).sort(dim=1).values
+    others = distances[:, 1 : metrics.NEIGHBORS + 1]  # the first is the picture itself
     every = judge.zncc_matrix(training, torch.cat([training, training.flip(-1)]))
     own = torch.eye(len(training), dtype=torch.bool).repeat(1, 2)
     nearest = every.masked_fill(own, -1).amax(dim=1)

@@ -21,7 +21,7 @@ from .texts import Text
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
 NOT_JUDGED = "not judged"
-WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "look", "clean")
+WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "unsure", "clean")
 log = logging.getLogger(__name__)
 
 
@@ -312,7 +312,7 @@ def nearest(report: dict) -> float:
 
 def words(report: dict) -> str:
     """What became of one picture, in one line below the gallery."""
-    from amg_core.verdict import COPY
+    from amg_core.limits import COPY
 
     (told,) = report["verdicts"]
     close = f"closeness {max(0.0, told['closeness']):.2f}"
@@ -323,8 +323,8 @@ def words(report: dict) -> str:
     if told["attempt"] > 0:
         before = max(0.0, report["attempts"][0]["verdicts"][0]["closeness"])
         parts[1:] = [f"drawn again: closeness {before:.2f} → {close.split()[1]}"]
-    if told["outcome"] == "look":
-        parts.append(f"look at it: composed like {told['source']}")
+    if told["outcome"] == "unsure":
+        parts[0] = f"cannot tell: {told['unsure']}"
     return " · ".join(parts)
 
 

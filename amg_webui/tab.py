@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from amg_core.descriptors import IDS
 from amg_core.errors import AMGError
+from amg_core.limits import COPY
 
 from . import lookup
 
-DESCRIPTORS = ("pixel", "sscd")
 SHOWN = 5  # pictures of a search
 stopping = threading.Event()  # set by the button Stop, in another thread than the build
 
@@ -64,9 +65,8 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:
         return str(error), []
-    return f"{found.words} Closeness {max(0.0, found.closeness):.2f}, copy above 0.4.", shown[
-        :SHOWN
-    ]
+    words = f"{found.words} Closeness {max(0.0, found.closeness):.2f}, copy above {COPY}."
+    return words, shown[:SHOWN]
 
 
 def create(gr) -> list[tuple]:
@@ -78,7 +78,7 @@ def create(gr) -> list[tuple]:
         with gr.Tab("Build"):
             folder = gr.Textbox(label="Folder of pictures", info="Or a .zip, a .tar, a list. Captions: .txt beside the pictures, metadata.jsonl or .csv.")  # fmt: skip  # noqa: E501
             name = gr.Textbox(label="Name", info="The index becomes a folder of that name in models/amg_indexes.")  # fmt: skip  # noqa: E501
-            descriptor = gr.Dropdown(list(DESCRIPTORS), value=DESCRIPTORS[0], label="Descriptor", info="pixel needs no weights. sscd: Meta's file in models/amg.")  # fmt: skip  # noqa: E501
+            descriptor = gr.Dropdown(list(IDS), value=IDS[0], label="Descriptor", info="compact: in the box, sees edited copies. sscd: Meta's file in models/amg.")  # fmt: skip  # noqa: E501
             with gr.Row():
                 start, stop = gr.Button("Build", variant="primary"), gr.Button("Stop")
             said = gr.Textbox(label="Result")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from amg_core.descriptors import DEFAULT, NAMES
 from amg_core.errors import AMGError
 
 from . import terminal
@@ -30,8 +31,9 @@ metadata/*.parquet, or image.index). Such an index holds no pictures: it can be 
 the first stage of a two-stage search, but the guard cannot watch with it."""
 
 DESCRIPTOR = """\
-how pictures are compared. pixel: needs nothing, finds copies that are alike pixel by pixel.
-sscd: finds copies that are cropped, recoloured or recomposed; needs its weights file. latent: the
+how pictures are compared. compact: a small network in the box, finds copies that are cropped,
+recoloured or recomposed. pixel: finds copies that are alike pixel by pixel. sscd: Meta's network, a
+hundred times the work, sees more; needs its weights file. latent: the
 model's own latents, the cheapest to watch with; needs a TAESD encoder. clip: what is depicted; for
 searching, not for guarding"""
 
@@ -45,8 +47,8 @@ def register(commands) -> None:
     build.add_argument("out", metavar="OUT", type=Path, help="index folder to make or update")
     build.add_argument(
         "--descriptor",
-        choices=("pixel", "sscd", "latent", "clip"),
-        default="pixel",
+        choices=NAMES,
+        default=DEFAULT,
         help=DESCRIPTOR + " (%(default)s)",
     )
     build.add_argument("--scales", type=_numbers, metavar="A,B", help="only these scales (all)")

@@ -29,7 +29,7 @@ from amg_core.metrics import GAIN, OFFSET
 from . import captions, sheet, terminal
 
 # Above: one picture. sscd: the paper's. pixel: see docs/dedup.md. Others have not been measured.
-THRESHOLD = {"sscd": 0.7, "pixel": 0.7}
+THRESHOLD = {"sscd": 0.7, "compact": 0.8, "pixel": 0.7}
 BLOCK = 2048  # rows compared with as many others at once
 FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
 JPEG_QUALITY = 90  # as in the authors' code
@@ -47,7 +47,7 @@ def default_threshold(spec) -> float:
     if kind not in THRESHOLD:
         raise AMGError(
             f"No threshold is known for duplicates by the descriptor {spec.id}: give --threshold, "
-            f"or use an index of sscd or pixel."
+            f"or use an index of compact, sscd or pixel."
         )
     return THRESHOLD[kind]
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amg_core import metrics, verdict
+from amg_core import limits, metrics, verdict
 from amg_core.errors import AMGError
 from amg_core.probe import Probe
 
@@ -98,7 +98,6 @@ class Evaluation:
     figures: dict[str, Figure]
     metric: str
     copy_above: float
-    unrelated: float
     worst: list[tuple[Judged, bytes]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -114,7 +113,6 @@ class Evaluation:
             "name": self.name,
             "figures": {key: asdict(figure) for key, figure in self.figures.items()},
             "copy_above": self.copy_above,
-            "unrelated": self.unrelated,
             "skipped": [{"picture": name, "reason": reason} for name, reason in self.skipped],
             "notes": self.notes,
         }
@@ -231,8 +229,7 @@ def evaluate(
     """
     from amg_core.index.picture import Unreadable, decode
 
-    index, scale = probe.searcher.index, probe.scales[-1]
-    judges = _second_judge(index)
+    index = probe.searcher.index
     judged: list[Judged] = []
     skipped: list[tuple[str, str]] = []
     worst: list[tuple[float, int, Judged, bytes]] = []
@@ -245,7 +242,7 @@ def evaluate(
         except Unreadable as error:
             skipped.append((item.source, str(error)))
         else:
-            one = _judge(probe, pixels, item.source, item.caption, judges)
+            one = _judge(probe, pixels, item.source, item.caption)
             judged.append(one)
             entry = (one.closeness, -len(judged), one, b"")
             if len(worst) < WORST or entry > worst[0]:
@@ -262,7 +259,7 @@ def evaluate(
     if not judged:
         shown = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise AMGError(f"No picture of {source.name} can be read{shown}: give another folder.")
-    table = figures(judged, probe.metric, verdict.COPY)
+    table = figures(judged, probe.metric, limits.COPY)
     table["clip"] = _clip_figure(scores, len(judged), clip is not None)
     table["fid"] = _fid_figure(features, reference)
     made = Evaluation(
@@ -270,13 +267,12 @@ def evaluate(
         judged=judged,
         figures=table,
         metric=probe.metric,
-        copy_above=verdict.COPY,
-        unrelated=probe.unrelated(scale),
+        copy_above=limits.COPY,
         worst=[(one, jpeg) for _, _, one, jpeg in sorted(worst, key=lambda e: e[:2], reverse=True)],
         skipped=skipped,
         notes=list(source.notes),
     )
-    if judges is None:
+    if any(one.zncc is None for one in judged):
         made.notes.append(
             f"index {index.name} holds no pictures: the second judge, which looks at pictures, was "
             f"not asked"
@@ -284,32 +280,14 @@ def evaluate(
     return made
 
 
-def _second_judge(index) -> float | None:
-    """The limit of the second judge; None where the index was imported without pictures."""
-    try:
-        return verdict.zncc_threshold(index)
-    except AMGError:
-        return None
-
-
-def _judge(probe: Probe, pixels: np.ndarray, name: str, prompt: str, limit: float | None) -> Judged:
+def _judge(probe: Probe, pixels: np.ndarray, name: str, prompt: str) -> Judged:
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
     picture = picture.to(probe.searcher.device)
-    nl2 = plain_nl2(probe, picture)
-    if limit is not None:
-        v = verdict.verdict(probe, picture)[0]
-        return Judged(
-            name, prompt, v.similarity, nl2, v.closeness, v.zncc, v.copy, v.words, v.neighbor,
-            v.source, v.caption,
-        )  # fmt: skip
-    match = probe.look_at_pictures(picture)
-    close, i = float(match.closeness[0]), int(match.ids[0])
-    record = probe.searcher.index.record(i)
-    copy = close > verdict.COPY
-    words = f"{'Too close to' if copy else 'Nearest:'} {record.source} (one judge only)."
+    (v,) = verdict.verdict(probe, picture)
+    zncc = None if v.unsure == verdict.NO_PICTURES else v.zncc
     return Judged(
-        name, prompt, float(match.similarity[0]), nl2, close, None, copy, words, i, record.source,
-        record.caption,
+        name, prompt, v.similarity, plain_nl2(probe, picture), v.closeness, zncc, v.copy, v.words,
+        v.neighbor, v.source, v.caption,
     )  # fmt: skip
 
 

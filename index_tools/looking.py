@@ -6,7 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
+from amg_core.descriptors import IDS
 from amg_core.errors import AMGError
+from amg_core.limits import COPY
 
 from . import terminal
 
@@ -46,7 +48,7 @@ def register(commands) -> None:
         "two stages",
         "rank the 1,000 nearest of a clip index anew by a finer descriptor (AMG, LAION)",
     )
-    again.add_argument("--rerank", choices=("pixel", "sscd"), help="by this descriptor")
+    again.add_argument("--rerank", choices=IDS, help="by this descriptor")
     again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="weights of sscd")
     again.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="where the pictures lie (as the index says)"
@@ -164,8 +166,8 @@ def _search(options: argparse.Namespace) -> None:
         print(f"{entry[measure]:10.4f}  #{entry['id']}  {entry['source']}{caption}")
     if close is not None:
         print(
-            f"closeness {max(0.0, close):.2f} (1 = the same picture, 0 = as alike as unrelated pictures "
-            f"of the index; the guard acts at about 0.4)"
+            f"closeness {max(0.0, close):.2f} (0 = as alike as pictures that are not in the index, copy "
+            f"above {COPY}, 1 = the same picture)"
         )
     if missing:
         print(

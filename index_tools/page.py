@@ -63,8 +63,8 @@ def render(
         _table(evaluations),
         '<p class="faint">Brackets: 95 % intervals, of shares by Wilson, of the others by bootstrap '
         "over the pictures. Matched: up to contrast, brightness, tint and mirroring, as the guard "
-        "compares. Closeness: 0 = as alike as unrelated pictures of the index can be, "
-        "1 = the same picture; below 0 is less alike than that.</p>",
+        "compares. Closeness: 0 = as alike as pictures that are not in the index, "
+        "0.4 = what one in a hundred of these reaches, 1 = the same picture.</p>",
         f"<h2>{_axis(evaluations[0])} to the nearest picture</h2>",
         histogram(evaluations),
     ]

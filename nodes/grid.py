@@ -26,7 +26,7 @@ INK, FAINT, BACK = (32, 33, 38), (118, 120, 128), (250, 250, 250)
 # What a verdict comes to in the report -> its words, and their colour and that of the frame.
 OUTCOMES = {
     "copy": ("COPY", (196, 30, 30)),
-    "look": ("no copy, but look at it", (190, 110, 0)),
+    "unsure": ("cannot tell", (190, 110, 0)),
     "clean": ("no copy", (30, 130, 60)),
     None: ("not judged", FAINT),
 }
@@ -168,7 +168,8 @@ class StrengthGridNode(io.ComfyNode):
                     "table",
                     display_name="table",
                     tooltip="The same as JSON: one row a picture with its settings, similarity, "
-                    "closeness (0 = as alike as unrelated pictures, 1 = the same), and verdict.",
+                    "closeness (0 = as alike as pictures that are not in the index, 1 = the "
+                    "same), and verdict.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

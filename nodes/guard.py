@@ -18,17 +18,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..amg_core import presets
+from ..amg_core import descriptors, limits, presets
 from ..amg_core import report as reports
-from ..amg_core.descriptors import create
 from ..amg_core.errors import AMGError
 from . import decoding, detect, hook, live, opening, probing, sampling, show
 from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
-# Closeness of two drawings of one prompt from different noises that makes it a key. On the embedded
-# model keys have .77 and more, other prompts .70 and less (docs/guard.md).
-ONE_PICTURE = 0.73
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
 THUMB = 256  # pixels of the longer side of what the page shows of them
 # What a prompt may carry besides its words that makes two drawings alike.
@@ -268,14 +264,14 @@ def _known(
     from ..amg_core.index import Index, build
     from ..amg_core.index.sources import Pictures
 
-    plain = create("pixel")
+    plain = descriptors.create(descriptors.DEFAULT)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         build(Pictures(pictures[:1], "", "drawn from another seed"), Path(folder) / "one", plain)
         with Index.open(Path(folder) / "one") as one:
             alone = opening.as_probe([one], plain)
             match = alone.look_at_pictures(pictures[1:].movedim(-1, 1))
             alike = float(match.closeness[0])
-        if alike < ONE_PICTURE:
+        if alike < limits.ONE_PICTURE:
             story.say(
                 f"Two drawings from other seeds differ (closeness {max(0, alike):.2f}): no key."
             )
@@ -291,7 +287,7 @@ def _known(
         build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "known", descriptor)
         with Index.open(Path(folder) / "known") as known:
             members = [known] if index is None else [*index.searcher.index.members, known]
-            probe = opening.as_probe(members, descriptor, zero_from=index)
+            probe = opening.as_probe(members, descriptor)
             hashes = [known.record(i).sha256 for i in range(known.count)]
             saved = show.preview(pictures, THUMB)
             try:

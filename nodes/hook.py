@@ -179,7 +179,7 @@ def _on_device(probe: Probe, device, decoder: Decoder | None) -> Probe:
     if device not in kept:
         own = probe.searcher
         searcher = own if own.device == device else Searcher(own.index, device)
-        kept[device] = Probe(searcher, probe.descriptor, zero_from=probe.zero_from)
+        kept[device] = Probe(searcher, probe.descriptor)
     watch = copy.copy(kept[device])
     watch.decoder = decoder
     return watch

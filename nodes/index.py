@@ -24,10 +24,10 @@ def descriptor_input() -> io.Input:
         "descriptor",
         options=CHOICES,
         default=CHOICES[0],
-        tooltip="How pictures are compared. pixel: layout and colour, no download, fast. sscd: "
-        "knows copied objects too, needs Meta's weights in models/amg, slow on a CPU. latent: "
-        "as pixel, in your model's own latents: guards almost for free, one family of models "
-        "only, needs vae and model.",
+        tooltip="How pictures are compared. compact: sees edited copies too, nothing to "
+        "download. pixel: layout and colour only. sscd: sees most, needs Meta's "
+        "weights in models/amg, slow on a CPU. latent: as pixel, in your model's own "
+        "latents; one family of models only, needs vae and model.",
     )
 
 

@@ -30,7 +30,7 @@ EVENT = "amg.step"
 LONGEST = 300  # characters of a caption or a name that are sent
 VERDICT = (
     "similarity", "threshold", "closeness", "zncc", "zncc_threshold", "source", "caption", "copy",
-    "words",
+    "words", "unsure",
 )  # fmt: skip
 
 

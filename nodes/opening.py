@@ -66,10 +66,10 @@ def open_probe(folder: Path, descriptor=None):
     return as_probe([index], descriptor)
 
 
-def as_probe(indexes: Sequence, descriptor, zero_from=None):
+def as_probe(indexes: Sequence, descriptor):
     """A `Probe` on one or several open indexes, which stay open as long as anything uses them."""
     from ..amg_core.index import Index
     from ..amg_core.index.search import Searcher
     from ..amg_core.probe import Probe
 
-    return Probe(Searcher(Index.combine(indexes)), descriptor, zero_from=zero_from)
+    return Probe(Searcher(Index.combine(indexes)), descriptor)

@@ -6,7 +6,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..amg_core.errors import AMGError
-from ..amg_core.verdict import COPY, verdict
+from ..amg_core.limits import COPY
+from ..amg_core.verdict import verdict
 from . import latents, live, show
 from .opening import descriptor_of
 from .types import CATEGORY, MemorizationIndex
@@ -39,15 +40,16 @@ class SimilarityProbeNode(io.ComfyNode):
                 io.Float.Output(
                     "similarity",
                     display_name="similarity",
-                    tooltip="Largest similarity of the batch in units of the index's descriptor, "
-                    "larger is closer. The same picture has 1 with sscd, 0 with pixel and latent.",
+                    tooltip="Largest similarity of the batch in units of the index's descriptor, larger "
+                    "is closer. The same picture has 1 with compact and sscd, 0 with pixel and "
+                    "latent.",
                 ),
                 io.String.Output(
                     "verdict",
                     display_name="verdict",
-                    tooltip="A line a picture: how close it is (0 = as alike as unrelated "
-                    "pictures of the index, 1 = the same), and a sentence. Two judges are asked; "
-                    "either can call it a copy.",
+                    tooltip="A line a picture: how close it is (0 = as alike as pictures that are not in "
+                    "the index, 1 = the same), and a sentence. Two checks are made; either can "
+                    "call it a copy.",
                 ),
                 io.Image.Output(
                     "nearest",

@@ -314,10 +314,9 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at pure noise. 0 = as alike as unrelated pictures "
-                    "of the index, 1 = the same picture. The guard acts above it: lower "
-                    "guards more and changes more; 0.1 to 0.3 with sscd, 0.4 to 0.6 with "
-                    "pixel and latent.",
+                    tooltip="custom thresholds: at pure noise. 0 = as alike as pictures that are not in "
+                    "the index, 0.4 = as one in a hundred of these, 1 = the same picture. The "
+                    "guard acts above it: lower guards more and changes more.",
                 ),
                 io.Float.Input(
                     "threshold_end",
@@ -327,10 +326,8 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at the finished picture, on the same scale; 0.3 "
-                    "to 0.5 with sscd, 0.5 to 0.65 with pixel and latent. The finished "
-                    "picture is called a copy above 0.4 on this scale, whatever is set "
-                    "here.",
+                    tooltip="custom thresholds: at the finished picture, on the same scale. The finished "
+                    "picture is called a copy above 0.4, whatever is set here.",
                 ),
                 io.Combo.Input(
                     "form",
@@ -404,9 +401,10 @@ class ApplyNode(io.ComfyNode):
                     **ADVANCED,
                     options=decoding.CHOICES,
                     default=decoding.CHOICES[0],
-                    tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, "
-                    "else the connected vae, else coarse preview colours. taesd is fast and "
-                    "sharp, vae slow and large, linear free and coarse. A latent index needs none.",
+                    tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, else "
+                    "preview colours, else the connected vae. taesd is fast and sharp, linear "
+                    "free and coarse; vae takes longer than the step itself. A latent index "
+                    "needs none.",
                 ),
                 *optional_inputs(),
                 *loop_inputs(),

@@ -4,9 +4,9 @@ import { api, app } from "./graph.js";
 
 // What the server says of a finished picture, sentence by sentence; <name> stands for what differs.
 const SENTENCES = [
-  "A copy of <source>: both judges agree.",
-  "Too close to <source> by the descriptor's measure.",
-  "Same composition as <source>, though the descriptor does not see it: look at both.",
+  "A copy of <source>: both checks agree.",
+  "A copy of <source>, by the first check alone.",
+  "A copy of <source>, by the second check alone: look at both.",
   "Not a copy of anything in this index (nearest: <source>).",
   "measured <number> of <count>",
   "by the VAE",
@@ -15,9 +15,10 @@ const SENTENCES = [
   "STILL A COPY: pictures <numbers>",
   "replaced by a blank",
   "no copy",
-  "look at picture <number>: composed like <source>",
+  "cannot tell of picture <number>: <reason>",
   "picture <number> drawn again: closeness <before> → <after>",
   "closeness <value>, copy above <limit>",
+  "Cannot tell: <reason>.",
   "not judged",
   "nothing here decodes these latents: connect the vae",
   "sampling was not finished: noise is left for another sampler",
