@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amg_core import presets
-from amg_core.descriptors import create
+from amg_core import limits, presets
+from amg_core.descriptors import DEFAULT, create
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
@@ -32,15 +32,14 @@ from .tables.grade import Judges
 from .tables.methods import RETRIES, Drawn, Method, draw
 from .tables.worlds import World, text_world
 
-ONE_PICTURE = 0.73  # as the node has it
 REFERENCES = 2
 
 
 def own_index(world: World, pictures: Tensor, folder: Path) -> Probe:
     """A probe on an index of drawn pictures (n, 3, H, W)."""
-    build(Pictures(pictures.movedim(1, -1), "", "drawn from another seed"), folder, create("pixel"))
+    build(Pictures(pictures.movedim(1, -1), "", "drawn from another seed"), folder, create(DEFAULT))
     decoder = world.probes["pixel"].decoder
-    return Probe(Searcher(Index.open(folder)), create("pixel"), decoder)
+    return Probe(Searcher(Index.open(folder)), create(DEFAULT), decoder)
 
 
 def agreement(world: World, pair: Tensor, folder: Path) -> float:
@@ -67,7 +66,7 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
         guarded = Drawn(torch.empty(0))
         pictures = []
         for i, text in enumerate(captions):
-            if alike[i] < ONE_PICTURE:
+            if alike[i] < limits.ONE_PICTURE:
                 pictures.append(unguarded.pictures[i : i + 1])
                 guarded.acted.append(False)
                 continue

@@ -22,8 +22,9 @@ from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.limits import COPY, ZNCC, ZNCC_PAIR
 from amg_core.probe import Probe
-from amg_core.verdict import COPY, verdict, zncc_limits
+from amg_core.verdict import verdict
 from amg_demo import midnight
 from amg_demo import model as demo
 from amg_demo.__main__ import BATCH, choose_prompts, draw, training_set
@@ -57,14 +58,13 @@ def probes(model: demo.DemoModel, folder: Path) -> dict[str, Probe]:
 
 def figures(pictures: Tensor, own: Tensor | None, eyes: dict[str, Probe], plain: Tensor) -> dict:
     """Percentages of copies by each judge, correlation with the caption's own picture (None: with any)."""
-    limit, limit_of_pair = zncc_limits(eyes["pixel"].searcher.index)
     training = lora_pictures()[0]
     every = judge.zncc_matrix(pictures, torch.cat([training, training.flip(-1)]))
     nearest = every.amax(dim=1)
     mine = nearest if own is None else every.gather(1, own[:, None])[:, 0]
     views = on_views(eyes["pixel"], pictures)
     other = eyes["latent"].look_at_pictures(pictures).closeness
-    correlated = mine > (limit if own is None else limit_of_pair)
+    correlated = mine > (ZNCC if own is None else ZNCC_PAIR)
     return {
         "verdict %": share(torch.tensor([v.copy for v in verdict(eyes["pixel"], pictures)])),
         "own measure %": share(eyes["pixel"].look_at_pictures(pictures).closeness > COPY),
@@ -117,7 +117,6 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
                 row |= {"drawn again": again, "s/picture": seconds / len(prompts)}
                 told[f"{group}, {name}"] = row
                 columns.setdefault(group, {})[name] = drawn
-        limits = zncc_limits(eyes["pixel"].searcher.index)
     keys = list(next(iter(told.values())))
     print(f"| {len(captions) * rounds} pictures | " + " | ".join(keys) + " |")
     print("|---" * (len(keys) + 1) + "|")
@@ -125,7 +124,7 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
         cells = (f"{row[k]:.0f}" if k.endswith("%") else f"{row[k]:.2f}" for k in keys)
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(
-        f"ZNCC limits: nearest of all {limits[0]:.2f}, a given one {limits[1]:.2f}. Batches of {BATCH}."
+        f"ZNCC limits: nearest of all {ZNCC:.2f}, a given one {ZNCC_PAIR:.2f}. Batches of {BATCH}."
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(told), encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,11 +18,9 @@ import numpy as np
 import torch
 
 from amg_core import judge
-from amg_core.descriptors import create
 from amg_core.detection.calibration import SCORES, Calibration
 from amg_core.detection.statistics import LOW
-from amg_core.index import Index, build
-from amg_core.verdict import zncc_threshold
+from amg_core.limits import ZNCC
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
 
@@ -90,9 +87,7 @@ def main() -> int:
     usual = looks.measure(model, prompts.calibration, z, LOW)
     print(f"Drawing {len(texts)} pictures …", flush=True)
     pictures, walked, halfway = looks.draw(model, texts, z[:1], STEPS, CFG)
-    with tempfile.TemporaryDirectory() as folder:
-        build(demo.PICTURES, Path(folder) / "index", create("pixel"))
-        limit = zncc_threshold(Index.open(Path(folder) / "index"))
+    limit = ZNCC
     nearest, which = map(np.array, zip(*(_nearest(p, training) for p in pictures), strict=True))
     copied = nearest > limit
     own = copied & np.array([captions[i] == t for i, t in zip(which, texts, strict=True)])

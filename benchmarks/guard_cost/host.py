@@ -148,8 +148,8 @@ def install_taesd(folder: Path) -> None:
 
 def descriptor(name: str):
     """One of the plugin's descriptors; SSCD with random weights."""
-    if name == "pixel":
-        return module("amg_core.descriptors.pixel").PixelDescriptor()
+    if name in ("compact", "pixel"):
+        return module("amg_core.descriptors").create(name)
     if name == "latent":
         return module("amg_core.descriptors.latent").LatentDescriptor(None, "sd15", "0" * 64, 4)
     generator, state = torch.Generator().manual_seed(0), {}
@@ -175,7 +175,8 @@ class RandomIndex:
         for scale in spec.scales:
             rng = np.random.default_rng(scale)
             if spec.metric == "cosine":
-                rows = rng.standard_normal((count, 512), np.float32)
+                dim = 256 if spec.id == "compact" else 512
+                rows = rng.standard_normal((count, dim), np.float32)
                 rows /= np.linalg.norm(rows, axis=1, keepdims=True)
             else:
                 channels = 4 if spec.id.startswith("latent") else 3

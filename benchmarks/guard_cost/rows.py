@@ -13,7 +13,7 @@ from . import host
 
 PLAIN, AUTHORS = "plain", "authors"
 NEVER, ALWAYS = 1e3, -1e3  # thresholds of closeness
-DESCRIPTORS = ("pixel", "latent", "sscd")
+DESCRIPTORS = ("compact", "pixel", "latent", "sscd")
 # name: preset, whether a text encoder is connected, what closeness counts as nothing stored
 GUARDS = {
     "watch": ("main", True, ALWAYS),

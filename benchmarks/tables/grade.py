@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amg_core import judge
+from amg_core.limits import COPY, ZNCC
 from amg_core.probe import Probe
-from amg_core.verdict import COPY, zncc_threshold
 from amg_demo.evaluate import kid, score
 from amg_demo.sheet import to_image
 
@@ -60,7 +60,7 @@ class Grades:
 def pair_limit(pictures: Tensor, quantile: float = 0.99) -> float:
     """The ZNCC that 1 % of all pairs of different training pictures reach, mirrored ones included.
 
-    The limit for one given picture. That for the nearest of all (`verdict.zncc_threshold`) is higher:
+    The limit for one given picture. That for the nearest of all (`limits.ZNCC`) is higher:
     among hundreds, one is alike by chance, and judged by it half a copy of one's own picture passes.
     """
     both = torch.maximum(
@@ -82,7 +82,7 @@ class Judges:
 
     def __post_init__(self) -> None:
         self.training = self.world.data.pictures
-        self.limit = zncc_threshold(self.world.probes["pixel"].searcher.index)
+        self.limit = ZNCC
         self.own_limit = pair_limit(self.training)
         self.sscd_rows = None if self.sscd is None else self.sscd(self.training)
         with torch.inference_mode():

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amg_core.limits import COPY
 from amg_core.plot import curve
-from amg_core.verdict import COPY
 from amg_demo.sheet import sheet, side_by_side
 from index_tools.evaluate import bootstrap, share, top_mean
 

@@ -1,0 +1,1 @@
+"""How well descriptors recognise edited copies of pictures: `python -m benchmarks.eye`."""

@@ -1,0 +1,97 @@
+"""Descriptors of the product, asked as the guard asks them: through an index, both ways round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from amg_core.descriptors import create
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.index.sources.base import Item
+from amg_core.metrics import NEIGHBORS
+from amg_core.probe import Probe
+
+from .pictures import Picture
+
+Found = tuple[float, int]  # similarity and row of the nearest picture
+
+
+class Eye(Protocol):
+    """A way to recognise pictures."""
+
+    name: str
+
+    def learn(self, rows: list[Picture], folder: Path) -> None:
+        """Index `rows`; what has to be stored goes into `folder`, which is temporary."""
+        ...
+
+    def look(self, image: Image.Image) -> object:
+        """What is searched with: the picture and its mirror image as this eye sees them."""
+        ...
+
+    def nearest(self, seen: object, without: list[frozenset[int]]) -> list[Found]:
+        """The nearest row, either way round, for each set of rows that are out of the index."""
+        ...
+
+
+class ProductEye:
+    """A descriptor in full detail, matched as `Probe` matches. name : "kind" or "kind@note"."""
+
+    def __init__(self, name: str, weights: Path | None = None):
+        self.name, self.weights, kind = name, weights, name.partition("@")[0]
+        finest = create(kind, weights).spec.scales[-1]
+        self.descriptor, self.scale = create(kind, weights, scales=(finest,)), finest
+
+    def learn(self, rows: list[Picture], folder: Path) -> None:
+        build(Rows(rows), folder / self.name, self.descriptor, workers=1)
+        index = Index.open(folder / self.name)
+        self.searcher = Searcher(index)
+        self.probe = Probe(self.searcher, self.descriptor)
+        self.numbers = [int(index.record(i).source) for i in range(index.count)]
+
+    @torch.no_grad()
+    def look(self, image: Image.Image) -> torch.Tensor:
+        picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        return self.probe._embed(torch.cat(self.probe._views(picture)), self.scale)
+
+    @torch.no_grad()
+    def nearest(self, seen: torch.Tensor, without: list[frozenset[int]]) -> list[Found]:
+        wanted = 1 if self.probe.metric == "cosine" else NEIGHBORS
+        most = wanted + max(len(rows) for rows in without)
+        values, ids = self.searcher.nearest(seen, self.scale, most)
+        rows = [[self.numbers[i] for i in line] for line in ids.tolist()]
+        return [self._nearest(seen, values, ids, rows, hidden, wanted) for hidden in without]
+
+    def _nearest(self, seen, values, ids, rows, hidden: frozenset[int], wanted: int) -> Found:
+        """The better of the two views, as `Probe._match` takes it, without the hidden rows."""
+        found = []
+        for view in range(2):
+            kept = [k for k, row in enumerate(rows[view]) if row not in hidden][:wanted]
+            similarity, _ = self.probe._similarities(
+                seen[view : view + 1], values[view][kept][None], ids[view][kept], self.scale
+            )
+            best = int(similarity.argmax())
+            found.append((float(similarity[best]), rows[view][kept[best]]))
+        return max(found, key=lambda one: one[0])
+
+
+class Rows:
+    """Pictures as a source of `amg_core.index.build`, named by their numbers."""
+
+    def __init__(self, rows: list[Picture]):
+        self.name, self.rows = "rows", rows
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Item]:
+        for number, picture in enumerate(self.rows):
+            yield Item(str(number), "", lambda picture=picture: np.array(picture.load()))

@@ -1,0 +1,252 @@
+"""Each eye at work: preset main, and Guard without an index, on the embedded model.
+
+    python -m benchmarks.eye.guarded --descriptors compact pixel sscd_int8
+
+The embedded model's 32 memorised prompts and 32 others, from fresh seeds, drawn plain, under *main* with an
+index of its training pictures, and as the node *Guard* does it: every prompt is drawn twice from other
+seeds, and where the two are one picture, that is the whole index. `sscd_int8` is the stand-in for Meta's
+weights (see `rivals`); it has no gradient, and main needs none.
+
+Graded by what steered none of them alone: correlation of 16x16 grey pictures with the own training picture,
+the second check's score with it, and SSCD where it is installed. An escape is a picture that is a copy to
+any of these and that its verdict does not call one; each is shown on the sheet of its eye.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amg_core import judge, limits, presets
+from amg_core.decoders import ModuleDecoder
+from amg_core.descriptors import create
+from amg_core.descriptors.base import DescriptorSpec
+from amg_core.images import low_pass
+from amg_core.index import Index, build
+from amg_core.index.search import Searcher
+from amg_core.index.sources import Pictures
+from amg_core.probe import Probe
+from amg_core.verdict import verdict
+from amg_demo import model as demo
+from amg_demo.__main__ import choose_prompts, guarded, training_set
+from amg_demo.sample import sample
+from amg_demo.sheet import sheet
+
+from .rivals import NotInstalled, SSCDInt8
+from .tables import markdown, wilson
+
+OPTIONS = {"steps": 20, "cfg_scale": 4.0}
+RETRIES, BATCH, OTHER_SEEDS = 2, 16, 1_000_003
+OWN_ZNCC, OWN_SSCD = 0.7, 0.5  # with the own training picture: from here on a copy
+
+
+class SSCDStandIn:
+    """SSCD as a descriptor of the product, run by onnxruntime: rows, no gradient."""
+
+    space = "picture"
+    spec = DescriptorSpec(
+        "sscd_disc_mixup", "cosine", "int8-stand-in/1", (16, 32, 64, 288), "0" * 64
+    )
+
+    def __init__(self):
+        self.network = SSCDInt8()
+
+    def embed(self, pictures: Tensor, scale: int) -> Tensor:
+        small = low_pass(pictures.float(), scale) if scale < 288 else pictures.float()
+        return torch.from_numpy(self.network.embed([_image(p) for p in small]))
+
+    def to(self, device) -> SSCDStandIn:
+        return self
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray(
+        (picture.clamp(0, 1).movedim(0, -1).numpy() * 255).round().astype(np.uint8)
+    )
+
+
+@dataclass
+class Drawn:
+    """Pictures of one way to draw, and what its verdicts say (True: a copy)."""
+
+    pictures: Tensor
+    called: list[bool] = field(default_factory=list)
+    acted: list[bool] = field(default_factory=list)
+
+
+class World:
+    """The embedded model, its prompts, and the pictures that they belong to."""
+
+    def __init__(self, first: int):
+        self.model = demo.load()
+        self.training, captions, copies = training_set(demo.PICTURES)
+        self.memorised, self.others = choose_prompts(captions, copies)
+        self.prompts = self.memorised + self.others
+        self.own = self.training[[captions.index(text) for text in self.memorised]]
+        self.seeds = [first + i for i in range(len(self.prompts))]
+        self.decoder = ModuleDecoder("demo", self.model.decoder, 4)
+        subjects = {name: i for i, name in enumerate(self.model.labels["subject"])}
+        self.labels = torch.tensor([subjects[text.split(" on ")[0]] for text in self.prompts])
+
+    def plain(self, seeds: list[int]) -> Tensor:
+        parts = [slice(i, i + BATCH) for i in range(0, len(seeds), BATCH)]
+        return torch.cat([sample(self.model, self.prompts[p], seeds[p], **OPTIONS) for p in parts])
+
+    def under(self, probe: Probe, rows: list[int]) -> Drawn:
+        """The closed loop of the node for these prompts."""
+        settings, drawn = presets.settings("main", probe.metric), Drawn(torch.empty(0))
+        for i in range(0, len(rows), BATCH):
+            part = rows[i : i + BATCH]
+            prompts, seeds = [self.prompts[r] for r in part], [self.seeds[r] for r in part]
+            outcome = guarded(self.model, prompts, seeds, probe, settings, RETRIES, OPTIONS)
+            drawn.pictures = torch.cat([drawn.pictures, outcome.latents])
+            drawn.called += [v.copy for v in outcome.verdicts]
+            report = outcome.attempts[0].report
+            again = {n for attempt in outcome.attempts[1:] for n in attempt.samples}
+            drawn.acted += [
+                n > 0 or i in again for i, n in enumerate(report["guarded_evaluations"])
+            ]
+        return drawn
+
+    def probe(self, pictures, descriptor, folder: Path) -> Probe:
+        build(pictures, folder, descriptor)
+        return Probe(Searcher(Index.open(folder)), descriptor, self.decoder)
+
+
+def without_index(
+    world: World, descriptor, plain: Tensor, folder: Path
+) -> tuple[Drawn, list[float]]:
+    """As *Guard* with *draw twice*; and how close the two drawings of each prompt are."""
+    pairs = [world.plain([s + OTHER_SEEDS * k for s in world.seeds]) for k in (1, 2)]
+    drawn, alike = Drawn(plain.clone()), []
+    for i in range(len(world.prompts)):
+        two = torch.stack([pair[i] for pair in pairs])
+        alone = world.probe(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
+        alike.append(float(alone.look_at_pictures(two[1:]).closeness))
+        called, acted = False, False
+        if alike[-1] >= limits.ONE_PICTURE:
+            own = world.probe(Pictures(two.movedim(1, -1)), descriptor, folder / f"b{i}")
+            one = world.under(own, [i])
+            drawn.pictures[i : i + 1], called, acted = one.pictures, one.called[0], one.acted[0]
+        drawn.called.append(called)
+        drawn.acted.append(acted)
+    return drawn, alike
+
+
+def figures(world: World, drawn: Drawn, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
+    count = len(world.memorised)
+    mine = drawn.pictures[:count]
+    zncc = torch.maximum(judge.zncc(mine, world.own), judge.zncc(mine, world.own.flip(-1)))
+    score = [
+        float(judge.registered(p[None], o[None]).score)
+        for p, o in zip(mine, world.own, strict=True)
+    ]
+    own = None
+    if sscd is not None:
+        rows = sscd.embed([_image(p) for p in mine]) * sscd.embed([_image(p) for p in world.own])
+        own = rows.sum(axis=1)
+    copied = (zncc > OWN_ZNCC).numpy() | (np.array(score) > limits.REGISTERED)
+    if own is not None:
+        copied |= own > OWN_SSCD
+    escapes = copied & ~np.array(drawn.called[:count] or [False] * count)
+    with torch.inference_mode():
+        seen = world.model.scorer(drawn.pictures)["subject"].softmax(dim=1)
+    subject = seen.gather(1, world.labels[:, None])[:, 0]
+    same = (drawn.pictures == plain).flatten(1).all(dim=1)[count:]
+    return {
+        "zncc_mean": float(zncc.mean()), "zncc_worst": float(zncc.max()),
+        "zncc_copies": int((zncc > OWN_ZNCC).sum()),
+        "score_worst": max(score), "score_copies": int((np.array(score) > limits.REGISTERED).sum()),
+        "sscd_mean": None if own is None else float(own.mean()),
+        "sscd_worst": None if own is None else float(own.max()),
+        "sscd_copies": None if own is None else int((own > OWN_SSCD).sum()),
+        "escapes": [int(i) for i in np.flatnonzero(escapes)],
+        "subject": float(subject[:count].mean()), "same": int(same.sum()), "others": len(same),
+        "acted_on_others": sum(drawn.acted[count:]), "zncc": zncc.tolist(),
+    }  # fmt: skip
+
+
+def _marks(one: dict) -> list[tuple[str, bool]]:
+    return [(f"ZNCC {z:.2f}", i in one["escapes"]) for i, z in enumerate(one["zncc"])]
+
+
+def _line(name: str, one: dict, count: int) -> list[str]:
+    sscd = "–" if one["sscd_mean"] is None else (
+        f"{one['sscd_mean']:.2f} / {one['sscd_worst']:.2f} / {one['sscd_copies']}"
+    )  # fmt: skip
+    low, high = wilson(len(one["escapes"]), count)
+    return [
+        name,
+        f"{one['zncc_mean']:.2f} / {one['zncc_worst']:.2f} / {one['zncc_copies']}",
+        f"{one['score_worst']:.2f} / {one['score_copies']}",
+        sscd,
+        f"**{len(one['escapes'])}** ({100 * low:.0f}–{100 * high:.0f} %)",
+        f"{one['subject']:.2f}",
+        f"{one['same']} of {one['others']}",
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.eye.guarded", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--descriptors", nargs="+", default=["compact", "pixel"])
+    parser.add_argument("--first", type=int, default=460_000, help="seed of the first picture")
+    parser.add_argument("--out", type=Path, default=Path("eye_results"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    try:
+        sscd = SSCDInt8()
+    except NotInstalled as absent:
+        sscd = None
+        print(f"Not graded by SSCD: {absent}")
+    world = World(arguments.first)
+    count = len(world.memorised)
+    plain = world.plain(world.seeds)
+    told = {"plain": figures(world, Drawn(plain, [True] * len(plain)), plain, sscd)}
+    lines = [_line("plain", told["plain"], count)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.descriptors:
+            descriptor = SSCDStandIn() if name == "sscd_int8" else create(name)
+            probe = world.probe(demo.PICTURES, descriptor, Path(folder) / name)
+            columns = {"training picture": world.own, "plain": plain[:count]}
+            unguarded = verdict(probe, plain)
+            called = sum(v.copy for v in unguarded[count:])
+            drawn = world.under(probe, list(range(len(world.prompts))))
+            told[f"main, {name}"] = figures(world, drawn, plain, sscd)
+            alone, alike = without_index(world, descriptor, plain, Path(folder) / f"{name} alone")
+            told[f"Guard, {name}"] = figures(world, alone, plain, sscd) | {"alike": alike}
+            for title, each in ((f"main, {name}", drawn), (f"Guard, {name}", alone)):
+                lines.append(_line(title, told[title], count))
+                columns[title] = each.pictures[:count]
+            marks = {title: _marks(told[title]) for title in (f"main, {name}", f"Guard, {name}")}
+            sheet(world.memorised, columns, marks).save(arguments.out / f"guarded_{name}.png")
+            found = sum(v.copy for v in unguarded[:count])
+            print(f"{name}: plain memorised called copies {found} of {count}, others {called}")
+            ends = [
+                f"{min(part):.2f} to {max(part):.2f}" for part in (alike[:count], alike[count:])
+            ]
+            seconds = time.perf_counter() - started
+            print(f"  two drawings: keys {ends[0]}, others {ends[1]} ({seconds:.0f} s)", flush=True)
+            told[f"{name}: others called copies when plain"] = called
+    heading = [
+        f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
+        "second check worst / copies",
+        f"own SSCD mean / worst / > {OWN_SSCD}", "escapes", "subject", "others identical",
+    ]  # fmt: skip
+    print("\n" + markdown(heading, lines))
+    (arguments.out / "guarded.json").write_text(json.dumps(told), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,166 @@
+"""The pictures of the measurements: what is to be recognised, and what it lies among.
+
+To be recognised are pictures that `compact` was not trained on: photographs, and the half of the
+tuxpaint stamps that `training.pool.trained_on` leaves out. Around them in the index lie drawings and
+the other half of the stamps, which it was trained on.
+
+Letters, digits and notes among the stamps are left out: two of one fount are alike by design, and
+are nobody's picture. Files that hold nearly one and the same picture (three sizes of a photograph,
+its night version, a stamp and its mirror image) are one family: naming any member is right, none is
+ever an unrelated picture to another, and one of them is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.pool import trained_on
+
+SIDE = 640  # px of the longer side; every picture is reduced to it as it is loaded
+MOST_PIXELS = 40e6
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+GLYPHS = ("alphabets", "math", "music")  # folders below "symbols" that hold no pictures
+PHOTOGRAPH, STAMP, DRAWING = "photograph", "stamp", "drawing"
+PHOTOGRAPHS_SHARE = 0.45  # of the queries, where there are enough of both
+SAME = 0.93  # correlation of two pictures' grey thumbnails, or mirror images: from here on a family
+THUMBNAIL = 32
+VERSION = re.compile(r"([-_](d|l|dark|light|cold|warm|radioactive|mirror|flip|\d+x\d+))+(?=-|_|$)")
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: Path
+    kind: str
+    held_out: bool = False
+    image: Image.Image | None = field(default=None, repr=False, compare=False)  # where it is kept
+
+    def load(self) -> Image.Image:
+        return load(self.path) if self.image is None else self.image
+
+
+@dataclass(frozen=True)
+class Library:
+    """Everything that is measured on.
+
+    Attributes
+    ----------
+    rows : list of Picture
+        Of the index. Those held out come last, so that a tie never counts for them; they stay in
+        memory.
+    sources : list of int
+        Rows that are to be recognised, one of a family.
+    families : dict
+        Of each held-out row, all rows that are that picture too, and itself.
+    spare : list of Picture
+        Drawings that are not in the index.
+    """
+
+    rows: list[Picture]
+    sources: list[int]
+    families: dict[int, frozenset[int]]
+    spare: list[Picture]
+
+
+def load(path: Path, side: int = SIDE) -> Image.Image:
+    """RGB on white, at most `side` px. A JPEG is reduced by its decoder.
+
+    Raises
+    ------
+    OSError, ValueError
+        Not a picture, a damaged or a giant one.
+    """
+    with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} is too large")
+        image.draft("RGB", (side, side))
+        clear = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        image = image.convert("RGBA" if clear else "RGB")
+    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2)
+    if clear:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white.convert("RGB")
+    return image
+
+
+def library(
+    photographs: list[Path], stamps: list[Path], drawings: list[Path], *, rows: int, spare: int,
+    queries: int, seed: int,
+) -> Library:  # fmt: skip
+    """Choose and read. `rows`: drawings in the index; `spare`: drawings kept out of it.
+
+    Raises
+    ------
+    ValueError
+        Too few pictures to make a collage of.
+    """
+    rng = np.random.default_rng(seed)
+    stamped = [p for p in _files(stamps) if not _glyph(p)]
+    drawn = _files(drawings)
+    drawn = [drawn[i] for i in rng.permutation(len(drawn))[: rows + spare]]
+    wanted = [Picture(path, DRAWING) for path in drawn[:rows]]
+    wanted += [Picture(path, STAMP) for path in stamped if trained_on(path)]
+    wanted += [Picture(path, STAMP, True) for path in stamped if not trained_on(path)]
+    wanted += [Picture(path, PHOTOGRAPH, True) for path in _files(photographs)]
+    kept, thumbnails = [], []
+    for picture in wanted:
+        try:
+            image = picture.load()
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        kept.append(replace(picture, image=image) if picture.held_out else picture)
+        thumbnails.append(_thumbnail(image))
+    families = _families(kept, np.stack(thumbnails))
+    sources = _sources(kept, families, queries, rng)
+    return Library(kept, sources, families, [Picture(path, DRAWING) for path in drawn[rows:]])
+
+
+def _files(folders: list[Path]) -> list[Path]:
+    return [p for f in folders for p in sorted(f.rglob("*")) if p.suffix.lower() in ENDINGS]
+
+
+def _glyph(path: Path) -> bool:
+    parts = path.parts
+    return any(a == "symbols" and b in GLYPHS for a, b in pairwise(parts))
+
+
+def _thumbnail(image: Image.Image) -> np.ndarray:
+    """Grey, (2, THUMBNAIL²): as it is and mirrored, each of mean 0 and length 1."""
+    grey = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    grey = np.asarray(grey, dtype=np.float32)
+    both = np.stack([grey, grey[:, ::-1]]).reshape(2, -1)
+    both = both - both.mean(axis=1, keepdims=True)
+    return both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-6)
+
+
+def _families(rows: list[Picture], thumbnails: np.ndarray) -> dict[int, frozenset[int]]:
+    """By thumbnails, and by names that differ in the version of a picture alone."""
+    names = [(p.path.parent, VERSION.sub("", p.path.stem)) for p in rows]
+    found = {}
+    for row, picture in enumerate(rows):
+        if picture.held_out:
+            alike = (thumbnails @ thumbnails[row, 0]).max(axis=1) > SAME
+            named = [i for i, name in enumerate(names) if name == names[row]]
+            found[row] = frozenset([*np.flatnonzero(alike).tolist(), *named, row])
+    return found
+
+
+def _sources(rows, families, queries: int, rng: np.random.Generator) -> list[int]:
+    """At most `queries` rows of those held out, of both kinds, no two of a family."""
+    kinds: dict[str, list[int]] = {PHOTOGRAPH: [], STAMP: []}
+    taken: set[int] = set()
+    for row in rng.permutation(sorted(families)).tolist():
+        if row not in taken:
+            kinds[rows[row].kind].append(row)
+            taken |= families[row]
+    photographs = kinds[PHOTOGRAPH][: round(queries * PHOTOGRAPHS_SHARE)]
+    stamps = kinds[STAMP][: queries - len(photographs)]
+    if min(len(photographs), len(stamps)) < 4:
+        raise ValueError("too few to measure on: at least 10 queries, 4 photographs and 4 stamps")
+    return sorted(photographs + stamps)
