@@ -1,5 +1,7 @@
 """The latent descriptor: the encoder's identity, the closed-form gradient, a guarded run of the demo."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from amg_core.errors import AMGError
 from amg_core.guidance import without_brightness_and_contrast
 from amg_core.images import low_pass
 from amg_core.index.search import Searcher
-from amg_core.probe import Match, Probe
+from amg_core.probe import Probe
 from amg_core.session import Session
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
@@ -147,7 +149,7 @@ def test_our_taesd_has_a_gradient_even_if_loaded_in_inference_mode(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 4, 16])
-def test_matching_and_decoys_for_any_number_of_channels(channels):
+def test_matching_for_any_number_of_channels(channels):
     neighbor = torch.randn(1, channels * 64)
     gain = (0.6 + torch.rand(channels)).repeat_interleave(64)
     tint = (torch.rand(channels) - 0.5).repeat_interleave(64)
@@ -156,21 +158,6 @@ def test_matching_and_decoys_for_any_number_of_channels(channels):
     assert left.norm() < 1e-3 < (query - neighbor).norm()
     far = neighbor[0] + 3
     assert (metrics.matched(far, neighbor, channels, 1.0) - neighbor).mean() > 1.9
-    made = metrics.decoys(neighbor, 8, channels)
-    assert made.shape == (6 * channels if channels > 1 else 3, channels * 64)
-    assert len({tuple(row.tolist()) for row in torch.cat([made, neighbor])}) == len(made) + 1
-
-
-def test_decoys_of_pictures_are_what_they_were():
-    rows = torch.rand(2, 3 * 16)
-    pictures = rows.reshape(-1, 3, 4, 4)
-    orders = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (1, 0, 2), (2, 1, 0))
-    before = [
-        torch.rot90(pictures, turn, (2, 3))[:, list(order)].flatten(1)
-        for order in orders
-        for turn in (1, 2, 3)
-    ]
-    assert torch.equal(metrics.decoys(rows, 4), torch.cat(before))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (19, 33), (5, 9), (8, 8)])
@@ -229,9 +216,7 @@ def test_gradient_of_the_probe_is_the_pixel_paths(world, mirrored, size):
     *_, probe = world
     latent = torch.randn(1, 4, *size)
     match = probe.look(latent, 0.6)
-    match = Match(
-        match.similarity, match.closeness, match.ids, torch.tensor([mirrored]), match.spread, 8
-    )
+    match = replace(match, mirrored=torch.tensor([mirrored]), scale=8)
     gradient, value = probe.gradient(latent, match)
     z = latent.clone().requires_grad_()
     low = low_pass(z, 8)

@@ -6,11 +6,12 @@ from safetensors.torch import load_file
 
 from amg_core import judge, presets
 from amg_core.decoders import ModuleDecoder
-from amg_core.descriptors import create
+from amg_core.descriptors import DEFAULT, create
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.limits import ZNCC
 from amg_core.probe import Probe
-from amg_core.verdict import verdict, zncc_limits
+from amg_core.verdict import verdict
 from amg_demo import adapter, midnight, train_lora
 from amg_demo import model as demo
 from amg_demo.__main__ import draw, training_set
@@ -26,9 +27,9 @@ def model():
 @pytest.fixture(scope="module")
 def probe(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora") / "index"
-    build(demo.LORA_PICTURES, folder, create("pixel"))
+    build(demo.LORA_PICTURES, folder, create(DEFAULT))
     decoder = ModuleDecoder("demo", model.decoder, 4)
-    return Probe(Searcher(Index.open(folder)), create("pixel"), decoder)
+    return Probe(Searcher(Index.open(folder)), create(DEFAULT), decoder)
 
 
 def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, probe):
@@ -45,7 +46,7 @@ def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, probe
     )
     assert min(reports[0]["guarded_evaluations"]) > 0
     assert not any(each.copy for each in verdict(probe, guarded))
-    assert judge.zncc(guarded, pictures).max() < zncc_limits(probe.searcher.index)[1]
+    assert judge.zncc(guarded, pictures).max() < ZNCC
 
 
 def test_other_prompts_are_drawn_as_without_the_guard(model, probe):

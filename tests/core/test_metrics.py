@@ -38,18 +38,23 @@ def test_similarity_of_a_copy_is_perfect():
         assert value == pytest.approx(metrics.PERFECT[metric], abs=1e-5)
 
 
-def test_closeness_is_zero_for_unrelated_and_one_for_the_same():
-    assert metrics.closeness("nl2", torch.tensor([0.0, -0.7, -1.4]), -0.7).tolist() == [1, 0, -1]
-    close = metrics.closeness("cosine", torch.tensor([1.0, 0.3, 0.65]), 0.3)
-    assert close.tolist() == pytest.approx([1.0, 0.0, 0.5])
+def test_closeness_is_zero_typically_and_the_limit_is_in_one_place():
+    typical, limit = torch.tensor([-1.4]), torch.tensor([-0.7])
+    close = metrics.closeness("nl2", torch.tensor([0.0, -0.7, -1.4]), typical, limit)
+    assert close.tolist() == pytest.approx([1, 0.4, 0])
+    typical, limit = torch.tensor([0.1]), torch.tensor([0.4])
+    values = torch.tensor([1.0, 0.7, 0.4, 0.25, 0.1])
+    close = metrics.closeness("cosine", values, typical, limit)
+    assert close.tolist() == pytest.approx([1.0, 0.7, 0.4, 0.2, 0.0])
+    for level, value in zip(close.tolist(), values.tolist(), strict=True):
+        back = metrics.similarity_at("cosine", level, typical, limit)
+        assert back.item() == pytest.approx(value)
 
 
-def test_decoys_are_the_pictures_turned_and_recoloured():
-    rows = torch.rand(2, 3 * 4 * 4)
-    made = metrics.decoys(rows, 4)
-    assert made.shape == (36, 48)
-    assert torch.equal(made[0].reshape(3, 4, 4), torch.rot90(rows[0].reshape(3, 4, 4), 1, (1, 2)))
-    assert not any(torch.equal(made[i], rows[0]) for i in range(36))
+def test_a_flat_row_has_no_structure():
+    rows = torch.stack([torch.full((48,), 0.5), torch.rand(48)])
+    assert metrics.is_flat(rows).tolist() == [True, False]
+    assert metrics.structure(rows)[0] == 0
 
 
 def test_zncc_is_blind_to_brightness_contrast_and_grain():
@@ -117,28 +122,3 @@ def test_taesd_files_load_and_bad_ones_are_named(tmp_path):
     bad.write_bytes(b"no weights")
     with pytest.raises(AMGError, match=r"taesd_decoder\.pth"):
         decoders.load_taesd(bad)
-
-
-def test_shrink_keeps_the_aspect_and_the_mean():
-    latent = torch.randn(1, 4, 64, 96)
-    small = decoders.shrink(latent, 48)
-    assert small.shape == (1, 4, 32, 48)
-    assert torch.allclose(small.mean(), latent.mean(), atol=1e-6)
-    assert decoders.shrink(latent, 96) is latent and decoders.shrink(latent, None) is latent
-
-
-@pytest.mark.parametrize(
-    "size, scale, side",
-    [((64, 64), 16, 16), ((64, 64), 64, 16), ((64, 64), 288, 36), ((96, 64), 288, 54),
-     ((64, 128), 16, 32), ((16, 16), 288, 36)],
-)  # fmt: skip
-def test_no_more_is_decoded_than_is_compared(size, scale, side):
-    """The shorter side has `scale` pixels, and the latent no fewer than 16 cells a side."""
-    network = decoders.ModuleDecoder("none", torch.nn.Upsample(scale_factor=8), 4)
-    latent = torch.rand(1, 4, *size)
-    assert decoders.side_for(network, latent, scale) == side
-    small = decoders.shrink(latent, side)
-    assert min(small.shape[-2:]) >= min(16, *size)
-    assert min(network(small).shape[-2:]) >= min(scale, 8 * min(size))
-    linear = decoders.LinearDecoder(torch.rand(4, 3))
-    assert decoders.side_for(linear, latent, scale) is None

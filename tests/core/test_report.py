@@ -106,13 +106,14 @@ def test_refusal_names_picture_neighbour_and_what_to_change():
         assert part in text
 
 
-def test_a_likeness_to_look_at_is_told():
+def test_what_cannot_be_told_is_no_clean_verdict():
     told = outcome([0.1])
-    verdict = Verdict(0.1, 0.4, 0.1, 0.9, 0.75, 0, "b.png", "", False, "Same composition.")
+    verdict = Verdict(0.1, 0.4, 0.1, 0.0, 0.75, 0, "b.png", "", False, "Cannot tell.", "it is flat")
     told.verdicts[0] = verdict
     told = report.compose(SESSION, told, judged_by="vae")
-    assert told["verdicts"][0]["outcome"] == "look"
-    assert "look at picture 1: composed like b.png" in report.words(told)
+    assert told["verdicts"][0]["outcome"] == "unsure"
+    words = report.words(told)
+    assert "cannot tell of picture 1: it is flat" in words and "no copy" not in words
 
 
 def test_blanked_is_told():

@@ -13,8 +13,8 @@ from amg_core.descriptors import create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.limits import COPY
 from amg_core.probe import Probe
-from amg_core.verdict import COPY
 from amg_demo import model as demo
 from amg_demo.sample import sample as demo_sample
 from amg_demo.sheet import to_image

@@ -46,11 +46,11 @@ def test_a_column_is_what_the_sampler_draws(amg, run_node, request_of, monkeypat
     grid = amg.module("nodes.grid")
     sheets, table, decoded = draw(
         run_node, monkeypatch, amg, request_of,
-        strengths="0, 1", strength_of=grid.ALL, threshold_scales="1, 2",
+        strengths="0, 1", strength_of=grid.ALL, threshold_scales="1, 3",
     )  # fmt: skip
     assert len(sheets) == 2 and len(table) == 8 and len(decoded) == 4
     assert [(row["picture"], row["threshold_scale"], row["strength"]) for row in table] == [
-        (picture, scale, strength) for picture in (1, 2) for scale in (1, 2) for strength in (0, 1)
+        (picture, scale, strength) for picture in (1, 2) for scale in (1, 3) for strength in (0, 1)
     ]
     shared = {k: v for k, v in request_of.items() if k not in ("index", "vae", "preset", "clip")}
     order = ("model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative",
@@ -64,11 +64,11 @@ def test_a_column_is_what_the_sampler_draws(amg, run_node, request_of, monkeypat
     assert torch.equal(decoded[0], plain)
     assert torch.equal(decoded[1], guarded)
     assert not torch.equal(plain, guarded)
-    # Twice the threshold is more than any picture reaches: the guard sleeps.
+    # Three times the threshold is more than any picture reaches: the guard sleeps.
     assert torch.equal(decoded[2], plain) and torch.equal(decoded[3], plain)
     by = {(row["picture"], row["threshold_scale"], row["strength"]): row for row in table}
     assert by[1, 1, 0]["copy"] and by[1, 1, 0]["closeness"] > by[1, 1, 1]["closeness"]
-    assert by[1, 1, 0]["closeness"] == by[1, 2, 0]["closeness"]
+    assert by[1, 1, 0]["closeness"] == by[1, 3, 0]["closeness"]
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,16 @@ def stubborn(amg):
         yield patch
 
 
-def test_the_second_judge_alone_does_not_change_the_innocent(amg, draw, lax, settings):
-    """It is there for what steering may have fooled; without steering it asks to look."""
+def test_the_second_check_votes_where_the_guard_never_acted(amg, draw, lax):
+    """A copy that the first check does not see is drawn again, and stopped if it stays."""
     with pytest.MonkeyPatch.context() as patch:
-        module = amg.module("amg_core.verdict")
-        patch.setattr(module, "_second_judge", lambda *_: (0.99, 0.8, 0))
-        drawn = draw([NEW], retries=1, if_still_copied="stop")
-        assert torch.equal(drawn.samples, draw.plain([NEW]))
-        assert outcomes(drawn) == ["look"] and len(drawn.report["attempts"]) == 1
-        assert "look at picture 1" in drawn.lines[-1]
-        acting = draw([NEW], settings("leaving"), retries=1)
-        assert outcomes(acting) == ["copy"] and len(acting.report["attempts"]) == 2
+        judge = amg.module("amg_core.judge")
+        alike = lambda _, others: SimpleNamespace(score=torch.full((len(others),), 0.99))  # noqa: E731
+        patch.setattr(judge, "registered", alike)
+        drawn = draw([NEW], retries=1)
+        assert outcomes(drawn) == ["copy"] and len(drawn.report["attempts"]) == 2
+        with pytest.raises(amg.AMGError, match="Stopped: picture 1"):
+            draw([NEW], retries=1, if_still_copied="stop")
 
 
 def test_what_is_not_finished_is_not_judged(draw):
@@ -307,7 +306,7 @@ def test_the_index_is_made_ready_once(amg, index):
     assert first.searcher is again.searcher
     assert first.searcher.device == device
     assert again.decoder == "a decoder" and first.decoder is None
-    assert first._unrelated is again._unrelated
+    assert first._background is again._background
     own = amg.hook._on_device(probe, probe.searcher.device, None)
     assert own.searcher is probe.searcher
 

@@ -178,7 +178,7 @@ def test_the_lora_template_runs(server):
     (built,) = of_type(prompt, "AMG_BuildIndex")
     said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
     assert any(text.startswith("8 pictures in") for text in said), said
-    (plain,) = (text for text in said if "both judges agree" in text)
+    (plain,) = (text for text in said if "both checks agree" in text)
     assert plain.count("A copy of panda-face-at-midnight.webp") == 2
     (guarded,) = (text for text in said if "Not a copy" in text)
     assert guarded.count("Not a copy") == 2 and "A copy of" not in guarded

@@ -50,7 +50,7 @@ def test_from_a_terminal(tmp_path, pictures):
 
 def test_json(tmp_path, pictures, capsys):
     out = str(tmp_path / "out")
-    assert cli.main(["build", str(pictures), out, "--json"]) == 0
+    assert cli.main(["build", str(pictures), out, "--descriptor", "pixel", "--json"]) == 0
     built = json.loads(capsys.readouterr().out)
     assert built["count"] == 5 and built["skipped"] == []
     assert cli.main(["info", out, "--json"]) == 0
@@ -169,7 +169,18 @@ def fails(capsys, *arguments) -> str:
 def test_merge_search_sheet_and_export(tmp_path, pictures, made, capsys):
     (pictures / "p002.txt").write_text("größe")
     other, both = tmp_path / "other", tmp_path / "both"
-    assert said(capsys, "build", pictures, fill(tmp_path / "x", 2, first=30), other)["count"] == 7
+    assert (
+        said(
+            capsys,
+            "build",
+            pictures,
+            fill(tmp_path / "x", 2, first=30),
+            other,
+            "--descriptor",
+            "pixel",
+        )["count"]
+        == 7
+    )
     assert said(capsys, "merge", made, other, both)["count"] == 7
     picture = pictures / "p002.png"
     sheet = tmp_path / "found.png"

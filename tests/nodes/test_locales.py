@@ -114,14 +114,15 @@ def test_the_page_knows_what_the_server_says_of_pictures(pack):
     verdict, report = pack.module("amg_core.verdict"), pack.module("amg_core.report")
     for first in (False, True):
         for second in (False, True):
-            assert known(verdict._words(first, second, "my picture (1).png"))
+            assert known(verdict._words(first, second, "my picture (1).png", ""))
+    assert known(verdict._words(False, False, "a.png", verdict.FLAT))
     assert not known("Something new.")
 
     def told(outcomes: list[str], attempts=(0, 0), by="vae", reason="") -> str:
         verdicts = [
             {
                 "sample": i, "outcome": outcome, "attempt": attempt, "closeness": 0.5, "source": "b.png",
-                "words": verdict._words(outcome == "copy", False, "b.png"),
+                "words": verdict._words(outcome == "copy", False, "b.png", ""), "unsure": "it is flat",
             }
             for i, (outcome, attempt) in enumerate(zip(outcomes, attempts, strict=False))
         ]  # fmt: skip
@@ -130,7 +131,7 @@ def test_the_page_knows_what_the_server_says_of_pictures(pack):
 
     runs = [
         told(["clean", "clean"]), told(["clean"], by="taesd"), told(["copy"]), told(["copy"] * 2),
-        told(["blanked"]), told(["look", "clean"]), told(["clean", "clean"], attempts=(0, 1)),
+        told(["blanked"]), told(["unsure", "clean"]), told(["clean", "clean"], attempts=(0, 1)),
         told([], reason="the run did not end"),
         told([], reason=pack.module("nodes.judging").NOTHING_DECODES),
     ]  # fmt: skip
