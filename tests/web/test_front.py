@@ -475,7 +475,7 @@ def test_a_long_verdict_is_seen_whole(front, mode, recorded):
     front.look_at(node, y=-200)
     whose = {"node": str(node), "class": "AMG_Guard"}
     words = (
-        "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both judges agree · "
+        "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both checks agree · "
         "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
     )
     end = recorded[0][1] | {"kind": "end", "words": words, "verdicts": []}
@@ -535,11 +535,11 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         assert words[0] == measured.replace("<number>", "4").replace("<count>", "4")
         assert words[1:3] == [told["by the VAE"], told["no copy"]]
         assert words[3].startswith(told["closeness <value>, copy above <limit>"].split("<")[0])
-        bad = "STILL A COPY: picture 2 · A copy of a (1).png: both judges agree"
+        bad = "STILL A COPY: picture 2 · A copy of a (1).png: both checks agree"
         whose = {key: recorded[0][1][key] for key in ("node", "class", "prompt")}
         front.send([("amg.step", {**whose, "kind": "end", "words": bad, "verdicts": []})])
         still = told["STILL A COPY: picture <number>"].replace("<number>", "2")
-        copy = told["A copy of <source>: both judges agree."].replace("<source>", "a (1).png")
+        copy = told["A copy of <source>: both checks agree."].replace("<source>", "a (1).png")
         assert front.js(f"return {panel}.querySelector('.amg-words').textContent") == (
             f"{still} · {copy[:-1]}"
         )
