@@ -52,7 +52,7 @@ class Pictures:
 
 
 def run(setting: Setting) -> Table:
-    queries, rows = gather(setting.library, setting.seed)
+    queries, rows = gather(setting.collection, setting.seed)
     same = related(queries, rows)
     figures: dict = {"queries": len(queries.family), "rows": len(rows.family)}
     lines, fitted = [], {}

@@ -84,7 +84,7 @@ class _Once:
 
 
 def run(setting: Setting) -> Table:
-    library, started = setting.library, time.perf_counter()
+    library, started = setting.collection, time.perf_counter()
     photographs = [r for r in library.sources if library.rows[r].kind == PHOTOGRAPH]
     sources, strangers = photographs[:COPIES], photographs[COPIES : COPIES + STRANGERS]
     rows = _index_rows(library, sources, strangers, setting.seed)
@@ -165,7 +165,7 @@ def _latents(setting, auto: Autoencoder, size, sources: list[int], strangers: li
     """(kind, row, latent) of everything that is looked at."""
     made, noise = [], torch.Generator().manual_seed(setting.seed)
     for row in sources + strangers:
-        picture = photograph(setting.library.rows[row].load(), size)
+        picture = photograph(setting.collection.rows[row].load(), size)
         latent = auto.encode(picture)
         if row in strangers:
             made.append((STRANGER, row, latent))

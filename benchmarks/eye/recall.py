@@ -49,7 +49,7 @@ class Answer:
 
 
 def run(setting: Setting) -> Table:
-    library, answers = setting.library, _ask(setting)
+    library, answers = setting.collection, _ask(setting)
     figures: dict = {"sources": len(library.sources), "rows": len(library.rows), "eyes": {}}
     for eye in setting.eyes:
         mine = answers[eye.name]
@@ -69,7 +69,7 @@ def threshold(unrelated: list[float]) -> float:
 
 def edited(setting: Setting, edit: str, source: int):
     """The edited picture, and the rows of other pictures that are in it."""
-    library, seed = setting.library, (setting.seed, source)
+    library, seed = setting.collection, (setting.seed, source)
     partners = _partners(library, source, edits.PARTNERS.get(edit, 0), seed)
     images = [library.rows[row].load() for row in partners]
     return edits.apply(edit, library.rows[source].load(), images, seed), partners
@@ -87,10 +87,10 @@ def _partners(library: Library, source: int, count: int, seed: tuple[int, ...]) 
 
 
 def _ask(setting: Setting) -> dict[str, list[Answer]]:
-    library, started = setting.library, time.perf_counter()
+    library, started = setting.collection, time.perf_counter()
     answers: dict[str, list[Answer]] = {eye.name: [] for eye in setting.eyes}
     for edit in edits.EDITS:
-        for source in setting.library.sources:
+        for source in setting.collection.sources:
             image, partners = edited(setting, edit, source)
             inside = frozenset().union(*(library.families[row] for row in partners))
             without = [inside - library.families[source], inside | library.families[source]]
@@ -104,7 +104,7 @@ def _ask(setting: Setting) -> dict[str, list[Answer]]:
 def _spare(setting: Setting, eye, limit: float) -> dict:
     """How many drawings that are not in the index are taken for one that is."""
     found = []
-    for picture in setting.library.spare:
+    for picture in setting.collection.spare:
         try:
             found.append(eye.nearest(eye.look(picture.load()), [frozenset()])[0][0])
         except (OSError, ValueError):
@@ -169,7 +169,7 @@ def _line(name: str, eyes: dict, pick: Callable[[dict], dict]) -> list[str]:
 
 def _sheets(setting: Setting, name: str, answers: list[Answer], limit: float) -> None:
     """Misses in the edits that are recognised best come first; false alarms by similarity."""
-    library = setting.library
+    library = setting.collection
     found = [right(library, a) and a.similarity > limit for a in answers]
     counts = {e: sum(f for f, a in zip(found, answers, strict=True) if a.edit == e)
               for e in edits.EDITS}  # fmt: skip

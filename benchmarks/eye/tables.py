@@ -14,7 +14,7 @@ from .pictures import Library
 class Setting:
     """What a table is measured with. The eyes have learnt the rows of the library."""
 
-    library: Library
+    collection: Library
     eyes: list[Eye]
     out: Path
     seed: int

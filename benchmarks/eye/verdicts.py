@@ -35,7 +35,7 @@ ALSO_STRANGERS = (edits.UNEDITED, "cropped to 70 %", "as a model copies")
 
 
 def run(setting: Setting) -> Table:
-    library, started = setting.library, time.perf_counter()
+    library, started = setting.collection, time.perf_counter()
     order = np.random.default_rng(setting.seed).permutation(library.sources).tolist()
     inside, outside = order[: len(order) // 2], order[len(order) // 2 :]
     hidden = frozenset().union(*(library.families[row] for row in outside))
