@@ -131,8 +131,6 @@ def decoder(
                 file = models() / folder / (taesd + end)
                 if file.is_file() and (found := load_taesd(file)).channels == channels:
                     return found
-        if colours is not None and len(colours) == channels:
-            return LinearDecoder(torch.tensor(colours))
         network = vae()
         if hasattr(network, "decoder"):
             return ModuleDecoder(
@@ -142,6 +140,8 @@ def decoder(
                 enter=enter,
                 leave=lambda picture: (picture + 1) / 2,
             )
+        if colours is not None and len(colours) == channels:
+            return LinearDecoder(torch.tensor(colours))
     raise AMGError(
         f"The guard cannot see this model's latents ({channels} channels). Put {taesd}.pth (from "
         f"github.com/madebyollin/taesd) into {models() / 'VAE-taesd'}."
