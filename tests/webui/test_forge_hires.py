@@ -78,7 +78,7 @@ def hires(host, monkeypatch):
 
 @pytest.mark.parametrize("classic", [False, True])
 def test_hires_fix_is_drawn_again_as_it_was_drawn_first(hires, classic):
-    p, drawn, activated, reloaded = hires({"retries": 1}, classic)
+    p, drawn, activated, reloaded = hires({"retries": 1, "preset": "paper"}, classic)
     outcome = p.amg_guard.outcome
     assert len(p.firsts) == len(outcome.attempts) == 2, "one of the two is a copy at first"
     assert torch.equal(*p.firsts), "the second drawing begins with the noise of the first"
@@ -90,7 +90,7 @@ def test_hires_fix_is_drawn_again_as_it_was_drawn_first(hires, classic):
 
 def test_pictures_that_passed_are_kept_to_the_last_bit(hires):
     _, first, _, _ = hires({})
-    p, again, _, _ = hires({"retries": 1})
+    p, again, _, _ = hires({"retries": 1, "preset": "paper"})
     kept = p.amg_guard.outcome.kept
     assert 0 in kept
     for i, attempt in enumerate(kept):
