@@ -90,7 +90,7 @@ def test_hires_fix_is_drawn_again_as_it_was_drawn_first(hires, classic):
 
 def test_pictures_that_passed_are_kept_to_the_last_bit(hires):
     _, first, _, _ = hires({})
-    p, again, _, _ = hires({"retries": 1, "preset": "paper"})
+    p, again, _, _ = hires({"retries": 1})
     kept = p.amg_guard.outcome.kept
     assert 0 in kept
     for i, attempt in enumerate(kept):
