@@ -26,6 +26,9 @@ def resize(pictures: Tensor, side: int) -> Tensor:
     return F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
 
 
+PARTS = 5
+
+
 def parts(picture: Tensor) -> list[Tensor]:
     """The middle and the four quarters of a picture (1, 3, H, W): what a border or a collage is around."""
     height, width = picture.shape[-2:]

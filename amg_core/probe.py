@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import background, limits, metrics
+from . import background, judge, limits, metrics
 from .decoders import Decoder
 from .descriptors.base import Descriptor
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
-from .images import low_pass, parts, thumbnail
+from .images import PARTS, low_pass, parts, thumbnail
 from .index.search import Searcher
 
 
@@ -117,6 +117,17 @@ class Probe:
         """
         scale = self._scale_of(pictures) if scale is None else scale
         return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
+
+    @torch.no_grad()
+    def look_at_parts(self, picture: Tensor) -> Match:
+        """Match the parts of a finished picture (1, 3, H, W) that show something: a copy may lie in it.
+
+        B is the number of those parts (`images.parts`), perhaps 0. More looks are more chances, so that
+        the limits are those of an index of as many times more rows. A descriptor of latents takes none.
+        """
+        scale = self._scale_of(picture)
+        seen = [] if self.latent else [p for p in parts(picture) if not judge.flat(p)]
+        return self._join([self._match(p, p.flip(-1), scale, PARTS) for p in seen], scale)
 
     @torch.no_grad()
     def candidates(self, picture: Tensor, k: int) -> list[int]:
@@ -251,7 +262,7 @@ class Probe:
             return self.descriptor.embed_latents(seen, scale)
         return self.descriptor.embed(seen, scale)
 
-    def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
+    def _match(self, seen: Tensor, mirror: Tensor, scale: int, looks: int = 1) -> Match:
         """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
 
         Both go through the descriptor at once, half the kernels to launch on an accelerator, and are
@@ -263,22 +274,25 @@ class Probe:
         found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
-        levels = self._levels(queries[int(mirrored)][None], scale)
+        levels = self._levels(queries[int(mirrored)][None], scale, looks)
         close = metrics.closeness(self.metric, similarity, *levels)
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
 
-    def _levels(self, query: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    def _levels(self, query: Tensor, scale: int, looks: int) -> tuple[Tensor, Tensor]:
         """What counts as nothing in common and as a copy (1,) each, for a query (1, D): see `limits`."""
-        levels = torch.tensor(self.levels(scale), device=query.device)
+        levels = torch.tensor(self.levels(scale, looks), device=query.device)
         others = self._background_rows(scale)
         if self.metric == "cosine" and others is not None:
             usual = (query @ others.T).topk(limits.BACKGROUND_NEAREST, dim=1).values.mean()
             levels = levels + limits.shift(self.descriptor.spec, scale, float(usual))
         return levels[:1], levels[1:]
 
-    def levels(self, scale: int) -> tuple[float, float]:
-        """Similarity that ordinary pictures which are not in this index reach, and one in 100 of them."""
-        return limits.levels(self.descriptor.spec, scale, self.searcher.index.count)
+    def levels(self, scale: int, looks: int = 1) -> tuple[float, float]:
+        """Similarity that ordinary pictures which are not in this index reach, and one in 100 of them.
+
+        In the best of `looks` at each.
+        """
+        return limits.levels(self.descriptor.spec, scale, looks * self.searcher.index.count)
 
     def _best(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
@@ -311,4 +325,6 @@ class Probe:
 
     @staticmethod
     def _join(matches: list[Match], scale: int) -> Match:
+        if not matches:
+            return Match(*(torch.empty(0) for _ in COLUMNS), scale)
         return Match(*(torch.cat([getattr(m, c).cpu() for m in matches]) for c in COLUMNS), scale)

@@ -20,8 +20,9 @@ NO_PICTURES = "the index holds no pictures, so that the second check has nothing
 class Verdict:
     """What is known of one finished picture.
 
-    similarity, threshold : float, in the descriptor's units, above the threshold it says copy;
-    closeness : float, the same on the scale of `metrics.closeness`; zncc, zncc_threshold : float, the
+    similarity, threshold : float, in the descriptor's units, above the threshold it says copy: of the
+    picture, or of the part of it that is a copy; closeness : float, the same on the scale of
+    `metrics.closeness`; zncc, zncc_threshold : float, the
     second check's correlation (see `judge.registered`) with the candidate that is most alike, and its
     limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
     that one says copy; source, caption : str, of that picture; copy : bool, either check says so;
@@ -49,8 +50,10 @@ def verdict(
 ) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
-    The second check looks at the descriptor's nearest pictures, of the picture and of its mirror image,
-    and at those that are named, and always votes: a descriptor that was fooled ranks a copy low.
+    The first check, the descriptor, looks at the picture and at its parts: a copy may lie in a border or in
+    a collage. The second check looks at the descriptor's nearest pictures, of the picture and of its
+    mirror image, and at those that are named, and always votes: a descriptor that was fooled ranks a
+    copy low.
 
     Parameters
     ----------
@@ -64,6 +67,9 @@ def verdict(
 
 def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
     index, match = probe.searcher.index, probe.look_at_pictures(picture)
+    within = probe.look_at_parts(picture)
+    if len(within.ids) and within.closeness.max() > max(limits.COPY, match.closeness[0]):
+        match = within[int(within.closeness.argmax())]
     nearest, close = int(match.ids[0]), float(match.closeness[0])
     ids = list(
         dict.fromkeys([nearest, *sorted(named), *probe.candidates(picture, limits.CANDIDATES)])

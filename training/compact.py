@@ -1,7 +1,8 @@
 """Train the `compact` descriptor: python -m training.compact --drawings DIR … --halves DIR … --minutes 60
 
 --drawings are learnt from whole, --halves by half (`pool.trained_on`). What was used for the weights in
-the box: openclipart-png, Fluent and Noto emoji; half of tuxpaint's stamps. An hour on two cores.
+the box: openclipart-png, Fluent and Noto emoji; half of tuxpaint's stamps. An hour on two cores; with
+--start FILE it goes on from weights that were written before.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_core.descriptors.compact import SCALES, SIDE, CompactNetwork, fold
+from amg_core.descriptors.compact import SCALES, SIDE, CompactNetwork, batch_norms, fold
 
 from . import edits, pool
 
@@ -27,6 +28,7 @@ BATCH = 224  # pictures a step, two views each
 TEMPERATURE, SPREAD = 0.06, 0.1  # of the softmax; weight of the term that keeps neighbours apart
 RATE = 3e-3
 LOW = 0.35  # share of steps in which both views are half-formed
+SMALL, SMALL_SHARE = 64, 0.6  # px of the network's input in the first part of the time: more steps
 
 
 def loss_of(views: Tensor, references: Tensor) -> Tensor:
@@ -45,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drawings", nargs="+", type=Path, required=True)
     parser.add_argument("--halves", nargs="*", type=Path, default=[])
+    parser.add_argument("--start", type=Path, help="weights to go on from (none)")
     parser.add_argument("--pictures", type=int, default=16_000)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
@@ -67,6 +70,8 @@ def main() -> int:
         return torch.from_numpy(stock[rows]).permute(0, 3, 1, 2).float() / 255
 
     network = CompactNetwork(norm=True).to(memory_format=torch.channels_last)
+    if arguments.start:
+        unfold(network, arguments.start, F.interpolate(take(np.arange(BATCH)), (SIDE, SIDE)))
     mean = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
@@ -77,17 +82,18 @@ def main() -> int:
         rate = RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
         for group in optimiser.param_groups:
             group["lr"] = max(rate, 1e-5)
+        side = SMALL if done < SMALL_SHARE else SIDE
         rows = rng.choice(len(stock), 2 * BATCH, replace=False)
         both = take(rows)
         pictures, others = both[:BATCH], both[BATCH:]
         with torch.no_grad():
-            views = edits.edited(pictures, others, SIDE, dice)
-            references = edits.reference(pictures, SIDE)
+            views = edits.edited(pictures, others, side, dice)
+            references = edits.reference(pictures, side)
             if rng.random() < LOW:
                 cells = int(rng.choice(SCALES[:-1]))
                 views = edits.half_formed(views, cells, dice)
                 references = F.interpolate(
-                    F.adaptive_avg_pool2d(pictures, cells), (SIDE, SIDE), mode="bilinear"
+                    F.adaptive_avg_pool2d(pictures, cells), (side, side), mode="bilinear"
                 )
             batch = torch.cat([views, references]).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -113,6 +119,31 @@ def main() -> int:
 
 def _made(count: int, drawn: list[np.ndarray], seed: int) -> np.ndarray:
     return np.stack(list(pool.pictures(count, drawn, np.random.default_rng(seed))))
+
+
+def unfold(network: CompactNetwork, path: Path, pictures: Tensor) -> None:
+    """Load what `save` wrote into a network with normalisation, with the statistics of `pictures`."""
+    folded = CompactNetwork()
+    folded.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    network.head.load_state_dict(folded.head.state_dict())
+    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    hooks = []
+    for (own, norm), other in zip(batch_norms(network), convolutions, strict=True):
+        own.weight.data = other.weight.data.clone()
+
+        def fit(norm, inputs, bias=other.bias.data):
+            mean, variance = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.weight.data = (variance + norm.eps).sqrt()
+            norm.bias.data = bias + mean
+
+        hooks.append(norm.register_forward_pre_hook(fit))
+    with torch.no_grad():
+        network.eval()(pictures)
+    for hook in hooks:
+        hook.remove()
+    network.train()
 
 
 def save(network: CompactNetwork, path: Path) -> None:

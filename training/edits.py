@@ -60,8 +60,8 @@ def _moved(pictures: Tensor, others: Tensor, side: int, rng) -> Tensor:
     kind = torch.rand(b, generator=rng)
     u = lambda low, high: torch.rand(b, generator=rng) * (high - low) + low  # noqa: E731
     zoom = torch.where(kind < 0.35, u(0.92, 1.08), u(0.5, 1.0))  # share of the side that is seen
-    pasted = kind > 0.8
-    zoom = torch.where(pasted, 1 / u(0.42, 0.95), zoom)
+    pasted = kind > 0.74
+    zoom = torch.where(pasted, 1 / u(0.4, 0.95), zoom)
     aspect = torch.exp(u(-0.25, 0.25) * (kind > 0.3))
     sx, sy = zoom * aspect.sqrt(), zoom / aspect.sqrt()
     angle = u(-25, 25) * math.pi / 180 * ((kind > 0.25) & (kind < 0.5))
@@ -97,7 +97,7 @@ def _box(x: Tensor, low: float, high: float, rng) -> Tensor:
 
 def _replaced(x: Tensor, others: Tensor, rng) -> Tensor:
     """A part is something else: another picture or a flat colour."""
-    mask = _box(x, 0.25, 0.65, rng) * _chance(len(x), 0.2, rng)
+    mask = _box(x, 0.3, 0.65, rng) * _chance(len(x), 0.3, rng)
     flat = torch.rand((len(x), 3, 1, 1), generator=rng)
     fill = torch.where(_chance(len(x), 0.3, rng) > 0, flat, others)
     return x * (1 - mask) + fill * mask
@@ -108,7 +108,7 @@ def _overlaid(x: Tensor, others: Tensor, rng) -> Tensor:
     b, side = len(x), x.shape[-1]
     lines = (torch.rand((b, 1, side, side), generator=rng) < 0.6).float()
     rows = (torch.arange(side) % 9 < 5).float()[:, None]
-    text = _box(x, 0.2, 0.9, rng) * lines * rows * _chance(b, 0.12, rng)
+    text = _box(x, 0.2, 0.9, rng) * lines * rows * _chance(b, 0.2, rng)
     ink = torch.rand((b, 3, 1, 1), generator=rng).round()
     x = x * (1 - text) + ink * text
     share = _between(b, 0.1, 0.4, rng) * _chance(b, 0.1, rng)
@@ -123,7 +123,7 @@ def _coloured(x: Tensor, rng) -> Tensor:
     saturation = torch.where(_chance(b, 0.15, rng) > 0, 0.0, _between(b, 0.3, 1.7, rng))
     y = grey + (x - grey) * saturation
     turn = torch.where(
-        _chance(b, 0.25, rng) > 0, _between(b, -math.pi, math.pi, rng), _between(b, -0.3, 0.3, rng)
+        _chance(b, 0.35, rng) > 0, _between(b, -math.pi, math.pi, rng), _between(b, -0.3, 0.3, rng)
     )
     y = torch.where(_chance(b, 0.5, rng) > 0, _hue(y, turn.flatten()), y)
     y = y * _between(b, 0.75, 1.25, rng, 3, 1, 1)

@@ -77,25 +77,21 @@ class CompactNetwork(nn.Module):
 def fold(trained: CompactNetwork) -> CompactNetwork:
     """The same network with batch normalisation as part of the convolutions, in float32."""
     folded = CompactNetwork()
-    for own, other in zip(folded.modules(), _pairs(trained), strict=True):
-        if isinstance(own, nn.Conv2d):
-            conv, norm = other
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            own.weight.data = (conv.weight * scale[:, None, None, None]).detach().clone()
-            own.bias.data = (norm.bias - norm.running_mean * scale).detach().clone()
+    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    for own, (conv, norm) in zip(convolutions, batch_norms(trained), strict=True):
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        own.weight.data = (conv.weight * scale[:, None, None, None]).detach().clone()
+        assert own.bias is not None
+        own.bias.data = (norm.bias - norm.running_mean * scale).detach().clone()
     folded.head.load_state_dict(trained.head.state_dict())
     return folded.eval().requires_grad_(False)
 
 
-def _pairs(network: nn.Module) -> list:
-    """The modules of a network with normalisation, each convolution together with its own."""
-    found: list = []
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            found[-1] = (found[-1], module)
-        else:
-            found.append(module)
-    return found
+def batch_norms(network: CompactNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each convolution of a network with normalisation, together with its own."""
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    found = [module for module in network.modules() if isinstance(module, kinds)]
+    return list(zip(found[::2], found[1::2], strict=True))  # type: ignore[arg-type]
 
 
 class CompactDescriptor:

@@ -47,7 +47,7 @@ def main() -> int:
     _add_eyes(parser)
     parser.add_argument("--rows", type=int, default=3000, help="drawings in the index")
     parser.add_argument("--spare", type=int, default=300, help="drawings kept out of it")
-    parser.add_argument("--queries", type=int, default=200, help="at most, per edit")
+    parser.add_argument("--queries", type=int, default=120, help="at most, per edit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -64,7 +64,7 @@ def _add_eyes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--descriptors",
         nargs="*",
-        default=["compact", "pixel"],
+        default=["compact", "compact+parts", "pixel"],
         metavar="NAME",
         help="of the product",
     )

@@ -27,7 +27,7 @@ from amg_core import background, judge, limits, metrics
 from amg_core.descriptors import create
 from amg_core.descriptors.base import Descriptor
 
-from .eyes import ProductEye
+from .eyes import whole
 from .pictures import PHOTOGRAPH, Library
 from .tables import Setting, Table, markdown, wilson
 
@@ -56,10 +56,8 @@ def run(setting: Setting) -> Table:
     same = related(queries, rows)
     figures: dict = {"queries": len(queries.family), "rows": len(rows.family)}
     lines, fitted = [], {}
-    for eye in setting.eyes:
-        if not isinstance(eye, ProductEye):
-            continue
-        descriptor = create(eye.name.partition("@")[0], eye.weights)
+    for eye in whole(setting.eyes):
+        descriptor = create(eye.kind, eye.weights)
         for scale in descriptor.spec.scales:
             found = Similarities(descriptor, scale, queries, rows, same)
             fitted[f"{eye.name} {scale}"] = found.levels()

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from amg_core import judge
 from amg_core.descriptors import create
+from amg_core.images import parts
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources.base import Item
@@ -40,13 +42,21 @@ class Eye(Protocol):
         ...
 
 
+IN_PARTS = "+parts"
+
+
 class ProductEye:
-    """A descriptor in full detail, matched as `Probe` matches. name : "kind" or "kind@note"."""
+    """A descriptor in full detail, matched as `Probe` matches.
+
+    name : "kind" or "kind@note"; with "+parts" behind it the parts of a picture are looked at as well,
+    as a verdict does.
+    """
 
     def __init__(self, name: str, weights: Path | None = None):
-        self.name, self.weights, kind = name, weights, name.partition("@")[0]
-        finest = create(kind, weights).spec.scales[-1]
-        self.descriptor, self.scale = create(kind, weights, scales=(finest,)), finest
+        self.name, self.weights, self.in_parts = name, weights, name.endswith(IN_PARTS)
+        self.kind = name.removesuffix(IN_PARTS).partition("@")[0]
+        finest = create(self.kind, weights).spec.scales[-1]
+        self.descriptor, self.scale = create(self.kind, weights, scales=(finest,)), finest
 
     def learn(self, rows: list[Picture], folder: Path) -> None:
         build(Rows(rows), folder / self.name, self.descriptor, workers=1)
@@ -58,7 +68,11 @@ class ProductEye:
     @torch.no_grad()
     def look(self, image: Image.Image) -> torch.Tensor:
         picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        return self.probe._embed(torch.cat(self.probe._views(picture)), self.scale)
+        seen = [picture]
+        if self.in_parts:
+            seen += [part for part in parts(picture) if not judge.flat(part)]
+        views = [view for one in seen for view in self.probe._views(one)]
+        return torch.cat([self.probe._embed(view, self.scale) for view in views])
 
     @torch.no_grad()
     def nearest(self, seen: torch.Tensor, without: list[frozenset[int]]) -> list[Found]:
@@ -69,9 +83,9 @@ class ProductEye:
         return [self._nearest(seen, values, ids, rows, hidden, wanted) for hidden in without]
 
     def _nearest(self, seen, values, ids, rows, hidden: frozenset[int], wanted: int) -> Found:
-        """The better of the two views, as `Probe._match` takes it, without the hidden rows."""
+        """The best of all views, as `Probe._match` takes it, without the hidden rows."""
         found = []
-        for view in range(2):
+        for view in range(len(seen)):
             kept = [k for k, row in enumerate(rows[view]) if row not in hidden][:wanted]
             similarity, _ = self.probe._similarities(
                 seen[view : view + 1], values[view][kept][None], ids[view][kept], self.scale
@@ -95,3 +109,8 @@ class Rows:
     def __iter__(self) -> Iterator[Item]:
         for number, picture in enumerate(self.rows):
             yield Item(str(number), "", lambda picture=picture: np.array(picture.load()))
+
+
+def whole(eyes: list[Eye]) -> list[ProductEye]:
+    """The descriptors of the product among them, each once."""
+    return [eye for eye in eyes if isinstance(eye, ProductEye) and not eye.in_parts]

@@ -18,8 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from amg_core import judge
 from training.pool import trained_on
 
 SIDE = 640  # px of the longer side; every picture is reduced to it as it is loaded
@@ -151,12 +153,18 @@ def _families(rows: list[Picture], thumbnails: np.ndarray) -> dict[int, frozense
     return found
 
 
+def _flat(picture: Picture) -> bool:
+    """Nothing can be told of it, and the product says so."""
+    array = np.asarray(picture.load(), dtype=np.float32) / 255
+    return judge.flat(torch.from_numpy(array).permute(2, 0, 1)[None])
+
+
 def _sources(rows, families, queries: int, rng: np.random.Generator) -> list[int]:
-    """At most `queries` rows of those held out, of both kinds, no two of a family."""
+    """At most `queries` rows of those held out, of both kinds, no two of a family, none a flat tone."""
     kinds: dict[str, list[int]] = {PHOTOGRAPH: [], STAMP: []}
     taken: set[int] = set()
     for row in rng.permutation(sorted(families)).tolist():
-        if row not in taken:
+        if row not in taken and not _flat(rows[row]):
             kinds[rows[row].kind].append(row)
             taken |= families[row]
     photographs = kinds[PHOTOGRAPH][: round(queries * PHOTOGRAPHS_SHARE)]

@@ -23,7 +23,7 @@ from amg_core.probe import Probe
 from amg_core.verdict import Verdict, verdict
 
 from . import edits
-from .eyes import ProductEye, Rows
+from .eyes import Rows, whole
 from .recall import edited
 from .tables import Setting, Table, markdown, wilson
 
@@ -43,10 +43,8 @@ def run(setting: Setting) -> Table:
     figures: dict = {"inside": len(inside), "outside": len(outside), "rows": len(rows), "eyes": {}}
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for eye in setting.eyes:
-            if not isinstance(eye, ProductEye):
-                continue
-            descriptor = create(eye.name.partition("@")[0], eye.weights)
+        for eye in whole(setting.eyes):
+            descriptor = create(eye.kind, eye.weights)
             build(
                 Rows([library.rows[r] for r in rows]),
                 Path(folder) / eye.name,
