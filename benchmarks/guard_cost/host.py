@@ -30,6 +30,15 @@ UNET = {
     "adm_in_channels": None, "use_temporal_attention": False, "use_temporal_resblock": False,
     "num_heads": 8, "num_head_channels": -1,
 }  # fmt: skip
+XL_UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048, "use_spatial_transformer": True, "use_linear_in_transformer": True,
+    "legacy": False, "adm_in_channels": 2816, "num_classes": "sequential",
+    "use_temporal_attention": False, "use_temporal_resblock": False, "num_heads": -1,
+    "num_head_channels": 64,
+}  # fmt: skip
 SMALL_UNET = UNET | {"model_channels": 32, "num_heads": 2}
 VAE = {
     "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,

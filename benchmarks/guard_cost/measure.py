@@ -99,19 +99,26 @@ def levels(model, steps: int) -> torch.Tensor:
 
 def branch_macs(model, size: int) -> int:
     """Of one branch of the model for one picture of that side, by its shapes alone."""
+    kind, config = type(model.model.diffusion_model), model.model.model_config.unet_config
+    return network_macs(kind, config, size, host.CONTEXT)
+
+
+def network_macs(kind: type, config: dict, size: int, context: int) -> int:
+    """Of a UNet of the host made from `config`, for one picture of that side, by its shapes alone."""
     import comfy.ldm.modules.attention as attention
     import comfy.ops
 
-    config, side = model.model.model_config.unet_config, size // 8
+    side = size // 8
     with torch.inference_mode(False), torch.no_grad():
         shape = {"device": "meta", "dtype": torch.float32}
-        make = type(model.model.diffusion_model)
-        network = make(**config | shape, operations=comfy.ops.disable_weight_init)
+        network = kind(**config | shape, operations=comfy.ops.disable_weight_init)
         x, t = torch.empty(1, 4, side, side, **shape), torch.zeros(1, **shape)
+        pooled = config.get("adm_in_channels")
+        y = torch.empty(1, pooled, **shape) if pooled else None
         # The others ask how much memory is free, which means nothing where there is none.
         whole = patch.object(attention, "optimized_attention", attention.attention_pytorch)
         with whole, Macs() as counter:
-            network(x, t, context=torch.empty(1, host.TOKENS, host.CONTEXT, **shape))
+            network(x, t, context=torch.empty(1, host.TOKENS, context, **shape), y=y)
     return counter.total
 
 

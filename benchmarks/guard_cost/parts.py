@@ -8,14 +8,19 @@ import torch
 
 from . import host, measure, rows
 
+XL_SIDE = 1024
 AT_MOST = 0.3  # seconds that one part is repeated for
 LONG = 5.0  # seconds of a part that counting in Python does not disturb
 SIGMAS = (4.0, 1.2, 0.6, 0.3, 0.05)  # one for each scale that a 512² latent is compared at
 
 
 def table(world: rows.World, sizes: list[int], wanted: list[str]) -> list[dict]:
-    """Every part that the rows `wanted` use."""
-    found = [
+    """Every part that the rows `wanted` use, and for comparison one branch of SDXL, counted only."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    larger = measure.network_macs(UNetModel, host.XL_UNET, XL_SIDE, host.XL_UNET["context_dim"])
+    found: list[dict] = [{"part": f"SDXL, one branch, {XL_SIDE}²", "macs": larger, "seconds": 0.0}]
+    found += [
         {"part": f"model, one branch, {size}²", "macs": measure.branch_macs(world.model, size),
          "seconds": 0.0}
         for size in sizes
@@ -29,7 +34,13 @@ def table(world: rows.World, sizes: list[int], wanted: list[str]) -> list[dict]:
             decoder = _decoder(world, "vae")
             found.append(_measured(f"full VAE, {sizes[0]}²", lambda: decoder(latent), device))
             decoder.to("cpu")
+        if any("neighbour" in row for row in wanted):
+            found.append(_measured("a caption, encoded", lambda: _encode(world), device))
     return found
+
+
+def _encode(world: rows.World) -> None:
+    world.clip.encode_from_tokens_scheduled(world.clip.tokenize("picture 1 of a random index"))
 
 
 def _of_descriptor(world: rows.World, name: str, latent: torch.Tensor) -> list[dict]:
