@@ -18,7 +18,7 @@ import torch
 
 from amg_core.errors import AMGError
 
-from . import alarms, live, recall, verdicts
+from . import alarms, forming, live, recall, verdicts
 from .eyes import Eye, ProductEye
 from .pictures import PHOTOGRAPH, library
 from .rivals import RIVALS, NotInstalled, rival
@@ -29,6 +29,7 @@ TABLES: dict[str, Callable[[Setting], Table]] = {
     "2": alarms.run,
     "3": recall.run,
     "4": verdicts.run,
+    "5": forming.run,
 }
 
 
