@@ -61,10 +61,11 @@ def run(setting: Setting) -> Table:
     ]  # fmt: skip
     second = ["descriptor, size", *(f"σ {sigma}" for sigma in SIGMAS), "not in the index, at any σ"]
     text = (
-        f"### Table 5: half-formed predictions\n\nThe embedded model's prompts, {STEPS} steps, preset main; "
-        f"steps are counted from 1.\n\n{markdown(first, lines[0])}\n"
-        f"Photographs noised to σ and denoised without a prompt: opened on the right one, of {COPIES} in the index; last, opened on one of {COPIES} that are not "
-        f"(95 % interval).\n\n{markdown(second, lines[1])}"
+        f"### Table 5: half-formed predictions\n\nThe embedded model's prompts, {STEPS} steps, preset "
+        f"main; steps are counted from 1.\n\n{markdown(first, lines[0])}\n"
+        f"Photographs noised to σ and denoised without a prompt: opened on the right one, of {COPIES} in "
+        f"the index; last, opened on one of {COPIES} that are not (95 % interval).\n\n"
+        f"{markdown(second, lines[1])}"
     )
     return Table(text, figures)
 
@@ -95,7 +96,7 @@ def drawn(network, decoder, eye: ProductEye, folder: Path) -> dict:
 
 @torch.no_grad()
 def noised(setting: Setting, network, decoder, eye: ProductEye, folder: Path) -> dict:
-    """By size: "right": of each σ, how many opened on the right one; "strangers": opened at any; "count"."""
+    """By size, "right": how many opened on the right one at each σ; "strangers": at any; "count"."""
     library = setting.collection
     photographs = [r for r in library.sources if library.rows[r].kind == PHOTOGRAPH]
     inside, outside = photographs[:COPIES], photographs[COPIES : 2 * COPIES]
