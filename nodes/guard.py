@@ -131,6 +131,7 @@ class GuardNode(io.ComfyNode):
         sampling.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         sampling.check_choice("detect", detect, WAYS)
         hook.check_unguarded(model)
+        decoding.check_still(model.get_model_object("latent_format"))
         if detect != OFF and any(len(text) > 1 for text, _ in positive):
             raise AMGError(
                 "positive: Guard asks about one prompt at a time, and got a batch of prompts. Give "
