@@ -23,6 +23,9 @@ verdicts            one a sample, of what left: {"sample", "attempt", "outcome",
                     or "blanked" (a copy, replaced by nothing)
 attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
                     "settings", "steps" and "seed"
+unseen_steps        steps, of all drawings, at which the guard was not asked; of hosts that tell
+blanked_previews    samples whose second output was a copy and is blank, for `if_still_copied` other
+                    than "say so"; of hosts that tell
 left_out            only of a report in a picture: what was too long for it, see `travelling`
 =================== ===============================================================================
 """
@@ -172,8 +175,14 @@ def drawings(report: dict) -> list[tuple[str, dict]]:
 
 def words(report: dict) -> str:
     """What became of the run, in one line for the artist."""
+    unseen = report.get("unseen_steps", 0)
+    gaps = [f"steps not seen by the guard: {unseen}"] if unseen else []
+    hidden = report.get("blanked_previews", [])
+    if hidden:
+        numbers = ", ".join(str(i + 1) for i in hidden)
+        gaps.append(f"denoised_output was a copy and is blank now: {numbers}")
     if report["not_judged"]:
-        return f"not judged · {report['not_judged']}"
+        return " · ".join(["not judged", report["not_judged"], *gaps])
     verdicts = report["verdicts"]
     bad = _copies(report)
     parts = [f"measured {len(verdicts)} of {len(verdicts)} · {_seen_by(report)}"]
@@ -197,7 +206,7 @@ def words(report: dict) -> str:
     if not bad and not again and verdicts:
         closest = max(verdicts, key=lambda v: v["closeness"])
         parts.append(f"closeness {_close(closest)}, copy above {COPY}")
-    return " · ".join(parts)
+    return " · ".join(parts + gaps)
 
 
 def refusal(report: dict) -> str:

@@ -235,6 +235,26 @@ class Session:
         )  # fmt: skip
         return out
 
+    def suspicious(
+        self,
+        denoised: Tensor,
+        *,
+        sigma: Tensor,
+        t: float,
+        composite: Callable[[Tensor], Tensor] = lambda latent: latent,
+    ) -> Tensor:
+        """Samples (B,) bool that leave already or that come too close in this prediction of theirs.
+
+        Parameters are those of `step`. Only looks: for hosts that hold a prediction which no model
+        made, and must know whether `step` will need a real one.
+        """
+        s = self.settings
+        none = torch.zeros(len(denoised), dtype=torch.bool)
+        if s.off or not s.start_percent <= 1 - t <= s.end_percent:
+            return none
+        keyed = none if self._keyed is None else self._keyed
+        return keyed | self._gate(self.probe.look(composite(denoised), float(sigma[0])), t)[0]
+
     def _gate(self, match: Match, t: float) -> tuple[Tensor, Tensor]:
         """Eq. 10's indicator (B,), and λ_t in the descriptor's units (B,)."""
         level = self.settings.schedule(t)

@@ -10,11 +10,18 @@ import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..amg_core.errors import AMGError
 from ..amg_core.leaving import shorten
+from .guiders import KEY
 
+# What is no fault of a node on the model.
+PASSED_ON = (
+    AMGError, comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError,
+)  # fmt: skip
+AROUND = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 REMEMBERED = 256  # captions a text encoder
 # Where and when a part of the prompt applies, and what is made anew.
 DROPPED = (
@@ -123,11 +130,44 @@ class Predictions:
         (cond,) = comfy.samplers.encode_model_conds(
             model.extra_conds, [cond], x, x.device, "positive", **self.run
         )
-        # The first slot stays empty: patches of other nodes then treat the pass as unconditional.
-        predictions = comfy.samplers.calc_cond_batch(
-            model, [None, [cond]], x, args["sigma"], args["model_options"]
-        )
+        try:
+            # The first slot stays empty: patches of other nodes then treat the pass as unconditional.
+            predictions = comfy.samplers.calc_cond_batch(
+                model, [None, [cond]], x, args["sigma"], args["model_options"]
+            )
+        except PASSED_ON:
+            raise
+        except Exception as error:
+            patches = _patches(model, args["model_options"])
+            if not patches:
+                raise
+            raise AMGError(
+                f"The guard asked the model once more in one step, and that failed ({error}). What is on "
+                f"this model: {', '.join(patches)}. A cache that keeps one state, such as TeaCache, cannot "
+                f"be asked twice a step: take it off the model that is guarded, or use the host's "
+                f"EasyCache or LazyCache, which can."
+            ) from error
         return predictions[1]
+
+
+def _patches(model, model_options: dict) -> list[str]:
+    """Names of what other nodes put around the network of a BaseModel."""
+    names = []
+    if "model_function_wrapper" in model_options:
+        names.append(_origin(model_options["model_function_wrapper"]))
+    for kind in AROUND:
+        for key, wrappers in model_options["transformer_options"]["wrappers"].get(kind, {}).items():
+            names += [str(key or _origin(each)) for each in wrappers if key != KEY]
+    own = vars(model.diffusion_model)
+    names += [_origin(own[name]) for name in own if name.startswith("forward")]
+    return list(dict.fromkeys(names))
+
+
+def _origin(function) -> str:
+    """Where a function of another node comes from: "teacache.wrapper"."""
+    module = str(getattr(function, "__module__", None) or type(function).__module__)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{module}.{name}".replace(".<locals>", "")
 
 
 def _fit(nothing: Tensor, prompt: Tensor) -> Tensor:

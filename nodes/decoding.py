@@ -34,11 +34,7 @@ def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
     AMGError
         The wanted one is not there; says which file to put where.
     """
-    if latent_format.latent_dimensions != 2:
-        raise AMGError(
-            "The guard looks at still pictures: this model makes video or audio latents, which it "
-            "cannot compare with an index of pictures. Remove the AMG node from this graph."
-        )
+    check_still(latent_format)
     makers = {"taesd": _taesd, "linear": _linear, "vae": _vae}
     order = list(makers) if wanted == "auto" else [wanted]
     with torch.random.fork_rng(devices=[]):  # building a module draws its initial weights
@@ -59,13 +55,28 @@ def choose_if_any(latent_format) -> Decoder | None:
         return None
 
 
+def check_still(latent_format) -> None:
+    """AMGError, saying why, unless latents of `latent_format` are those of still pictures."""
+    if latent_format.latent_dimensions > 2:
+        raise AMGError(
+            "model: its latents have a time axis, also where it draws a single picture: models of video "
+            "have it, such as Wan, and so has Qwen-Image. The guard reads latents without one only. Take "
+            "the AMG node out of this graph, and check finished pictures with Similarity Probe."
+        )
+    if latent_format.latent_dimensions < 2:
+        raise AMGError(
+            "model: it makes no pictures (its latents have one dimension, as those of audio), so an index "
+            "of pictures cannot guard it. Take the AMG node out of this graph."
+        )
+
+
 def check(decoder: Decoder, latent: Tensor) -> None:
     """AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
     if latent.ndim != 4:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}: the guard looks at still pictures "
-            f"(batch, channels, height, width). Video latents are not supported: remove the AMG "
-            f"node."
+            f"latent_image has shape {tuple(latent.shape)}: the guard reads latents of still pictures "
+            f"(batch, channels, height, width). Video latents, with a time axis, are refused: connect an "
+            f"Empty Latent Image, or take the AMG node out of this graph."
         )
     if latent.shape[1] != decoder.channels:
         raise AMGError(

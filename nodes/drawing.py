@@ -20,10 +20,10 @@ from ..amg_core.leaving import Shortened
 from ..amg_core.loop import Outcome
 from ..amg_core.session import Session, Settings
 from ..amg_core.verdict import Verdict
-from . import judging, live
+from . import guiders, judging, live
 from .conditioning import Predictions
 
-KEY = "amg"  # of what a run leaves on its own model_options
+ALIKE = 1e-3  # difference of latents that no one sees
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,13 @@ class Drawing:
         self.named: list[set[int]] = [set() for _ in noise]
         self.seeds: list[int | None] = []
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
+        self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
+        self.unseen = 0  # steps, of all drawings, at which nobody asked the guider
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
     def __call__(self, settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
-        number, model_options = len(self.seeds), self.guider.model_options
+        number = len(self.seeds)
         session = Session(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or session, session
         noise, seed = self._start(number, suspects)
@@ -82,12 +84,15 @@ class Drawing:
         # The host works prompts out anew in each run, and would do so with what the last one left.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
         predictions = Predictions(self.clip, self.known.kwargs(seed))
-        model_options[KEY] = step_of(session, self.known, predictions, self._teller(number))
-        try:
-            with _random(self._random if number else None, self.known.latent.device):
-                drawn = self.execute(noise, self._callback(), seed)
-        finally:
-            model_options.pop(KEY, None)
+        step = step_of(session, self.known, predictions, self._teller(number))
+        suspicious = suspicious_of(session, self.known)
+        with (
+            guiders.listening(self.guider, step, suspicious) as heard,
+            _random(self._random if number else None, self.known.latent.device),
+        ):
+            drawn = self.execute(noise, self._callback(heard), seed)
+        if not heard.asked and self.steps > 0:
+            raise AMGError(guiders.bypassed(self.guider))
         return drawn, session.report()
 
     def judged(self, judge: judging.Judge, latents: Tensor, samples: list[int]) -> list[Verdict]:
@@ -122,13 +127,16 @@ class Drawing:
 
         return tell
 
-    def _callback(self):
-        if self.callback is None:
-            return None
+    def _callback(self, heard: guiders.Heard) -> Callable:
+        """The host's, which every sampler calls once a step; counts what the guard did not see."""
+        told = 0
 
         def show(*args):
+            nonlocal told
+            self.unseen += heard.asked == told
+            told = heard.asked
             self.shown[-1] = args
-            return self.callback(*args)
+            return None if self.callback is None else self.callback(*args)
 
         return show
 
@@ -139,27 +147,49 @@ class Drawing:
             log.warning("AMG: %s", reports.words(told))
             if self.loop.if_still_copied == reports.STOP:
                 raise AMGError(reports.refusal(told))
-        blanks = copies if self.loop.if_still_copied == reports.BLANK else []
-        if blanks:
+        if copies and self.loop.if_still_copied == reports.BLANK:
             latents = latents.clone()
-            empty = self.guider.model_patcher.model.process_latent_out(
-                torch.zeros_like(latents[:1])
-            )
-            for i in blanks:
-                latents[i : i + 1] = empty
-        if blanks or any(outcome.kept):
-            self._show(outcome.kept, blanks)
+            for i in copies:
+                latents[i : i + 1] = self._out(torch.zeros_like(latents[:1]))
         return latents
 
-    def _show(self, kept: list[int], blanks: list[int]) -> None:
-        """Tell the host's callback, which saw the last drawing last, what really leaves."""
-        if not all(self.shown):
+    def clear_previews(self, judge: judging.Judge | None, outcome: Outcome | None = None) -> None:
+        """Tell the host's callback, which saw the last drawing last, what really leaves.
+
+        What it saw last is a picture too: SamplerCustom hands it on as `denoised_output`. It is the
+        model's last guess at the finished one, also of a run that others finish. Where copies are not
+        to come out it is judged, unless it is what was judged already.
+        """
+        if self.callback is None or not all(self.shown):
             return
-        step, _, *rest = self.shown[-1]
+        kept = [0] * len(self.noise) if outcome is None else outcome.kept
         rows = [self.shown[number][1][i] for i, number in enumerate(kept)]
+        blanks = []
+        if judge is not None and self.loop.if_still_copied != reports.SAY:
+            blanks = [i for i, row in enumerate(rows) if self._copied(judge, i, row[None], outcome)]
         for i in blanks:
             rows[i] = torch.zeros_like(rows[i])
-        self.callback(step, torch.stack(rows), *rest)
+        self.hidden = [i for i in blanks if outcome is None or not outcome.verdicts[i].copy]
+        if blanks or any(kept):
+            step, _, *rest = self.shown[-1]
+            self.callback(step, torch.stack(rows), *rest)
+
+    def _copied(self, judge: judging.Judge, i: int, shown: Tensor, outcome: Outcome | None) -> bool:
+        """Whether what the callback saw of sample i (1, C, H, W) is a copy."""
+        preview = self._out(shown)
+        if outcome is not None and _alike(preview, outcome.latents[i : i + 1]):
+            return outcome.verdicts[i].copy
+        (verdict,) = judge(preview, [self.named[i] | self.latest.acted_on(i)])
+        return verdict.copy
+
+    def _out(self, latent: Tensor) -> Tensor:
+        """A latent of the model's as the host hands it on."""
+        return self.guider.model_patcher.model.process_latent_out(latent)
+
+
+def _alike(preview: Tensor, latent: Tensor) -> bool:
+    """Whether both decode to one picture."""
+    return torch.allclose(preview.float().cpu(), latent.float().cpu(), atol=ALIKE)
 
 
 def _random_state(device) -> list[Tensor]:
@@ -214,7 +244,7 @@ class Known:
 
 
 def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict], Tensor]:
-    """The post-CFG function of one run."""
+    """The guard's part in every prediction of one run, as `guiders.understood` describes it."""
 
     def step(args: dict) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -243,3 +273,15 @@ def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict
         return out
 
     return step
+
+
+def suspicious_of(session: Session, known: Known) -> Callable[[dict], Tensor]:
+    """Which samples of a prediction the guard is or will be steering: see `Session.suspicious`."""
+
+    def suspicious(args: dict) -> Tensor:
+        sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
+        return session.suspicious(
+            args["denoised"], sigma=sigma, t=t, composite=known.compositor(args)
+        )
+
+    return suspicious

@@ -130,6 +130,8 @@ class GuardNode(io.ComfyNode):
         sampling.check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         sampling.check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         sampling.check_choice("detect", detect, WAYS)
+        hook.check_unguarded(model)
+        decoding.check_still(model.get_model_object("latent_format"))
         if detect != OFF and any(len(text) > 1 for text, _ in positive):
             raise AMGError(
                 "positive: Guard asks about one prompt at a time, and got a batch of prompts. Give "
@@ -142,9 +144,9 @@ class GuardNode(io.ComfyNode):
             )
         story, tell = Story([]), show.text_on(cls.hidden.unique_id)
 
-        def draw(guarded, latent, number=seed, share=denoise, texts=(positive, negative)) -> dict:
+        def draw(model, latent, number=seed, share=denoise, texts=(positive, negative)) -> dict:
             (drawn,) = common_ksampler(
-                guarded, number, steps, cfg, sampler_name, scheduler, *texts, latent, denoise=share
+                model, number, steps, cfg, sampler_name, scheduler, *texts, latent, denoise=share
             )
             return drawn
 
@@ -156,16 +158,15 @@ class GuardNode(io.ComfyNode):
             words = "drawing twice more, to see what the prompt is a key to…"
             tell(words)
             send({"kind": "words", "words": words})  # else the page goes on showing the run before
-            plain = hook.detach(model.clone())
             texts = _text_only(positive), _text_only(negative)
-            latents = draw(plain, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
+            latents = draw(model, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
         with _known(story, index, pictures, vae, model) as (probe, shown):
             if probe is None:
                 story.say("Drawn as it is.")
                 said = str(story)
                 tell(said)
-                latent = draw(hook.detach(model.clone()), latent_image)
+                latent = draw(model, latent_image)
                 send({"kind": "end", "words": said, "verdicts": []})
                 return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
             settings = presets.settings(presets.PRESETS[0], probe.metric)

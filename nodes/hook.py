@@ -1,4 +1,4 @@
-"""The guard inside a ComfyUI sampling run: a post-CFG hook, and a wrapper that opens and closes it.
+"""The guard inside a ComfyUI sampling run: a wrapper around the run, and a hook that only listens.
 
 Both are plain functions: the host deep-copies `model_options` on every clone, and would copy index
 and networks with a callable object. What a run remembers hangs on the run's own `model_options`.
@@ -24,7 +24,8 @@ from ..amg_core.loop import until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
 from . import decoding, judging, latents, live
-from .drawing import KEY, Drawing, Known, Loop, noise_level
+from .drawing import Drawing, Known, Loop, noise_level
+from .guiders import HOOKS, KEY
 
 FINISHED = 0.05  # noise that may be left in a finished picture: no one sees it
 NOTHING_DRAWN = "nothing was drawn"
@@ -53,7 +54,7 @@ def attach(
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
     What a run has finished is measured, and drawn again from the same noise while it is a copy: see
-    `amg_core.loop`. An earlier guard is replaced.
+    `amg_core.loop`.
 
     Parameters
     ----------
@@ -76,9 +77,12 @@ def attach(
     Raises
     ------
     AMGError
-        No decoder for this model; names the file that would help. Or an index of latents, or a VAE,
-        that was made for another kind of model. In a run: a copy that stays, if `loop` says stop.
+        The model is guarded already: see `check_unguarded`. No decoder for this model; names the file
+        that would help. Or an index of latents, or a VAE, that was made for another kind of model. Or
+        copies are not to come out, and nothing decodes the finished pictures. In a run: a copy that
+        stays, if `loop` says stop; a guider that the guard does not understand, see `guiders`.
     """
+    check_unguarded(model)
     space = model.get_model_object("latent_format")
     loop = Loop() if loop is None else loop
     judging.check(vae, space)
@@ -87,8 +91,13 @@ def attach(
         to_picture = None if decoding.usable(vae) else decoding.choose_if_any(space)
     else:
         to_picture = decoding.choose(space, decoder, vae)
+    if loop.if_still_copied != reports.SAY and to_picture is None and not decoding.usable(vae):
+        raise AMGError(
+            f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be judged, "
+            f"and {judging.NOTHING_DECODES}. Or set if_still_copied to '{reports.SAY}'."
+        )
     networks = [net for net in (probe.descriptor, to_picture) if net is not None]
-    guarded = detach(model.clone())
+    guarded = model.clone()
 
     def run(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None,
             disable_pbar=False, seed=None, *args, **kwargs):  # fmt: skip
@@ -121,9 +130,11 @@ def attach(
             try:
                 if unjudged:
                     drawn, _ = drawing(settings, torch.zeros(len(noise), dtype=torch.bool))
+                    drawing.clear_previews(judge)
                 else:
                     judged = partial(drawing.judged, judge)
                     outcome = until_clean(drawing, judged, settings, len(noise), loop.retries)
+                    drawing.clear_previews(judge, outcome)
                     reason = ""
             finally:
                 told = _told(drawing, outcome, loop, by, reason, probe, to_picture, clip)
@@ -144,27 +155,43 @@ def attach(
                     network.to("cpu")
 
     def guard(args: dict) -> Tensor:
-        step = args["model_options"].get(KEY)
-        if step is None:
+        hear = args["model_options"].get(KEY)
+        if hear is None:
             raise AMGError(
                 "The guard was asked outside of a sampling run that it could watch: a node calls "
                 "the model by a way of its own. Use KSampler, SamplerCustomAdvanced or AMG "
                 "Sampler."
             )
-        return step(args)
+        return hear(args)
 
     guard.amg = True
     guarded.set_model_sampler_post_cfg_function(guard)
-    guarded.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
+    run.index = probe.searcher.index.name
+    # First, which is outermost: caches of other nodes must begin afresh in each drawing.
+    others = guarded.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
+    guarded.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [run]} | others
     return guarded
 
 
+def check_unguarded(model) -> None:
+    """AMGError if the ModelPatcher `model` carries a guard: a second one would have to drop it."""
+    for run in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        raise AMGError(
+            f"model: it is guarded already, against index {run.index}, and a model carries one guard. "
+            f"Connect the model as it is before Apply AMG. To guard against the pictures of several "
+            f"indexes, connect them to Combine Indexes, and that to one AMG node."
+        )
+
+
 def detach(model):
-    """Remove the guard from the ModelPatcher `model`, in place; returns it."""
-    hooks = model.model_options.get("sampler_post_cfg_function", [])
+    """Remove the guard from the ModelPatcher `model`, in place; returns it.
+
+    For models that are asked something, and draw nothing.
+    """
+    hooks = model.model_options.get(HOOKS, [])
     if hooks:
         kept = [hook for hook in hooks if not getattr(hook, "amg", False)]
-        model.model_options["sampler_post_cfg_function"] = kept
+        model.model_options[HOOKS] = kept
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     return model
 
@@ -219,6 +246,8 @@ def _told(drawing: Drawing, outcome, loop, judge: str, reason, probe, decoder, c
         seed=drawing.seed,
         seeds=drawing.seeds if outcome is not None else None,
         versions=_versions(),
+        unseen_steps=drawing.unseen,
+        blanked_previews=drawing.hidden,
         host={"decoder": seen, "captions": "encoded" if clip is not None else "no clip"},
     )
 

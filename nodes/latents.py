@@ -12,6 +12,7 @@ from torch import Tensor
 from ..amg_core.descriptors.tensors import tensors_sha256
 from ..amg_core.errors import AMGError
 from ..amg_core.probe import Probe
+from . import decoding
 
 DECODER = ("decoder", "post_quant_conv", "taesd_decoder")  # of a VAE: has no part in encoding
 OTHERWISE = "or take an index of pixel or sscd, which guards every model"
@@ -102,11 +103,7 @@ def check_latent(probe: Probe, latent: Tensor) -> None:
 
 
 def _check(vae, space) -> None:
-    if space.latent_dimensions != 2:
-        raise AMGError(
-            "model: it makes video or audio, which an index of pictures cannot guard. Connect a "
-            "model that draws still pictures."
-        )
+    decoding.check_still(space)
     if getattr(vae, "first_stage_model", None) is None or vae.latent_dim != 2:
         raise AMGError("vae: it does not encode still pictures. Connect the VAE of your model.")
     if vae.latent_channels != space.latent_channels:

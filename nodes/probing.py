@@ -20,7 +20,7 @@ from ..amg_core.detection import statistics
 from ..amg_core.detection.calibration import Measured
 from ..amg_core.detection.predictions import Predictions
 from ..amg_core.errors import AMGError
-from . import hook
+from . import decoding, hook
 
 # Every noise of every probe is one of these, so that prompts are compared on the same noises.
 FIRST_NOISE = 20_260_101
@@ -116,10 +116,11 @@ def encode(clip, text: str) -> list:
 def latent_shape(model, latent: Tensor) -> tuple[int, ...]:
     """(C, H, W) of a LATENT's samples (B, c, H, W), with the channels that the model has.
 
-    AMGError for video and audio.
+    AMGError for latents with a time axis, and for audio.
     """
     space = model.get_model_object("latent_format")
-    if space.latent_dimensions != 2 or latent.ndim != 4:
+    decoding.check_still(space)
+    if latent.ndim != 4:
         raise AMGError(
             f"latent_image has shape {tuple(latent.shape)}: prompts are probed on still pictures. "
             f"Connect an Empty Latent Image, and a model that draws pictures."

@@ -284,7 +284,8 @@ class ApplyNode(io.ComfyNode):
             display_name="Apply AMG",
             category=CATEGORY,
             description="Puts the guard on a model, for any sampler node. All settings are here; "
-            "AMG Sampler has the few that matter. Applied twice, the later one counts.",
+            "AMG Sampler has the few that matter. A model carries one guard: for several indexes use "
+            "Combine Indexes.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard. It is not changed itself."),
                 index_input(),

@@ -23,6 +23,8 @@ const SENTENCES = [
   "nothing here decodes these latents: connect the vae",
   "sampling was not finished: noise is left for another sampler",
   "the run did not end",
+  "steps not seen by the guard: <count>",
+  "denoised_output was a copy and is blank now: <numbers>",
 ];
 const BETWEEN = " · ";
 

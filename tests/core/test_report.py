@@ -121,6 +121,19 @@ def test_blanked_is_told():
     assert [v["outcome"] for v in told["verdicts"]] == ["clean", "blanked"]
 
 
+def test_what_the_guard_did_not_see_is_told():
+    said = report.words(compose([0.1], unseen_steps=3, blanked_previews=[0, 2]))
+    assert said.endswith(
+        " · steps not seen by the guard: 3 · denoised_output was a copy and is blank now: 1, 3"
+    )
+    unjudged = report.compose(SESSION, not_judged="the run did not end", unseen_steps=1)
+    assert report.words(unjudged) == (
+        "not judged · the run did not end · steps not seen by the guard: 1"
+    )
+    whole = compose([0.1], unseen_steps=0, blanked_previews=[])
+    assert "not seen" not in report.words(whole) and "blank" not in report.words(whole)
+
+
 def test_one_curve_a_drawing():
     (first, title), (second, again) = report.drawings(compose([0.1], [0.9, 0.2]))
     assert first == "similarity to cats" and title["steps"] == [{"number": 0}]

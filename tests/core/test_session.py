@@ -114,6 +114,20 @@ def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(probe, scene, n
     assert torch.equal(together[:1], alone)
 
 
+def test_who_is_suspicious_is_told_without_a_step(probe, scene):
+    """The copies while nothing was steered; afterwards the samples that leave, wherever they are."""
+    session, level = Session(probe, make()), {"sigma": torch.full((4,), 3.0), "t": 0.8}
+    assert session.suspicious(scene["cond"], **level).tolist() == [True, True, False, False]
+    run(session, scene)
+    strangers = smooth(torch.Generator().manual_seed(9), 4)
+    assert session.suspicious(strangers, **level).tolist() == [True, True, False, False]
+    assert len(session.records) == 1
+    off = Session(probe, make(despecification=0.0, deduplication=0.0, dissimilarity=0.0))
+    late = Session(probe, make(start_percent=0.5))
+    for quiet in (off, late):
+        assert not quiet.suspicious(scene["cond"], **level).any()
+
+
 def words(*drawn):
     """A prompt of as many words as there are predictions after the first, which is for none."""
     asked = []

@@ -137,8 +137,25 @@ def test_nothing_to_see_through(amg):
         amg.decoding.choose(bare, "linear")
 
 
-def test_video_is_refused(amg):
+@pytest.mark.parametrize(
+    "name, why",
+    [("Wan21", "time axis.*single picture.*Qwen-Image"), ("StableAudio1", "no pictures.*audio")],
+)
+def test_what_the_guard_cannot_read_is_refused_for_what_it_is(amg, name, why):
     import comfy.latent_formats
 
-    with pytest.raises(amg.AMGError, match="video"):
-        amg.decoding.choose(comfy.latent_formats.Wan21())
+    with pytest.raises(amg.AMGError, match=why):
+        amg.decoding.choose(getattr(comfy.latent_formats, name)())
+
+
+def test_guard_refuses_before_it_draws(amg, run_node, demo, prompts):
+    import comfy.latent_formats
+
+    model = demo["model"].clone()
+    model.add_object_patch("latent_format", comfy.latent_formats.Wan21())
+    with pytest.raises(amg.AMGError, match="time axis"):
+        run_node(
+            "AMG_Guard", model=model, seed=1, steps=2, cfg=4.0, sampler_name="euler",
+            scheduler="normal", positive=prompts[0], negative=prompts[1], denoise=1.0,
+            latent_image={"samples": torch.zeros(1, 16, 1, 16, 16)}, detect="draw twice",
+        )  # fmt: skip

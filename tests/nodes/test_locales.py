@@ -118,7 +118,7 @@ def test_the_page_knows_what_the_server_says_of_pictures(pack):
     assert known(verdict._words(False, False, "a.png", verdict.FLAT))
     assert not known("Something new.")
 
-    def told(outcomes: list[str], attempts=(0, 0), by="vae", reason="") -> str:
+    def told(outcomes: list[str], attempts=(0, 0), by="vae", reason="", **more) -> str:
         verdicts = [
             {
                 "sample": i, "outcome": outcome, "attempt": attempt, "closeness": 0.5, "source": "b.png",
@@ -127,13 +127,14 @@ def test_the_page_knows_what_the_server_says_of_pictures(pack):
             for i, (outcome, attempt) in enumerate(zip(outcomes, attempts, strict=False))
         ]  # fmt: skip
         found = {"not_judged": reason, "verdicts": verdicts, "judged_by": by}
-        return report.words(found | {"attempts": [{"verdicts": verdicts}]})
+        return report.words(found | {"attempts": [{"verdicts": verdicts}]} | more)
 
     runs = [
         told(["clean", "clean"]), told(["clean"], by="taesd"), told(["copy"]), told(["copy"] * 2),
         told(["blanked"]), told(["unsure", "clean"]), told(["clean", "clean"], attempts=(0, 1)),
         told([], reason="the run did not end"),
         told([], reason=pack.module("nodes.judging").NOTHING_DECODES),
+        told(["clean"], unseen_steps=2), told(["clean"], blanked_previews=[0, 1]),
     ]  # fmt: skip
     assert len(set(runs)) == len(runs)
     assert [text for text in runs if not known(text)] == []
