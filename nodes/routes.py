@@ -5,8 +5,8 @@ GET  /amg/indexes                                {"indexes": [name]}
 GET  /amg/indexes/{name}                         {"name", "count", "muted", "descriptor", "created"}
 GET  /amg/indexes/{name}/entries                 {"entries", "next", "done"}; see `page`
      ?start=0&limit=24&text=&muted=0
-GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 404 unless its file's
-     ?sha256=…                                   hash begins so, where that is asked
+GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 404 unless sha256 is the
+     ?sha256=…                                   whole hash of its file
 POST /amg/indexes/{name}/mute                    {"sha256": [hash], "reason": text} -> {"changed"}
 POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed"}
 ===============================================  ==================================================
@@ -14,6 +14,10 @@ POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed
 Only names that `paths.index_names` lists are opened. Everything that comes in and goes out is bounded.
 An answer that is no success is JSON, {"error": a sentence}, and names no folder; the log does. All that
 touches a disk happens in one thread of its own, so never on the event loop and never twice at once.
+
+The host answers whatever asks it, and a browser lets any web page ask. So a request is refused that a
+browser says comes from another page (`foreign`), and no answer can be used by one
+(Cross-Origin-Resource-Policy), not even to tell from a picture that loads or fails what is in an index.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from urllib.parse import urlsplit
 
 from ..amg_core.errors import AMGError
 from . import paths
@@ -150,7 +155,9 @@ def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENC
 
 def thumbnail(index, i: int, sha256: str) -> bytes:
     """Picture i, encoded anew as WebP. Refused where there is none, or another one."""
-    if i >= index.count or not index.record(i).sha256.startswith(sha256):
+    if not _is_hash(sha256):
+        raise Refused(400, "sha256 must be the whole hash of the picture's file.")
+    if i >= index.count or index.record(i).sha256 != sha256:
         raise Refused(404, f"That picture is not in index {index.name} any more.")
     try:
         picture = index.thumbnail(i)
@@ -211,7 +218,24 @@ def _is_hash(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+def foreign(headers) -> bool:
+    """Whether a browser says that another page than the host's own is asking.
+
+    Browsers send Sec-Fetch-Site where the host is this machine or speaks https; "none" is an address that a
+    person typed. Over plain http in a local network there is at most an Origin, which then must be the host
+    itself: "null", of a page without an origin, is not. Programs send neither header.
+    """
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+
+
 # ---------------------------------------------------------------- the server
+
+# Of every answer: no other page may embed it, and no browser may take it for something else.
+OURS_ALONE = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
 
 
 def register() -> None:
@@ -235,15 +259,19 @@ def add_to(routes) -> None:
         """Its JSON, or whatever response it makes; refusals and failures as JSON, too."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
+            status = 200
             try:
+                if foreign(request.headers):
+                    raise Refused(403, "Only the page of this server may ask for that.")
                 found = await handle(request, request.match_info.get("name", ""))
-                return found if isinstance(found, web.StreamResponse) else web.json_response(found)
+                if isinstance(found, web.StreamResponse):
+                    return found
             except Refused as refused:
-                return web.json_response({"error": str(refused)}, status=refused.status)
+                found, status = {"error": str(refused)}, refused.status
             except Exception:
                 log.exception("AMG: %s %s failed", request.method, request.path)
-                sentence = "That failed: the log of the server says why."
-                return web.json_response({"error": sentence}, status=500)
+                found, status = {"error": "That failed: the log of the server says why."}, 500
+            return web.json_response(found, status=status, headers=OURS_ALONE)
 
         return handler
 
@@ -278,9 +306,8 @@ def add_to(routes) -> None:
         i = number(request.match_info, "id", 0, 0, 1 << 40)
         sha256 = request.query.get("sha256", "")
         data = await work(lambda: thumbnail(shelf.index(name), i, sha256))
-        headers = {"X-Content-Type-Options": "nosniff"}
-        if len(sha256) == 64:  # names its content
-            headers["Cache-Control"] = "private, max-age=86400, immutable"
+        # The hash names the content.
+        headers = OURS_ALONE | {"Cache-Control": "private, max-age=86400, immutable"}
         return web.Response(body=data, content_type="image/webp", headers=headers)
 
     def changing(with_reason: bool):
