@@ -13,7 +13,8 @@ POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed
 
 Only names that `paths.index_names` lists are opened. Everything that comes in and goes out is bounded.
 An answer that is no success is JSON, {"error": a sentence}, and names no folder; the log does. All that
-touches a disk happens in one thread of its own, so never on the event loop and never twice at once.
+touches a disk happens in threads of its own, never on the event loop. Each index is in one of them at a
+time: one that is slow to read delays no other, and after `WAIT` seconds the page is told so.
 
 The host answers whatever asks it, and a browser lets any web page ask. So a request is refused that a
 browser says comes from another page (`foreign`), and no answer can be used by one
@@ -26,11 +27,14 @@ import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import contextmanager
 from io import BytesIO
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from ..amg_core.errors import AMGError
@@ -43,6 +47,8 @@ REASON = 500
 BODY = 64 * 1024  # bytes of a POST
 PATIENCE = 2.0  # seconds that a search looks before it tells how far it came
 OPEN = 4  # indexes kept open
+WORKERS = 4  # threads
+WAIT = 20.0  # seconds that a request waits for its index
 SHOWN = 1000  # characters of a caption or a name in an entry
 log = logging.getLogger(__name__)
 
@@ -59,20 +65,36 @@ class Refused(Exception):
 
 
 class Shelf:
-    """The indexes that were asked for last, open. For one thread."""
+    """The indexes that were asked for last, open. For several threads, but each index for one at a time."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[tuple, object]] = OrderedDict()
+        self._lock = threading.Lock()
 
+    @contextmanager
     def index(self, name: str):
         """The index of that name as it is on the disk now. Refused where there is none."""
+        with self._lock:
+            known, index = self._open.pop(name, (None, None))
+        found = self._fresh(name, known, index)
+        try:
+            yield found[1]
+        finally:
+            with self._lock:
+                self._open[name] = found
+                over = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - OPEN)]
+            for _, index in over:
+                index.close()
+
+    @staticmethod
+    def _fresh(name: str, known, index) -> tuple:
+        """(stamp, index), opened anew where the stamp is another than `known`."""
         from ..amg_core.index import Index
 
         folder = folder_of(name)
         try:
             state = (folder / paths.MANIFEST).stat()
             stamp = (str(folder), state.st_mtime_ns, state.st_size, state.st_ino)
-            known, index = self._open.pop(name, (None, None))
             if known != stamp:
                 if index is not None:
                     index.close()
@@ -82,10 +104,7 @@ class Shelf:
             raise Refused(
                 500, f"Index {name} cannot be opened: the log of the server says why."
             ) from error
-        self._open[name] = stamp, index
-        while len(self._open) > OPEN:
-            self._open.popitem(last=False)[1][1].close()
-        return index
+        return stamp, index
 
 
 def folder_of(name: str):
@@ -185,6 +204,30 @@ def change(name: str, chosen: list[str], reason: str | None) -> int:
         ) from error
 
 
+class Workers:
+    """Threads that never keep the host from ending, whatever one of them is caught in."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: SimpleQueue = SimpleQueue()
+        self._missing = count
+
+    def submit(self, task: Callable) -> Future:
+        if self._missing:  # none before the first request
+            self._missing -= 1
+            threading.Thread(target=self._run, name="amg-routes", daemon=True).start()
+        future: Future = Future()
+        self._tasks.put((future, task))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, task = self._tasks.get()
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
+
+
 # ---------------------------------------------------------------- what is asked
 
 
@@ -251,8 +294,10 @@ def add_to(routes) -> None:
     """Add the routes to an `aiohttp.web.RouteTableDef`."""
     from aiohttp import web
 
-    shelf = Shelf()
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="amg-routes")
+    shelf, workers = Shelf(), Workers(WORKERS)
+    busy: dict[
+        str, asyncio.Future
+    ] = {}  # what is being done with an index, or with their list ("")
     base = "/amg/indexes"
 
     def answer(handle: Callable):
@@ -275,18 +320,34 @@ def add_to(routes) -> None:
 
         return handler
 
-    async def work(task: Callable, *args):
-        return await asyncio.get_running_loop().run_in_executor(worker, task, *args)
+    async def work(name: str, task: Callable):
+        """What `task` returns, after all else that is being done with that index."""
+        end = time.monotonic() + WAIT
+        while (before := busy.get(name)) is not None and time.monotonic() < end:
+            await asyncio.wait({before}, timeout=end - time.monotonic())
+        if name not in busy:
+            busy[name] = mine = asyncio.wrap_future(workers.submit(task))
+            mine.add_done_callback(lambda _: busy.pop(name))
+            if (await asyncio.wait({mine}, timeout=max(0.0, end - time.monotonic())))[0]:
+                return mine.result()
+        raise Refused(503, f"Index {name} takes long to read: try again in a while.")
+
+    async def with_index(name: str, task: Callable):
+        def opened():
+            with shelf.index(name) as index:
+                return task(index)
+
+        return await work(name, opened)
 
     @routes.get(base)
     @answer
     async def list_all(_request, _name):
-        return {"indexes": await work(names)}
+        return {"indexes": await work("", names)}
 
     @routes.get(base + "/{name}")
     @answer
     async def info(_request, name):
-        return await work(lambda: about(shelf.index(name)))
+        return await with_index(name, about)
 
     @routes.get(base + "/{name}/entries")
     @answer
@@ -298,14 +359,14 @@ def add_to(routes) -> None:
         text = query.get("text", "")
         if len(text) > TEXT:
             raise Refused(400, f"text must have at most {TEXT} characters.")
-        return await work(lambda: page(shelf.index(name), start, limit, text, muted))
+        return await with_index(name, lambda index: page(index, start, limit, text, muted))
 
     @routes.get(base + "/{name}/thumbnails/{id}")
     @answer
     async def picture(request, name):
         i = number(request.match_info, "id", 0, 0, 1 << 40)
         sha256 = request.query.get("sha256", "")
-        data = await work(lambda: thumbnail(shelf.index(name), i, sha256))
+        data = await with_index(name, lambda index: thumbnail(index, i, sha256))
         # The hash names the content.
         headers = OURS_ALONE | {"Cache-Control": "private, max-age=86400, immutable"}
         return web.Response(body=data, content_type="image/webp", headers=headers)
@@ -321,7 +382,7 @@ def add_to(routes) -> None:
             if len(body) > BODY:
                 raise Refused(413, f"A request may have at most {BODY} bytes.")
             chosen, reason = wanted(body, with_reason)
-            return {"changed": await work(lambda: change(name, chosen, reason))}
+            return {"changed": await work(name, lambda: change(name, chosen, reason))}
 
         return handler
 

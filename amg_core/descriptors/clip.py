@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AMGError
+from ..files import read_bounded
 from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
 
@@ -198,8 +199,7 @@ def _find(path: Path) -> tuple[Path, dict]:
     ):  # a file among many has no config of its own
         return file, {}
     try:
-        with open(config, "rb") as opened:
-            data = json.loads(opened.read(_MOST_CONFIG))
+        data = json.loads(read_bounded(config, _MOST_CONFIG))
         data = data.get("vision_config", data)
         return file, data if isinstance(data, dict) else {}
     except (OSError, ValueError, AttributeError, RecursionError) as error:

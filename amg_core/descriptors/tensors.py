@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import stat
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files import open_regular
 from . import pickled
 
 MOST_BYTES = 1 << 30
@@ -40,13 +41,10 @@ def read_tensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
     Exception
         Whatever a damaged or foreign file provokes; the caller names the file.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-        raise ValueError("it is no file")
-    if status.st_size > most:
+    with open_regular(path) as file:
+        head, size = file.read(9), os.fstat(file.fileno()).st_size
+    if size > most:
         raise ValueError(f"it is over {most >> 20} MiB, far larger than the real file")
-    with open(path, "rb") as file:
-        head = file.read(9)
     with torch.inference_mode(False):
         if head[8:] == b"{":
             from safetensors.torch import load_file

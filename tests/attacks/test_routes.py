@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,9 +43,13 @@ def ask(pack, indexes):
             async with TestClient(TestServer(app)) as client:
 
                 async def one(path, headers):
+                    headers = dict(headers)
+                    done = headers.pop("done", lambda: None)
                     kind = client.get if not headers.pop("post", None) else client.post
                     async with kind(path, headers=headers) as answer:
-                        return answer.status, answer.headers, await answer.read()
+                        found = answer.status, answer.headers, await answer.read()
+                    done()
+                    return found
 
                 if together:
                     return await asyncio.gather(*(one(*each) for each in questions))
@@ -118,3 +124,53 @@ def test_no_answer_may_be_embedded_elsewhere(ask, indexes):
     assert [status for status, _, _ in found] == [200, 404, 400, 200, 404, 400, 403]
     for _, headers, _ in found:
         assert {key: headers[key] for key in OWN} == OWN
+
+
+# ---------------------------------------------------------------- indexes that are slow to read
+
+
+@pytest.fixture
+def stuck(pack, indexes, monkeypatch):
+    """An index beside the other, whose pages are not answered before this event is set."""
+    routes, free = pack.module("nodes.routes"), threading.Event()
+    if not (indexes / "stuck").exists():
+        shutil.copytree(indexes / "private", indexes / "stuck")
+    real = routes.page
+
+    def page(index, *rest):
+        if index.name == "stuck":
+            free.wait(60)
+        return real(index, *rest)
+
+    monkeypatch.setattr(routes, "page", page)
+    yield free
+    free.set()
+
+
+def test_an_index_that_is_stuck_delays_no_other(ask, stuck):
+    """Also when it is asked for again and again."""
+    order = []
+
+    def done(name):
+        order.append(name)
+        if name == "private":
+            stuck.set()
+
+    found = ask(*((f"{BASE}/{name}/entries", {"done": lambda name=name: done(name)})
+                  for name in ["stuck"] * 9 + ["private"]), together=True)  # fmt: skip
+    assert [status for status, _, _ in found] == [200] * 10
+    assert order[0] == "private"
+
+
+def test_a_page_is_told_that_an_index_is_slow(ask, stuck, pack, monkeypatch):
+    monkeypatch.setattr(pack.module("nodes.routes"), "WAIT", 0.2)
+    found = ask(*[(f"{BASE}/stuck/entries", {})] * 3)
+    for status, _, body in found:
+        assert status == 503
+        assert b"Index stuck takes long to read" in body
+
+
+def test_nothing_that_is_stuck_keeps_the_host_from_ending(ask):
+    ask((BASE, {}))
+    threads = [thread for thread in threading.enumerate() if "amg-routes" in thread.name]
+    assert threads and all(thread.daemon for thread in threads)
