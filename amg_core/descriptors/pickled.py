@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ def _typed(storages: dict[str, Tensor], key: str, dtype: torch.dtype) -> Tensor:
 
 
 class _Name:
-    """What a global of the pickle stands for: one of `_KINDS`, and a storage's type."""
+    """What a global of the pickle stands for: a storage of some type, or something to call."""
 
     __slots__ = ("dtype", "kind")
 
@@ -233,7 +233,7 @@ class _Machine:
         self.at += count
         return piece
 
-    def _number(self, layout: str) -> int | float:
+    def _number(self, layout: str) -> Any:
         return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
 
     def _line(self) -> str:
@@ -293,7 +293,7 @@ class _Machine:
     # the steps
 
     def _text(self) -> None:
-        self.stack.append(self._take(int(self._number("<I"))).decode("utf-8", "surrogatepass"))
+        self.stack.append(self._take(self._number("<I")).decode("utf-8", "surrogatepass"))
 
     def _long(self) -> None:
         self.stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
@@ -379,7 +379,7 @@ class _Machine:
         self.stack.append(self.memo[key])
 
 
-_STEPS: dict[int, Callable[[_Machine], None]] = {
+_STEPS: dict[int, Callable[[_Machine], object]] = {
     ord("("): lambda m: m.stack.append(_MARK),
     ord(")"): lambda m: m._tuple([]),
     ord("t"): lambda m: m._tuple(m._pop_to_mark()),
@@ -401,14 +401,14 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("G"): lambda m: m.stack.append(m._number(">d")),
     0x8A: _Machine._long,
     ord("X"): _Machine._text,
-    ord("q"): lambda m: m._note(m._number("<B")),  # type: ignore[arg-type]
-    ord("r"): lambda m: m._note(m._number("<I")),  # type: ignore[arg-type]
-    ord("h"): lambda m: m._recall(m._number("<B")),  # type: ignore[arg-type]
-    ord("j"): lambda m: m._recall(m._number("<I")),  # type: ignore[arg-type]
+    ord("q"): lambda m: m._note(m._number("<B")),
+    ord("r"): lambda m: m._note(m._number("<I")),
+    ord("h"): lambda m: m._recall(m._number("<B")),
+    ord("j"): lambda m: m._recall(m._number("<I")),
     ord("c"): _Machine._global,
     0x81: _Machine._call,  # NEWOBJ
     ord("R"): _Machine._call,
     ord("b"): _Machine._build,
     ord("Q"): _Machine._reference,
-    0x80: lambda m: m._number("<B"),  # type: ignore[return-value]  # PROTO
+    0x80: lambda m: m._number("<B"),  # PROTO
 }
