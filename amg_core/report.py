@@ -26,7 +26,7 @@ attempts            every drawing, the first too: {"samples", "verdicts"}, and o
 unseen_steps        steps, of all drawings, at which the guard was not asked; of hosts that tell
 blanked_previews    samples whose second output was a copy and is blank, for `if_still_copied` other
                     than "say so"; of hosts that tell
-left_out            only of a report in a picture: what was too long for it, see `travelling`
+left_out            only of a report in a picture: what was too long or too private for it, see `travelling`
 =================== ===============================================================================
 """
 
@@ -48,12 +48,17 @@ SCHEMA = "amg-report/1"
 LIMIT = 24_000  # characters in a picture: EXIF, where some programs put them, holds 64 KB of all
 KEY = "amg_report"  # of a picture's metadata
 SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
+# What a picture carries: an index can be private, and a picture is made to be shown.
+ANONYMOUS, FULL, OFF = TELLS = ("anonymous", "full", "off")
 _SHAPE = {
     "schema": str, "amg": str, "versions": dict, "index": dict, "descriptor": dict,
     "settings": dict, "evaluations": int, "guarded_evaluations": list,
     "largest_similarity": list, "neighbors": dict, "steps": list, "judged_by": str,
     "not_judged": str, "verdicts": list, "attempts": list,
 }  # fmt: skip
+_OPEN = (  # keys that hold no names
+    *_SHAPE, "seed", "if_still_copied", "acted_on", "host", "unseen_steps", "blanked_previews",
+)  # fmt: skip
 
 
 def compose(
@@ -114,17 +119,19 @@ def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
     return told
 
 
-def travelling(report: dict) -> dict:
+def travelling(report: dict, tells: str = ANONYMOUS) -> dict:
     """As it goes into a picture: numbers to 4 decimals, and no longer than LIMIT if it can be.
 
-    Left out in turn, and named in "left_out": the terms' sizes at each step, the curves of later
-    drawings, neighbours on the way, the curve. Verdicts, index, settings and versions always stay.
+    tells : ANONYMOUS, without what `anonymous` takes out, or FULL.
+
+    Left out in turn, and named in "left_out" as "names" is: the terms' sizes at each step, the curves
+    of later drawings, neighbours on the way, the curve. Verdicts, index, settings and versions always stay.
     """
 
     def without(steps: list[dict]) -> list[dict]:
         return [{key: value for key, value in step.items() if key != "moved"} for step in steps]
 
-    told = _rounded(report)
+    told = _rounded(anonymous(report) if tells == ANONYMOUS else report)
     attempts = told["attempts"]
     shorter = {
         "steps.moved": lambda: {
@@ -144,6 +151,37 @@ def travelling(report: dict) -> dict:
             break
         told = told | change() | {"left_out": [*told.get("left_out", []), name]}
     return told
+
+
+def anonymous(report: dict) -> dict:
+    """The report without a name or a caption of the index; "left_out" names "names".
+
+    Who has the index can check it all the same: the hash says which index it is, and row ids say which
+    pictures. To anybody else both say nothing, not even whether a picture that he has is in there.
+    """
+
+    def verdict(found: dict) -> dict:
+        kept = {key: value for key, value in found.items() if not isinstance(value, str)}
+        kept |= {"outcome": found["outcome"]} if "outcome" in found else {}
+        words = "Not a copy of anything in this index."
+        if found["copy"]:
+            words = f"A copy of picture {found['neighbor']} of the index."
+        elif found["unsure"]:
+            words = f"Cannot tell: {found['unsure']}."
+        return kept | {"source": "", "caption": "", "words": words, "unsure": found["unsure"]}
+
+    def attempt(made: dict) -> dict:
+        kept = {key: made[key] for key in ("samples", "seed", "settings", "steps") if key in made}
+        return kept | {"verdicts": [verdict(found) for found in made["verdicts"]]}
+
+    told = {key: value for key, value in report.items() if key in _OPEN}
+    return told | {
+        "index": {key: report["index"][key] for key in ("hash", "count")} | {"name": ""},
+        "neighbors": {},
+        "verdicts": [verdict(found) for found in report["verdicts"]],
+        "attempts": [attempt(made) for made in report["attempts"]],
+        "left_out": [*report.get("left_out", []), "names"],
+    }
 
 
 def _rounded(value):

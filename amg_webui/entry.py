@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from . import lookup
-from .options import LABELS, POLICIES, PRESETS, THRESHOLDS, Options
+from .options import LABELS, OFF, POLICIES, PRESETS, TELLS, THRESHOLDS, Options
 
 KEY = "amg_report"  # of a PNG's text chunks
 log = logging.getLogger(__name__)
@@ -73,9 +73,15 @@ def widgets(gr, tab: str) -> list:
             "retries", 0, 10, 1,
             "How often a batch with a copy in it is drawn again, more strongly.",
         )  # fmt: skip
+    report = choice(
+        "report_in_picture",
+        list(TELLS),
+        "What a PNG carries of the report. anonymous: what was measured, the hash of the index, numbers of "
+        "its pictures. full: their names and captions, too. off: nothing.",
+    )
     return [
         preset, despecification, deduplication, dissimilarity, index, thresholds, start, end, still,
-        retries,
+        retries, report,
     ]  # fmt: skip
 
 
@@ -202,19 +208,21 @@ def finished(p, pp) -> None:
     guard = getattr(p, "amg_guard", None)
     if guard is not None:
         guard.judge(pp)
-        if guard.judged is pp.image and _writes():
+        if guard.judged is pp.image and _writes(guard):
             pp.image.info[KEY] = guard.travelling()  # the gallery's file, and what an API sends
 
 
-def _writes() -> bool:
-    """Whether the artist wants anything written into pictures."""
+def _writes(guard) -> bool:
+    """Whether the artist wants the report, and anything at all, written into pictures."""
     from modules import shared
 
-    return bool(shared.opts.enable_pnginfo)
+    return bool(shared.opts.enable_pnginfo) and guard.options.report_in_picture != OFF
 
 
 def before_saved(params) -> None:
     """The report goes into the PNG of the picture that was judged last, and into no grid or mask."""
     guard = getattr(params.p, "amg_guard", None)
-    if guard is not None and guard.reports and params.image is guard.judged:
+    if guard is None or guard.options.report_in_picture == OFF:
+        return
+    if guard.reports and params.image is guard.judged:
         params.pnginfo[KEY] = guard.travelling()

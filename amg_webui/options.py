@@ -12,6 +12,7 @@ from amg_core.errors import AMGError
 
 AS_PRESET, CUSTOM = THRESHOLDS = ("preset", "custom")
 SAY, BLANK = POLICIES = ("say so", "blank")
+ANONYMOUS, FULL, OFF = TELLS = ("anonymous", "full", "off")  # as amg_core.report has them
 PRESETS = ("main", "strong", "gentle", "paper", "reference")
 
 
@@ -30,6 +31,7 @@ class Options:
     threshold_end: float = 0.4
     if_still_copied: str = SAY
     retries: int = 0
+    report_in_picture: str = ANONYMOUS
 
     @classmethod
     def read(cls, p, args: tuple) -> Options:
@@ -48,7 +50,10 @@ class Options:
         if {"threshold_start", "threshold_end"} & set(axes):
             axes.setdefault("thresholds", CUSTOM)
         chosen = cls(**values | axes)
-        for name, allowed in {"thresholds": THRESHOLDS, "if_still_copied": POLICIES}.items():
+        choices = {
+            "thresholds": THRESHOLDS, "if_still_copied": POLICIES, "report_in_picture": TELLS,
+        }  # fmt: skip
+        for name, allowed in choices.items():
             if getattr(chosen, name) not in allowed:
                 raise AMGError(f"{name}: choose one of {', '.join(allowed)}.")
         return chosen

@@ -295,7 +295,9 @@ class Guard:
         """The latest picture's report, as it goes into its file."""
         from amg_core import report as reports
 
-        return json.dumps({"webui": reports.travelling(self.reports[-1])})
+        return json.dumps(
+            {"webui": reports.travelling(self.reports[-1], self.options.report_in_picture)}
+        )
 
 
 def which_model(p) -> tuple:

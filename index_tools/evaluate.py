@@ -13,6 +13,7 @@ import heapq
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -24,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from amg_core import limits, metrics, verdict
+from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
 from amg_core.probe import Probe
 
@@ -406,11 +408,13 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
             f"--inception away."
         ) from None
     try:
-        # torch-fidelity unpickles freely: what does not pass torch's own reader never gets there.
-        torch.load(weights, map_location="cpu", weights_only=True)
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-        ).to(device)
+        # torch-fidelity unpickles freely, so what it gets is a file of our own with the same tensors.
+        with tempfile.TemporaryDirectory() as folder:
+            safe = Path(folder) / "inception.pth"
+            torch.save(read_tensors(weights), safe)
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(safe)
+            ).to(device)
     except FileNotFoundError:
         raise AMGError(
             f"{weights} is missing: download weights-inception-2015-12-05-6726825d.pth from "
@@ -419,7 +423,7 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
     except Exception as error:  # damaged archives raise nearly everything
         raise AMGError(
             f"{weights} does not hold Inception's weights, or not only tensors "
-            f"({type(error).__name__}): download it again from torch-fidelity's releases."
+            f"({error}): download it again from torch-fidelity's releases."
         ) from error
 
     @torch.inference_mode()

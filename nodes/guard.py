@@ -101,6 +101,7 @@ class GuardNode(io.ComfyNode):
                     tooltip="From Prompt Probe, if you have one in the graph: then this node does not "
                     "ask the model again.",
                 ),
+                sampling.picture_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -116,14 +117,17 @@ class GuardNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
-        return sampling.policy_is_known(if_still_copied)
+    def validate_inputs(
+        cls, if_still_copied=reports.SAY, report_in_picture=reports.ANONYMOUS
+    ) -> bool | str:
+        return sampling.wishes_are_known(if_still_copied, report_in_picture)
 
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         denoise, detect=AUTO, false_alarms=0.01, index=None, clip=None, vae=None,
         if_still_copied=reports.SAY, retries=sampling.RETRIES, new_noise=True, prompt_verdict=None,
+        report_in_picture=reports.ANONYMOUS,
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
@@ -142,6 +146,7 @@ class GuardNode(io.ComfyNode):
                 "vae: connect it, so that what Guard draws can join an index of latents; or set "
                 "detect to 'off'."
             )
+        tells = sampling.tells_of(report_in_picture)
         story, tell = Story([]), show.text_on(cls.hidden.unique_id)
 
         def draw(model, latent, number=seed, share=denoise, texts=(positive, negative)) -> dict:
@@ -185,7 +190,7 @@ class GuardNode(io.ComfyNode):
             story.say(f"Finished picture: {reports.words(told)}.")
             said = str(story)
             tell(said)
-            show.with_pictures(cls.hidden, reports.KEY, reports.travelling(told))
+            sampling.write_into_pictures(cls.hidden, told, tells)
             text, *_ = sampling.told_of(report)
             return io.NodeOutput(latent, said, text, ui={"text": (said,)})
 

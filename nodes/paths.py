@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ NO_INDEX = "(no index yet: use Build Memorization Index)"
 MANIFEST = "manifest.json"
 CALIBRATIONS = "prompt_probe"  # in models/amg
 DEMO_LORAS = Path(__file__).parents[1] / "amg_demo" / "lora"  # one file: amg-demo-lora.safetensors
+log = logging.getLogger(__name__)
 
 
 def register() -> None:
@@ -40,7 +42,10 @@ def index_folder() -> Path:
 
 
 def index_names() -> list[str]:
-    """Names of all indexes, sorted; one sentence instead where there is none."""
+    """Names of all indexes, sorted; one sentence instead where there is none.
+
+    A name with < is left out, and the log says so: the host's menus draw their options as HTML.
+    """
     names = set()
     for folder in folder_paths.get_folder_paths(INDEXES):
         try:
@@ -48,6 +53,9 @@ def index_names() -> list[str]:
         except OSError:
             continue
         names |= {e.name for e in entries if os.path.isfile(os.path.join(e.path, MANIFEST))}
+    for name in [name for name in names if "<" in name]:
+        log.warning("AMG: the index folder %r is not listed: rename it, without < and >.", name)
+        names.remove(name)
     return sorted((n for n in names if not n.startswith(".")), key=str.lower) or [NO_INDEX]
 
 

@@ -5,15 +5,20 @@ GET  /amg/indexes                                {"indexes": [name]}
 GET  /amg/indexes/{name}                         {"name", "count", "muted", "descriptor", "created"}
 GET  /amg/indexes/{name}/entries                 {"entries", "next", "done"}; see `page`
      ?start=0&limit=24&text=&muted=0
-GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 404 unless its file's
-     ?sha256=…                                   hash begins so, where that is asked
+GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 404 unless sha256 is the
+     ?sha256=…                                   whole hash of its file
 POST /amg/indexes/{name}/mute                    {"sha256": [hash], "reason": text} -> {"changed"}
 POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed"}
 ===============================================  ==================================================
 
 Only names that `paths.index_names` lists are opened. Everything that comes in and goes out is bounded.
 An answer that is no success is JSON, {"error": a sentence}, and names no folder; the log does. All that
-touches a disk happens in one thread of its own, so never on the event loop and never twice at once.
+touches a disk happens in threads of its own, never on the event loop. Each index is in one of them at a
+time: one that is slow to read delays no other, and after `WAIT` seconds the page is told so.
+
+The host answers whatever asks it, and a browser lets any web page ask. So a request is refused that a
+browser says comes from another page (`foreign`), and no answer can be used by one
+(Cross-Origin-Resource-Policy), not even to tell from a picture that loads or fails what is in an index.
 """
 
 from __future__ import annotations
@@ -22,11 +27,15 @@ import asyncio
 import json
 import logging
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import contextmanager
 from io import BytesIO
+from queue import SimpleQueue
+from urllib.parse import urlsplit
 
 from ..amg_core.errors import AMGError
 from . import paths
@@ -38,6 +47,8 @@ REASON = 500
 BODY = 64 * 1024  # bytes of a POST
 PATIENCE = 2.0  # seconds that a search looks before it tells how far it came
 OPEN = 4  # indexes kept open
+WORKERS = 4  # threads
+WAIT = 20.0  # seconds that a request waits for its index
 SHOWN = 1000  # characters of a caption or a name in an entry
 log = logging.getLogger(__name__)
 
@@ -54,20 +65,36 @@ class Refused(Exception):
 
 
 class Shelf:
-    """The indexes that were asked for last, open. For one thread."""
+    """The indexes that were asked for last, open. For several threads, but each index for one at a time."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[tuple, object]] = OrderedDict()
+        self._lock = threading.Lock()
 
+    @contextmanager
     def index(self, name: str):
         """The index of that name as it is on the disk now. Refused where there is none."""
+        with self._lock:
+            known, index = self._open.pop(name, (None, None))
+        found = self._fresh(name, known, index)
+        try:
+            yield found[1]
+        finally:
+            with self._lock:
+                self._open[name] = found
+                over = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - OPEN)]
+            for _, index in over:
+                index.close()
+
+    @staticmethod
+    def _fresh(name: str, known, index) -> tuple:
+        """(stamp, index), opened anew where the stamp is another than `known`."""
         from ..amg_core.index import Index
 
         folder = folder_of(name)
         try:
             state = (folder / paths.MANIFEST).stat()
             stamp = (str(folder), state.st_mtime_ns, state.st_size, state.st_ino)
-            known, index = self._open.pop(name, (None, None))
             if known != stamp:
                 if index is not None:
                     index.close()
@@ -77,10 +104,7 @@ class Shelf:
             raise Refused(
                 500, f"Index {name} cannot be opened: the log of the server says why."
             ) from error
-        self._open[name] = stamp, index
-        while len(self._open) > OPEN:
-            self._open.popitem(last=False)[1][1].close()
-        return index
+        return stamp, index
 
 
 def folder_of(name: str):
@@ -150,7 +174,9 @@ def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENC
 
 def thumbnail(index, i: int, sha256: str) -> bytes:
     """Picture i, encoded anew as WebP. Refused where there is none, or another one."""
-    if i >= index.count or not index.record(i).sha256.startswith(sha256):
+    if not _is_hash(sha256):
+        raise Refused(400, "sha256 must be the whole hash of the picture's file.")
+    if i >= index.count or index.record(i).sha256 != sha256:
         raise Refused(404, f"That picture is not in index {index.name} any more.")
     try:
         picture = index.thumbnail(i)
@@ -176,6 +202,30 @@ def change(name: str, chosen: list[str], reason: str | None) -> int:
         raise Refused(
             409, f"Index {name} cannot be changed now: the log of the server says why."
         ) from error
+
+
+class Workers:
+    """Threads that never keep the host from ending, whatever one of them is caught in."""
+
+    def __init__(self, count: int) -> None:
+        self._tasks: SimpleQueue = SimpleQueue()
+        self._missing = count
+
+    def submit(self, task: Callable) -> Future:
+        if self._missing:  # none before the first request
+            self._missing -= 1
+            threading.Thread(target=self._run, name="amg-routes", daemon=True).start()
+        future: Future = Future()
+        self._tasks.put((future, task))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, task = self._tasks.get()
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 # ---------------------------------------------------------------- what is asked
@@ -211,7 +261,24 @@ def _is_hash(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+def foreign(headers) -> bool:
+    """Whether a browser says that another page than the host's own is asking.
+
+    Browsers send Sec-Fetch-Site where the host is this machine or speaks https; "none" is an address that a
+    person typed. Over plain http in a local network there is at most an Origin, which then must be the host
+    itself: "null", of a page without an origin, is not. Programs send neither header.
+    """
+    site = headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("Host", "").lower()
+
+
 # ---------------------------------------------------------------- the server
+
+# Of every answer: no other page may embed it, and no browser may take it for something else.
+OURS_ALONE = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
 
 
 def register() -> None:
@@ -227,38 +294,60 @@ def add_to(routes) -> None:
     """Add the routes to an `aiohttp.web.RouteTableDef`."""
     from aiohttp import web
 
-    shelf = Shelf()
-    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="amg-routes")
+    shelf, workers = Shelf(), Workers(WORKERS)
+    busy: dict[
+        str, asyncio.Future
+    ] = {}  # what is being done with an index, or with their list ("")
     base = "/amg/indexes"
 
     def answer(handle: Callable):
         """Its JSON, or whatever response it makes; refusals and failures as JSON, too."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
+            status = 200
             try:
+                if foreign(request.headers):
+                    raise Refused(403, "Only the page of this server may ask for that.")
                 found = await handle(request, request.match_info.get("name", ""))
-                return found if isinstance(found, web.StreamResponse) else web.json_response(found)
+                if isinstance(found, web.StreamResponse):
+                    return found
             except Refused as refused:
-                return web.json_response({"error": str(refused)}, status=refused.status)
+                found, status = {"error": str(refused)}, refused.status
             except Exception:
                 log.exception("AMG: %s %s failed", request.method, request.path)
-                sentence = "That failed: the log of the server says why."
-                return web.json_response({"error": sentence}, status=500)
+                found, status = {"error": "That failed: the log of the server says why."}, 500
+            return web.json_response(found, status=status, headers=OURS_ALONE)
 
         return handler
 
-    async def work(task: Callable, *args):
-        return await asyncio.get_running_loop().run_in_executor(worker, task, *args)
+    async def work(name: str, task: Callable):
+        """What `task` returns, after all else that is being done with that index."""
+        end = time.monotonic() + WAIT
+        while (before := busy.get(name)) is not None and time.monotonic() < end:
+            await asyncio.wait({before}, timeout=end - time.monotonic())
+        if name not in busy:
+            busy[name] = mine = asyncio.wrap_future(workers.submit(task))
+            mine.add_done_callback(lambda _: busy.pop(name))
+            if (await asyncio.wait({mine}, timeout=max(0.0, end - time.monotonic())))[0]:
+                return mine.result()
+        raise Refused(503, f"Index {name} takes long to read: try again in a while.")
+
+    async def with_index(name: str, task: Callable):
+        def opened():
+            with shelf.index(name) as index:
+                return task(index)
+
+        return await work(name, opened)
 
     @routes.get(base)
     @answer
     async def list_all(_request, _name):
-        return {"indexes": await work(names)}
+        return {"indexes": await work("", names)}
 
     @routes.get(base + "/{name}")
     @answer
     async def info(_request, name):
-        return await work(lambda: about(shelf.index(name)))
+        return await with_index(name, about)
 
     @routes.get(base + "/{name}/entries")
     @answer
@@ -270,17 +359,16 @@ def add_to(routes) -> None:
         text = query.get("text", "")
         if len(text) > TEXT:
             raise Refused(400, f"text must have at most {TEXT} characters.")
-        return await work(lambda: page(shelf.index(name), start, limit, text, muted))
+        return await with_index(name, lambda index: page(index, start, limit, text, muted))
 
     @routes.get(base + "/{name}/thumbnails/{id}")
     @answer
     async def picture(request, name):
         i = number(request.match_info, "id", 0, 0, 1 << 40)
         sha256 = request.query.get("sha256", "")
-        data = await work(lambda: thumbnail(shelf.index(name), i, sha256))
-        headers = {"X-Content-Type-Options": "nosniff"}
-        if len(sha256) == 64:  # names its content
-            headers["Cache-Control"] = "private, max-age=86400, immutable"
+        data = await with_index(name, lambda index: thumbnail(index, i, sha256))
+        # The hash names the content.
+        headers = OURS_ALONE | {"Cache-Control": "private, max-age=86400, immutable"}
         return web.Response(body=data, content_type="image/webp", headers=headers)
 
     def changing(with_reason: bool):
@@ -294,7 +382,7 @@ def add_to(routes) -> None:
             if len(body) > BODY:
                 raise Refused(413, f"A request may have at most {BODY} bytes.")
             chosen, reason = wanted(body, with_reason)
-            return {"changed": await work(lambda: change(name, chosen, reason))}
+            return {"changed": await work(name, lambda: change(name, chosen, reason))}
 
         return handler
 

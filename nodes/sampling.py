@@ -113,6 +113,34 @@ def loop_inputs() -> list[io.Input]:
     ]
 
 
+def picture_input() -> io.Input:
+    """What leaves with the pictures. Always the last input."""
+    return io.Combo.Input(
+        "report_in_picture",
+        **ADVANCED,
+        options=list(reports.TELLS),
+        default=reports.ANONYMOUS,
+        optional=True,
+        tooltip="What saved pictures carry of the report in their metadata. anonymous: what was "
+        "measured, the hash of the index and numbers of its pictures. full: names and captions of its "
+        "pictures, too. off: nothing.",
+    )
+
+
+def tells_of(report_in_picture: str) -> str:
+    """The artist's wish; the default for a live text that got there, see `loop_of`. AMGError otherwise."""
+    if show.is_live(report_in_picture):
+        return reports.ANONYMOUS
+    check_choice("report_in_picture", report_in_picture, reports.TELLS)
+    return report_in_picture
+
+
+def write_into_pictures(hidden, report: dict, tells: str) -> None:
+    """Let the pictures that are saved later carry the report, as far as the artist wants."""
+    if tells != reports.OFF:
+        show.with_pictures(hidden, reports.KEY, reports.travelling(report, tells))
+
+
 def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
     """The artist's wishes. AMGError for a policy that does not exist.
 
@@ -125,13 +153,12 @@ def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
     return hook.Loop(retries, if_still_copied, new_noise)
 
 
-def policy_is_known(if_still_copied: str | None) -> bool | str:
+def wishes_are_known(if_still_copied: str | None, report_in_picture: str | None) -> bool | str:
     """For the host, before it queues. None: the value comes from another node."""
-    if if_still_copied is None or show.is_live(if_still_copied):
-        return True
-    if if_still_copied in reports.POLICIES:
-        return True
-    return f"{if_still_copied!r} is unknown. Choose one of {', '.join(reports.POLICIES)}."
+    for value, known in ((if_still_copied, reports.POLICIES), (report_in_picture, reports.TELLS)):
+        if not (value is None or show.is_live(value) or value in known):
+            return f"{value!r} is unknown. Choose one of {', '.join(known)}."
+    return True
 
 
 def _strength(name: str, tooltip: str) -> io.Input:
@@ -231,6 +258,7 @@ class SamplerNode(io.ComfyNode):
                 *strength_inputs(),
                 *optional_inputs(),
                 *loop_inputs(),
+                picture_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -244,14 +272,16 @@ class SamplerNode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
-        return policy_is_known(if_still_copied)
+    def validate_inputs(
+        cls, if_still_copied=reports.SAY, report_in_picture=reports.ANONYMOUS
+    ) -> bool | str:
+        return wishes_are_known(if_still_copied, report_in_picture)
 
     @classmethod
     def execute(
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         denoise, index, preset, despecification, deduplication, dissimilarity, clip=None, vae=None,
-        if_still_copied=reports.SAY, retries=RETRIES, new_noise=True,
+        if_still_copied=reports.SAY, retries=RETRIES, new_noise=True, report_in_picture=reports.ANONYMOUS,
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
@@ -262,6 +292,7 @@ class SamplerNode(io.ComfyNode):
             dissimilarity=dissimilarity,
         )  # fmt: skip
         loop = loop_of(if_still_copied, retries, new_noise)
+        tells = tells_of(report_in_picture)
         # At denoise 0 the host runs no step: the report then says that nothing was seen.
         report = hook.Report(hook.undrawn(index, settings, loop))
         guarded = hook.attach(
@@ -272,7 +303,7 @@ class SamplerNode(io.ComfyNode):
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
             denoise=denoise,
         )  # fmt: skip
-        show.with_pictures(cls.hidden, reports.KEY, reports.travelling(report.latest))
+        write_into_pictures(cls.hidden, report.latest, tells)
         return io.NodeOutput(latent, *told_of(report))
 
 
@@ -428,7 +459,7 @@ class ApplyNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
-        return policy_is_known(if_still_copied)
+        return wishes_are_known(if_still_copied, None)
 
     @classmethod
     def execute(
@@ -480,6 +511,7 @@ class ReportNode(io.ComfyNode):
                     tooltip="Anything made by the sampler, such as its LATENT: the report is "
                     "read when that is finished.",
                 ),
+                picture_input(),
             ],
             outputs=[
                 report_output(),
@@ -495,9 +527,9 @@ class ReportNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, run: hook.Report, after) -> io.NodeOutput:
-        told = told_of(run)
-        show.with_pictures(cls.hidden, reports.KEY, reports.travelling(run.latest))
+    def execute(cls, run: hook.Report, after, report_in_picture=reports.ANONYMOUS) -> io.NodeOutput:
+        tells, told = tells_of(report_in_picture), told_of(run)
+        write_into_pictures(cls.hidden, run.latest, tells)
         return io.NodeOutput(*told, after)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -9,15 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Front end 1.27 draws such a text as HTML, newer ones make links of [[label|address]]. Names and
+# captions are whatever somebody called a picture, so what opens markup gets its look-alike: an entity
+# would be read as &lt; where the text is shown as it is.
+_PLAIN = str.maketrans("<>", "‹›")
+
 
 def text_on(node_id: str | None) -> Callable[[str], None]:
-    """A function that shows a text on that node in the browser; nothing without a server."""
+    """A function that shows a text, never markup, on that node in the browser.
+
+    Nothing without a server.
+    """
 
     def show(text: str) -> None:
         module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
-            server.send_progress_text(text, node_id)
+            plain = re.sub(r"\[(?=\[)", "[ ", text.translate(_PLAIN))
+            server.send_progress_text(plain, node_id)
 
     return show
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AMGError
+from ..files import read_bounded
 from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
 
@@ -35,6 +36,9 @@ IMPORTED = "clip-retrieval-{}/1"  # preprocessing of rows made elsewhere, with t
 _SIZES = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}  # by width
 _HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 _PREPROCESSING = re.compile(r"crop(\d+)-bicubic-clip-(quick_gelu|gelu)-heads(\d+)/1")
+_MOST_BYTES = 12 << 30  # ViT-bigG with its text encoder, in float32
+_MOST_CONFIG = 1 << 20
+_LARGEST_SIDE = 1024
 _FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
           "pytorch_model.bin")  # fmt: skip
 
@@ -103,7 +107,7 @@ class CLIPDescriptor:
             )
         file, config = _find(path)
         try:
-            state = _checked(_renamed(read_tensors(file)))
+            state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
         except Exception as error:
             raise AMGError(
                 f"{file} holds no CLIP image encoder that can be read ({error}): give a ViT of OpenAI's "
@@ -113,6 +117,11 @@ class CLIPDescriptor:
         rule = "gelu" if width >= 1280 else "quick_gelu"
         activation = config.get("hidden_act") or activation or rule
         heads = config.get("num_attention_heads") or heads or _HEADS.get(width, max(1, width // 64))
+        if type(heads) is not int or heads < 1 or width % heads:
+            raise AMGError(
+                f"{file} has an image encoder of width {width}, which {str(heads)[:20]} heads do not "
+                f"divide: correct num_attention_heads in its config.json, or give another file."
+            )
         return cls(state, activation, heads, scales)
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
@@ -190,13 +199,14 @@ def _find(path: Path) -> tuple[Path, dict]:
     ):  # a file among many has no config of its own
         return file, {}
     try:
-        data = json.loads(config.read_text("utf-8"))
+        data = json.loads(read_bounded(config, _MOST_CONFIG))
         data = data.get("vision_config", data)
         return file, data if isinstance(data, dict) else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise AMGError(f"{config} cannot be read ({error}): restore it, or remove it.") from error
 
 
+_LAYER = "vision_model.encoder.layers."
 _STEMS = {
     "conv1.weight": "embeddings.patch_embedding.weight",
     "class_embedding": "embeddings.class_embedding",
@@ -244,13 +254,25 @@ def _from_open_clip(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _checked(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name in (
-        "vision_model.embeddings.patch_embedding.weight",
-        "vision_model.embeddings.position_embedding.weight",
-        "visual_projection.weight",
-    ):
+    dimensions = {
+        "vision_model.embeddings.class_embedding": 1,
+        "vision_model.embeddings.patch_embedding.weight": 4,
+        "vision_model.embeddings.position_embedding.weight": 2,
+        "visual_projection.weight": 2,
+        "vision_model.encoder.layers.0.mlp.fc1.bias": 1,
+    }
+    for name, count in dimensions.items():
         if name not in state:
             raise ValueError(f"{name} is missing")
+        if state[name].ndim != count:
+            raise ValueError(f"{name} is {tuple(state[name].shape)}, not of {count} dimensions")
+    patch = state["vision_model.embeddings.patch_embedding.weight"].shape[2]
+    positions = len(state["vision_model.embeddings.position_embedding.weight"])
+    if not patch <= math.isqrt(positions - 1) * patch <= _LARGEST_SIDE:
+        raise ValueError(f"{positions} positions of {patch} pixels are no picture")
+    numbers = {name.split(".")[3] for name in state if name.startswith(_LAYER)}
+    if numbers != {str(number) for number in range(len(numbers))}:
+        raise ValueError("some of its layers are missing")
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds values that are not numbers")
@@ -267,9 +289,7 @@ def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int
             f"pip install transformers"
         ) from error
     width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
-    layers = 1 + max(
-        int(name.split(".")[3]) for name in state if name.startswith("vision_model.encoder.layers.")
-    )
+    layers = len({name.split(".")[3] for name in state if name.startswith(_LAYER)})
     config = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=len(state["vision_model.encoder.layers.0.mlp.fc1.bias"]),

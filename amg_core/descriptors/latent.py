@@ -80,9 +80,9 @@ class LatentDescriptor:
     ) -> None:
         if not re.fullmatch(r"[a-z0-9]+", family) or not re.fullmatch(r"[a-z0-9]+", kind):
             raise ValueError(f"family {family!r} and kind {kind!r} must be of a-z and 0-9")
-        if channels < 1 or side < 8:
+        if not 1 <= channels <= 1024 or not 8 <= side <= 2048:
             raise ValueError(
-                f"channels {channels} and side {side} must be positive, side at least 8"
+                f"channels must be 1 to 1024, not {channels}, and side 8 to 2048, not {side}"
             )
         self.family, self.channels, self.side = family, channels, side
         self._encode = encode

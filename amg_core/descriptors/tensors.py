@@ -3,28 +3,96 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..files import open_regular
+from . import pickled
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a state dict that torch reads as weights only.
+MOST_BYTES = 1 << 30
+_MOST_ENTRIES = 20_000
+_WRAPPERS = ("classy_state_dict", "base_model", "state_dict", "model_state_dict", "model")
 
-    Raises whatever a damaged or foreign file provokes; the caller names the file.
+
+def read_tensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a file of PyTorch's in any of its layouts.
+
+    This is the one way in for weights of every kind: see `pickled` for why torch's own is not taken.
+
+    Parameters
+    ----------
+    path : Path
+        What it holds counts, not what it is called.
+    most : int
+        Bytes of the file.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU, none without values. Tables in tables have dotted names, and what else a checkpoint
+        holds is left out.
+
+    Raises
+    ------
+    Exception
+        Whatever a damaged or foreign file provokes; the caller names the file.
     """
+    with open_regular(path) as file:
+        head, size = file.read(9), os.fstat(file.fileno()).st_size
+    if size > most:
+        raise ValueError(f"it is over {most >> 20} MiB, far larger than the real file")
     with torch.inference_mode(False):
-        if path.suffix == ".safetensors":
+        if head[8:] == b"{":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+            found = load_file(path)
+        elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+            found = _flat(pickled.read(path))
+        else:
+            raise ValueError("it is neither a PyTorch file nor safetensors")
+    if not found:
+        raise ValueError(
+            "no named tensors in it; a frozen TorchScript module has lost the names of its layers"
+        )
+    for name, tensor in found.items():
+        if not tensor.numel():
+            raise ValueError(f"{name} holds no values")
+    return found
+
+
+def _flat(root: object) -> dict[str, Tensor]:
+    """Nested dicts and modules -> dotted names, without a checkpoint's other contents."""
+    node = _children(root)
+    if node is None:
         raise ValueError("it is no table of tensors")
-    return dict(state)
+    for wrapper in _WRAPPERS:
+        inner = _children(node.get(wrapper))
+        if inner is not None:
+            node = inner
+    seen = 0
+
+    def walk(node: Mapping, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+        nonlocal seen
+        for key, value in node.items():
+            seen += 1
+            if seen > _MOST_ENTRIES or depth > 12:
+                raise ValueError("far too many entries")
+            if isinstance(value, Tensor):
+                yield f"{prefix}{key}", value
+            elif (inner := _children(value)) is not None:
+                yield from walk(inner, f"{prefix}{key}.", depth + 1)
+
+    return dict(walk(node, "", 0))
+
+
+def _children(node: object) -> Mapping | None:
+    if isinstance(node, pickled.Module):
+        node = node.attributes
+    return node if isinstance(node, Mapping) else None
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

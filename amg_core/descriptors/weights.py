@@ -9,9 +9,7 @@ Meta publishes the network in three layouts, all of them zip archives around a p
                        attributes of nested modules
 =====================  ===========================================================================
 
-A pickle can call any function and a TorchScript archive carries code, so neither `torch.jit.load`
-nor a general unpickler touches these files. `_Reader` rebuilds tensors and inert containers and
-refuses every other name. Safetensors of the same keys are read too.
+`tensors.read_tensors` reads them, as it does all weights; safetensors of the same keys are read too.
 
 References
 ----------
@@ -22,19 +20,15 @@ References
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import AMGError
-from .tensors import tensors_sha256
+from .tensors import read_tensors, tensors_sha256
 
 FILE_NAME = "sscd_disc_mixup.torchvision.pt"
 STAGES = (3, 4, 6, 3)  # blocks a stage, ResNet-50
@@ -45,9 +39,6 @@ _WHERE = (
     "github.com/facebookresearch/sscd-copy-detection. Put it into the models/amg folder of your "
     "ComfyUI, or give its path. The descriptor 'pixel' works without any file."
 )
-_MAX_BYTES = 1 << 30
-_MAX_PICKLE_BYTES = 16 << 20
-_MAX_ENTRIES = 20_000
 
 
 def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
@@ -77,11 +68,8 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
         raise AMGError(f"{path} {what}. {_WHERE}")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError("it is over 1 GiB, and the real file has 98 MB")
-        data = path.read_bytes()
         with torch.inference_mode(False):
-            state = _checked(_canonical(_tensors(_parse(data))))
+            state = _checked(_canonical(read_tensors(path)))
     except _OtherNetwork as error:
         raise AMGError(
             f"{path} does not hold SSCD's ResNet-50 with 512 dimensions ({error}). Other sizes, "
@@ -127,173 +115,7 @@ class _OtherNetwork(Exception):
     """The file is sound, its contents are not ours."""
 
 
-# ---------------------------------------------------------------- bytes -> objects
-
-
-def _parse(data: bytes) -> object:
-    if data[:4] == b"PK\x03\x04":
-        return _Archive(data).root()
-    if data[:1] == b"\x80":
-        # torch before 1.6. `torch.load` sees here, as we did, that this is no zip, and can
-        # therefore not mistake it for TorchScript (which it would run, before torch 2.6).
-        try:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # its words advise to load unsafely: not passed on
-            raise ValueError("it holds more than tensors, or is cut short") from error
-    if data[8:9] == b"{":
-        from safetensors.torch import load as load_safetensors
-
-        return load_safetensors(data)
-    raise ValueError("neither a PyTorch archive nor safetensors")
-
-
-class _Archive:
-    """A zip of `torch.save` or `torch.jit.save`: ``NAME/data.pkl``, ``NAME/data/0``, …"""
-
-    def __init__(self, data: bytes) -> None:
-        self.zip = zipfile.ZipFile(io.BytesIO(data))
-        names = set(self.zip.namelist())
-        roots = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
-        if len(roots) != 1:
-            raise ValueError("no data.pkl in it")
-        self.folder = roots[0].removesuffix("data.pkl")
-        self.storages: dict[str, Tensor] = {}
-        if f"{self.folder}byteorder" in names and self.record("byteorder", 16) != b"little":
-            raise ValueError("written on a big-endian machine")
-
-    def record(self, name: str, most: int) -> bytes:
-        entry = self.zip.getinfo(f"{self.folder}{name}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > most:
-            raise ValueError(f"unusual archive entry {name!r}")
-        return self.zip.read(entry)  # checks the CRC
-
-    def storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
-        """One flat storage, read on first use."""
-        if key not in self.storages:
-            data = self.record(f"data/{key}", _MAX_BYTES)
-            if count < 1 or len(data) != count * dtype.itemsize:
-                raise ValueError(f"storage {key!r} has the wrong length")
-            self.storages[key] = torch.frombuffer(bytearray(data), dtype=dtype)
-        flat = self.storages[key]
-        if flat.dtype != dtype:
-            raise ValueError(f"storage {key!r} has two types")
-        return flat
-
-    def root(self) -> object:
-        return _Reader(self).load()
-
-
-class _Module:
-    """Inert stand-in for every ``__torch__.*`` class of a TorchScript archive."""
-
-    __slots__ = ("attributes",)
-
-    def __setstate__(self, state: object) -> None:
-        self.attributes = state
-
-
-class _Rebuild:
-    """The allowed calls, as objects that a pickle cannot alter (no ``__dict__``)."""
-
-    __slots__ = ()
-
-
-class _Tensor(_Rebuild):
-    __slots__ = ()
-
-    def __call__(self, flat, offset, size, stride, *_unused) -> Tensor:
-        if not isinstance(flat, Tensor):
-            raise pickle.UnpicklingError("a tensor without storage")
-        return flat.as_strided(tuple(size), tuple(stride), offset)  # checks the bounds
-
-
-class _First(_Rebuild):
-    """A parameter's tensor, a typed list's list: the first argument as it is."""
-
-    __slots__ = ()
-
-    def __call__(self, data, *_unused) -> object:
-        return data
-
-
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-}
-_AS_IT_IS = {("torch._utils", "_rebuild_parameter")} | {
-    ("torch.jit._pickle", name)
-    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
-}
-
-
-class _Reader(pickle.Unpickler):
-    """Tensors, dicts and inert modules; any other name in the pickle ends the reading."""
-
-    def __init__(self, archive: _Archive) -> None:
-        super().__init__(io.BytesIO(archive.record("data.pkl", _MAX_PICKLE_BYTES)))
-        self.archive = archive
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return _Tensor()
-        if (module, name) in _AS_IT_IS:
-            return _First()
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module.partition(".")[0] == "__torch__":
-            return _Module
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no weights file needs")
-
-    def persistent_load(self, pid: object) -> Tensor:
-        kind, dtype, key, _device, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise pickle.UnpicklingError("an unknown kind of reference")
-        return self.archive.storage(key, dtype, int(count))
-
-
-# ---------------------------------------------------------------- objects -> named tensors
-
-_WRAPPERS = ("classy_state_dict", "base_model", "state_dict", "model_state_dict", "model")
-
-
-def _children(node: object) -> Mapping | None:
-    if isinstance(node, _Module):
-        node = getattr(node, "attributes", None)
-    return node if isinstance(node, Mapping) else None
-
-
-def _tensors(root: object) -> dict[str, Tensor]:
-    """Flatten nested dicts and modules to dotted names, without a checkpoint's other contents."""
-    node = _children(root)
-    if node is None:
-        raise ValueError("no table of tensors in it")
-    for wrapper in _WRAPPERS:
-        inner = _children(node.get(wrapper))
-        if inner is not None:
-            node = inner
-    seen = 0
-
-    def walk(node: Mapping, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-        nonlocal seen
-        for key, value in node.items():
-            seen += 1
-            if seen > _MAX_ENTRIES or depth > 12:
-                raise ValueError("far too many entries")
-            if isinstance(value, Tensor):
-                yield f"{prefix}{key}", value
-            elif (inner := _children(value)) is not None:
-                yield from walk(inner, f"{prefix}{key}.", depth + 1)
-
-    return dict(walk(node, "", 0))
-
+# ---------------------------------------------------------------- names
 
 _PREFIX = re.compile(r"(?:(?:module|model|trunk|backbone)\.)*")
 _CLASSY = re.compile(
@@ -335,10 +157,6 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key in state:
             raise ValueError(f"two tensors for {key}")
         state[key] = tensor
-    if not state:
-        raise ValueError(
-            "no named tensors in it; a frozen TorchScript module has lost the names of its layers"
-        )
     return state
 
 

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import AMGError
+from ..files import brief, read_bounded
 from . import statistics
 
 FORMAT = "amg-prompt-calibration/1"
+MOST_BYTES = 1 << 26
 FEWEST = 16  # ordinary prompts
 TAIL = 0.2  # share of the ordinary prompts that the upper tail is learned from
 # Score -> the statistics it adds up, each in spreads of the ordinary prompts. That is the paper's
@@ -283,11 +285,13 @@ def load(path: Path) -> Calibration:
     """
     again = "Run a Calibrate Prompt Probe node with this model"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(read_bounded(path, MOST_BYTES))
     except FileNotFoundError as error:
         raise AMGError(f"There is no calibration at {path}. {again}.") from error
-    except (OSError, ValueError) as error:
-        raise AMGError(f"The calibration {path} cannot be read: {error}. {again} again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise AMGError(
+            f"The calibration {path} cannot be read: {brief(error)}. {again} again."
+        ) from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise AMGError(f"{path} is not a calibration of format {FORMAT}. {again} again.")
     try:

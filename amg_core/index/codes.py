@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import open_regular
+
 VERSION = 1
 MAGIC = b"AMGPQ4\r\n"
 HEADER = 4096
@@ -235,12 +237,12 @@ def read(path: Path, wanted: dict) -> Codes | None:
     """Codes from a cache file; None where it is absent, damaged, or not of the rows `wanted`."""
     try:
         return _read(path, wanted)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _read(path: Path, wanted: dict) -> Codes | None:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEADER)
         if len(head) != HEADER or head[:8] != MAGIC:
             return None

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
+from ..files import brief, open_regular
 
 FORMAT = "amg-index"
 VERSION = 2
@@ -43,7 +44,7 @@ HASHES = "sha256.npy"
 SHARDS, CACHE, BUILD = "shards", "cache", ".build"
 HEADER_BYTES = 128
 THUMBNAIL_SIDE = 256
-MAX_MANIFEST_BYTES = 1 << 27
+MAX_MANIFEST_BYTES = 1 << 25
 METRICS = ("nl2", "cosine")
 
 SCHEMA = """
@@ -53,6 +54,12 @@ CREATE TABLE pictures (
 CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE aliases (sha256 TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL);
 """
+FIRST_SCHEMA = """
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY, source TEXT NOT NULL, caption TEXT NOT NULL, sha256 TEXT NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL);
+CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+"""  # of version 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def real(path: str | os.PathLike) -> Path:
 def digest(path: Path) -> FileEntry:
     """Size and SHA-256 of a file, read in pieces. Raises OSError."""
     state, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(1 << 20):
             state.update(piece)
             size += len(piece)
@@ -142,9 +149,19 @@ def identity(manifest: Manifest) -> str:
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The one byte string that stands for this manifest; `parse_manifest` reads it back."""
-    data = _tree(manifest)
-    return _dump(data | {"checksum": _checksum(data)})
+    """The one byte string that stands for this manifest; `parse_manifest` reads it back.
+
+    AMGError where it is longer than that reads.
+    """
+    tree = _tree(manifest)
+    data = _dump(tree | {"checksum": _checksum(tree)})
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise AMGError(
+            f"The manifest would be larger than {MAX_MANIFEST_BYTES >> 20} MiB, with "
+            f"{len(manifest.muted)} muted pictures and {len(manifest.shards)} shards: remove those "
+            f"pictures from the index instead of muting them."
+        )
+    return data
 
 
 def _tree(manifest: Manifest) -> dict:
@@ -178,6 +195,8 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     AMGError
         Not an index manifest, a version this code does not know, or altered since it was written.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _damaged(path, f"is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
         tree = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -197,7 +216,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
             raise _damaged(path, "was altered after the index was built")
         return _typed(_modern(tree))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"does not describe an index ({error})") from None
+        raise _damaged(path, f"does not describe an index ({brief(error)})") from None
 
 
 def _modern(tree: dict) -> dict:
@@ -228,7 +247,7 @@ def _typed(tree: dict) -> Manifest:
     shards = [_shard(item, scales) for item in tree["shards"]]
     _need(len({shard.path for shard in shards}) == len(shards), "shards")
     muted = tree["muted"]
-    _need(all(_is_digest(k) and isinstance(v, str) for k, v in muted.items()), "muted")
+    _need(all(is_digest(k) and isinstance(v, str) for k, v in muted.items()), "muted")
     manifest = Manifest(
         spec=DescriptorSpec.from_json(spec),
         dims={row["scale"]: row["dim"] for row in rows},
@@ -253,7 +272,7 @@ def _shard(tree: dict, scales: list[int]) -> ShardEntry:
         wanted.add(HASHES)
     _need(set(files) == wanted, "files")
     for entry in files.values():
-        _need(_positive(entry.size) and _is_digest(entry.sha256), "files")
+        _need(_positive(entry.size) and is_digest(entry.sha256), "files")
     _need(_positive(tree["count"]), "count")
     return ShardEntry(path, tree["count"], files)
 
@@ -261,7 +280,8 @@ def _shard(tree: dict, scales: list[int]) -> ShardEntry:
 _HEX = "0123456789abcdef"
 
 
-def _is_digest(text: object) -> bool:
+def is_digest(text: object) -> bool:
+    """Whether it is a SHA-256 in hex, lower case."""
     return isinstance(text, str) and len(text) == 64 and set(text) <= set(_HEX)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..files import read_bounded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,12 +71,7 @@ def load_picture(path: Path, source: str = "") -> Picture:
 def read_file(path: Path) -> bytes:
     """The bytes of one picture file. Raises Unreadable."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-            raise Unreadable("not a file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise Unreadable(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
+        return read_bounded(path, MAX_FILE_BYTES)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     except ValueError as error:  # a NUL in the name

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
+from ..files import brief, open_regular, read_bounded
 from . import format as fmt
 from .known import Known
 from .shard import MEND, Record, Rows, Shard
@@ -233,11 +234,13 @@ class Index:
             )
         try:
             with Image.open(BytesIO(data), formats=("WEBP", "JPEG")) as image:
+                if max(image.size) > fmt.THUMBNAIL_SIDE:  # before it takes the memory
+                    raise ValueError(f"it is {image.width} x {image.height}, too large for one")
                 return image.convert("RGB")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # decoders raise nearly everything on damaged data
             raise AMGError(
-                f"Thumbnail {row} in {shard.folder / fmt.META} cannot be decoded ({error}): {MEND}, "
-                f"or update Pillow."
+                f"Thumbnail {row} in {shard.folder / fmt.META} cannot be decoded ({brief(error)}): "
+                f"{MEND}, or update Pillow."
             ) from error
 
     @cached_property
@@ -297,9 +300,10 @@ class Index:
 class _Verified:
     """Which files were found sound, and when they had last been touched.
 
-    A stamp is (size, modification time in ns, SHA-256). A file touched a moment ago gets none: it
-    could be touched again without its time showing it. Where stamps cannot be kept, every opening
-    reads the index through.
+    A stamp is (size, times of modification and of change in ns, SHA-256). A file touched a moment ago gets
+    none: it could be touched again without its time showing it. The time of change is the system's own: an
+    index that comes with stamps from elsewhere is read through like one without. Where stamps cannot be
+    kept, every opening reads the index through.
     """
 
     MOMENT = 2_000_000_000  # ns; FAT counts time in steps of 2 s
@@ -308,8 +312,9 @@ class _Verified:
         self.path = cache / VERIFIED if cache else None
         self.stamps: dict[str, list] = {}
         self.changed = False
-        with suppress(OSError, ValueError, TypeError):
-            self.stamps = dict(json.loads(self.path.read_text())) if self.path else {}
+        with suppress(OSError, ValueError, TypeError, RecursionError):
+            if self.path:
+                self.stamps = dict(json.loads(read_bounded(self.path, fmt.MAX_MANIFEST_BYTES)))
 
     def check(self, shard: Shard) -> None:
         """AMGError where a file of the shard is damaged."""
@@ -332,12 +337,12 @@ class _Verified:
             os.replace(fresh, self.path)
 
 
-def _touched(path: Path) -> tuple[int, int]:
+def _touched(path: Path) -> tuple[int, int, int]:
     try:
         state = path.stat()
     except OSError as error:
         raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
-    return state.st_size, state.st_mtime_ns
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def _cache_folder(path: Path) -> Path | None:
@@ -371,8 +376,8 @@ def check_descriptor(path: Path, built_with: DescriptorSpec, wanted: DescriptorS
 def _manifest_bytes(path: Path) -> bytes | None:
     """Content of the manifest, None where there is none to read."""
     try:
-        with open(path / fmt.MANIFEST, "rb") as file:
-            return file.read(fmt.MAX_MANIFEST_BYTES)
+        with open_regular(path / fmt.MANIFEST) as file:
+            return file.read(fmt.MAX_MANIFEST_BYTES + 1)
     except OSError:
         return None
 

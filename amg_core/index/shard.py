@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,12 @@ import numpy as np
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
+from ..files import brief
 from . import format as fmt
 
+STEPS = 10_000  # of SQLite's machine, between two looks at whether to go on
+MOST_VALUE = 1 << 24  # bytes of a text or a thumbnail that SQLite hands out
+MOST_THUMBNAIL = 1 << 22
 MEND = "rebuild the index, or restore the folder from a backup"
 
 
@@ -118,8 +123,9 @@ class Shard:
             scale: _mapped(folder / fmt.rows_name(scale), "<f2", entry.count, dim)
             for scale, dim in dims.items()
         }
-        self._meta = _open_meta(folder / fmt.META)
         self._first = fmt.HASHES not in entry.files  # of version 1
+        self._left = 0
+        self._meta = self._open_meta()
         self._hashes = None
         if not self._first:
             self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
@@ -129,6 +135,9 @@ class Shard:
         """(n, 32) uint8, SHA-256 of each picture's file."""
         if self._hashes is None:
             found = self._all("SELECT sha256 FROM pictures ORDER BY id")
+            for row, (sha256,) in enumerate(found):
+                self._need(fmt.is_digest(sha256), row)
+            self._need(len(found) == self.count, len(found))
             joined = b"".join(bytes.fromhex(sha256) for (sha256,) in found)
             self._hashes = np.frombuffer(joined, np.uint8).reshape(self.count, 32)
         return self._hashes
@@ -138,10 +147,10 @@ class Shard:
         return self._rows[scale]
 
     def record(self, row: int) -> Record:
-        ((source, caption, width, height),) = self._all(
-            "SELECT source, caption, width, height FROM pictures WHERE id = ?", row
-        )
-        return Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
+        query = "SELECT source, caption, width, height FROM pictures WHERE id = ?"
+        found = self._all(query, row)
+        self._need(len(found) == 1, row)
+        return self._record(row, found[0])
 
     def records(self, start: int = 0) -> Iterator[Record]:
         """Records in row order, from row `start` on; a few thousand at a time are in memory."""
@@ -150,27 +159,50 @@ class Shard:
             "WHERE id >= ? AND id < ? ORDER BY id"
         )
         for first in range(start, self.count, 4096):
-            for row, found in enumerate(self._all(query, first, first + 4096), first):
-                source, caption, width, height = found
-                yield Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
+            some = self._all(query, first, first + 4096)
+            self._need(len(some) == min(4096, self.count - first), first)
+            for row, found in enumerate(some, first):
+                yield self._record(row, found)
+
+    def _record(self, row: int, found: tuple) -> Record:
+        source, caption, width, height = found
+        self._need(isinstance(source, str) and isinstance(caption, str), row)
+        self._need(all(type(n) is int and 0 <= n < 1 << 31 for n in (width, height)), row)
+        return Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
+
+    def _need(self, right: bool, row: int) -> None:
+        """A column of SQLite holds values of any type, whatever the table says."""
+        if not right:
+            path = self.folder / fmt.META
+            raise AMGError(f"{path} lacks row {row}, or holds no such values in it: {MEND}.")
 
     def aliases(self) -> Sequence[tuple[str, str, str]]:
         """(sha256, source, caption) of further files, in the order they were met."""
         if self._first:
             return []
-        return self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
+        found = self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
+        for row, texts in enumerate(found):
+            self._need(all(isinstance(text, str) for text in texts), row)
+            self._need(fmt.is_digest(texts[0]), row)
+        return found
 
     def aliases_of(self, sha256: str) -> list[str]:
         """Captions of the further files of one picture, "" where there is none."""
         if self._first:
             return []
         found = self._all("SELECT caption FROM aliases WHERE sha256 = ? ORDER BY rowid", sha256)
+        for row, (caption,) in enumerate(found):
+            self._need(isinstance(caption, str), row)
         return [caption for (caption,) in found]
 
     def thumbnail(self, row: int) -> bytes | None:
         """The encoded thumbnail, None where the picture itself was never at hand."""
         found = self._all("SELECT data FROM thumbnails WHERE id = ?", row)
-        return found[0][0] if found else None
+        if not found:
+            return None
+        data = found[0][0]
+        self._need(isinstance(data, bytes) and len(data) <= MOST_THUMBNAIL, row)
+        return data
 
     def check(self) -> None:
         """Read and hash every byte. AMGError names the first file that is not as it was written."""
@@ -184,6 +216,10 @@ class Shard:
                     path = self.folder / fmt.rows_name(scale)
                     raise AMGError(f"{path} holds values that are not finite: {MEND}.")
         path = self.folder / fmt.META
+        if self._all("PRAGMA quick_check(1)") != [
+            ("ok",)
+        ]:  # pages that are used twice, among others
+            raise AMGError(f"{path} is not a sound database: {MEND}.")
         query = "SELECT count(*), min(id), max(id) FROM pictures"
         if self._all(query) != [(self.count, 0, self.count - 1)]:
             raise AMGError(f"{path} has not the {self.count} pictures of the manifest: {MEND}.")
@@ -191,12 +227,53 @@ class Shard:
     def _all(self, query: str, *values: int) -> list[tuple]:
         try:
             with self._lock:
+                self._left = self._budget
                 return self._meta.execute(query, values).fetchall()
         except sqlite3.ProgrammingError:
             raise ValueError("the index is closed") from None
         except sqlite3.Error as error:
             path = self.folder / fmt.META
-            raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
+            raise AMGError(f"{path} cannot be read ({brief(error)}): {MEND}.") from error
+
+    @property
+    def _budget(self) -> int:
+        """Steps of SQLite that no honest question needs: it takes less than four a byte."""
+        return 10_000_000 + 4 * self.entry.files[fmt.META].size
+
+    def _tick(self) -> bool:
+        """Called every STEPS steps of a question; True ends it."""
+        self._left -= STEPS
+        return self._left < 0
+
+    def _open_meta(self) -> sqlite3.Connection:
+        """Read-only connection, one for all threads (the shard serialises its use).
+
+        Only to a database with the very tables of an index: a view or a computed column is a program, and
+        can be one that never ends.
+        """
+        path = self.folder / fmt.META
+        try:
+            meta = sqlite3.connect(_uri(path), uri=True, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise AMGError(f"{path} cannot be opened ({error}): {MEND}.") from error
+        try:
+            self._left = self._budget
+            meta.set_progress_handler(self._tick, STEPS)
+            if hasattr(meta, "setlimit"):  # Python 3.11 and newer
+                meta.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_VALUE)
+            for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
+                meta.execute(f"PRAGMA {setting}")
+            found = meta.execute("SELECT type, sql FROM sqlite_master").fetchall()
+        except sqlite3.Error as error:
+            meta.close()
+            raise AMGError(f"{path} cannot be read ({brief(error)}): {MEND}.") from error
+        wanted = fmt.FIRST_SCHEMA if self._first else fmt.SCHEMA
+        if {(kind, _plain(str(sql))) for kind, sql in found} != {
+            ("table", _plain(sql)) for sql in wanted.split(";") if sql.strip()
+        } or len(found) != wanted.count(";"):
+            meta.close()
+            raise AMGError(f"{path} has other tables than those of an index: {MEND}.")
+        return meta
 
     def close(self) -> None:
         """Let go of the files. Safe to call twice."""
@@ -309,20 +386,9 @@ def _mapped(path: Path, dtype: str, count: int, dim: int) -> np.memmap:
         raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
 
 
-def _open_meta(path: Path) -> sqlite3.Connection:
-    """Read-only connection, one for all threads (the shard serialises its use)."""
-    try:
-        meta = sqlite3.connect(_uri(path), uri=True, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise AMGError(f"{path} cannot be opened ({error}): {MEND}.") from error
-    try:
-        meta.execute("PRAGMA trusted_schema=OFF")
-        meta.execute("SELECT id, source, caption, width, height FROM pictures LIMIT 1").fetchall()
-        meta.execute("SELECT id, data FROM thumbnails LIMIT 1").fetchall()
-    except sqlite3.Error as error:
-        meta.close()
-        raise AMGError(f"{path} cannot be read ({error}): {MEND}.") from error
-    return meta
+def _plain(sql: str) -> str:
+    """A statement without the blanks that do not matter."""
+    return re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split()))
 
 
 def _uri(path: Path) -> str:

@@ -71,20 +71,40 @@ def test_every_key_of_the_schema_is_documented_and_checked():
 
 def test_what_travels_is_short_and_says_what_it_leaves_out():
     told = compose([0.123456], [0.9, 0.2])
-    short = report.travelling(told)
+    short = report.travelling(told, report.FULL)
     assert short["verdicts"][0]["closeness"] == 0.1235 and "left_out" not in short
     step = {"similarity": [1 / 3] * 64, "moved": {"away": [1 / 3] * 64}}
     sizes = []
     for count in (20, 40, 80, 200):
         told["steps"] = [step] * count
         told["attempts"][1]["steps"] = [step] * 10
-        short = report.travelling(told)
+        short = report.travelling(told, report.FULL)
         report.check(short)
         assert len(json.dumps(short)) < report.LIMIT + 100
         assert short["verdicts"] == report._rounded(told["verdicts"])
         sizes.append(short.get("left_out", []))
     assert sizes[0] == ["steps.moved"] and sizes[-1][-1] == "steps"
     assert "moved" in told["steps"][0]  # the report itself is whole
+
+
+def test_without_names_it_is_the_same_report():
+    told = compose([0.1], [0.9, 0.2], [0.9], seed=7, host={"decoder": "demo"})
+    told["neighbors"] = {"0": {"source": "a.png", "caption": "a cat"}}
+    short = report.travelling(told)
+    report.check(short)
+    assert short == json.loads(json.dumps(short, allow_nan=False))
+    text = json.dumps(short)
+    assert not [word for word in ("a.png", "a cat", "cats") if word in text]
+    assert short["index"] == {"name": "", "hash": "abc", "count": 3} and short["left_out"] == [
+        "names"
+    ]
+    for found, whole in zip(short["verdicts"], told["verdicts"], strict=True):
+        for key in ("sample", "attempt", "outcome", "similarity", "closeness", "neighbor", "copy"):
+            assert found[key] == pytest.approx(whole[key]) if key != "outcome" else whole[key]
+    assert short["verdicts"][2]["words"] == "A copy of picture 0 of the index."
+    assert [a["samples"] for a in short["attempts"]] == [a["samples"] for a in told["attempts"]]
+    assert short["attempts"][1]["steps"] == [{"number": 1}] and short["seed"] == 7
+    assert "still a copy" in report.words(short).lower()
 
 
 def test_words_tell_what_became_of_it():

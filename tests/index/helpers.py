@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def shard_of(index: Path) -> Path:
     """The folder of the only shard of an index."""
     (shard,) = (index / fmt.SHARDS).iterdir()
     return shard
+
+
+def reseal(index, **changes) -> None:
+    """Rewrite the manifest so that its hashes fit the files as they are."""
+    path = index / "manifest.json"
+    manifest = fmt.parse_manifest(path.read_bytes(), path)
+    (shard,) = manifest.shards
+    files = {name: fmt.digest(index / shard.path / name) for name in shard.files}
+    shard = dataclasses.replace(shard, files=files, **changes)
+    path.write_bytes(fmt.dump_manifest(dataclasses.replace(manifest, shards=[shard])))
 
 
 def content(index: Path) -> dict:

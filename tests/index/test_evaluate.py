@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,16 +197,26 @@ def test_optional_measures_are_taken(place, probe):
 def test_inception_weights_are_never_unpickled_freely(tmp_path, monkeypatch):
     from types import ModuleType
 
-    def never(*_, **__):
-        raise AssertionError("the file went on to a reader that runs what it finds")
+    class Network:
+        def __init__(self, _name, _features, feature_extractor_weights_path):
+            assert Path(feature_extractor_weights_path) != given, "runs what it finds in that file"
+            passed.append(torch.load(feature_extractor_weights_path, weights_only=True))
+
+        def to(self, _device):
+            return self
 
     network = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    network.FeatureExtractorInceptionV3 = never
+    network.FeatureExtractorInceptionV3 = Network
+    given, passed = tmp_path / "hostile.pth", []
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, network.__name__, network)
-    torch.save({"weights": random.Random(0)}, tmp_path / "hostile.pth")
-    with pytest.raises(AMGError, match=r"not only tensors \(UnpicklingError\)"):
-        evaluate.inception_features(tmp_path / "hostile.pth")
+    torch.save({"conv.weight": torch.ones(2)}, given)
+    evaluate.inception_features(given)
+    assert [list(state) for state in passed] == [["conv.weight"]]
+    torch.save({"weights": random.Random(0)}, given)
+    with pytest.raises(AMGError, match=r"not only tensors \(it asks for random\.Random"):
+        evaluate.inception_features(given)
+    assert len(passed) == 1
     with pytest.raises(AMGError, match="is missing"):
         evaluate.inception_features(tmp_path / "none.pth")
 

@@ -96,7 +96,7 @@ def check_off_is_the_host_alone():
 
 def check_a_copy_is_called_one_and_the_guard_prevents_it():
     plain, _, _ = draw()
-    watched, (text,), (report,) = draw(OFF)
+    watched, (text,), (report,) = draw(OFF | {"report_in_picture": "full"})
     assert watched == plain and "AMG verdict: copy" in text
     assert report["verdicts"][0]["source"] == "memorised-000.webp"
     guarded, (text,), (report,) = draw({})

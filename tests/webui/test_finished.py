@@ -108,6 +108,18 @@ def test_the_report_travels_in_the_picture_and_in_no_grid(host, tmp_path):
     assert not grid.pnginfo
 
 
+@pytest.mark.parametrize("choice", ["anonymous", "full", "off"])
+def test_a_picture_carries_what_was_chosen(host, choice):
+    p, pictures, _ = run(host, ON | {"report_in_picture": choice}, KEYS[:1])
+    params = SimpleNamespace(p=p, image=pictures[-1], pnginfo={})
+    entry.before_saved(params)
+    named = p.amg_guard.reports[0]["verdicts"][0]["source"]
+    assert named
+    for written in (params.pnginfo, pictures[-1].info):
+        assert ("amg_report" in written) == (choice != "off")
+        assert (named in written.get("amg_report", "")) == (choice == "full")
+
+
 def test_blank_in_place_of_a_copy(host):
     _, pictures, _ = run(host, ON | OFF | {"if_still_copied": "blank"}, steps=10)
     assert all(not as_tensor(picture).any() for picture in pictures)

@@ -84,7 +84,7 @@ def test_widgets_are_the_options_in_their_order(loaded):
     other = script()
     other.ui(True)
     # Sent from txt2img to img2img, the host finds each widget by its name: the checkbox too.
-    assert one.paste_field_names == other.paste_field_names and len(widgets) == 11
+    assert one.paste_field_names == other.paste_field_names and len(widgets) == 12
     assert [name for _, name in other.infotext_fields] == other.paste_field_names
 
 

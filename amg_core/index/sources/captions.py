@@ -14,6 +14,7 @@ from .base import caption_of, clean, decode_text, picture_name, text_lines
 
 MAX_CAPTION_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
+MAX_TABLE_BYTES = 1 << 30
 
 
 class Tree(Protocol):

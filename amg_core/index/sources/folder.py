@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
+from ...files import open_regular, read_bounded
 from ..picture import EXTENSIONS, UNSUPPORTED, read_file
 from .base import TARS, Item, is_system, storable
-from .captions import Captions
+from .captions import MAX_TABLE_BYTES, Captions
 
 
 class FolderSource:
@@ -50,7 +51,9 @@ class FolderTree:
 
     def read(self, path: str, limit: int = -1) -> bytes:
         try:
-            with open(self.folder / path, "rb") as file:
+            if limit < 0:
+                return read_bounded(self.folder / path, MAX_TABLE_BYTES)
+            with open_regular(self.folder / path) as file:
                 return file.read(limit)
         except IsADirectoryError:
             raise FileNotFoundError(path) from None

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
+from ...files import open_regular
 from ..picture import read_file
 from .base import (
     FILE_KEYS,
@@ -30,6 +31,7 @@ BYTE_KEYS = (
     *("image_bytes", "image_data", "img_bytes"),
 )
 HELD = 0  # the key of a picture's bytes in a record; no text, which a file could spell
+LONGEST_NAME = 4096  # characters of a path
 ROWS_AT_ONCE = 32
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C: is a drive
 
@@ -91,6 +93,11 @@ class TableSource:
             return "names no picture"
         if ADDRESS.match(name):
             return f"a web address, and nothing is downloaded: {name[:200]}"
+        if len(name) > LONGEST_NAME:
+            return (
+                f"names no file, but holds {len(name)} characters, which may be the picture in base64: "
+                f"give the pictures as files, or as bytes in parquet"
+            )
         path = self.path.parent / name
         if "\\" in name and os.sep == "/" and not os.path.lexists(path):
             path = self.path.parent / name.replace("\\", "/")
@@ -108,7 +115,7 @@ class TableSource:
 
     def _text_rows(self, strict: bool = False) -> Iterator[tuple[str, dict | str]]:
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 if self.path.suffix.lower() in (".jsonl", ".ndjson"):
                     for number, record in json_records(text_lines(file)):
                         yield f"line {number}", record or "not a JSON object"

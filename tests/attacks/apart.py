@@ -1,0 +1,45 @@
+"""Runs a piece of a test in a process of its own, whose end and whose memory are then known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300  # seconds: what hangs hangs for ever
+_REPORT = """
+import json, resource, sys
+kilo = 1 if sys.platform == "darwin" else 1024
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+told = []
+def tell(call, *given):
+    "What a call came to: its value, or the name and the words of its error."
+    try:
+        told.append(call(*given))
+    except Exception as error:
+        told.append(f"{type(error).__name__}: {error}")
+"""
+
+
+def apart(code: str, *arguments: object) -> tuple[list, int]:
+    """What `code` has told with `tell(call, …)`, and the bytes by which its memory rose from `before`.
+
+    `code` sets ``before = peak()`` once it has imported what it needs; its arguments are in sys.argv.
+    AssertionError where the process crashes or hangs.
+    """
+    script = f"{_REPORT}\n{code}\nprint(json.dumps([told, peak() - before]))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
+            capture_output=True, text=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise AssertionError("it hangs") from None
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
+    told, grown = json.loads(done.stdout.splitlines()[-1])
+    return told, grown
