@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -155,7 +154,7 @@ def import_clip_retrieval(
         As `read_clip_retrieval`; the vectors are not that model's; `out` is an index (unless
         `replace_index`) or something else; or the disk refuses.
     """
-    from .writer import ROWS_PER_SHARD, BuildReport, _discard, _muted
+    from .writer import ROWS_PER_SHARD, BuildReport, _muted
 
     started, target = time.perf_counter(), fmt.real(out)
     spec, muted = spec_of(model), _muted(target)
@@ -165,7 +164,7 @@ def import_clip_retrieval(
             commit.refuse_index(target)
         found = look(folder)
         done, total = 0, sum(len(_open(path)) for path in found.vectors)
-        shutil.rmtree(work, ignore_errors=True)
+        commit.forget_build(target)
         shards = _Shards(work / fmt.SHARDS, spec, ROWS_PER_SHARD)
         try:
             for rows, records in read_clip_retrieval(folder):
@@ -189,7 +188,7 @@ def import_clip_retrieval(
             manifest = fmt.Manifest(spec, shards.dims, shards.entries, commit.now(), muted)
         except BaseException:
             shards.close()
-            _discard(target)
+            commit.forget_build(target)
             raise
         commit.publish(target, manifest, shards.made)
     notes = [] if found.tables else [f"{found.path} has no metadata: rows have no captions."]

@@ -1,17 +1,16 @@
 """Change an index folder so that every reader finds the old index or the new one.
 
 New shards are written into the hidden build folder, flushed to the disk and moved in under names
-that say what is in them; then the manifest is replaced, which systems do in one step; then what the
-new manifest no longer names is removed. A program that has the old index open keeps reading it: on
-POSIX removed files live on while they are open, on Windows they cannot be removed and stay until
-the next change.
+that say what is in them; then the manifest is replaced, which systems do in one step; then the
+shards that it no longer names are removed, and nothing that this program did not make (`own`). A
+program that has the old index open keeps reading it: on POSIX removed files live on while they are
+open, on Windows they cannot be removed and stay until the next change.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from pathlib import Path
 
 from ..errors import AMGError
 from . import format as fmt
+from . import own
 from .shard import check_file, flush
 
-LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 OURS = frozenset({fmt.MANIFEST, fmt.META, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
 PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
 
@@ -42,8 +41,16 @@ def changing(index: Path) -> Iterator[Path]:
     with writing(index):
         index.parent.mkdir(parents=True, exist_ok=True)
     with _locked(index):
-        refuse_foreign(index)
-        yield index / fmt.BUILD
+        with writing(index):
+            there = index.exists()
+            refuse_foreign(index)
+            own.refuse_links(index)
+        try:
+            yield index / fmt.BUILD
+        finally:
+            if not there:  # made for an index that has come to nothing
+                with suppress(OSError):
+                    index.rmdir()
 
 
 def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
@@ -55,7 +62,7 @@ def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
             place, entry = index / path, entries[path]
             if place.exists() and _sound(place, entry):  # the index has it already
                 continue
-            shutil.rmtree(place, ignore_errors=True)
+            own.make_way(place, own.SHARD)
             _patiently(os.rename, folder, place)
         flush(index / fmt.SHARDS)
         fresh = index / fmt.BUILD / fmt.MANIFEST
@@ -82,17 +89,17 @@ def now() -> str:
 
 
 def _collect(index: Path, manifest: fmt.Manifest) -> None:
-    """Remove what the manifest does not name; what is held open stays for the next time."""
-    shutil.rmtree(index / fmt.BUILD, ignore_errors=True)
-    kept = {shard.path for shard in manifest.shards}
-    for folder in (index / fmt.SHARDS).iterdir():
-        if f"{fmt.SHARDS}/{folder.name}" not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-    if "" not in kept:  # files of version 1
-        for path in index.iterdir():
-            if path.name == fmt.META or _is_rows(path.name):
-                with suppress(OSError):
-                    path.unlink()
+    """Remove what was moved or replaced; what is held open stays for the next time."""
+    own.remove(index / fmt.BUILD, own.DRAFTS)
+    kept = {shard.path.rpartition("/")[2] for shard in manifest.shards}
+    own.clear(index / fmt.SHARDS, own.SHARDS, kept)
+    if "" not in kept:
+        own.clear(index, own.VERSION_1)
+
+
+def forget_build(index: Path) -> None:
+    """Remove what a build has embedded so far: it is in the index now, or there is nothing to keep."""
+    own.remove(index / fmt.BUILD, own.BUILD)
 
 
 def refuse_foreign(index: Path) -> None:
@@ -101,14 +108,14 @@ def refuse_foreign(index: Path) -> None:
         return
     if not index.is_dir():
         raise AMGError(f"{index} is a file: give a folder for the index, new or an index.")
-    names = {entry.name for entry in index.iterdir()} - LEFT_BY_SYSTEMS
-    others = sorted(name for name in names - OURS if not _is_rows(name))
+    names = {entry.name for entry in index.iterdir()} - own.LEFT_BY_SYSTEMS
+    others = sorted(name for name in names - OURS if not own.is_rows(name))
     if others:
         raise AMGError(
             f"{index} holds other files ({', '.join(others[:3])}) and will not be replaced: give "
             f"another folder for the index, or move them away."
         )
-    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(_is_rows, names)):
+    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(own.is_rows, names)):
         raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
 
 
@@ -119,10 +126,6 @@ def refuse_index(index: Path) -> None:
             f"{index} is an index already, and all of it would be replaced: give a new folder, or "
             f"say that you mean it (--replace)."
         )
-
-
-def _is_rows(name: str) -> bool:
-    return name.startswith("rows.") and name.endswith(".f16.npy")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from bisect import bisect_right
@@ -21,12 +22,14 @@ from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
 from . import format as fmt
 from .known import Known
+from .own import is_link
 from .shard import MEND, Record, Rows, Shard
 
 if TYPE_CHECKING:
     from PIL import Image
 
 VERIFIED = "verified.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -341,7 +344,11 @@ def _touched(path: Path) -> tuple[int, int]:
 
 
 def _cache_folder(path: Path) -> Path | None:
+    """The cache of the index at `path`; None where nothing can be kept in it."""
     cache = path / fmt.CACHE
+    if is_link(cache):  # nothing is written, let alone removed, through a link
+        log.warning("%s is a link and is not used: remove it, and it will be made anew.", cache)
+        return None
     with suppress(OSError):
         cache.mkdir(exist_ok=True)
     return cache if os.access(cache, os.W_OK) else None

@@ -26,12 +26,12 @@ import torch
 
 from ..descriptors.base import Descriptor, DescriptorSpec
 from ..errors import AMGError
-from . import commit
+from . import commit, own
 from . import format as fmt
 from .embedding import Embedder, Seen, read_ahead
 from .known import Known
 from .reader import Index
-from .shard import Record, Shard, ShardWriter
+from .shard import Record, Shard, ShardWriter, flush
 from .sources import Source, open_source
 
 ROWS_PER_SHARD = 1 << 17
@@ -127,7 +127,9 @@ def build(
         old = _old(run.target, descriptor.spec, opened)
         store = run.embed(work, old.shards if old else (), opened)
         muted = _muted(run.target)
-        return run.report(_publish(run.target, work, store, run.order(), (), muted))
+        manifest = _publish(run.target, work, store, run.order(), (), muted)
+        commit.forget_build(run.target)
+        return run.report(manifest)
 
 
 def add(
@@ -157,6 +159,7 @@ def add(
         kept = _kept(old.shards, store.stored)
         order = chain(_entries(old.shards[kept:]), run.order())
         manifest = _publish(run.target, work, store, order, old.shards[:kept], old.manifest.muted)
+        commit.forget_build(run.target)
         return run.report(manifest)
 
 
@@ -301,8 +304,10 @@ class _Store(_Pool):
         self._started = 0.0
         for part in sorted(folder.glob("[0-9]" * 8)):
             self._next = max(self._next, int(part.name) + 1)
+            if own.is_link(part):
+                continue
             if not (part / fmt.MANIFEST).exists():  # cut short: its pictures are embedded again
-                shutil.rmtree(part)
+                own.remove(part, own.SHARD)
                 continue
             # One that cannot be used is left alone: perhaps the disk is only away for a moment.
             with suppress(AMGError, OSError):
@@ -359,7 +364,7 @@ class _Store(_Pool):
         writer, self._writer = self._writer, None
         entry = writer.finish(_PART)
         manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
-        fresh = writer.folder / "manifest.tmp"
+        fresh = writer.folder / own.MANIFEST_DRAFT
         fresh.write_bytes(fmt.dump_manifest(manifest))
         os.replace(fresh, writer.folder / fmt.MANIFEST)
         self._take(writer.folder, entry, dict(writer.dims))
@@ -398,9 +403,9 @@ class _Run:
         """
         with commit.writing(self.target):
             work.mkdir(exist_ok=True, parents=True)
-            store = _Store(work / "parts", self.descriptor.spec, shards)
+            store = _Store(work / own.PARTS, self.descriptor.spec, shards)
             opened.callback(store.close)
-            self._order = work / "order.jsonl"
+            self._order = work / own.ORDER
             order = open(self._order, "w", encoding="utf-8")  # noqa: SIM115
             opened.callback(order.close)
         embedder = Embedder(self.descriptor, self.device, self.batch)
@@ -419,7 +424,7 @@ class _Run:
             if not store.stored:
                 store.close()
                 order.close()
-                _discard(self.target)
+                commit.forget_build(self.target)
             raise
         return store
 
@@ -541,13 +546,12 @@ class _Layout:
         self._names: dict[str, tuple[str, str]] = {}  # of the rows in the writer
         self._aliases: set[tuple[str, str, str]] = set()
         self.early: list[Entry] = []  # aliases that came before any row
-        if self.work.exists():
-            shutil.rmtree(self.work)
-        self.work.mkdir(parents=True)
+        own.clear(self.work, own.LAYOUT)
+        self.work.mkdir(parents=True, exist_ok=True)
         for shard in kept:
             if shard.folder != target / shard.entry.path:  # of another index
                 folder = self.work / f"copy{len(self._shards)}"
-                shutil.copytree(shard.folder, folder)
+                _copy(shard, folder)
                 self.made[shard.entry.path] = folder
             self._place(shard.entry, shard)
             self._aliases.update(shard.aliases())
@@ -605,6 +609,15 @@ class _Layout:
             self._writer.close()
         for shard in self._mine:
             shard.close()
+
+
+def _copy(shard: Shard, folder: Path) -> None:
+    """The files of a shard into a new folder, flushed to the disk."""
+    folder.mkdir()
+    for name in shard.entry.files:
+        shutil.copyfile(shard.folder / name, folder / name)
+        flush(folder / name)
+    flush(folder)
 
 
 def _mark(target: Path, old: Index, muted: Mapping[str, str]) -> None:
@@ -665,10 +678,3 @@ def _muted(target: Path) -> Mapping[str, str]:
         return fmt.parse_manifest(data, target / fmt.MANIFEST).muted
     except (OSError, AMGError):
         return {}
-
-
-def _discard(target: Path) -> None:
-    """Forget a build that has nothing to show; the folder too, where it was made for it."""
-    shutil.rmtree(target / fmt.BUILD, ignore_errors=True)
-    with suppress(OSError):
-        target.rmdir()
