@@ -72,7 +72,8 @@ class BuildReport:
     hash : str
         `Index.hash`.
     notes : list of str
-        Caption files that could not be used, wholly or in part.
+        Caption files that could not be used, wholly or in part; pictures that are in the index as
+        far as their damaged files go.
     """
 
     count: int
@@ -394,6 +395,7 @@ class _Run:
         self.descriptor, self.progress = descriptor, progress
         self.batch, self.device, self.workers = batch, device, workers
         self.skipped: list[tuple[str, str]] = []
+        self.flaws: list[str] = []
         self.files = self.embedded = self.done = 0
 
     def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
@@ -458,6 +460,8 @@ class _Run:
                 self.skipped.append((seen.source, seen.problem))
             elif store.has(seen.sha256):
                 self.files += 1
+                if seen.picture is not None and seen.picture.flaw:
+                    self.flaws.append(f"{seen.source}: {seen.picture.flaw}")
                 yield seen
             else:
                 why = "the descriptor gave values that are not finite"
@@ -480,7 +484,7 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             path=self.out,
             hash=fmt.identity(manifest),
-            notes=list(self.source.notes),
+            notes=[*self.source.notes, *self.flaws],
         )
 
     def _nothing(self) -> str:
