@@ -110,7 +110,10 @@ def _chunk(name: bytes, body: bytes, crc: bytes | None = None) -> bytes:
 
 
 def _whole(packed: bytes, header: bytes, most: int) -> bytes | None:
-    """The compressed pixels: as they are where none is missing, else filled up with zeros."""
+    """The compressed pixels: as they are where none is missing, else filled up with zeros.
+
+    None where not one row is there.
+    """
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if not 0 < width * height <= most or colour not in CHANNELS:
         return None
@@ -128,7 +131,7 @@ def _whole(packed: bytes, header: bytes, most: int) -> bytes | None:
     if sound and len(plain) == total:
         return packed
     held = _whole_rows(plain[: total - 1], rows)  # where the checksum is wrong the last row is lost
-    return zlib.compress(plain[:held] + bytes(total - held), 1)
+    return zlib.compress(plain[:held] + bytes(total - held), 1) if held else None
 
 
 def _whole_rows(plain: bytes, rows: list[tuple[int, int]]) -> int:
@@ -191,7 +194,8 @@ def _raw(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
         end = max(end, offset + length * (bottom - top))
         if offset < len(data) < offset + length * (bottom - top):
             cut = offset + (len(data) - offset) // length * length
-    return Mended(data[:cut] + bytes(end - cut), CUT) if end > len(data) else None
+    some = end > len(data) and cut > min(tile[2] for tile in tiles)
+    return Mended(data[:cut] + bytes(end - cut), CUT) if some else None
 
 
 def _row_bytes(how: str | tuple, width: int) -> int:

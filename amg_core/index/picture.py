@@ -82,13 +82,23 @@ def load_picture(path: Path, source: str = "") -> Picture:
 
 def read_file(path: Path) -> bytes:
     """The bytes of one picture file. Raises Unreadable."""
+    return _read(path, -1)
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a file of any kind. Raises Unreadable."""
+    return _read(path, size)
+
+
+def _read(path: Path, size: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
             raise Unreadable("not a file")
-        if status.st_size > MAX_FILE_BYTES:
+        if size < 0 and status.st_size > MAX_FILE_BYTES:
             raise Unreadable(f"file larger than {MAX_FILE_BYTES >> 20} MiB")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read(size)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     except ValueError as error:  # a NUL in the name
