@@ -163,7 +163,8 @@ def import_clip_retrieval(
         if not replace_index:
             commit.refuse_index(target)
         found = look(folder)
-        done, total = 0, sum(len(_open(path)) for path in found.vectors)
+        captioned = done = 0
+        total = sum(len(_open(path)) for path in found.vectors)
         commit.forget_build(target)
         shards = _Shards(work / fmt.SHARDS, spec, ROWS_PER_SHARD)
         try:
@@ -173,6 +174,7 @@ def import_clip_retrieval(
                 with commit.writing(target):
                     for unit, fine, record in zip(units, usable, records, strict=True):
                         if fine:
+                            captioned += bool(record.caption)
                             shards.add(_identified(record, done), unit)
                         else:
                             skipped.append(
@@ -193,9 +195,17 @@ def import_clip_retrieval(
         commit.publish(target, manifest, shards.made)
     notes = [] if found.tables else [f"{found.path} has no metadata: rows have no captions."]
     return BuildReport(
-        count=shards.count, embedded=0, reused=shards.count, skipped=skipped,
-        seconds=time.perf_counter() - started, path=target, hash=fmt.identity(manifest), notes=notes,
-    )  # fmt: skip
+        count=shards.count,
+        embedded=0,
+        reused=shards.count,
+        skipped=skipped,
+        seconds=time.perf_counter() - started,
+        path=target,
+        hash=fmt.identity(manifest),
+        files=shards.count,
+        captioned=captioned,
+        notes=notes,
+    )
 
 
 WIDTHS = {"b_32": 512, "b_16": 512, "l_14": 768, "h_14": 1024, "g_14": 1024, "bigg_14": 1280}

@@ -71,9 +71,11 @@ class BuildReport:
         The index folder.
     hash : str
         `Index.hash`.
+    files, captioned : int
+        Files of the source that can be used, and those of them that have a caption.
     notes : list of str
-        Caption files that could not be used, wholly or in part; pictures that are in the index as
-        far as their damaged files go.
+        Files that were left out; caption files that could not be used, wholly or in part; pictures
+        that are in the index as far as their damaged files go.
     """
 
     count: int
@@ -83,6 +85,8 @@ class BuildReport:
     seconds: float
     path: Path
     hash: str
+    files: int = 0
+    captioned: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -396,7 +400,7 @@ class _Run:
         self.batch, self.device, self.workers = batch, device, workers
         self.skipped: list[tuple[str, str]] = []
         self.flaws: list[str] = []
-        self.files = self.embedded = self.done = 0
+        self.files = self.captioned = self.embedded = self.done = 0
 
     def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
         """Embed what neither `shards` nor an earlier build has; note the order of all files.
@@ -460,6 +464,7 @@ class _Run:
                 self.skipped.append((seen.source, seen.problem))
             elif store.has(seen.sha256):
                 self.files += 1
+                self.captioned += bool(seen.caption)
                 if seen.picture is not None and seen.picture.flaw:
                     self.flaws.append(f"{seen.source}: {seen.picture.flaw}")
                 yield seen
@@ -484,6 +489,8 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             path=self.out,
             hash=fmt.identity(manifest),
+            files=self.files,
+            captioned=self.captioned,
             notes=[*self.source.notes, *self.flaws],
         )
 

@@ -37,3 +37,16 @@ def test_an_index_knows_what_load_image_opens(amg, run_node, tmp_path):
     _, summary = run_node("AMG_BuildIndex", folder=str(folder), name="damaged", descriptor="pixel")
     assert summary.startswith(f"{len(files)} pictures")
     assert "half.jpg: cut or damaged" in summary and "skipped" not in summary
+
+
+def test_the_node_says_what_was_left_out_and_how_many_captions(run_node, tmp_path):
+    for seed, name in enumerate(("a.png", "b", "c.jpg_large")):
+        pixels = np.full((40, 40, 3), 60 * seed, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name, "PNG")
+    (tmp_path / "A.TXT").write_text("a fox")
+    (tmp_path / "film.mp4").write_bytes(b"?")
+    (tmp_path / "other.csv").write_text("words\nhello\n")
+    _, summary = run_node("AMG_BuildIndex", folder=str(tmp_path), name="left", descriptor="pixel")
+    assert summary.startswith("3 pictures") and "1 of 3 with a caption." in summary
+    assert "1 file is left out, being no picture: 1 .mp4 (film.mp4)" in summary
+    assert "no column that names pictures" in summary

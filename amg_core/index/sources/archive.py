@@ -28,6 +28,7 @@ from .kinds import (
     HEAD,
     TEXTS,
     LeftOut,
+    beside_none,
     is_other_name,
     is_picture,
     is_picture_name,
@@ -97,6 +98,7 @@ class ZipSource:
                 self.skipped.append((name, entry.refusal))
             else:
                 yield Item(name, captions.get(entry.name), partial(entry.fetch, -1))
+        captions.finish(self._tree.alone([entry.name for entry in self._pictures]))
 
     def _open(self) -> list[_Entry]:
         try:
@@ -159,6 +161,7 @@ class _ZipTree:
         self.path = path
         # Pictures are not asked for; the first file of a name wins.
         self._files = {e.name: e for e in reversed(entries) if e.name not in pictures}
+        self._folded = {name.casefold(): name for name in sorted(self._files, reverse=True)}
         self._tables: dict[str, list[str]] = {}
         for name in sorted(self._files):
             if name.lower().endswith(".csv") and not is_system(name):
@@ -175,6 +178,14 @@ class _ZipTree:
             return entry.fetch(limit)
         except Unreadable as error:
             raise OSError(str(error)) from None
+
+    def spelled(self, path: str) -> str | None:
+        return self._folded.get(path.casefold())
+
+    def alone(self, pictures: Sequence[str]) -> list[str]:
+        """Caption files beside none of these pictures."""
+        texts = [n for n in self._files if n.lower().endswith(TEXTS) and not is_system(n)]
+        return beside_none(texts, pictures)
 
     def tables(self, at: str) -> list[str]:
         return self._tables.get(at, [])
@@ -328,8 +339,8 @@ class TarSource:
                     others.add(storable(prefix + name))
             for name, data in sample.pictures:
                 caption = beside(
-                    lambda path, limit, texts=sample.texts: texts.get(path, b"")[:limit],
-                    *(posixpath.splitext(name)[0], sample.key),
+                    partial(_text_of, sample.texts),
+                    *(posixpath.splitext(name)[0], name, sample.key),
                 )
                 yield Item(names(storable(prefix + name)), caption, partial(bytes, data))
         if alone:
@@ -443,9 +454,16 @@ def _samples(files: Iterator[_File]) -> Iterator[_Sample]:
         elif kind == "other":
             sample.others.append(name)
         else:
-            stem, extension = posixpath.splitext(name)
-            sample.texts[stem + extension.lower()] = data
+            sample.texts[name] = data
     yield sample
+
+
+def _text_of(texts: dict[str, bytes], path: str, limit: int) -> bytes:
+    """A caption file of a sample, whatever its case; b"" where there is none."""
+    found = texts.get(path)
+    if found is None:
+        found = next((texts[name] for name in texts if name.casefold() == path.casefold()), b"")
+    return found[:limit]
 
 
 def _announced(paths: Iterator[Path]) -> int:

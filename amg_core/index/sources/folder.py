@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,19 @@ from ...errors import AMGError
 from ..picture import EXTENSIONS, Unreadable, read_file, read_head
 from .base import TARS, Item, is_system, storable
 from .captions import Captions
-from .kinds import HEAD, LeftOut, is_other_name, is_picture, is_picture_name, refusal_of_name
+from .kinds import (
+    HEAD,
+    TEXTS,
+    LeftOut,
+    beside_none,
+    is_other_name,
+    is_picture,
+    is_picture_name,
+    refusal_of_name,
+)
+
+REMEMBERED = 16  # folders whose names are kept
+WORDS = (*TEXTS, ".jsonl")
 
 
 class FolderSource:
@@ -40,6 +53,7 @@ class FolderSource:
         captions = Captions(FolderTree(self.path), self.notes)
         for file in self._found.pictures:
             yield Item(storable(file), captions.get(file), partial(read_file, self.path / file))
+        captions.finish(self._found.texts)
 
 
 class FolderTree:
@@ -47,6 +61,7 @@ class FolderTree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._names: dict[str, dict[str, str]] = {}  # folder -> name in lower case -> name
 
     def read(self, path: str, limit: int = -1) -> bytes:
         try:
@@ -54,6 +69,23 @@ class FolderTree:
                 return file.read(limit)
         except IsADirectoryError:
             raise FileNotFoundError(path) from None
+
+    def spelled(self, path: str) -> str | None:
+        at, name = posixpath.split(path)
+        if at not in self._names:
+            if len(self._names) >= REMEMBERED:
+                self._names.clear()
+            self._names[at] = self._listed(at)
+        there = self._names[at].get(name.casefold())
+        return there and posixpath.join(at, there)
+
+    def _listed(self, at: str) -> dict[str, str]:
+        """The files in folder `at` that may hold captions."""
+        try:
+            names = sorted(os.listdir(self.folder / at), reverse=True)
+        except OSError:
+            return {}
+        return {name.casefold(): name for name in names if name.lower().endswith(WORDS)}
 
     def tables(self, at: str) -> list[str]:
         found = sorted(path.name for path in (self.folder / at).glob("*.[cC][sS][vV]"))
@@ -69,6 +101,7 @@ class Found:
 
     `skipped`: folders and files that cannot be read, archives, and pictures in formats that are not
     read, with the reason. `others`: files that are neither pictures nor their captions.
+    `texts`: caption files beside no picture of their name.
     """
 
     pictures: list[str]
@@ -76,6 +109,7 @@ class Found:
     parquets: list[str]
     skipped: list[tuple[str, str]]
     others: LeftOut
+    texts: list[str]
 
 
 def find(folder: Path) -> Found:
@@ -84,11 +118,12 @@ def find(folder: Path) -> Found:
         raise AMGError(f"Picture folder {folder} does not exist: check the path.")
     if not folder.is_dir():
         raise AMGError(f"{folder} is a file: give the folder that holds the pictures.")
-    found = Found([], [], [], [], LeftOut())
+    found = Found([], [], [], [], LeftOut(), [])
     for relative, reason in _walk(folder):
         if reason and relative == "":
             raise AMGError(f"Picture folder {folder} cannot be listed ({reason}).")
         _sort(folder, relative, reason, found)
+    found.texts[:] = beside_none(found.texts, found.pictures)
     for each in (found.pictures, found.tars, found.parquets, found.skipped):
         each.sort()
     return found
@@ -105,6 +140,8 @@ def _sort(folder: Path, relative: str, reason: str, found: Found) -> None:
         found.tars.append(relative)
     elif name.endswith(".parquet"):
         found.parquets.append(relative)
+    elif name.endswith(TEXTS) and not is_system(relative):
+        found.texts.append(relative)
     elif not is_other_name(relative):
         try:
             head = read_head(folder / relative, HEAD)

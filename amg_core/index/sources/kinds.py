@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Sequence
 
 from ..picture import EXTENSIONS, UNSUPPORTED
 from .base import TARS, is_system
@@ -65,6 +66,18 @@ def is_picture(head: bytes) -> bool:
     if head[:2] == b"BM":
         return int.from_bytes(head[14:18], "little") in _BMP_HEADERS
     return head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n" and len(head) > 9
+
+
+def beside_none(texts: Sequence[str], pictures: Iterable[str]) -> list[str]:
+    """The .txt and .caption files among `texts` that are called as none of the pictures, sorted.
+
+    A .json may be about other things.
+    """
+    names = set()
+    for picture in pictures:
+        names.update((posixpath.splitext(picture)[0].casefold(), picture.casefold()))
+    words = (text for text in texts if extension(text) != ".json")
+    return sorted(text for text in words if posixpath.splitext(text)[0].casefold() not in names)
 
 
 class LeftOut:

@@ -67,15 +67,22 @@ class TableSource:
     def __iter__(self) -> Iterator[Item]:
         self.notes.clear()
         self.skipped.clear()
-        names, count = Names(), 0
+        names, count, captioned, columns = Names(), 0, 0, ()
         for where, record in self._parquet_rows() if self._parquet else self._text_rows():
             count += 1
             item = self._item(where, record, names)
+            columns = columns or (tuple(record) if isinstance(record, dict) else ())
+            captioned += isinstance(item, Item) and bool(item.caption)
             if isinstance(item, Item):
                 yield item
             else:
                 self.skipped.append((where, item))
         self._count = count
+        if not captioned:
+            known = ", ".join(str(name) for name in columns[:12] if name != HELD)
+            self.notes.append(
+                f"{self.path} has no captions (it has: {known}): call their column text"
+            )
 
     def _item(self, where: str, record: dict | str, names: Names) -> Item | str:
         """The picture of a row, or why there is none."""
