@@ -33,7 +33,7 @@ from ..descriptors.clip import IMPORTED
 from ..errors import AMGError
 from . import commit
 from . import format as fmt
-from .shard import Record, ShardWriter
+from .shard import Record, ShardWriter, check_mapped
 
 MODEL = "ViT-B/32"  # what clip-retrieval takes unless told otherwise
 BLOCK = 1 << 14  # rows at once
@@ -117,6 +117,7 @@ def read_clip_retrieval(
         values = _open(path)
         records = _records(table, path.stem, 0)
         for start in range(0, len(values), BLOCK):
+            check_mapped(values)
             block = np.asarray(values[start : start + BLOCK], np.float32)
             yield block, list(islice(records, len(block)))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from ..errors import AMGError
 from . import format as fmt
 from . import own
-from .shard import check_file, flush
+from .shard import check_file, flush, flush_new
 
 OURS = frozenset({fmt.MANIFEST, fmt.META, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
 PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
@@ -47,6 +47,9 @@ def changing(index: Path) -> Iterator[Path]:
             own.refuse_links(index)
         try:
             yield index / fmt.BUILD
+        except BaseException:  # give the room back; what was embedded stays for the next attempt
+            own.remove(index / fmt.BUILD, own.DRAFTS)
+            raise
         finally:
             if not there:  # made for an index that has come to nothing
                 with suppress(OSError):
@@ -65,12 +68,13 @@ def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
             own.make_way(place, own.SHARD)
             _patiently(os.rename, folder, place)
         flush(index / fmt.SHARDS)
+        flush(index)
         fresh = index / fmt.BUILD / fmt.MANIFEST
         fresh.parent.mkdir(exist_ok=True)
         fresh.write_bytes(fmt.dump_manifest(manifest))
         flush(fresh)
         _patiently(os.replace, fresh, index / fmt.MANIFEST)
-        flush(index)
+        flush_new(index)
     _collect(index, manifest)
 
 
@@ -134,13 +138,31 @@ def writing(index: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        held = os.name == "nt" and isinstance(error, PermissionError)
-        step = (
-            "close the programs that have this index open, then try again"
-            if held
-            else "free space or choose a folder you may write to, then try again"
+        raise AMGError(
+            f"Cannot write the index {index} ({error}): {_step(index, error)}."
+        ) from error
+
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+
+
+def _step(index: Path, error: OSError | sqlite3.Error) -> str:
+    """What a person can do about an error of the disk."""
+    if os.name == "nt" and isinstance(error, PermissionError):
+        return "close the programs that have this index open, then try again"
+    number = getattr(error, "errno", None)
+    if number in FULL or "is full" in str(error):
+        build = index / fmt.BUILD
+        held = own.size(build)
+        if not held:
+            return "the disk is full; free space, then try again"
+        return (
+            f"the disk is full; free space, then try again. {build} holds {held / 2**20:.1f} MiB of a "
+            f"build that has not ended and would go on there: delete that folder to give it up"
         )
-        raise AMGError(f"Cannot write the index {index} ({error}): {step}.") from error
+    if number in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
+        return "something else lies where it has to be; move it away or choose another folder"
+    return "choose a folder you may write to, or free space, then try again"
 
 
 def _patiently(move, source: Path, to: Path) -> None:

@@ -67,28 +67,44 @@ def clear(folder: Path, tree: Tree, kept: Collection[str] = ()) -> None:
 
     What cannot be removed (on Windows: what is held open) stays.
     """
-    if is_link(folder):
-        return
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+    with suppress(OSError):
+        if is_link(folder):
+            return
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
             pattern = next((p for p in tree if re.fullmatch(p, entry.name)), None)
-            path = Path(entry.path)
-            if pattern is None or entry.name in kept or is_link(path):
-                continue
-            with suppress(OSError):
-                if (inside := tree[pattern]) is None:
-                    if entry.is_file(follow_symlinks=False):
-                        os.unlink(path)
-                elif entry.is_dir(follow_symlinks=False):
-                    remove(path, inside)
+            if pattern is not None and entry.name not in kept:
+                _remove_entry(entry, tree[pattern])
+
+
+def _remove_entry(entry: os.DirEntry, inside: Tree | None) -> None:
+    path = Path(entry.path)
+    with suppress(OSError):
+        if is_link(path):
+            return
+        if inside is None and entry.is_file(follow_symlinks=False):
+            os.unlink(path)
+        elif inside is not None and entry.is_dir(follow_symlinks=False):
+            remove(path, inside)
 
 
 def remove(folder: Path, tree: Tree) -> None:
     """`clear`, and the folder itself where nothing else is in it."""
     clear(folder, tree)
-    if not is_link(folder):
-        with suppress(OSError):
+    with suppress(OSError):
+        if not is_link(folder):
             os.rmdir(folder)
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below `folder`; links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def make_way(folder: Path, tree: Tree) -> None:

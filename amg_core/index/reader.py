@@ -300,9 +300,11 @@ class Index:
 class _Verified:
     """Which files were found sound, and when they had last been touched.
 
-    A stamp is (size, modification time in ns, SHA-256). A file touched a moment ago gets none: it
-    could be touched again without its time showing it. Where stamps cannot be kept, every opening
-    reads the index through.
+    A stamp is (size, time of the last write, time of the last change, file number, SHA-256). The
+    time of the change and the number are the system's own: a copy has others, whatever tool made
+    it, and is read through once. A file touched a moment ago gets no stamp: it could be touched
+    again without its time showing it. Where stamps cannot be kept, every opening reads the index
+    through.
     """
 
     MOMENT = 2_000_000_000  # ns; FAT counts time in steps of 2 s
@@ -323,7 +325,7 @@ class _Verified:
         if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
             shard.check()
             settled = time.time_ns() - self.MOMENT
-            self.stamps |= {name: stamp for name, stamp in now.items() if stamp[1] < settled}
+            self.stamps |= {name: stamp for name, stamp in now.items() if max(stamp[1:3]) < settled}
             self.changed = True
 
     def save(self) -> None:
@@ -335,12 +337,12 @@ class _Verified:
             os.replace(fresh, self.path)
 
 
-def _touched(path: Path) -> tuple[int, int]:
+def _touched(path: Path) -> tuple[int, int, int, int]:
     try:
         state = path.stat()
     except OSError as error:
         raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
-    return state.st_size, state.st_mtime_ns
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _cache_folder(path: Path) -> Path | None:

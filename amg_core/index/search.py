@@ -178,11 +178,24 @@ class Searcher:
         name = self._choose(stored)
         if name != "exact":
             rows = exact.Mapped(stored, self.device)
-            by_codes = self._by_codes(rows, scale, hidden)
-            if name == "pq4" or self._faster(by_codes, stored):
+            by_codes = self._codes_or_none(rows, scale, hidden)
+            if by_codes and (name == "pq4" or self._faster(by_codes, stored)):
                 return _Scale(rows, "pq4", by_codes, len(hidden))
         rows = exact.place(stored, self.device)
         return _Scale(rows, "exact", self._exact(rows, hidden), len(hidden))
+
+    def _codes_or_none(self, rows: exact.Mapped, scale: int, hidden: Tensor) -> Engine | None:
+        """`_by_codes`; where there is no room to make codes, None, or an error if pq4 was chosen."""
+        try:
+            return self._by_codes(rows, scale, hidden)
+        except OSError as error:
+            if self.engine == "pq4":
+                raise AMGError(
+                    f"Search codes cannot be made ({error}): free space on the disk of the index or "
+                    f"in the temporary folder, or choose engine exact."
+                ) from error
+            log.warning("Search codes cannot be made (%s): every row is read instead.", error)
+            return None
 
     def _faster(self, by_codes: Engine, stored: Any) -> bool:
         """Whether searching by codes takes less time than exact search."""

@@ -31,7 +31,7 @@ from . import format as fmt
 from .embedding import Embedder, Seen, read_ahead
 from .known import Known
 from .reader import Index
-from .shard import Record, Shard, ShardWriter, flush
+from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
 
 ROWS_PER_SHARD = 1 << 17
@@ -356,7 +356,11 @@ class _Store(_Pool):
             self._writer = ShardWriter(self.folder / f"{self._next:08}", self.spec)
             self._next, self._started = self._next + 1, time.monotonic()
         size = seen.picture.width, seen.picture.height
-        self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+        try:
+            self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+        except BaseException:  # half a row may be written: nobody can use this part
+            self._drop()
+            raise
         self._unsealed.add(seen.sha256)
         old = time.monotonic() - self._started > PART_SECONDS
         if old or self._writer.count >= PART_ROWS:
@@ -366,14 +370,27 @@ class _Store(_Pool):
         """Let what was stored survive a crash. The manifest comes last: without it nothing counts."""
         if self._writer is None:
             return
-        writer, self._writer = self._writer, None
-        entry = writer.finish(_PART)
-        manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
-        fresh = writer.folder / own.MANIFEST_DRAFT
-        fresh.write_bytes(fmt.dump_manifest(manifest))
-        os.replace(fresh, writer.folder / fmt.MANIFEST)
+        writer = self._writer
+        try:
+            entry = writer.finish(_PART)
+            manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
+            fresh = writer.folder / own.MANIFEST_DRAFT
+            fresh.write_bytes(fmt.dump_manifest(manifest))
+            flush(fresh)
+            os.replace(fresh, writer.folder / fmt.MANIFEST)
+            flush_new(writer.folder)
+        except BaseException:
+            self._drop()
+            raise
+        self._writer = None
         self._take(writer.folder, entry, dict(writer.dims))
         self._unsealed = set()
+
+    def _drop(self) -> None:
+        """Give up the part that is being written, and the room it takes."""
+        writer, self._writer, self._unsealed = self._writer, None, set()
+        writer.close()
+        own.remove(writer.folder, own.SHARD)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -413,7 +430,9 @@ class _Run:
             opened.callback(store.close)
             self._order = work / own.ORDER
             order = open(self._order, "w", encoding="utf-8")  # noqa: SIM115
-            opened.callback(order.close)
+            opened.callback(_close, order)
+            flush_new(work)
+            flush_new(self.target)
         embedder = Embedder(self.descriptor, self.device, self.batch)
         try:
             for seen in self._embedded(store, embedder):
@@ -425,11 +444,11 @@ class _Run:
             if not self.files:
                 raise AMGError(self._nothing())
         except BaseException:
-            with suppress(OSError, sqlite3.Error):  # keep what was done for the next attempt
+            with suppress(OSError, sqlite3.Error, AMGError):  # keep what was done
                 store.seal()
+            _close(order)
             if not store.stored:
                 store.close()
-                order.close()
                 commit.forget_build(self.target)
             raise
         return store
@@ -503,6 +522,12 @@ class _Run:
             f"No readable picture in {self.source.name} ({len(skipped)} skipped: {shown}"
             f"{'; …' if len(skipped) > 3 else ''}): replace the damaged files, or give another place."
         )
+
+
+def _close(file) -> None:
+    """Close a file of which no more is needed: what cannot be written is not missed."""
+    with suppress(OSError):
+        file.close()
 
 
 _GROUP = 1024  # files that are noted at once, where few of them are new

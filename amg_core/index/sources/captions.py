@@ -52,8 +52,12 @@ class Captions:
 
     def get(self, source: str) -> str:
         """Caption of the picture at relative POSIX path `source`, "" where there is none."""
-        caption = self._beside(source) or self._listed(source)
-        self.missing += not caption
+        caption, there = self._beside(source)
+        caption = caption or self._listed(source)
+        if not caption:
+            self.missing += 1
+            self._blanks += bool(there)
+            self._blank += there[: max(0, SHOWN - len(self._blank))]
         return caption
 
     def finish(self, alone: Sequence[str] = ()) -> None:
@@ -72,7 +76,8 @@ class Captions:
                 f"it as its picture, fox.txt for fox.png"
             )
 
-    def _beside(self, source: str) -> str:
+    def _beside(self, source: str) -> tuple[str, list[str]]:
+        """Caption in the picture's own files, and which of these there are."""
         there: list[str] = []
 
         def read(path: str, limit: int) -> bytes:
@@ -81,11 +86,7 @@ class Captions:
                 there.append(path)
             return data or b""
 
-        caption = beside(read, posixpath.splitext(source)[0], source)
-        if there and not caption:
-            self._blanks += 1
-            self._blank += there[: max(0, SHOWN - len(self._blank))]
-        return caption
+        return beside(read, posixpath.splitext(source)[0], source), there
 
     def _listed(self, source: str) -> str:
         """Caption in a table of the picture's folder or one above it."""
