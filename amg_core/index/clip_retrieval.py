@@ -31,6 +31,7 @@ import numpy as np
 from ..descriptors.base import DescriptorSpec
 from ..descriptors.clip import IMPORTED
 from ..errors import AMGError
+from ..optional import needed
 from . import commit
 from . import format as fmt
 from .shard import Record, ShardWriter, check_mapped
@@ -315,14 +316,9 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _parquet(path: Path):
+    parquet = needed("pyarrow.parquet", f"Reading captions from {path}", "pip install pyarrow")
     try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise AMGError(
-            f"Reading captions from {path} needs pyarrow: pip install pyarrow"
-        ) from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise AMGError(
             f"{path} is damaged or is no Parquet file ({error}): fetch it again."
@@ -389,10 +385,7 @@ def _read_faiss(path: Path):
 
     Read through Python's own file: FAISS cannot open every path on Windows.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise AMGError(f"Reading {path} needs faiss: pip install faiss-cpu") from error
+    faiss = needed("faiss", f"Reading {path}", "pip install faiss-cpu")
     try:
         with open(path, "rb") as file:
             index = faiss.read_index(faiss.PyCallbackIOReader(file.read))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
+from ...optional import needed
 from ..picture import read_file
 from .base import (
     FILE_KEYS,
@@ -129,14 +130,10 @@ class TableSource:
             yield "the rest", error.strerror or str(error)
 
     def _opened(self):
+        step = "pip install pyarrow (or save it as csv)"
+        parquet = needed("pyarrow.parquet", f"Reading {self.path}", step)
         try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise AMGError(
-                f"Reading {self.path} needs pyarrow: pip install pyarrow (or save it as csv)."
-            ) from None
-        try:
-            return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            return parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
         except OSError as error:
             reason = error.strerror or str(error)
             raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
