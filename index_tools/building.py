@@ -183,6 +183,8 @@ def _tell(options: argparse.Namespace, report) -> None:
             embedded=report.embedded,
             reused=report.reused,
             skipped=[{"source": source, "reason": reason} for source, reason in report.skipped],
+            files=report.files,
+            captioned=report.captioned,
             notes=report.notes,
             seconds=round(report.seconds, 3),
             hash=report.hash,
@@ -192,6 +194,8 @@ def _tell(options: argparse.Namespace, report) -> None:
     if report.reused and options.run is not _import:
         print(f"  {report.embedded} files embedded; {report.reused} needed none: pictures it had,"
               " or the same bytes under another name")  # fmt: skip
+    why = "" if report.captioned == report.files or report.notes else " (see docs/sources.md)"
+    print(f"  {report.captioned} of {report.files} with a caption{why}")
     terminal.print_skipped(report.skipped)
     for note in report.notes:
         print(f"note: {note}")

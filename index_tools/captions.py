@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from amg_core.errors import AMGError
+from amg_core.optional import needed
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 METHODS = ("mc", "rc", "rt", "cwr")
@@ -125,20 +126,20 @@ def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
     """
     import torch
 
-    try:
-        from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
-    except ImportError as error:
-        raise AMGError(
-            f"Text similarity needs the package transformers ({error}): "
-            f"pip install transformers, or leave the text encoder away."
-        ) from None
+    step = "pip install transformers, or leave the text encoder away"
+    parts = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModelWithProjection")
+    transformers = needed("transformers", "Text similarity", step, parts)
     local = {"local_files_only": True, "trust_remote_code": False}
     if not folder.is_dir():
         raise AMGError(f"Text encoder {folder} is not a folder: give the folder of the model.")
     try:
-        model_type = AutoConfig.from_pretrained(folder, **local).model_type
-        kind = CLIPTextModelWithProjection if model_type == "clip_text_model" else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        model_type = transformers.AutoConfig.from_pretrained(folder, **local).model_type
+        kind = (
+            transformers.CLIPTextModelWithProjection
+            if model_type == "clip_text_model"
+            else transformers.AutoModel
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
         model = whole(kind, folder).to(device).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -27,6 +27,7 @@ from torch import Tensor
 from amg_core import limits, metrics, verdict
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
+from amg_core.optional import needed
 from amg_core.probe import Probe
 
 from . import page, terminal
@@ -338,21 +339,17 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
     AMGError
         `transformers` is missing, or the folder holds no CLIP model.
     """
-    try:
-        from transformers import AutoConfig, AutoTokenizer, CLIPModel
-    except ImportError as error:
-        raise AMGError(
-            f"The CLIP score needs the package transformers ({error}): pip install transformers, "
-            f"or leave --clip away."
-        ) from None
+    step = "pip install transformers, or leave --clip away"
+    parts = ("AutoConfig", "AutoTokenizer", "CLIPModel")
+    transformers = needed("transformers", "The CLIP score", step, parts)
     if not folder.is_dir():
         raise AMGError(f"{folder} is not a folder: give --clip the folder of a CLIP model.")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        if (found := AutoConfig.from_pretrained(folder, **local).model_type) != "clip":
+        if (found := transformers.AutoConfig.from_pretrained(folder, **local).model_type) != "clip":
             raise ValueError(f"a model of type {found} is there")
-        model = whole(CLIPModel, folder).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        model = whole(transformers.CLIPModel, folder).to(device).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AMGError(
@@ -400,19 +397,14 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
     AMGError
         The package or the file is missing, or the file holds more than tensors.
     """
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise AMGError(
-            f"FID needs the package torch-fidelity ({error}): pip install torch-fidelity, or leave "
-            f"--inception away."
-        ) from None
+    step = "pip install torch-fidelity, or leave --inception away"
+    inception = needed("torch_fidelity.feature_extractor_inceptionv3", "FID", step)
     try:
         # torch-fidelity unpickles freely, so what it gets is a file of our own with the same tensors.
         with tempfile.TemporaryDirectory() as folder:
             safe = Path(folder) / "inception.pth"
             torch.save(read_tensors(weights), safe)
-            network = FeatureExtractorInceptionV3(
+            network = inception.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(safe)
             ).to(device)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from amg_core.descriptors import IDS
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
+from amg_core.optional import needed
 
 from . import terminal
 
@@ -305,16 +306,12 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _parquet(path: Path, table: list[dict]) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise AMGError(
-            "Parquet needs pyarrow: pip install pyarrow, or choose --metadata jsonl."
-        ) from None
+    step = "pip install pyarrow, or choose --metadata jsonl"
+    parquet = needed("pyarrow.parquet", "Writing parquet", step)
+    pyarrow = needed("pyarrow", "Writing parquet", step)
     columns = pyarrow.Table.from_pylist(table)
     with open(path.with_suffix(".parquet"), "wb") as file:
-        pyarrow.parquet.write_table(columns, file)
+        parquet.write_table(columns, file)
 
 
 def _jsonl(path: Path, table: list[dict]) -> None:

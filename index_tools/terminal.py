@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from amg_core.errors import AMGError
+from amg_core.optional import optional
 
 if TYPE_CHECKING:
     import torch
@@ -74,11 +75,10 @@ def print_json(**fields: object) -> None:
 
 def progress_printer(stream: TextIO) -> Progress:
     """A `progress` callback: tqdm's bar where tqdm is installed, else a line every five seconds."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
+    if (module := optional("tqdm")) is None:
         return _lines(stream)
-    bar: list[tqdm] = []
+    tqdm = module.tqdm
+    bar: list = []
     _bars.append(bar)
     live = stream.isatty()
 

@@ -312,6 +312,7 @@ def summary(report) -> str:
     lines = [f"{pictures} in {report.path.name} ({report.seconds:.1f} s)."]
     if report.reused:
         lines.append(f"{report.embedded} embedded, {report.reused} were there already.")
+    lines.append(f"{report.captioned} of {report.files} with a caption.")
     if report.skipped:
         lines.append(f"{len(report.skipped)} skipped, these are NOT guarded:")
         lines += [f"  {source}: {reason}" for source, reason in report.skipped[:SHOWN]]

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from ..errors import AMGError
 from ..files import read_bounded
+from ..optional import needed
 from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
 
@@ -281,16 +282,12 @@ def _checked(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int):
     """transformers' CLIPVisionModelWithProjection on these very tensors, frozen."""
-    try:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    except ImportError as error:
-        raise AMGError(
-            f"The descriptor clip needs transformers, which comes with ComfyUI ({error}): "
-            f"pip install transformers"
-        ) from error
+    parts = ("CLIPVisionConfig", "CLIPVisionModelWithProjection")
+    step = "pip install transformers"
+    transformers = needed("transformers", "The descriptor clip", step, parts)
     width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape
     layers = len({name.split(".")[3] for name in state if name.startswith(_LAYER)})
-    config = CLIPVisionConfig(
+    config = transformers.CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=len(state["vision_model.encoder.layers.0.mlp.fc1.bias"]),
         num_hidden_layers=layers,
@@ -302,7 +299,7 @@ def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int
     )
     try:
         with torch.device("meta"):  # no memory, and no draw from the global generator
-            network = CLIPVisionModelWithProjection(config)
+            network = transformers.CLIPVisionModelWithProjection(config)
         network.load_state_dict(dict(state), assign=True)
     except (RuntimeError, ValueError) as error:
         raise AMGError(

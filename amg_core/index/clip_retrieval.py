@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -32,9 +31,10 @@ import numpy as np
 from ..descriptors.base import DescriptorSpec
 from ..descriptors.clip import IMPORTED
 from ..errors import AMGError
+from ..optional import needed
 from . import commit
 from . import format as fmt
-from .shard import Record, ShardWriter
+from .shard import Record, ShardWriter, check_mapped
 
 MODEL = "ViT-B/32"  # what clip-retrieval takes unless told otherwise
 BLOCK = 1 << 14  # rows at once
@@ -118,6 +118,7 @@ def read_clip_retrieval(
         values = _open(path)
         records = _records(table, path.stem, 0)
         for start in range(0, len(values), BLOCK):
+            check_mapped(values)
             block = np.asarray(values[start : start + BLOCK], np.float32)
             yield block, list(islice(records, len(block)))
 
@@ -155,7 +156,7 @@ def import_clip_retrieval(
         As `read_clip_retrieval`; the vectors are not that model's; `out` is an index (unless
         `replace_index`) or something else; or the disk refuses.
     """
-    from .writer import ROWS_PER_SHARD, BuildReport, _discard, _muted
+    from .writer import ROWS_PER_SHARD, BuildReport, _muted
 
     started, target = time.perf_counter(), fmt.real(out)
     spec, muted = spec_of(model), _muted(target)
@@ -164,8 +165,9 @@ def import_clip_retrieval(
         if not replace_index:
             commit.refuse_index(target)
         found = look(folder)
-        done, total = 0, sum(len(_open(path)) for path in found.vectors)
-        shutil.rmtree(work, ignore_errors=True)
+        captioned = done = 0
+        total = sum(len(_open(path)) for path in found.vectors)
+        commit.forget_build(target)
         shards = _Shards(work / fmt.SHARDS, spec, ROWS_PER_SHARD)
         try:
             for rows, records in read_clip_retrieval(folder):
@@ -174,6 +176,7 @@ def import_clip_retrieval(
                 with commit.writing(target):
                     for unit, fine, record in zip(units, usable, records, strict=True):
                         if fine:
+                            captioned += bool(record.caption)
                             shards.add(_identified(record, done), unit)
                         else:
                             skipped.append(
@@ -189,14 +192,22 @@ def import_clip_retrieval(
             manifest = fmt.Manifest(spec, shards.dims, shards.entries, commit.now(), muted)
         except BaseException:
             shards.close()
-            _discard(target)
+            commit.forget_build(target)
             raise
         commit.publish(target, manifest, shards.made)
     notes = [] if found.tables else [f"{found.path} has no metadata: rows have no captions."]
     return BuildReport(
-        count=shards.count, embedded=0, reused=shards.count, skipped=skipped,
-        seconds=time.perf_counter() - started, path=target, hash=fmt.identity(manifest), notes=notes,
-    )  # fmt: skip
+        count=shards.count,
+        embedded=0,
+        reused=shards.count,
+        skipped=skipped,
+        seconds=time.perf_counter() - started,
+        path=target,
+        hash=fmt.identity(manifest),
+        files=shards.count,
+        captioned=captioned,
+        notes=notes,
+    )
 
 
 WIDTHS = {"b_32": 512, "b_16": 512, "l_14": 768, "h_14": 1024, "g_14": 1024, "bigg_14": 1280}
@@ -305,14 +316,9 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _parquet(path: Path):
+    parquet = needed("pyarrow.parquet", f"Reading captions from {path}", "pip install pyarrow")
     try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise AMGError(
-            f"Reading captions from {path} needs pyarrow: pip install pyarrow"
-        ) from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise AMGError(
             f"{path} is damaged or is no Parquet file ({error}): fetch it again."
@@ -379,10 +385,7 @@ def _read_faiss(path: Path):
 
     Read through Python's own file: FAISS cannot open every path on Windows.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise AMGError(f"Reading {path} needs faiss: pip install faiss-cpu") from error
+    faiss = needed("faiss", f"Reading {path}", "pip install faiss-cpu")
     try:
         with open(path, "rb") as file:
             index = faiss.read_index(faiss.PyCallbackIOReader(file.read))

@@ -430,8 +430,8 @@ def _header(header: dict) -> bytes:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what crashed builds have left."""
-    for left in folder.glob("pq4-*.tmp"):
+    """Remove what crashed builds have left, by the names that `tempfile` makes."""
+    for left in folder.glob(f"pq4-{'?' * 8}.tmp"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE:
                 left.unlink()

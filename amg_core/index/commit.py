@@ -1,17 +1,16 @@
 """Change an index folder so that every reader finds the old index or the new one.
 
 New shards are written into the hidden build folder, flushed to the disk and moved in under names
-that say what is in them; then the manifest is replaced, which systems do in one step; then what the
-new manifest no longer names is removed. A program that has the old index open keeps reading it: on
-POSIX removed files live on while they are open, on Windows they cannot be removed and stay until
-the next change.
+that say what is in them; then the manifest is replaced, which systems do in one step; then the
+shards that it no longer names are removed, and nothing that this program did not make (`own`). A
+program that has the old index open keeps reading it: on POSIX removed files live on while they are
+open, on Windows they cannot be removed and stay until the next change.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ from pathlib import Path
 
 from ..errors import AMGError
 from . import format as fmt
-from .shard import check_file, flush
+from . import own
+from .shard import check_file, flush, flush_new
 
-LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 OURS = frozenset({fmt.MANIFEST, fmt.META, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
 PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
 
@@ -42,8 +41,19 @@ def changing(index: Path) -> Iterator[Path]:
     with writing(index):
         index.parent.mkdir(parents=True, exist_ok=True)
     with _locked(index):
-        refuse_foreign(index)
-        yield index / fmt.BUILD
+        with writing(index):
+            there = index.exists()
+            refuse_foreign(index)
+            own.refuse_links(index)
+        try:
+            yield index / fmt.BUILD
+        except BaseException:  # give the room back; what was embedded stays for the next attempt
+            own.remove(index / fmt.BUILD, own.DRAFTS)
+            raise
+        finally:
+            if not there:  # made for an index that has come to nothing
+                with suppress(OSError):
+                    index.rmdir()
 
 
 def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
@@ -55,15 +65,16 @@ def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
             place, entry = index / path, entries[path]
             if place.exists() and _sound(place, entry):  # the index has it already
                 continue
-            shutil.rmtree(place, ignore_errors=True)
+            own.make_way(place, own.SHARD)
             _patiently(os.rename, folder, place)
         flush(index / fmt.SHARDS)
+        flush(index)
         fresh = index / fmt.BUILD / fmt.MANIFEST
         fresh.parent.mkdir(exist_ok=True)
         fresh.write_bytes(fmt.dump_manifest(manifest))
         flush(fresh)
         _patiently(os.replace, fresh, index / fmt.MANIFEST)
-        flush(index)
+        flush_new(index)
     _collect(index, manifest)
 
 
@@ -82,17 +93,17 @@ def now() -> str:
 
 
 def _collect(index: Path, manifest: fmt.Manifest) -> None:
-    """Remove what the manifest does not name; what is held open stays for the next time."""
-    shutil.rmtree(index / fmt.BUILD, ignore_errors=True)
-    kept = {shard.path for shard in manifest.shards}
-    for folder in (index / fmt.SHARDS).iterdir():
-        if f"{fmt.SHARDS}/{folder.name}" not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-    if "" not in kept:  # files of version 1
-        for path in index.iterdir():
-            if path.name == fmt.META or _is_rows(path.name):
-                with suppress(OSError):
-                    path.unlink()
+    """Remove what was moved or replaced; what is held open stays for the next time."""
+    own.remove(index / fmt.BUILD, own.DRAFTS)
+    kept = {shard.path.rpartition("/")[2] for shard in manifest.shards}
+    own.clear(index / fmt.SHARDS, own.SHARDS, kept)
+    if "" not in kept:
+        own.clear(index, own.VERSION_1)
+
+
+def forget_build(index: Path) -> None:
+    """Remove what a build has embedded so far: it is in the index now, or there is nothing to keep."""
+    own.remove(index / fmt.BUILD, own.BUILD)
 
 
 def refuse_foreign(index: Path) -> None:
@@ -101,14 +112,14 @@ def refuse_foreign(index: Path) -> None:
         return
     if not index.is_dir():
         raise AMGError(f"{index} is a file: give a folder for the index, new or an index.")
-    names = {entry.name for entry in index.iterdir()} - LEFT_BY_SYSTEMS
-    others = sorted(name for name in names - OURS if not _is_rows(name))
+    names = {entry.name for entry in index.iterdir()} - own.LEFT_BY_SYSTEMS
+    others = sorted(name for name in names - OURS if not own.is_rows(name))
     if others:
         raise AMGError(
             f"{index} holds other files ({', '.join(others[:3])}) and will not be replaced: give "
             f"another folder for the index, or move them away."
         )
-    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(_is_rows, names)):
+    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(own.is_rows, names)):
         raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
 
 
@@ -121,23 +132,37 @@ def refuse_index(index: Path) -> None:
         )
 
 
-def _is_rows(name: str) -> bool:
-    return name.startswith("rows.") and name.endswith(".f16.npy")
-
-
 @contextmanager
 def writing(index: Path) -> Iterator[None]:
     """Disk errors in the block become an AMGError that names the index."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        held = os.name == "nt" and isinstance(error, PermissionError)
-        step = (
-            "close the programs that have this index open, then try again"
-            if held
-            else "free space or choose a folder you may write to, then try again"
+        raise AMGError(
+            f"Cannot write the index {index} ({error}): {_step(index, error)}."
+        ) from error
+
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+
+
+def _step(index: Path, error: OSError | sqlite3.Error) -> str:
+    """What a person can do about an error of the disk."""
+    if os.name == "nt" and isinstance(error, PermissionError):
+        return "close the programs that have this index open, then try again"
+    number = getattr(error, "errno", None)
+    if number in FULL or "is full" in str(error):
+        build = index / fmt.BUILD
+        held = own.size(build)
+        if not held:
+            return "the disk is full; free space, then try again"
+        return (
+            f"the disk is full; free space, then try again. {build} holds {held / 2**20:.1f} MiB of a "
+            f"build that has not ended and would go on there: delete that folder to give it up"
         )
-        raise AMGError(f"Cannot write the index {index} ({error}): {step}.") from error
+    if number in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
+        return "something else lies where it has to be; move it away or choose another folder"
+    return "choose a folder you may write to, or free space, then try again"
 
 
 def _patiently(move, source: Path, to: Path) -> None:

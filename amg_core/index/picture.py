@@ -12,17 +12,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import read_bounded
+from ..files import open_regular, read_bounded
+from .mending import mend
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSIONS = frozenset(".png .apng .jpg .jpeg .jpe .jfif .webp .gif .avif .bmp .tif .tiff".split())
+EXTENSIONS = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .avif .bmp .dib .tif .tiff .tga .ppm .pgm .pbm .pnm "
+    ".jp2 .j2k .jpx .psd .pcx .sgi".split()
+)
 # Pictures this code does not read. They are reported as skipped: a file that is silently left out
 # is a picture that is silently not guarded.
-UNSUPPORTED = frozenset(".heic .heif .jxl .jp2 .psd .exr .dng .cr2 .cr3 .nef .arw .svg".split())
-# What Pillow may try, whatever the file is called. No format that starts another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF")
+UNSUPPORTED = frozenset(
+    ".heic .heif .hif .jxl .jxr .exr .hdr .ico .icns .dds .qoi .svg .xcf .kra .dng .cr2 .cr3 .nef "
+    ".arw .orf .rw2 .raf .pef .srw".split()
+)
+# What Pillow may try, whatever the file is called. No format that starts another program, that is
+# decoded in Python pixel by pixel, or that may hold a larger picture than it says. TGA comes last:
+# it has no mark of its own.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "PSD", "PCX", "SGI", "TGA")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, kept here because hosts switch that one off
 MAX_FILE_BYTES = 1 << 30
 # JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 of their size. No
@@ -49,6 +58,8 @@ class Picture:
         Of the file's bytes; of shape and pixels where there was no file.
     width, height : int
         Of the upright picture in full, in pixels.
+    flaw : str
+        What is wrong with its pixels, "" where nothing is.
     """
 
     source: str
@@ -56,6 +67,7 @@ class Picture:
     sha256: str
     width: int
     height: int
+    flaw: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,8 +82,20 @@ def load_picture(path: Path, source: str = "") -> Picture:
 
 def read_file(path: Path) -> bytes:
     """The bytes of one picture file. Raises Unreadable."""
+    return _read(path, -1)
+
+
+def read_head(path: Path, size: int) -> bytes:
+    """The first `size` bytes of a file of any kind. Raises Unreadable."""
+    return _read(path, size)
+
+
+def _read(path: Path, size: int) -> bytes:
     try:
-        return read_bounded(path, MAX_FILE_BYTES)
+        if size < 0:
+            return read_bounded(path, MAX_FILE_BYTES)
+        with open_regular(path) as file:
+            return file.read(size)
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
     except ValueError as error:  # a NUL in the name
@@ -85,6 +109,9 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored. A large
     JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT), so that its
     shorter side keeps at least ENOUGH px; `Picture.width` and `height` are those of the file.
+
+    What ComfyUI opens is read, to the same pixels: neither a large colour profile nor damaged text
+    in a file matters, and of a file that was cut what is there is taken (`mending`).
 
     Parameters
     ----------
@@ -117,6 +144,23 @@ def pixel_hash(pixels: np.ndarray) -> str:
 
 
 def _decode_file(data: bytes, source: str) -> Picture:
+    flaw = ""
+    try:
+        pixels, width, height = _pixels(data)
+    except Unreadable as error:
+        mended = mend(data, _formats(), MAX_PIXELS)
+        if mended is None:
+            raise
+        try:
+            pixels, width, height = _pixels(mended.data)
+        except Unreadable:
+            raise error from None
+        flaw = mended.flaw
+    return Picture(source, pixels, hashlib.sha256(data).hexdigest(), width, height, flaw)
+
+
+def _pixels(data: bytes) -> tuple[np.ndarray, int, int]:
+    """(H, W, 3) uint8, and width and height in full. Raises Unreadable."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -140,13 +184,17 @@ def _decode_file(data: bytes, source: str) -> Picture:
         raise Unreadable(f"damaged ({reason})") from None
     if orientation >= 5:  # lies on its side
         width, height = height, width
-    return Picture(source, pixels, hashlib.sha256(data).hexdigest(), width, height)
+    return pixels, width, height
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """FORMATS, and AVIF where this Pillow has its codec (11.3 and newer)."""
-    return (*FORMATS, "AVIF") if importlib.util.find_spec("PIL._avif") else FORMATS
+    """FORMATS, and those of which this Pillow has the codec (AVIF: 11.3 and newer)."""
+    from PIL import features
+
+    avif = ["AVIF"] if importlib.util.find_spec("PIL._avif") else []
+    jpeg2000 = ["JPEG2000"] if features.check_codec("jpg_2000") else []
+    return (*avif, *jpeg2000, *FORMATS)
 
 
 def _unknown(data: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from bisect import bisect_right
@@ -22,12 +23,14 @@ from ..errors import AMGError
 from ..files import brief, open_regular, read_bounded
 from . import format as fmt
 from .known import Known
+from .own import is_link
 from .shard import MEND, Record, Rows, Shard
 
 if TYPE_CHECKING:
     from PIL import Image
 
 VERIFIED = "verified.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -300,10 +303,11 @@ class Index:
 class _Verified:
     """Which files were found sound, and when they had last been touched.
 
-    A stamp is (size, times of modification and of change in ns, SHA-256). A file touched a moment ago gets
-    none: it could be touched again without its time showing it. The time of change is the system's own: an
-    index that comes with stamps from elsewhere is read through like one without. Where stamps cannot be
-    kept, every opening reads the index through.
+    A stamp is (size, time of the last write, time of the last change, file number, SHA-256). The
+    time of the change and the number are the system's own: a copy has others, whatever tool made
+    it, and is read through once. A file touched a moment ago gets no stamp: it could be touched
+    again without its time showing it. Where stamps cannot be kept, every opening reads the index
+    through.
     """
 
     MOMENT = 2_000_000_000  # ns; FAT counts time in steps of 2 s
@@ -325,7 +329,7 @@ class _Verified:
         if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
             shard.check()
             settled = time.time_ns() - self.MOMENT
-            self.stamps |= {name: stamp for name, stamp in now.items() if stamp[1] < settled}
+            self.stamps |= {name: stamp for name, stamp in now.items() if max(stamp[1:3]) < settled}
             self.changed = True
 
     def save(self) -> None:
@@ -337,16 +341,20 @@ class _Verified:
             os.replace(fresh, self.path)
 
 
-def _touched(path: Path) -> tuple[int, int, int]:
+def _touched(path: Path) -> tuple[int, int, int, int]:
     try:
         state = path.stat()
     except OSError as error:
         raise AMGError(f"{path} cannot be read ({error.strerror or error}): {MEND}.") from error
-    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def _cache_folder(path: Path) -> Path | None:
+    """The cache of the index at `path`; None where nothing can be kept in it."""
     cache = path / fmt.CACHE
+    if is_link(cache):  # nothing is written, let alone removed, through a link
+        log.warning("%s is a link and is not used: remove it, and it will be made anew.", cache)
+        return None
     with suppress(OSError):
         cache.mkdir(exist_ok=True)
     return cache if os.access(cache, os.W_OK) else None

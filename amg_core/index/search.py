@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
 from ..errors import AMGError
+from ..optional import needed, optional
 from . import exact, pq4
 from .reader import Index
 
@@ -71,10 +71,8 @@ class Searcher:
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
-        if engine == "pq4" and not _have_faiss():
-            raise AMGError(
-                "The search engine pq4 needs faiss: pip install faiss-cpu, or choose engine auto."
-            )
+        if engine == "pq4":
+            needed("faiss", "The search engine pq4", "pip install faiss-cpu, or choose engine auto")
         self.index, self.engine = index, engine
         self.device = torch.device(device)
         self._scales: dict[int, _Scale] = {}
@@ -178,11 +176,24 @@ class Searcher:
         name = self._choose(stored)
         if name != "exact":
             rows = exact.Mapped(stored, self.device)
-            by_codes = self._by_codes(rows, scale, hidden)
-            if name == "pq4" or self._faster(by_codes, stored):
+            by_codes = self._codes_or_none(rows, scale, hidden)
+            if by_codes and (name == "pq4" or self._faster(by_codes, stored)):
                 return _Scale(rows, "pq4", by_codes, len(hidden))
         rows = exact.place(stored, self.device)
         return _Scale(rows, "exact", self._exact(rows, hidden), len(hidden))
+
+    def _codes_or_none(self, rows: exact.Mapped, scale: int, hidden: Tensor) -> Engine | None:
+        """`_by_codes`; where there is no room to make codes, None, or an error if pq4 was chosen."""
+        try:
+            return self._by_codes(rows, scale, hidden)
+        except OSError as error:
+            if self.engine == "pq4":
+                raise AMGError(
+                    f"Search codes cannot be made ({error}): free space on the disk of the index or "
+                    f"in the temporary folder, or choose engine exact."
+                ) from error
+            log.warning("Search codes cannot be made (%s): every row is read instead.", error)
+            return None
 
     def _faster(self, by_codes: Engine, stored: Any) -> bool:
         """Whether searching by codes takes less time than exact search."""
@@ -202,7 +213,7 @@ class Searcher:
             return "exact"
         if sys.platform == "darwin":
             return "exact"
-        if not _have_faiss():
+        if optional("faiss") is None:
             if count >= MANY:
                 log.warning(
                     "Searching %d pictures is faster with faiss: pip install faiss-cpu", count
@@ -227,10 +238,6 @@ class Searcher:
             return pq4.nearest(queries, parts, rows, k, cosine, hidden)
 
         return search
-
-
-def _have_faiss() -> bool:
-    return "faiss" in sys.modules or find_spec("faiss") is not None
 
 
 def _samples(stored: Any, device: torch.device, cosine: bool) -> Tensor:

@@ -7,6 +7,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -88,6 +89,8 @@ class ShardWriter:
         self._hashes.seek(0)
         self._hashes.write(fmt.npy_header("|u1", self.count, 32))
         self._meta.execute("COMMIT")
+        for file in (*self._rows.values(), self._hashes):
+            file.flush()  # here, where an error is heard
         self.close()
         names = [fmt.META, fmt.HASHES, *map(fmt.rows_name, self.spec.scales)]
         for name in names:
@@ -97,10 +100,12 @@ class ShardWriter:
         return fmt.ShardEntry(path or f"{fmt.SHARDS}/{fmt.shard_name(files)}", self.count, files)
 
     def close(self) -> None:
-        """Let go of the files. Safe to call twice."""
+        """Let go of the files, whatever has become of them. Safe to call twice."""
         for file in (*self._rows.values(), self._hashes):
-            file.close()
-        self._meta.close()
+            with suppress(OSError):  # on a full disk what is buffered cannot be written
+                file.close()
+        with suppress(sqlite3.Error):
+            self._meta.close()
 
 
 class Shard:
@@ -140,10 +145,12 @@ class Shard:
             self._need(len(found) == self.count, len(found))
             joined = b"".join(bytes.fromhex(sha256) for (sha256,) in found)
             self._hashes = np.frombuffer(joined, np.uint8).reshape(self.count, 32)
+        check_mapped(self._hashes)
         return self._hashes
 
     def rows(self, scale: int) -> np.memmap:
-        """(n, D) float16, read-only."""
+        """(n, D) float16, read-only. AMGError where the file was cut since it was opened."""
+        check_mapped(self._rows[scale])
         return self._rows[scale]
 
     def record(self, row: int) -> Record:
@@ -286,6 +293,7 @@ class Rows:
     """Rows of one scale over all shards, on the disk: (N, D) float16.
 
     ``rows[i]``, ``rows[a:b]`` and ``rows[ids]`` (an int array) give arrays; nothing else is read.
+    AMGError where a file was cut since it was opened.
     """
 
     dtype = np.dtype("<f2")
@@ -311,6 +319,8 @@ class Rows:
             raise ValueError(f"ids must be (n,), not {ids.shape}")
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids must be in 0 .. {len(self) - 1}")
+        for part in self._parts:
+            check_mapped(part)
         if len(self._parts) == 1:
             return np.asarray(self._parts[0][ids])
         found = np.empty((len(ids), self.shape[1]), self.dtype)
@@ -328,6 +338,7 @@ class Rows:
         for part, begin in zip(self._parts[first:], self._starts[first:], strict=False):
             if begin >= stop:
                 break
+            check_mapped(part)
             pieces.append(part[max(start - begin, 0) : stop - begin])
         if not pieces:
             return np.empty((0, self.shape[1]), self.dtype)
@@ -335,6 +346,16 @@ class Rows:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+def check_mapped(values: np.ndarray) -> None:
+    """AMGError where the file under a mapped array is shorter than it was.
+
+    Reading beyond its end would kill the process (SIGBUS), so this is asked before every reading.
+    """
+    held = getattr(values, "_mmap", None)
+    if held is not None and held.size() < values.offset + values.nbytes:
+        raise AMGError(f"{values.filename} was cut while it was open: {MEND}.")
 
 
 def check_file(path: Path, entry: fmt.FileEntry) -> None:
@@ -356,6 +377,13 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_new(folder: Path) -> None:
+    """fsync a folder and the one it is in, so that the folder itself outlives a power cut."""
+    flush(folder)
+    with suppress(PermissionError):  # one may write into a folder that one may not read
+        flush(folder.parent)
 
 
 def _check_size(path: Path, entry: fmt.FileEntry) -> None:

@@ -26,12 +26,12 @@ import torch
 
 from ..descriptors.base import Descriptor, DescriptorSpec
 from ..errors import AMGError
-from . import commit
+from . import commit, own
 from . import format as fmt
 from .embedding import Embedder, Seen, read_ahead
 from .known import Known
 from .reader import Index
-from .shard import Record, Shard, ShardWriter
+from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
 
 ROWS_PER_SHARD = 1 << 17
@@ -71,8 +71,11 @@ class BuildReport:
         The index folder.
     hash : str
         `Index.hash`.
+    files, captioned : int
+        Files of the source that can be used, and those of them that have a caption.
     notes : list of str
-        Caption files that could not be used, wholly or in part.
+        Files that were left out; caption files that could not be used, wholly or in part; pictures
+        that are in the index as far as their damaged files go.
     """
 
     count: int
@@ -82,6 +85,8 @@ class BuildReport:
     seconds: float
     path: Path
     hash: str
+    files: int = 0
+    captioned: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -127,7 +132,9 @@ def build(
         old = _old(run.target, descriptor.spec, opened)
         store = run.embed(work, old.shards if old else (), opened)
         muted = _muted(run.target)
-        return run.report(_publish(run.target, work, store, run.order(), (), muted))
+        manifest = _publish(run.target, work, store, run.order(), (), muted)
+        commit.forget_build(run.target)
+        return run.report(manifest)
 
 
 def add(
@@ -157,6 +164,7 @@ def add(
         kept = _kept(old.shards, store.stored)
         order = chain(_entries(old.shards[kept:]), run.order())
         manifest = _publish(run.target, work, store, order, old.shards[:kept], old.manifest.muted)
+        commit.forget_build(run.target)
         return run.report(manifest)
 
 
@@ -301,8 +309,10 @@ class _Store(_Pool):
         self._started = 0.0
         for part in sorted(folder.glob("[0-9]" * 8)):
             self._next = max(self._next, int(part.name) + 1)
+            if own.is_link(part):
+                continue
             if not (part / fmt.MANIFEST).exists():  # cut short: its pictures are embedded again
-                shutil.rmtree(part)
+                own.remove(part, own.SHARD)
                 continue
             # One that cannot be used is left alone: perhaps the disk is only away for a moment.
             with suppress(AMGError, OSError):
@@ -346,7 +356,11 @@ class _Store(_Pool):
             self._writer = ShardWriter(self.folder / f"{self._next:08}", self.spec)
             self._next, self._started = self._next + 1, time.monotonic()
         size = seen.picture.width, seen.picture.height
-        self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+        try:
+            self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+        except BaseException:  # half a row may be written: nobody can use this part
+            self._drop()
+            raise
         self._unsealed.add(seen.sha256)
         old = time.monotonic() - self._started > PART_SECONDS
         if old or self._writer.count >= PART_ROWS:
@@ -356,14 +370,27 @@ class _Store(_Pool):
         """Let what was stored survive a crash. The manifest comes last: without it nothing counts."""
         if self._writer is None:
             return
-        writer, self._writer = self._writer, None
-        entry = writer.finish(_PART)
-        manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
-        fresh = writer.folder / "manifest.tmp"
-        fresh.write_bytes(fmt.dump_manifest(manifest))
-        os.replace(fresh, writer.folder / fmt.MANIFEST)
+        writer = self._writer
+        try:
+            entry = writer.finish(_PART)
+            manifest = fmt.Manifest(self.spec, dict(writer.dims), [entry], commit.now())
+            fresh = writer.folder / own.MANIFEST_DRAFT
+            fresh.write_bytes(fmt.dump_manifest(manifest))
+            flush(fresh)
+            os.replace(fresh, writer.folder / fmt.MANIFEST)
+            flush_new(writer.folder)
+        except BaseException:
+            self._drop()
+            raise
+        self._writer = None
         self._take(writer.folder, entry, dict(writer.dims))
         self._unsealed = set()
+
+    def _drop(self) -> None:
+        """Give up the part that is being written, and the room it takes."""
+        writer, self._writer, self._unsealed = self._writer, None, set()
+        writer.close()
+        own.remove(writer.folder, own.SHARD)
 
     def close(self) -> None:
         if self._writer is not None:
@@ -389,7 +416,8 @@ class _Run:
         self.descriptor, self.progress = descriptor, progress
         self.batch, self.device, self.workers = batch, device, workers
         self.skipped: list[tuple[str, str]] = []
-        self.files = self.embedded = self.done = 0
+        self.flaws: list[str] = []
+        self.files = self.captioned = self.embedded = self.done = 0
 
     def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
         """Embed what neither `shards` nor an earlier build has; note the order of all files.
@@ -398,11 +426,13 @@ class _Run:
         """
         with commit.writing(self.target):
             work.mkdir(exist_ok=True, parents=True)
-            store = _Store(work / "parts", self.descriptor.spec, shards)
+            store = _Store(work / own.PARTS, self.descriptor.spec, shards)
             opened.callback(store.close)
-            self._order = work / "order.jsonl"
+            self._order = work / own.ORDER
             order = open(self._order, "w", encoding="utf-8")  # noqa: SIM115
-            opened.callback(order.close)
+            opened.callback(_close, order)
+            flush_new(work)
+            flush_new(self.target)
         embedder = Embedder(self.descriptor, self.device, self.batch)
         try:
             for seen in self._embedded(store, embedder):
@@ -414,12 +444,12 @@ class _Run:
             if not self.files:
                 raise AMGError(self._nothing())
         except BaseException:
-            with suppress(OSError, sqlite3.Error):  # keep what was done for the next attempt
+            with suppress(OSError, sqlite3.Error, AMGError):  # keep what was done
                 store.seal()
+            _close(order)
             if not store.stored:
                 store.close()
-                order.close()
-                _discard(self.target)
+                commit.forget_build(self.target)
             raise
         return store
 
@@ -453,6 +483,9 @@ class _Run:
                 self.skipped.append((seen.source, seen.problem))
             elif store.has(seen.sha256):
                 self.files += 1
+                self.captioned += bool(seen.caption)
+                if seen.picture is not None and seen.picture.flaw:
+                    self.flaws.append(f"{seen.source}: {seen.picture.flaw}")
                 yield seen
             else:
                 why = "the descriptor gave values that are not finite"
@@ -475,7 +508,9 @@ class _Run:
             seconds=time.perf_counter() - self.started,
             path=self.out,
             hash=fmt.identity(manifest),
-            notes=list(self.source.notes),
+            files=self.files,
+            captioned=self.captioned,
+            notes=[*self.source.notes, *self.flaws],
         )
 
     def _nothing(self) -> str:
@@ -487,6 +522,12 @@ class _Run:
             f"No readable picture in {self.source.name} ({len(skipped)} skipped: {shown}"
             f"{'; …' if len(skipped) > 3 else ''}): replace the damaged files, or give another place."
         )
+
+
+def _close(file) -> None:
+    """Close a file of which no more is needed: what cannot be written is not missed."""
+    with suppress(OSError):
+        file.close()
 
 
 _GROUP = 1024  # files that are noted at once, where few of them are new
@@ -541,13 +582,12 @@ class _Layout:
         self._names: dict[str, tuple[str, str]] = {}  # of the rows in the writer
         self._aliases: set[tuple[str, str, str]] = set()
         self.early: list[Entry] = []  # aliases that came before any row
-        if self.work.exists():
-            shutil.rmtree(self.work)
-        self.work.mkdir(parents=True)
+        own.clear(self.work, own.LAYOUT)
+        self.work.mkdir(parents=True, exist_ok=True)
         for shard in kept:
             if shard.folder != target / shard.entry.path:  # of another index
                 folder = self.work / f"copy{len(self._shards)}"
-                shutil.copytree(shard.folder, folder)
+                _copy(shard, folder)
                 self.made[shard.entry.path] = folder
             self._place(shard.entry, shard)
             self._aliases.update(shard.aliases())
@@ -605,6 +645,15 @@ class _Layout:
             self._writer.close()
         for shard in self._mine:
             shard.close()
+
+
+def _copy(shard: Shard, folder: Path) -> None:
+    """The files of a shard into a new folder, flushed to the disk."""
+    folder.mkdir()
+    for name in shard.entry.files:
+        shutil.copyfile(shard.folder / name, folder / name)
+        flush(folder / name)
+    flush(folder)
 
 
 def _mark(target: Path, old: Index, muted: Mapping[str, str]) -> None:
@@ -665,10 +714,3 @@ def _muted(target: Path) -> Mapping[str, str]:
         return fmt.parse_manifest(data, target / fmt.MANIFEST).muted
     except (OSError, AMGError):
         return {}
-
-
-def _discard(target: Path) -> None:
-    """Forget a build that has nothing to show; the folder too, where it was made for it."""
-    shutil.rmtree(target / fmt.BUILD, ignore_errors=True)
-    with suppress(OSError):
-        target.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.index.conftest import made, pictures, pixel  # noqa: F401
 from tests.nodes.conftest import load_pack
 
 

@@ -75,7 +75,7 @@ MOMENTS = [
     (format, "dump_manifest", 5), (os, "replace", 1), (os, "replace", 1, True), (os, "replace", 5),
     (os, "replace", 5, True), (commit, "publish", 1), (os, "rename", 1), (os, "rename", 1, True),
     (os, "rename", 2), (os, "rename", 3, True), (commit, "_collect", 1), (os, "unlink", 1, True),
-    (os, "unlink", 5), (shutil, "rmtree", 1), (shutil, "rmtree", 2, True),
+    (os, "unlink", 5), (os, "rmdir", 1), (os, "rmdir", 2, True),
 ]
 
 def whole(out):

@@ -17,6 +17,7 @@ from amg_core.descriptors import create
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
+from amg_core.index.reader import _Verified
 from tests.index.helpers import as_version_1, fill, reseal, shard_of
 
 NAMES = ["manifest.json", "meta.sqlite", "sha256.npy", "rows.16.f16.npy", "rows.32.f16.npy"]
@@ -221,19 +222,25 @@ def test_unreadable_manifest(made):
     refused(made, "manifest.json cannot be read", "permissions")
 
 
-def test_a_damaged_file_whose_time_was_put_back(made):
-    """Found when opened; where a system tells no time of change, when verified."""
+def test_a_damaged_file_whose_time_was_put_back(made, monkeypatch):
+    """Found when opened, for the system keeps the time of the change; and when verified."""
+    monkeypatch.setattr(_Verified, "MOMENT", -(10**18))  # as if all had been written long ago
     path = shard_of(made) / "rows.16.f16.npy"
-    for name in NAMES[1:]:  # old enough for a stamp
-        os.utime(shard_of(made) / name, ns=(10**18, 10**18))
     Index.open(made).close()
-    assert (made / "cache" / "verified.json").exists()
+    stamps = (made / "cache" / "verified.json").read_text()
+    state = path.stat()
     data = bytearray(path.read_bytes())
     data[500] ^= 1
     path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     refused(made, "rows.16")
-    os.utime(path, ns=(10**18, 10**18))
-    with pytest.raises(AMGError, match=r"rows\.16.*altered"), Index.open(made) as index:
+    found = json.loads(stamps)  # even where a stamp says it is sound
+    state = path.stat()
+    found[f"shards/{path.parent.name}/{path.name}"][:4] = [
+        state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+    ]  # fmt: skip
+    (made / "cache" / "verified.json").write_text(json.dumps(found))
+    with Index.open(made) as index, pytest.raises(AMGError, match=r"rows\.16.*altered"):
         index.verify()
     (made / "cache" / "verified.json").write_text("[broken")
     refused(made, "rows.16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -227,7 +228,7 @@ def test_unusable_cache_is_made_again(tmp_path, damage, monkeypatch):
 
 def test_killed_builds_are_swept_and_read_only_folders_do_not_matter(tmp_path, monkeypatch):
     rows, queries = some(300, 8, "cosine")
-    left, now = tmp_path / "pq4-x.tmp", tmp_path / "pq4-y.tmp"
+    left, now = tmp_path / "pq4-abcd1234.tmp", tmp_path / "pq4-y.tmp"
     left.write_bytes(b"")
     now.write_bytes(b"")
     os.utime(left, (0, 0))
@@ -297,7 +298,7 @@ def test_auto_measures(monkeypatch):
 
 def test_without_faiss(monkeypatch, caplog):
     rows, _ = some(900, 12, "cosine")
-    monkeypatch.setattr(module, "_have_faiss", lambda: False)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     monkeypatch.setattr(module, "FEW", 500)
     monkeypatch.setattr(module, "MANY", 800)
     monkeypatch.setattr(module.sys, "platform", "linux")

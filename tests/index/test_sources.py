@@ -174,7 +174,9 @@ MAKERS = {
 def test_every_kind_gives_the_same_pictures(tmp_path, kind):
     source = open_source(MAKERS[kind](tmp_path))
     assert outcome(source) == WANTED
-    assert source.skipped == [] and source.notes == []
+    assert source.skipped == []
+    assert all("plain.json" in note and "without words" in note for note in source.notes)
+    assert len(source.notes) == (kind in ("folder json", "zip json"))
     assert len(source) == len(GIVEN)
     assert [item.source for item in source] == [item.source for item in source]
     assert isinstance(source.name, str) and str(tmp_path) in source.name

@@ -14,7 +14,7 @@ from ...errors import AMGError
 from ..picture import EXTENSIONS
 from .archive import TarSource, ZipSource
 from .base import TARS, Item, Names, Source
-from .folder import FolderSource, find
+from .folder import FolderSource, demand_pictures, find
 from .memory import Pictures
 from .table import LISTS, TableSource
 
@@ -63,21 +63,30 @@ def open_sources(paths: Sequence[str | os.PathLike]) -> Source:
 
 
 class Chain:
-    """Sources one after the other; names, and what was skipped, get the prefix of their source."""
+    """Sources one after the other; names, and what was skipped, get the prefix of their source.
 
-    def __init__(self, parts: Sequence[tuple[str, Source]], name: str = "") -> None:
+    `skipped`, `notes`: what is to be said besides.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, Source]],
+        name: str = "",
+        skipped: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
         self.name = name or ", ".join(source.name for _, source in parts)
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
-        self._parts = list(parts)
+        self._parts, self._skipped, self._notes = list(parts), list(skipped), list(notes)
 
     def __len__(self) -> int:
         counts = [len(source) for _, source in self._parts]
         return sum(counts) if all(counts) else 0
 
     def __iter__(self) -> Iterator[Item]:
-        self.notes.clear()
-        self.skipped.clear()
+        self.notes[:] = self._notes
+        self.skipped[:] = self._skipped
         for prefix, source in self._parts:
             for item in source:
                 yield replace(item, source=prefix + item.source)
@@ -89,11 +98,15 @@ def _open_folder(path: Path) -> Source:
     """A folder's loose pictures and its tar shards; its parquet files where it has neither."""
     found = find(path)
     parts: list[tuple[str, Source]] = []
-    if found.pictures or not (found.tars or found.parquets):
+    if found.pictures:
         parts.append(("", FolderSource(path, found)))
     if found.tars:
         parts.append(("", TarSource([(f"{tar}/", path / tar) for tar in found.tars], str(path))))
     if not parts:
         # TableSource checks each; with pictures about, a parquet file describes those.
         parts = [(f"{name}/", TableSource(path / name)) for name in found.parquets]
-    return parts[0][1] if len(parts) == 1 and not parts[0][0] else Chain(parts, str(path))
+    if not parts:
+        demand_pictures(path, found)
+    if found.pictures:  # whose source says what was left out
+        return parts[0][1] if len(parts) == 1 else Chain(parts, str(path))
+    return Chain(parts, str(path), found.skipped, found.others.notes())

@@ -14,17 +14,27 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import AMGError
-from ..picture import EXTENSIONS, MAX_FILE_BYTES, UNSUPPORTED, Unreadable
+from ..picture import MAX_FILE_BYTES, Unreadable
 from .base import Item, Names, inner, is_system, storable
 from .captions import MAX_JSON_BYTES, Captions, beside
+from .kinds import (
+    HEAD,
+    TEXTS,
+    LeftOut,
+    beside_none,
+    is_other_name,
+    is_picture,
+    is_picture_name,
+    refusal_in_archive,
+)
 
-TEXTS = (".txt", ".caption", ".json")
 TOO_BIG = f"file larger than {MAX_FILE_BYTES >> 20} MiB"
 MAX_HEADER_BYTES = 1 << 20  # of a long name or other extra of a tar member
 HELD_BYTES = 1 << 28  # of one WebDataset sample; a larger group of equal keys is none
@@ -33,15 +43,7 @@ HELD_FILES = 256
 
 def _refusal(name: str, size: int) -> str:
     """Why a member with this name cannot be used, "" where it can be tried."""
-    extension = posixpath.splitext(name)[1].lower()
-    if extension in UNSUPPORTED:
-        return f"{extension} files are not read: convert it to PNG"
-    return TOO_BIG if size > MAX_FILE_BYTES else ""
-
-
-def _is_picture(name: str) -> bool:
-    extension = posixpath.splitext(name)[1].lower()
-    return (extension in EXTENSIONS or extension in UNSUPPORTED) and not is_system(name)
+    return refusal_in_archive(name) or (TOO_BIG if size > MAX_FILE_BYTES else "")
 
 
 def _reason(error: BaseException) -> str:
@@ -75,19 +77,19 @@ class ZipSource:
         self.skipped: list[tuple[str, str]] = []
         self._damage = ""
         entries = self._open()
-        # A member that names a file again stands behind the first one under this name.
-        self._tree = _ZipTree(self.path, entries)
-        pictures = [entry for entry in entries if _is_picture(entry.name)]
-        self._pictures = sorted(pictures, key=lambda entry: entry.name)
-        if not pictures:
-            damage = f" ({self._damage})" if self._damage else ""
-            raise AMGError(f"No picture files in {path}{damage}: give another archive.")
+        self._pictures, self._others = _sorted(entries)
+        self._tree = _ZipTree(self.path, entries, {entry.name for entry in self._pictures})
+        if all(entry.refusal for entry in self._pictures):
+            why = [self._damage] if self._damage else self._others.notes()
+            why += [f"{entry.name}: {entry.refusal}" for entry in self._pictures[:3]]
+            why = f" ({'; '.join(why)})" if why else ""
+            raise AMGError(f"No picture files in {path}{why}: give another archive.")
 
     def __len__(self) -> int:
         return len(self._pictures)
 
     def __iter__(self) -> Iterator[Item]:
-        self.notes.clear()
+        self.notes[:] = self._others.notes()
         self.skipped[:] = [(self.path.name, self._damage)] if self._damage else []
         captions, names = Captions(self._tree, self.notes), Names()
         for entry in self._pictures:
@@ -96,6 +98,7 @@ class ZipSource:
                 self.skipped.append((name, entry.refusal))
             else:
                 yield Item(name, captions.get(entry.name), partial(entry.fetch, -1))
+        captions.finish(self._tree.alone([entry.name for entry in self._pictures]))
 
     def _open(self) -> list[_Entry]:
         try:
@@ -127,13 +130,38 @@ class ZipSource:
         return entries
 
 
+def _sorted(entries: Sequence[_Entry]) -> tuple[list[_Entry], LeftOut]:
+    """(pictures and what is reported like them, what is neither picture nor caption)."""
+    pictures: list[_Entry] = []
+    others = LeftOut()
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        name = entry.name
+        if is_system(name):
+            continue
+        if is_picture_name(name) or refusal_in_archive(name):
+            pictures.append(entry)
+        elif not is_other_name(name):
+            try:
+                head = b"" if entry.refusal else entry.fetch(HEAD)
+            except Unreadable as error:
+                pictures.append(replace(entry, refusal=str(error)))
+                continue
+            locked = entry.refusal and entry.refusal != TOO_BIG  # nobody can tell what it is
+            if locked or is_picture(head):
+                pictures.append(entry)
+            else:
+                others.add(storable(name))
+    return pictures, others
+
+
 class _ZipTree:
     """The files of a zip, for `Captions`."""
 
-    def __init__(self, path: Path, entries: Sequence[_Entry]) -> None:
+    def __init__(self, path: Path, entries: Sequence[_Entry], pictures: Collection[str]) -> None:
         self.path = path
         # Pictures are not asked for; the first file of a name wins.
-        self._files = {e.name: e for e in reversed(entries) if not _is_picture(e.name)}
+        self._files = {e.name: e for e in reversed(entries) if e.name not in pictures}
+        self._folded = {name.casefold(): name for name in sorted(self._files, reverse=True)}
         self._tables: dict[str, list[str]] = {}
         for name in sorted(self._files):
             if name.lower().endswith(".csv") and not is_system(name):
@@ -150,6 +178,14 @@ class _ZipTree:
             return entry.fetch(limit)
         except Unreadable as error:
             raise OSError(str(error)) from None
+
+    def spelled(self, path: str) -> str | None:
+        return self._folded.get(path.casefold())
+
+    def alone(self, pictures: Sequence[str]) -> list[str]:
+        """Caption files beside none of these pictures."""
+        texts = [n for n in self._files if n.lower().endswith(TEXTS) and not is_system(n)]
+        return beside_none(texts, pictures)
 
     def tables(self, at: str) -> list[str]:
         return self._tables.get(at, [])
@@ -286,22 +322,25 @@ class TarSource:
     def __iter__(self) -> Iterator[Item]:
         self.notes.clear()
         self.skipped.clear()
-        count = 0
+        count, others = 0, LeftOut()
         for prefix, path in self._shards:
-            for item in self._shard(prefix, path):
+            for item in self._shard(prefix, path, others):
                 count += 1
                 yield item
+        self.notes += others.notes()
         self._count = count
 
-    def _shard(self, prefix: str, path: Path) -> Iterator[Item]:
+    def _shard(self, prefix: str, path: Path, others: LeftOut) -> Iterator[Item]:
         names, alone = Names(), 0
         for sample in _samples(self._files(prefix, path)):
             if not sample.pictures:
                 alone += len(sample.texts)
+                for name in sample.others:  # beside a picture they are WebDataset's fields
+                    others.add(storable(prefix + name))
             for name, data in sample.pictures:
                 caption = beside(
-                    lambda path, limit, texts=sample.texts: texts.get(path, b"")[:limit],
-                    *(posixpath.splitext(name)[0], sample.key),
+                    partial(_text_of, sample.texts),
+                    *(posixpath.splitext(name)[0], name, sample.key),
                 )
                 yield Item(names(storable(prefix + name)), caption, partial(bytes, data))
         if alone:
@@ -310,28 +349,31 @@ class TarSource:
                 f"next to each other (tar --sort=name)"
             )
 
-    def _files(self, prefix: str, path: Path) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of the pictures and caption files; ends at the first damage."""
+    def _files(self, prefix: str, path: Path) -> Iterator[_File]:
+        """The pictures and caption files, and the rest without bytes; ends at the first damage."""
         count = 0
         try:
             with _unpacked(path) as stream, _tar(stream) as tar:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # else it keeps every header
-                    name = inner(info.name)
-                    picture = _is_picture(name)
-                    if info.isdir() or not (picture or self._is_caption(name, info, path)):
+                    if info.isdir():
                         continue
+                    name = inner(info.name)
+                    kind = self._kind(tar, info, name, path)
+                    if kind == "other":
+                        yield _File(name, b"", kind)
                     refusal = _refusal(name, info.size)
                     if not info.isreg():
                         refusal = "a link in the archive: give the folder it was packed from"
-                    if refusal:
+                    if kind == "picture" and refusal:
                         self.skipped.append((storable(prefix + name), refusal))
+                    if kind not in ("picture", "text") or refusal:
                         continue
                     data = tar.extractfile(info).read()
                     if len(data) != info.size:
                         raise tarfile.ReadError("unexpected end of data")
-                    count += picture
-                    yield name, data
+                    count += kind == "picture"
+                    yield _File(name, data, kind)
         except Exception as error:  # decoders raise nearly everything on damaged files
             self.skipped.append(
                 (
@@ -341,8 +383,21 @@ class TarSource:
                 )
             )
 
+    def _kind(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, path: Path) -> str:
+        """ "picture" (or reported like one), "text", "other", or "" for what is passed over."""
+        if is_system(name):
+            return ""
+        if is_picture_name(name) or refusal_in_archive(name):
+            return "picture"
+        if self._is_caption(name, info, path):
+            return "text"
+        if is_other_name(name):
+            return ""
+        head = tar.extractfile(info).read(HEAD) if info.isreg() else b""
+        return "picture" if is_picture(head) else "other"
+
     def _is_caption(self, name: str, info: tarfile.TarInfo, path: Path) -> bool:
-        if is_system(name) or not info.isreg():
+        if not info.isreg():
             return False
         if posixpath.basename(name) == "metadata.jsonl" or name.lower().endswith(".csv"):
             self.notes.append(f"{path}/{name}: not read in a tar; use .txt files, or a zip")
@@ -365,34 +420,50 @@ class TarSource:
             ) from None
 
 
+class _File(NamedTuple):
+    name: str
+    data: bytes
+    kind: str  # "picture", "text" or "other"
+
+
 @dataclass
 class _Sample:
-    """Members of one key: the pictures as (name, bytes), the texts by name."""
+    """Members of one key: the pictures as (name, bytes), the texts by name, names of the rest."""
 
     key: str
     pictures: list[tuple[str, bytes]] = field(default_factory=list)
     texts: dict[str, bytes] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
     held: int = 0
 
 
-def _samples(files: Iterator[tuple[str, bytes]]) -> Iterator[_Sample]:
+def _samples(files: Iterator[_File]) -> Iterator[_Sample]:
     """Consecutive files grouped by WebDataset's key."""
     sample = _Sample("")
-    for name, data in files:
+    for name, data, kind in files:
         folder, last = posixpath.split(name)
         key = posixpath.join(folder, last.split(".", 1)[0])
         full = sample.held + len(data) > HELD_BYTES
-        full |= len(sample.pictures) + len(sample.texts) >= HELD_FILES
+        full |= len(sample.pictures) + len(sample.texts) + len(sample.others) >= HELD_FILES
         if key != sample.key or full:
             yield sample
             sample = _Sample(key)
         sample.held += len(data)
-        if _is_picture(name):
+        if kind == "picture":
             sample.pictures.append((name, data))
+        elif kind == "other":
+            sample.others.append(name)
         else:
-            stem, extension = posixpath.splitext(name)
-            sample.texts[stem + extension.lower()] = data
+            sample.texts[name] = data
     yield sample
+
+
+def _text_of(texts: dict[str, bytes], path: str, limit: int) -> bytes:
+    """A caption file of a sample, whatever its case; b"" where there is none."""
+    found = texts.get(path)
+    if found is None:
+        found = next((texts[name] for name in texts if name.casefold() == path.casefold()), b"")
+    return found[:limit]
 
 
 def _announced(paths: Iterator[Path]) -> int:

@@ -19,6 +19,7 @@ TEXT_KEYS = ("text", "caption", "prompt", "captions")
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", ".Trashes", ".thumbnails")
 )
+SYSTEM_FILES = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Source(Protocol):
     name : str
         For messages: the path.
     notes : list of str
-        What was wrong with captions, filled while iterating.
+        What was wrong with captions, and which files were left out, filled while iterating.
     skipped : list of (source, reason)
         Pictures that cannot even be listed, filled while iterating.
     """
@@ -80,7 +81,8 @@ class Names:
 def is_system(name: str) -> bool:
     """Whether a path is a system's own: macOS' "._" shadows, thumbnail folders, waste bins."""
     *folders, last = name.split("/")
-    return last.startswith("._") or not SYSTEM_FOLDERS.isdisjoint((*folders, last))
+    own = last.startswith("._") or last in SYSTEM_FILES
+    return own or not SYSTEM_FOLDERS.isdisjoint((*folders, last))
 
 
 def inner(name: str) -> str:

@@ -11,9 +11,22 @@ from pathlib import Path
 
 from ...errors import AMGError
 from ...files import open_regular, read_bounded
-from ..picture import EXTENSIONS, UNSUPPORTED, read_file
+from ..picture import EXTENSIONS, Unreadable, read_file, read_head
 from .base import TARS, Item, is_system, storable
 from .captions import MAX_TABLE_BYTES, Captions
+from .kinds import (
+    HEAD,
+    TEXTS,
+    LeftOut,
+    beside_none,
+    is_other_name,
+    is_picture,
+    is_picture_name,
+    refusal_of_name,
+)
+
+REMEMBERED = 16  # folders whose names are kept
+WORDS = (*TEXTS, ".jsonl")
 
 
 class FolderSource:
@@ -27,20 +40,21 @@ class FolderSource:
         self.path = Path(path)
         self.name = str(path)
         self.notes: list[str] = []
-        found = found or find(self.path)
-        _demand_pictures(self.path, found)
-        self._files, self._left_out = found.pictures, found.skipped
+        if found is None:
+            demand_pictures(self.path, found := find(self.path))
+        self._found = found
         self.skipped = list(found.skipped)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._found.pictures)
 
     def __iter__(self) -> Iterator[Item]:
-        self.notes.clear()
-        self.skipped[:] = self._left_out
+        self.notes[:] = self._found.others.notes()
+        self.skipped[:] = self._found.skipped
         captions = Captions(FolderTree(self.path), self.notes)
-        for file in self._files:
+        for file in self._found.pictures:
             yield Item(storable(file), captions.get(file), partial(read_file, self.path / file))
+        captions.finish(self._found.texts)
 
 
 class FolderTree:
@@ -48,6 +62,7 @@ class FolderTree:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._names: dict[str, dict[str, str]] = {}  # folder -> name in lower case -> name
 
     def read(self, path: str, limit: int = -1) -> bytes:
         try:
@@ -57,6 +72,23 @@ class FolderTree:
                 return file.read(limit)
         except IsADirectoryError:
             raise FileNotFoundError(path) from None
+
+    def spelled(self, path: str) -> str | None:
+        at, name = posixpath.split(path)
+        if at not in self._names:
+            if len(self._names) >= REMEMBERED:
+                self._names.clear()
+            self._names[at] = self._listed(at)
+        there = self._names[at].get(name.casefold())
+        return there and posixpath.join(at, there)
+
+    def _listed(self, at: str) -> dict[str, str]:
+        """The files in folder `at` that may hold captions."""
+        try:
+            names = sorted(os.listdir(self.folder / at), reverse=True)
+        except OSError:
+            return {}
+        return {name.casefold(): name for name in names if name.lower().endswith(WORDS)}
 
     def tables(self, at: str) -> list[str]:
         found = sorted(path.name for path in (self.folder / at).glob("*.[cC][sS][vV]"))
@@ -70,14 +102,17 @@ class FolderTree:
 class Found:
     """What lies below a folder: relative POSIX paths, sorted by code point.
 
-    `skipped`: folders that cannot be listed, and pictures in formats that are not read, with the
-    reason.
+    `skipped`: folders and files that cannot be read, archives, and pictures in formats that are not
+    read, with the reason. `others`: files that are neither pictures nor their captions.
+    `texts`: caption files beside no picture of their name.
     """
 
     pictures: list[str]
     tars: list[str]
     parquets: list[str]
     skipped: list[tuple[str, str]]
+    others: LeftOut
+    texts: list[str]
 
 
 def find(folder: Path) -> Found:
@@ -86,35 +121,50 @@ def find(folder: Path) -> Found:
         raise AMGError(f"Picture folder {folder} does not exist: check the path.")
     if not folder.is_dir():
         raise AMGError(f"{folder} is a file: give the folder that holds the pictures.")
-    found = Found([], [], [], [])
+    found = Found([], [], [], [], LeftOut(), [])
     for relative, reason in _walk(folder):
-        name = relative.lower()
-        extension = posixpath.splitext(name)[1]
-        if extension in UNSUPPORTED:
-            reason = f"{extension} files are not read: convert it to PNG"
-        elif extension == ".zip":
-            reason = "an archive in a folder is not opened: give it as a source of its own"
-        if reason:
-            if relative == "":
-                raise AMGError(f"Picture folder {folder} cannot be listed ({reason}).")
-            found.skipped.append((storable(relative), reason))
-        elif extension in EXTENSIONS:
-            found.pictures.append(relative)
-        elif name.endswith(TARS):
-            found.tars.append(relative)
-        elif extension == ".parquet":
-            found.parquets.append(relative)
+        if reason and relative == "":
+            raise AMGError(f"Picture folder {folder} cannot be listed ({reason}).")
+        _sort(folder, relative, reason, found)
+    found.texts[:] = beside_none(found.texts, found.pictures)
     for each in (found.pictures, found.tars, found.parquets, found.skipped):
         each.sort()
     return found
 
 
-def _demand_pictures(folder: Path, found: Found) -> None:
+def _sort(folder: Path, relative: str, reason: str, found: Found) -> None:
+    """Enter a file under what it is."""
+    name = relative.lower()
+    if reason := reason or refusal_of_name(relative):
+        found.skipped.append((storable(relative), reason))
+    elif is_picture_name(relative):
+        found.pictures.append(relative)
+    elif name.endswith(TARS):
+        found.tars.append(relative)
+    elif name.endswith(".parquet"):
+        found.parquets.append(relative)
+    elif name.endswith(TEXTS) and not is_system(relative):
+        found.texts.append(relative)
+    elif not is_other_name(relative):
+        try:
+            head = read_head(folder / relative, HEAD)
+        except Unreadable as error:
+            found.skipped.append((storable(relative), f"cannot be looked at ({error})"))
+        else:
+            if is_picture(head):
+                found.pictures.append(relative)
+            else:
+                found.others.add(storable(relative))
+
+
+def demand_pictures(folder: Path, found: Found) -> None:
+    """AMGError where a folder holds no picture file."""
     if found.pictures:
         return
     known = ", ".join(sorted(EXTENSIONS))
     n = len(found.skipped)
     other = f" ({n} skipped: {found.skipped[0][0]}, {found.skipped[0][1]})" if n else ""
+    other += f" ({notes[0]})" if (notes := found.others.notes()) else ""
     raise AMGError(
         f"No picture files in {folder}{other}: put pictures there ({known}), "
         f"or give another folder."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...errors import AMGError
 from ...files import open_regular
+from ...optional import needed
 from ..picture import read_file
 from .base import (
     FILE_KEYS,
@@ -69,15 +70,22 @@ class TableSource:
     def __iter__(self) -> Iterator[Item]:
         self.notes.clear()
         self.skipped.clear()
-        names, count = Names(), 0
+        names, count, captioned, columns = Names(), 0, 0, ()
         for where, record in self._parquet_rows() if self._parquet else self._text_rows():
             count += 1
             item = self._item(where, record, names)
+            columns = columns or (tuple(record) if isinstance(record, dict) else ())
+            captioned += isinstance(item, Item) and bool(item.caption)
             if isinstance(item, Item):
                 yield item
             else:
                 self.skipped.append((where, item))
         self._count = count
+        if not captioned:
+            known = ", ".join(str(name) for name in columns[:12] if name != HELD)
+            self.notes.append(
+                f"{self.path} has no captions (it has: {known}): call their column text"
+            )
 
     def _item(self, where: str, record: dict | str, names: Names) -> Item | str:
         """The picture of a row, or why there is none."""
@@ -129,14 +137,10 @@ class TableSource:
             yield "the rest", error.strerror or str(error)
 
     def _opened(self):
+        step = "pip install pyarrow (or save it as csv)"
+        parquet = needed("pyarrow.parquet", f"Reading {self.path}", step)
         try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise AMGError(
-                f"Reading {self.path} needs pyarrow: pip install pyarrow (or save it as csv)."
-            ) from None
-        try:
-            return pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
+            return parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
         except OSError as error:
             reason = error.strerror or str(error)
             raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None

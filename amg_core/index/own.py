@@ -1,0 +1,123 @@
+"""What this program puts into an index folder, by name, and how it is removed again.
+
+Nothing else is ever deleted: a file or folder of another name stays, and so does whatever lies
+behind a link.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from ..errors import AMGError
+from . import format as fmt
+
+Tree: TypeAlias = Mapping[str, "Tree | None"]  # pattern of a name -> what is in it; None: a file
+
+LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+ROWS = r"rows\.\d+\.f16\.npy"
+MANIFEST_DRAFT = "manifest.tmp"
+ORDER = "order.jsonl"  # the files of a build in progress
+PARTS = "parts"  # what it has embedded
+
+_FILES = (fmt.META, fmt.HASHES, fmt.MANIFEST, MANIFEST_DRAFT, *sorted(LEFT_BY_SYSTEMS))
+SHARD: Tree = {ROWS: None, **{re.escape(name): None for name in _FILES}}
+SHARDS: Tree = {"[0-9a-f]{16}": SHARD}
+LAYOUT: Tree = {r"(new|copy)\d+": SHARD}  # shards that are being written
+EMBEDDED: Tree = {r"\d{8}": SHARD}
+DRAFTS: Tree = {re.escape(fmt.MANIFEST): None, fmt.SHARDS: LAYOUT}  # of a change
+BUILD: Tree = {re.escape(ORDER): None, PARTS: EMBEDDED, **DRAFTS}
+VERSION_1: Tree = {re.escape(fmt.META): None, ROWS: None}
+
+_JUNCTION = 0xA0000003  # Windows: a folder that leads elsewhere, and no symbolic link
+
+
+def is_rows(name: str) -> bool:
+    """Whether a file of this name holds rows."""
+    return re.fullmatch(ROWS, name) is not None
+
+
+def is_link(path: Path) -> bool:
+    """Whether `path` is a symbolic link or a junction. OSError where it cannot be asked."""
+    try:
+        state = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISLNK(state.st_mode) or getattr(state, "st_reparse_tag", 0) == _JUNCTION
+
+
+def refuse_links(index: Path) -> None:
+    """AMGError where a folder that a change would write into or clear leads somewhere else."""
+    build = index / fmt.BUILD
+    for path in (index / fmt.SHARDS, build, build / PARTS, build / fmt.SHARDS):
+        if is_link(path):
+            raise AMGError(
+                f"{path} is a link, and an index is not changed through links: put the folder "
+                f"itself in its place, or copy the index as it is seen (cp -rL) and change the copy."
+            )
+
+
+def clear(folder: Path, tree: Tree, kept: Collection[str] = ()) -> None:
+    """Remove from `folder` what `tree` names, but for the folder itself and the names `kept`.
+
+    What cannot be removed (on Windows: what is held open) stays.
+    """
+    with suppress(OSError):
+        if is_link(folder):
+            return
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            pattern = next((p for p in tree if re.fullmatch(p, entry.name)), None)
+            if pattern is not None and entry.name not in kept:
+                _remove_entry(entry, tree[pattern])
+
+
+def _remove_entry(entry: os.DirEntry, inside: Tree | None) -> None:
+    path = Path(entry.path)
+    with suppress(OSError):
+        if is_link(path):
+            return
+        if inside is None and entry.is_file(follow_symlinks=False):
+            os.unlink(path)
+        elif inside is not None and entry.is_dir(follow_symlinks=False):
+            remove(path, inside)
+
+
+def remove(folder: Path, tree: Tree) -> None:
+    """`clear`, and the folder itself where nothing else is in it."""
+    clear(folder, tree)
+    with suppress(OSError):
+        if not is_link(folder):
+            os.rmdir(folder)
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below `folder`; links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def make_way(folder: Path, tree: Tree) -> None:
+    """`remove`, to put something in its place. AMGError where something else lies there."""
+    remove(folder, tree)
+    if os.path.lexists(folder):
+        others = "" if is_link(folder) else ", ".join(_names(folder))
+        raise AMGError(
+            f"{folder} is in the way and is not of this program{f' ({others})' if others else ''}: "
+            f"move it away, then try again."
+        )
+
+
+def _names(folder: Path) -> Iterator[str]:
+    with suppress(OSError):
+        yield from sorted(os.listdir(folder))[:3]
