@@ -70,7 +70,8 @@ def mend(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
 
 
 def _png(data: bytes, most: int) -> Mended | None:
-    kept, packed = [PNG], []
+    kept: list[bytes] = [PNG]
+    packed: list[bytes] = []
     size = None
     for name, body, crc in _chunks(data):
         if name == b"IHDR" and len(body) == 13:
@@ -187,8 +188,9 @@ def _raw(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
     cut = end = len(data)
     if not plain or not tiles or size[0] * size[1] > most:
         return None
-    for name, (left, top, right, bottom), offset, *rest in tiles:
-        length = _row_bytes(rest[0] if rest else "", right - left) if name == "raw" else 0
+    for name, extents, offset, how in tiles:
+        left, top, right, bottom = extents or (0, 0, *size)
+        length = _row_bytes(how or "", right - left) if name == "raw" else 0
         if not length:
             return None
         end = max(end, offset + length * (bottom - top))

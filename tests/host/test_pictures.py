@@ -34,7 +34,9 @@ def test_an_index_knows_what_load_image_opens(amg, run_node, tmp_path):
             folder_paths.input_directory = before
         shown = (image[0].numpy() * 255).round().astype(np.uint8)
         assert np.array_equal(decode(data, name).pixels, shown), name
-    _, summary = run_node("AMG_BuildIndex", folder=str(folder), name="damaged", descriptor="pixel")
+    _, summary = run_node(
+        "AMG_BuildIndex", folder=str(folder), name="cut-pictures", descriptor="pixel"
+    )
     assert summary.startswith(f"{len(files)} pictures")
     assert "half.jpg: cut or damaged" in summary and "skipped" not in summary
 
