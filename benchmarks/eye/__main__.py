@@ -47,8 +47,7 @@ def main() -> int:
     )
     _add_eyes(parser)
     parser.add_argument("--rows", type=int, default=3000, help="drawings in the index")
-    parser.add_argument("--spare", type=int, default=300, help="drawings kept out of it")
-    parser.add_argument("--queries", type=int, default=120, help="at most, per edit")
+    parser.add_argument("--queries", type=int, default=100, help="at most, per edit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -82,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> None:
     eyes = _eyes(arguments)
     pictures = library(
         arguments.photographs, arguments.stamps, arguments.drawings, rows=arguments.rows,
-        spare=arguments.spare, queries=arguments.queries, seed=arguments.seed,
+        queries=arguments.queries, seed=arguments.seed,
     )  # fmt: skip
     photographs = sum(pictures.rows[row].kind == PHOTOGRAPH for row in pictures.sources)
     stamps, seconds = len(pictures.sources) - photographs, time.perf_counter() - started

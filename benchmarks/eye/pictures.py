@@ -6,7 +6,7 @@ the other half of the stamps, which it was trained on.
 
 Letters, digits and notes among the stamps are left out: two of one fount are alike by design, and
 are nobody's picture. Files that hold nearly one and the same picture (three sizes of a photograph,
-its night version, a stamp and its mirror image) are one family: naming any member is right, none is
+its night version, a stamp and its mirror image, one apple in two collections) are one family: naming any member is right, none is
 ever an unrelated picture to another, and one of them is asked for.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amg_core import judge
+from amg_core import judge, limits
 from training.pool import trained_on
 
 SIDE = 640  # px of the longer side; every picture is reduced to it as it is loaded
@@ -31,6 +31,7 @@ GLYPHS = ("alphabets", "math", "music")  # folders below "symbols" that hold no 
 PHOTOGRAPH, STAMP, DRAWING = "photograph", "stamp", "drawing"
 PHOTOGRAPHS_SHARE = 0.45  # of the queries, where there are enough of both
 SAME = 0.93  # correlation of two pictures' grey thumbnails, or mirror images: from here on a family
+MAYBE, LOOKED_AT = 0.5, 6  # from here on, and so many at most, if the second check says copy
 THUMBNAIL = 32
 VERSION = re.compile(r"([-_](d|l|dark|light|cold|warm|radioactive|mirror|flip|\d+x\d+))+(?=-|_|$)")
 
@@ -59,14 +60,11 @@ class Library:
         Rows that are to be recognised, one of a family.
     families : dict
         Of each held-out row, all rows that are that picture too, and itself.
-    spare : list of Picture
-        Drawings that are not in the index.
     """
 
     rows: list[Picture]
     sources: list[int]
     families: dict[int, frozenset[int]]
-    spare: list[Picture]
 
 
 def load(path: Path, side: int = SIDE) -> Image.Image:
@@ -92,10 +90,10 @@ def load(path: Path, side: int = SIDE) -> Image.Image:
 
 
 def library(
-    photographs: list[Path], stamps: list[Path], drawings: list[Path], *, rows: int, spare: int,
-    queries: int, seed: int,
+    photographs: list[Path], stamps: list[Path], drawings: list[Path], *, rows: int, queries: int,
+    seed: int,
 ) -> Library:  # fmt: skip
-    """Choose and read. `rows`: drawings in the index; `spare`: drawings kept out of it.
+    """Choose and read. `rows`: drawings in the index.
 
     Raises
     ------
@@ -105,8 +103,8 @@ def library(
     rng = np.random.default_rng(seed)
     stamped = [p for p in _files(stamps) if not _glyph(p)]
     drawn = _files(drawings)
-    drawn = [drawn[i] for i in rng.permutation(len(drawn))[: rows + spare]]
-    wanted = [Picture(path, DRAWING) for path in drawn[:rows]]
+    drawn = [drawn[i] for i in rng.permutation(len(drawn))[:rows]]
+    wanted = [Picture(path, DRAWING) for path in drawn]
     wanted += [Picture(path, STAMP) for path in stamped if trained_on(path)]
     wanted += [Picture(path, STAMP, True) for path in stamped if not trained_on(path)]
     wanted += [Picture(path, PHOTOGRAPH, True) for path in _files(photographs)]
@@ -120,7 +118,7 @@ def library(
         thumbnails.append(_thumbnail(image))
     families = _families(kept, np.stack(thumbnails))
     sources = _sources(kept, families, queries, rng)
-    return Library(kept, sources, families, [Picture(path, DRAWING) for path in drawn[rows:]])
+    return Library(kept, sources, families)
 
 
 def _files(folders: list[Path]) -> list[Path]:
@@ -142,21 +140,42 @@ def _thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def _families(rows: list[Picture], thumbnails: np.ndarray) -> dict[int, frozenset[int]]:
-    """By thumbnails, and by names that differ in the version of a picture alone."""
+    """By thumbnails, by the second check, and by names that differ in the version of a picture alone.
+
+    Two collections hold the same apple, moved and squeezed a little: it is no stranger to itself.
+    """
     names = [(p.path.parent, VERSION.sub("", p.path.stem)) for p in rows]
     found = {}
     for row, picture in enumerate(rows):
         if picture.held_out:
-            alike = (thumbnails @ thumbnails[row, 0]).max(axis=1) > SAME
+            likeness = (thumbnails @ thumbnails[row, 0]).max(axis=1)
+            alike = (likeness > SAME) | _copies(rows, row, likeness)
             named = [i for i, name in enumerate(names) if name == names[row]]
             found[row] = frozenset([*np.flatnonzero(alike).tolist(), *named, row])
     return found
 
 
+def _copies(rows: list[Picture], row: int, likeness: np.ndarray) -> np.ndarray:
+    """Which of the LOOKED_AT most alike rows the second check calls copies, a bool a row."""
+    found = np.zeros(len(rows), dtype=bool)
+    nearest = np.argsort(-likeness)[: LOOKED_AT + 1]
+    asked = [i for i in nearest.tolist() if i != row and MAYBE < likeness[i] <= SAME]
+    if asked:
+        others = [_tensor(rows[i])[0] for i in asked]
+        score = judge.registered(_tensor(rows[row]), others).score
+        found[asked] = (score > limits.REGISTERED).numpy()
+    return found
+
+
+def _tensor(picture: Picture) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    array = np.asarray(picture.load(), dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
 def _flat(picture: Picture) -> bool:
     """Nothing can be told of it, and the product says so."""
-    array = np.asarray(picture.load(), dtype=np.float32) / 255
-    return judge.flat(torch.from_numpy(array).permute(2, 0, 1)[None])
+    return judge.flat(_tensor(picture))
 
 
 def _sources(rows, families, queries: int, rng: np.random.Generator) -> list[int]:

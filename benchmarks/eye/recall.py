@@ -9,8 +9,7 @@ nearest to them. `compact` was trained on the drawings in the index, so drawings
 unrelated pictures are to it. Therefore the unrelated ones are the very pictures that are to be
 recognised, photographs and held-out stamps, unedited and in every edit, each asked for in the index
 without its own family: all descriptors see the same ones. They are many looks at few pictures, and
-half-formed or blurred ones are among them, which resemble more than finished ones do. Drawings that
-are not in the index are looked at as well and reported apart, and do not touch the threshold.
+half-formed or blurred ones are among them, which resemble more than finished ones do.
 
 Where an edit brings other pictures in (a collage), they are others of its kind, and leave the index
 for that query: naming them would not be wrong.
@@ -54,9 +53,7 @@ def run(setting: Setting) -> Table:
     for eye in setting.eyes:
         mine = answers[eye.name]
         limit = threshold([a.unrelated for a in mine])
-        figures["eyes"][eye.name] = _figures(library, mine, limit) | {
-            "drawings_not_in_the_index": _spare(setting, eye, limit)
-        }
+        figures["eyes"][eye.name] = _figures(library, mine, limit)
         _sheets(setting, eye.name, mine, limit)
     figures["answers"] = {name: [asdict(a) for a in mine] for name, mine in answers.items()}
     return Table(_text(figures), figures)
@@ -101,17 +98,6 @@ def _ask(setting: Setting) -> dict[str, list[Answer]]:
     return answers
 
 
-def _spare(setting: Setting, eye, limit: float) -> dict:
-    """How many drawings that are not in the index are taken for one that is."""
-    found = []
-    for picture in setting.collection.spare:
-        try:
-            found.append(eye.nearest(eye.look(picture.load()), [frozenset()])[0][0])
-        except (OSError, ValueError):
-            continue
-    return {"count": len(found), "above": sum(value > limit for value in found)}
-
-
 def _figures(library: Library, answers: list[Answer], limit: float) -> dict:
     per_edit = {e: _share(library, [a for a in answers if a.edit == e], limit) for e in edits.EDITS}
     changed = [a for a in answers if a.edit != edits.UNEDITED]
@@ -147,12 +133,10 @@ def _text(figures: dict) -> str:
         _line("**all edits**", eyes, lambda e: e["all"]),
     ]
     lines.append(["threshold", *(f"{eye['threshold']:.3f}" for eye in eyes.values())])
-    spare = [eye["drawings_not_in_the_index"] for eye in eyes.values()]
-    lines.append(["drawings not in the index", *(f"{s['above']} of {s['count']}" for s in spare)])
     note = (
         f"Recognised at 1 % false alarms (95 % interval) / nearest whatever the threshold, in "
-        f"%. {figures['sources']} sources per edit, {figures['rows']} rows. Last line: named above the "
-        f"threshold. Lines in bold hold the same pictures again and again: no intervals.\n\n"
+        f"%. {figures['sources']} sources per edit, {figures['rows']} rows. Lines in bold hold the same "
+        f"pictures again and again: no intervals.\n\n"
     )
     return "### Table 3: edited copies\n\n" + note + markdown(["edit", *eyes], lines)
 
