@@ -6,8 +6,8 @@ the other half of the stamps, which it was trained on.
 
 Letters, digits and notes among the stamps are left out: two of one fount are alike by design, and
 are nobody's picture. Files that hold nearly one and the same picture (three sizes of a photograph,
-its night version, a stamp and its mirror image, one apple in two collections) are one family: naming any member is right, none is
-ever an unrelated picture to another, and one of them is asked for.
+its night version, a stamp and its mirror image, one apple in two collections) are one family: naming
+any member is right, none is ever an unrelated picture to another, and one of them is asked for.
 """
 
 from __future__ import annotations
