@@ -28,8 +28,9 @@ from .recall import edited
 from .tables import Setting, Table, markdown, wilson
 
 ASKED = (
-    edits.UNEDITED, "cropped to 90 %", "cropped to 70 %", "border of 8 %", "a quarter of a collage",
-    "a quarter replaced", "grey", "as a model copies",
+    edits.UNEDITED, "resized to 25 %", "grey", "cropped to 90 %", "cropped to 80 %", "cropped to 70 %",
+    "border of 8 %", "text over it", "turned by 15°", "a quarter of a collage", "hue turned by 90°",
+    "a quarter replaced", "another over it at 30 %", "as a model copies",
 )  # fmt: skip
 ALSO_STRANGERS = (edits.UNEDITED, "cropped to 70 %", "as a model copies")
 
