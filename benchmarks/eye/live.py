@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,8 +42,8 @@ from .tables import Setting, Table, markdown, wilson
 
 SIZES = ((256, 256), (512, 512), (768, 1152), (1024, 1024))  # width, height
 LEVELS = ((1.0, 13.0), (0.8, 4.0), (0.6, 1.6), (0.4, 0.7), (0.2, 0.25), (0.05, 0.05))  # t, sigma
-COPIES, STRANGERS, ROWS = 16, 32, 255
-LARGE, FEWER = 600_000, 16  # from so many pixels on, so many strangers: the demo's decoder is slow
+COPIES, STRANGERS, ROWS = 16, 24, 255
+LARGE, FEWER = 600_000, 8  # from so many pixels on, so many strangers: the demo's decoder is slow
 GRAIN = 0.15  # of an imperfect copy's latent, whose deviation is about 1
 PERFECT, IMPERFECT, STRANGER = "perfect copy", "imperfect copy", "not in the index"
 
@@ -128,11 +128,12 @@ def run(setting: Setting) -> Table:
 
 def autoencoders(folder: Path | None) -> list[Autoencoder]:
     network = demo.load()
-    made = [Autoencoder("demo", network.encoder, ModuleDecoder("demo", network.decoder, 4))]
+    made = []
     if folder is not None:
         encoder, _ = load_taesd_encoder(folder / "taef2_encoder.pth")
         made.append(Autoencoder("taef2", encoder, load_taesd(folder / "taef2_decoder.pth")))
-    return made
+    demos = ModuleDecoder("demo", network.decoder, 4)
+    return [*made, Autoencoder("demo", network.encoder, demos)]
 
 
 def preview(auto: Autoencoder, pictures: list[Tensor]) -> LinearDecoder:
@@ -150,8 +151,8 @@ def preview(auto: Autoencoder, pictures: list[Tensor]) -> LinearDecoder:
 
 
 def photograph(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """(1, 3, H, W) in [0, 1]: the middle of a photograph, at that size."""
-    fitted = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    """(1, 3, H, W) in [0, 1]: all of a photograph, stretched to that size. A part of it were another edit."""
+    fitted = image.resize(size, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 255
 
 
