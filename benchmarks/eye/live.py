@@ -151,7 +151,7 @@ def preview(auto: Autoencoder, pictures: list[Tensor]) -> LinearDecoder:
 
 
 def photograph(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """(1, 3, H, W) in [0, 1]: all of a photograph, stretched to that size. A part of it were another edit."""
+    """(1, 3, H, W) in [0, 1]: all of a photograph, stretched to that size; a part of it is an edit."""
     fitted = image.resize(size, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 255
 
