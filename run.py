@@ -2,7 +2,7 @@
 """The two commands of the README, on nothing but Python 3.10 or newer.
 
     python3 run.py demo     make a private environment, then draw plain and guarded pictures
-    python3 run.py test     make a private environment, then lint and run the tests
+    python3 run.py test     make a private environment, then lint, check types and run the tests
 
 The environment is `.venv` in this folder; nothing outside this folder is changed. Further arguments go
 to the demo or to pytest.
@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parent
 NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
     "test": [
-        *("torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff"),
+        *("torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff", "mypy"),
         *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])  # before the tests
 
 
 def environment(task: str) -> Path:
@@ -60,7 +61,7 @@ def main() -> int:
     python = environment(task)
     if task == "demo":
         return subprocess.run([python, "-m", "amg_demo", *rest], cwd=ROOT).returncode
-    for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."]):
+    for step in CHECKS:
         if code := subprocess.run([python, "-m", *step], cwd=ROOT).returncode:
             return code
     return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode

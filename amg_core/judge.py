@@ -182,8 +182,8 @@ def _searched(grey: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         values.append(value)
         places.append(_placed(lag_x[at % n], lag_y[at // n], w, h))
     best = torch.stack(values, 1).flatten(1).topk(HYPOTHESES, dim=1).indices
-    places = torch.stack(places, 1).flatten(1, 2)
-    return places.gather(1, best[..., None, None].expand(-1, -1, 2, 3)), best % 2 == 1
+    every = torch.stack(places, 1).flatten(1, 2)
+    return every.gather(1, best[..., None, None].expand(-1, -1, 2, 3)), best % 2 == 1
 
 
 def _lags(n: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:

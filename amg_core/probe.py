@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import background, judge, limits, metrics
 from .decoders import Decoder
-from .descriptors.base import Descriptor
+from .descriptors.base import Descriptor, compares_latents
 from .errors import AMGError
 from .guidance import resolved_side, without_brightness_and_contrast
 from .images import PARTS, low_pass, parts, thumbnail
@@ -37,7 +37,7 @@ class Match:
 
     def __getitem__(self, i: int) -> Match:
         """The match of sample i alone."""
-        return Match(*(getattr(self, name)[i : i + 1] for name in COLUMNS), self.scale)
+        return replace(self, **{name: getattr(self, name)[i : i + 1] for name in COLUMNS})
 
 
 FEW_OF_PARTS = 4  # of the k nearest rows, this many times fewer for each part of a picture
@@ -65,8 +65,9 @@ class Probe:
     def __init__(self, searcher: Searcher, descriptor: Descriptor, decoder: Decoder | None = None):
         self.searcher, self.descriptor, self.decoder = searcher, descriptor, decoder
         self.metric, self.scales = descriptor.spec.metric, descriptor.spec.scales
-        self.latent = getattr(descriptor, "space", "picture") == "latent"
-        self._channels = descriptor.channels if self.latent else 3
+        self._latents = descriptor if compares_latents(descriptor) else None
+        self.latent = self._latents is not None
+        self._channels = 3 if self._latents is None else self._latents.channels
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
         self._background: dict[int, Tensor | None] = {}
         self._captions: dict[int, str] = {}
@@ -150,8 +151,10 @@ class Probe:
 
     def _views(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """A finished picture (1, 3, H, W) and its mirror image, as the descriptor takes them."""
-        both = picture, picture.flip(-1)
-        return tuple(map(self.descriptor.encode, both)) if self.latent else both
+        mirror = picture.flip(-1)
+        if self._latents is None:
+            return picture, mirror
+        return self._latents.encode(picture), self._latents.encode(mirror)
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
         """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now (1,).
@@ -188,7 +191,7 @@ class Probe:
         )
         push = push.reshape(seen.shape)
         push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
-        return low_pass_adjoint(push, tuple(latent.shape[-2:])).to(latent), value
+        return low_pass_adjoint(push, latent.shape[-2:]).to(latent), value
 
     def caption(self, i: int) -> str:
         """The caption most often given to picture `i` (y_N of AMG Eq. 15); "" where there is none.
@@ -201,7 +204,7 @@ class Probe:
             votes = Counter(self.searcher.index.captions(i))
             for other in self._same_picture(i):
                 votes.update(self.searcher.index.captions(other))
-            self._captions[i] = max(votes, key=votes.get, default="")
+            self._captions[i] = max(votes, key=votes.__getitem__, default="")
         return self._captions[i]
 
     @torch.no_grad()
@@ -254,13 +257,13 @@ class Probe:
         stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
         stored = stored - stored.mean(dim=(2, 3), keepdim=True)
         share = float((seen * stored).sum() / stored.square().sum().clamp_min(1e-12))
-        return low_pass_adjoint(stored, tuple(latent.shape[-2:])).to(latent), share
+        return low_pass_adjoint(stored, latent.shape[-2:]).to(latent), share
 
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
         """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""
-        if self.latent:
-            return self.descriptor.embed_latents(seen, scale)
-        return self.descriptor.embed(seen, scale)
+        if self._latents is None:
+            return self.descriptor.embed(seen, scale)
+        return self._latents.embed_latents(seen, scale)
 
     def _match(self, seen: Tensor, mirror: Tensor, scale: int, looks: int = 1) -> Match:
         """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
@@ -326,5 +329,6 @@ class Probe:
     @staticmethod
     def _join(matches: list[Match], scale: int) -> Match:
         if not matches:
-            return Match(*(torch.empty(0) for _ in COLUMNS), scale)
-        return Match(*(torch.cat([getattr(m, c).cpu() for m in matches]) for c in COLUMNS), scale)
+            return Match(scale=scale, **{name: torch.empty(0) for name in COLUMNS})
+        joined = {c: torch.cat([getattr(m, c).cpu() for m in matches]) for c in COLUMNS}
+        return Match(scale=scale, **joined)

@@ -104,6 +104,9 @@ class _Held:
     since: int
 
 
+NOTHING_HELD = _Held("", torch.zeros(()), 0)
+
+
 class Session:
     """Watches and steers one sampling run; a new run takes a new session.
 
@@ -136,7 +139,7 @@ class Session:
         self._keyed: Tensor | None = None if suspects is None else suspects.cpu().clone()
         self._leaving: Leaving | None = None
         self._acted: list[set[int]] = []
-        self._held: list[_Held | None] = []
+        self._held: list[_Held] = []
 
     def step(
         self,
@@ -157,6 +160,7 @@ class Session:
         ----------
         cond, uncond : Tensor (B, C, H, W) or None
             D_c and D_u; None where the host did not compute them (no guidance scale, cfg 1).
+            ValueError for D_u alone.
         cfg_scale : float
             s0.
         sigma : Tensor (B,)
@@ -171,6 +175,8 @@ class Session:
             What is looked at instead of a prediction, for instance with the known part of an
             inpainting put in.
         """
+        if uncond is not None and cond is None:
+            raise ValueError("D_u came without D_c: give both, or neither")
         s = self.settings
         if not s.start_percent <= 1 - t <= s.end_percent:
             return denoised
@@ -181,7 +187,7 @@ class Session:
                 self.probe, len(denoised), s.exit, s.growth, max(s.most, s.exit), s.unrelated
             )
             self._acted = [set() for _ in denoised]
-            self._held = [None] * len(denoised)
+            self._held = [NOTHING_HELD] * len(denoised)
         level = float(sigma[0])
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
         match = self.probe.look(composite(watched), level)
@@ -190,26 +196,25 @@ class Session:
         self._keyed |= active
         for i in active.nonzero()[:, 0].tolist():
             self._acted[i].add(int(match.ids[i]))
-        guided = uncond is not None
-        by_words = s.exit > 0 and guided and shortened is not None and s.form != "reference"
+        words = shortened if s.exit > 0 and s.form != "reference" and uncond is not None else None
         steered = active.clone()
-        if by_words and t > s.exit_until:
+        if words is not None and t > s.exit_until:
             steered |= self._keyed
         if s.form == "reference":
             steered |= match.closeness > 0
         change: dict[str, Tensor] = {}
         repelled, source, seen = active, watched, match
-        if steered.any() and not s.off:
-            if by_words:
+        if steered.any() and not s.off and cond is not None and uncond is not None:
+            if words is not None:
                 change, own, repelled = self._leaving.by_words(
-                    shortened, cond, uncond, cfg_scale, level, steered, active, composite
+                    words, cond, uncond, cfg_scale, level, steered, active, composite
                 )
-                if repelled.any():
+                if own is not None and repelled.any():
                     source, seen = uncond, own
                     for i in repelled.nonzero()[:, 0].tolist():
                         self._acted[i].add(int(own.ids[i]))
                     change |= self._caption(own, repelled, uncond, neighbor_denoised)
-            elif guided and (s.exit == 0 or s.form == "reference"):
+            elif s.exit == 0 or s.form == "reference":
                 change = self._paper(cond, uncond, cfg_scale, match, active, neighbor_denoised)
         moved: dict[str, list[float]] = {}
         out = denoised
@@ -283,7 +288,7 @@ class Session:
         s1 = guidance.despecification_strength(close, s.despecification, cfg_scale)
         change = {"despecification": guidance.despecification(cond, uncond, s1)}
         if neighbor_denoised is not None and s.deduplication > 0 and active.any():
-            c2 = s.deduplication
+            c2: float | Tensor = s.deduplication
             if s.form == "reference":  # their code: c2 = (s0 − 1 − s1)/0.3
                 c2 = c2 * (cfg_scale - 1 - s1)
             s2 = guidance.deduplication_strength(close, s1, c2, cfg_scale)
@@ -300,7 +305,7 @@ class Session:
         lasting = 1 if self.settings.form == "reference" else NEIGHBOR_STEPS
         now = len(self.records)
         due = [
-            bool(text) and not (held and held.caption == text and now - held.since < lasting)
+            bool(text) and not (held.caption == text and now - held.since < lasting)
             for text, held in zip(captions, self._held, strict=True)
         ]
         if any(due):
@@ -324,7 +329,7 @@ class Session:
                     latent = self._project(latent, one, float(threshold[i]))
                 else:
                     gradient, value = self.probe.gradient(latent, one)
-                    c3 = s.dissimilarity
+                    c3: float | Tensor = s.dissimilarity
                     if s.form == "reference":
                         c3 = c3 * guidance.reference_c3(value if s.own_units else one.closeness, t)
                     level = sigma[i : i + 1].clone()

@@ -68,7 +68,7 @@ def verdict(
 def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
     index, match = probe.searcher.index, probe.look_at_pictures(picture)
     within = probe.look_at_parts(picture)
-    if len(within.ids) and within.closeness.max() > max(limits.COPY, match.closeness[0]):
+    if len(within.ids) and within.closeness.max() > max(limits.COPY, float(match.closeness[0])):
         match = within[int(within.closeness.argmax())]
     nearest, close = int(match.ids[0]), float(match.closeness[0])
     ids = list(

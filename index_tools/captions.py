@@ -17,11 +17,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from amg_core.errors import AMGError
 from amg_core.optional import needed
+
+if TYPE_CHECKING:
+    import torch
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 METHODS = ("mc", "rc", "rt", "cwr")
@@ -113,7 +117,7 @@ def whole(kind, folder: Path):
     return model
 
 
-def text_encoder(folder: Path, device: str = "cpu") -> Encoder:
+def text_encoder(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     """A text encoder from a local folder in the layout of the `transformers` library.
 
     CLIP: the projected text embedding. Any other model (sentence transformers): the mean of the last
@@ -323,7 +327,7 @@ def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jso
     AMGError
         The folder is there and not empty, two pictures would share a file, or nothing can be written.
     """
-    names = {}
+    names: dict[str, tuple[str, list[str]]] = {}
     for source, texts in made:
         name = _inside(source)
         name = posixpath.splitext(name)[0] + ".txt" if form == "txt" else name
@@ -344,7 +348,7 @@ def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jso
         path = folder / "metadata.jsonl"
         with open(path, "x", encoding="utf-8") as file:
             for name, (_, texts) in names.items():
-                entry = {"file_name": name, "text": texts[0]}
+                entry: dict[str, str | list[str]] = {"file_name": name, "text": texts[0]}
                 if len(texts) > 1:
                     entry["texts"] = texts
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -86,9 +86,9 @@ def pairs(
             for j in range(i, count, BLOCK):
                 second = first if j == i else _prepared(rows[j : j + BLOCK], metric, scale, device)
                 similarity = compare(first, second)
-                a, b = (similarity > threshold).nonzero(as_tuple=True)
-                values = similarity[a, b].cpu().numpy()
-                a, b = a.cpu().numpy() + i, b.cpu().numpy() + j
+                at = (similarity > threshold).nonzero(as_tuple=True)
+                values = similarity[at].cpu().numpy()
+                a, b = at[0].cpu().numpy() + i, at[1].cpu().numpy() + j
                 once = a < b  # in a block on the diagonal each pair is found twice
                 done += 1
                 if progress:
@@ -562,7 +562,9 @@ def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -
     captions.new_folder(folder)
     notes = []
     names = sorted({member.index for one in found for member in one.members}) or [""]
-    lists = {_list_name(kind, name): [] for name in names for kind in (DROP, KEEP)}
+    lists: dict[str, list[str]] = {
+        _list_name(kind, name): [] for name in names for kind in (DROP, KEEP)
+    }
     for one in found:
         for member in one.members:
             if member.source.splitlines() == [member.source]:

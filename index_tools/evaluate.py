@@ -107,8 +107,8 @@ class Evaluation:
 
     def values(self) -> list[float]:
         """What the histogram shows: nL2 where it was measured, else the similarity."""
-        nl2 = [one.nl2 for one in self.judged]
-        plain = self.metric == "cosine" or None in nl2
+        nl2 = [one.nl2 for one in self.judged if one.nl2 is not None]
+        plain = self.metric == "cosine" or len(nl2) < len(self.judged)
         return [one.similarity for one in self.judged] if plain else nl2
 
     def to_json(self) -> dict:

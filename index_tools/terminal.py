@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -137,7 +138,31 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print which they are")
 
 
-def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
+@dataclass
+class Selection:
+    """Which files of an index are meant.
+
+    names, hashes : exact; patterns, captions : for `fnmatch`; unmet : names of lists that no file has
+    had so far.
+    """
+
+    names: set[str]
+    hashes: set[str]
+    patterns: list[str]
+    captions: list[str]
+    unmet: set[str]
+
+    def __call__(self, entry: Entry) -> bool:
+        self.unmet.discard(entry.source)
+        return (
+            entry.source in self.names
+            or entry.sha256 in self.hashes
+            or any(fnmatch.fnmatchcase(entry.source, pattern) for pattern in self.patterns)
+            or any(fnmatch.fnmatchcase(entry.caption, pattern) for pattern in self.captions)
+        )
+
+
+def selection(options: argparse.Namespace) -> Selection:
     """The choice that `add_selection`'s options make. AMGError where they make none."""
     patterns = [p for p in options.patterns if not p.startswith("sha256:")]
     hashes = {p.removeprefix("sha256:").lower() for p in options.patterns if p not in patterns}
@@ -157,17 +182,7 @@ def selection(options: argparse.Namespace) -> Callable[[Entry], bool]:
     if not (patterns or hashes or names or options.caption):
         raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
 
-    def chosen(entry: Entry) -> bool:
-        chosen.unmet.discard(entry.source)
-        return (
-            entry.source in names
-            or entry.sha256 in hashes
-            or any(fnmatch.fnmatchcase(entry.source, pattern) for pattern in patterns)
-            or any(fnmatch.fnmatchcase(entry.caption, pattern) for pattern in options.caption)
-        )
-
-    chosen.unmet = names - set(patterns)  # names of lists that no file has had so far
-    return chosen
+    return Selection(names, hashes, patterns, options.caption, names - set(patterns))
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import AMGError
 from .base import Descriptor, DescriptorSpec, embed_scales
@@ -73,7 +74,8 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
     AMGError
         The index was made by a descriptor that is not known here, or with other weights.
     """
-    kind, options = spec.id.partition("_")[0], {"scales": spec.scales}
+    kind = spec.id.partition("_")[0]
+    options: dict[str, Any] = {"scales": spec.scales}
     if kind not in NAMES:
         raise AMGError(
             f"The index was made with the descriptor {spec.id}, which this version does not know: "

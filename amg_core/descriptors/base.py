@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,10 +50,8 @@ class Descriptor(Protocol):
     """E(·) of the papers.
 
     `space` says what the guard hands over at each step: "picture" = a decoded prediction, to `embed`;
-    "latent" = the prediction as it is, to `latent.LatentDescriptor.embed_latents`.
-
-    Where pictures of all sizes come down to one, a method ``shrink(pictures, scale)`` gives that small
-    picture, and `embed` of it gives the very same rows: builders batch through it.
+    "latent" = the prediction as it is, to `LatentSpace.embed_latents`. What some descriptors can do
+    besides: `Shrinking`, `MultiScale`, `LatentSpace`.
     """
 
     spec: DescriptorSpec
@@ -70,6 +68,43 @@ class Descriptor(Protocol):
     def to(self, device: torch.device | str) -> Descriptor:
         """Move the weights. Call inside ``torch.inference_mode(False)`` where gradients are wanted."""
         ...
+
+
+@runtime_checkable
+class Shrinking(Descriptor, Protocol):
+    """A descriptor that brings pictures of all sizes down to one: builders batch through it."""
+
+    def shrink(self, pictures: Tensor, scale: int) -> Tensor:
+        """(B, 3, H, W) in [0, 1], any size -> (B, 3, s, s), of which `embed` gives the very same rows."""
+        ...
+
+
+@runtime_checkable
+class MultiScale(Descriptor, Protocol):
+    """A descriptor whose scales share work: `latent` encodes a picture once for all of them."""
+
+    def embed_scales(self, pictures: Tensor) -> dict[int, Tensor]:
+        """(B, 3, H, W) in [0, 1] -> {scale: (B, D)}, the rows that `embed` gives."""
+        ...
+
+
+class LatentSpace(Descriptor, Protocol):
+    """A descriptor of `space` "latent": it compares latents of `channels` channels."""
+
+    channels: int
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32. AMGError without an encoder."""
+        ...
+
+    def embed_latents(self, latents: Tensor, scale: int) -> Tensor:
+        """(B, C, h, w) latents in the sampler's space -> (B, C·scale²). Differentiable."""
+        ...
+
+
+def compares_latents(descriptor: Descriptor) -> TypeGuard[LatentSpace]:
+    """Whether the guard hands over the prediction as it is, without decoding it."""
+    return descriptor.space == "latent"
 
 
 def subset(wanted: Sequence[int] | None, possible: tuple[int, ...]) -> tuple[int, ...]:
@@ -89,10 +124,7 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 
 
 def embed_scales(descriptor: Descriptor, pictures: Tensor) -> dict[int, Tensor]:
-    """Embeddings at every scale: {scale: (B, D)}. For builders.
-
-    A descriptor whose scales share work (`latent` encodes once) has a method of this name.
-    """
-    if hasattr(descriptor, "embed_scales"):
+    """Embeddings at every scale: {scale: (B, D)}. For builders."""
+    if isinstance(descriptor, MultiScale):
         return descriptor.embed_scales(pictures)
     return {scale: descriptor.embed(pictures, scale) for scale in descriptor.spec.scales}

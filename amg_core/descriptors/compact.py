@@ -79,19 +79,19 @@ def fold(trained: CompactNetwork) -> CompactNetwork:
     folded = CompactNetwork()
     convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
     for own, (conv, norm) in zip(convolutions, batch_norms(trained), strict=True):
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        scale = norm.weight / (norm.get_buffer("running_var") + norm.eps).sqrt()
         own.weight.data = (conv.weight * scale[:, None, None, None]).detach().clone()
         assert own.bias is not None
-        own.bias.data = (norm.bias - norm.running_mean * scale).detach().clone()
+        own.bias.data = (norm.bias - norm.get_buffer("running_mean") * scale).detach().clone()
     folded.head.load_state_dict(trained.head.state_dict())
     return folded.eval().requires_grad_(False)
 
 
 def batch_norms(network: CompactNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Each convolution of a network with normalisation, together with its own."""
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
-    found = [module for module in network.modules() if isinstance(module, kinds)]
-    return list(zip(found[::2], found[1::2], strict=True))  # type: ignore[arg-type]
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return list(zip(convolutions, norms, strict=True))
 
 
 class CompactDescriptor:

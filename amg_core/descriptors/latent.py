@@ -118,8 +118,8 @@ class LatentDescriptor:
                 "taesdxl_encoder, taesd3_encoder, taef1_encoder (Flux) or taef2_encoder (FLUX.2) from "
                 "github.com/madebyollin/taesd, or build the index in ComfyUI with the model's VAE."
             )
-        known = _TAESD.get(path.stem.lower().removesuffix("_encoder"))
-        if family is None and known is None:
+        family = family or _TAESD.get(path.stem.lower().removesuffix("_encoder"))
+        if family is None:
             raise AMGError(
                 f"{path.name} does not tell which models its latents are for: rename it as published "
                 f"({', '.join(f'{name}_encoder' for name in _TAESD)}), or give the family "
@@ -128,7 +128,7 @@ class LatentDescriptor:
         network, sha256 = load_taesd_encoder(path)
         return cls(
             network,
-            family or known,
+            family,
             sha256,
             network.channels,
             kind="taesd",
@@ -212,10 +212,11 @@ def _parts(spec: DescriptorSpec) -> dict:
 # ---------------------------------------------------------------- the way back of a gradient
 
 
-def low_pass_adjoint(gradient: Tensor, size: tuple[int, int]) -> Tensor:
+def low_pass_adjoint(gradient: Tensor, size: Sequence[int]) -> Tensor:
     """The transpose of `images.low_pass`: ∇ of its output -> ∇ of its input.
 
-    gradient (B, C, s, s) -> (B, C, *size). A low-pass is separable, Y = A·X·Bᵀ, so this is Aᵀ·G·B.
+    gradient (B, C, s, s), size (H, W) -> (B, C, H, W). A low-pass is separable, Y = A·X·Bᵀ, so this
+    is Aᵀ·G·B.
     """
     side = gradient.shape[-1]
     rows, columns = (_low_pass_matrix(n, side, min(size) < side).to(gradient.device) for n in size)

@@ -81,7 +81,7 @@ class _Archive:
     def __init__(self, file: BinaryIO) -> None:
         self.left = self.size = os.fstat(file.fileno()).st_size
         bounded = _Bounded(file, _MOST_DIRECTORY)
-        self.zip = zipfile.ZipFile(bounded)  # type: ignore[arg-type]
+        self.zip = zipfile.ZipFile(bounded)
         bounded.most = self.size
         names = self.zip.namelist()
         if len(set(names)) < len(names):

@@ -64,14 +64,15 @@ class SSCDNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3)
-        inputs = 64
+        inputs, stages = 64, []
         for stage, blocks in enumerate(STAGES):
             width, layers = 64 * 2**stage, []
             for block in range(blocks):
                 stride = 2 if block == 0 and stage > 0 else 1
                 layers.append(_Bottleneck(inputs, width, stride, shortcut=block == 0))
                 inputs = 4 * width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(inputs, DIMENSIONS)
 
     def forward(self, x: Tensor) -> Tensor:

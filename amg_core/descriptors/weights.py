@@ -140,7 +140,7 @@ _CLASSY_ENDS = {
 
 def _torchvision_name(name: str) -> str:
     """Classy Vision's or torchvision's name, with or without wrappers -> torchvision's."""
-    name = name[_PREFIX.match(name).end() :]
+    name = _PREFIX.sub("", name, count=1)  # matches at the start, if only nothing
     if match := _CLASSY.fullmatch(name):
         stage, block, layer, field = match.groups()
         return f"layer{int(stage) + 1}.{block}.{_CLASSY_LAYERS[layer]}.{field}"

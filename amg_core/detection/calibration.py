@@ -320,7 +320,7 @@ def _prompts(columns: dict[str, list], seeds: int) -> list[Measured]:
     if not columns:
         return []
     count = len(columns[statistics.NAMES[0]][0])
-    prompts: list[list[dict[str, float]]] = [[{} for _ in range(seeds)] for _ in range(count)]
+    prompts: list[Measured] = [[{} for _ in range(seeds)] for _ in range(count)]
     for name in statistics.NAMES:
         for i in range(seeds):
             row = columns[name][i]

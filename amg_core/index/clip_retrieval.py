@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -102,7 +102,7 @@ def read_clip_retrieval(
     """
     found = look(folder)
     if found.faiss is not None:
-        yield from _from_faiss(found)
+        yield from _from_faiss(found.faiss, found.tables)
         return
     dims = {path: _open(path).shape for path in found.vectors}
     if len({shape[1] for shape in dims.values()}) > 1:
@@ -261,9 +261,12 @@ class _Shards:
         self.count += 1
 
     def seal(self) -> None:
-        entry = self._writer.finish()
+        """Finish the shard that is being written."""
+        if self._writer is None:
+            return
+        writer, entry = self._writer, self._writer.finish()
         self.entries.append(entry)
-        self.made[entry.path], self.dims = self._writer.folder, self._writer.dims
+        self.made[entry.path], self.dims = writer.folder, writer.dims
         self._writer = None
 
     def close(self) -> None:
@@ -363,18 +366,18 @@ def _text(value: object) -> str:
 # ---------------------------------------------------------------- FAISS
 
 
-def _from_faiss(found: Folder) -> Iterator[tuple[np.ndarray, list[Record]]]:
-    index = _read_faiss(found.faiss)
-    rows = sum(_parquet(table).metadata.num_rows for table in found.tables)
-    if found.tables and rows != index.ntotal:
+def _from_faiss(path: Path, tables: Sequence[Path]) -> Iterator[tuple[np.ndarray, list[Record]]]:
+    index = _read_faiss(path)
+    rows = sum(_parquet(table).metadata.num_rows for table in tables)
+    if tables and rows != index.ntotal:
         raise AMGError(
-            f"{found.faiss} has {index.ntotal} rows and its metadata {rows}: they do not belong "
-            f"together."
+            f"{path} has {index.ntotal} rows and its metadata {rows}: they do not belong together."
         )
-    if found.tables:
-        records = (record for table in found.tables for record in _records(table, table.stem, 0))
+    records: Iterator[Record]
+    if tables:
+        records = (record for table in tables for record in _records(table, table.stem, 0))
     else:
-        records = _records(None, found.faiss.name, 0)
+        records = _records(None, path.name, 0)
     for start in range(0, index.ntotal, BLOCK):
         block = index.reconstruct_n(start, min(BLOCK, index.ntotal - start))
         yield block, list(islice(records, len(block)))

@@ -217,7 +217,7 @@ def _write(file: Any, wanted: dict, rows: Any) -> dict:
     for start in range(0, rows.shape[0], PIECE):
         index.reset()
         index.add(tables.turned(rows[start : start + PIECE]))
-        piece = _codes_of(index)
+        piece = _codes_of(index).data
         file.write(piece)
         digests.append(hashlib.sha256(piece).digest())
     header = wanted | {
@@ -270,7 +270,7 @@ def _read(path: Path, wanted: dict) -> Codes | None:
         with open(path, "rb") as file:
             file.seek(HEADER + size + start // BLOCK * stride)
             _resize(index, stop - start, stride)
-            codes = memoryview(_codes_of(index))
+            codes = _codes_of(index).data
             step = PIECE // BLOCK * stride
             for begin in range(0, len(codes), step):
                 piece = codes[begin : begin + step]
@@ -299,14 +299,14 @@ def train(rows: np.ndarray, cosine: bool) -> Tables:
     turn = np.zeros((rows.shape[1], groups * SUB), np.float32)
     for group, members in enumerate(balanced(variances, groups)):
         turn[:, group * SUB : group * SUB + len(members)] = axes[:, members]
-    centroids = np.zeros((groups, CENTROIDS, SUB), np.float32)
-    index = Tables(mean, turn, centroids, cosine).empty()
+    blank = np.zeros((groups, CENTROIDS, SUB), np.float32)
+    index = Tables(mean, turn, blank, cosine).empty()
     index.pq.cp.min_points_per_centroid = 1
     turned = _times(centred, turn)
     index.pq.train(np.resize(turned, (max(len(turned), CENTROIDS), turned.shape[1])))
     import faiss
 
-    centroids = faiss.vector_to_array(index.pq.centroids).reshape(centroids.shape)
+    centroids = faiss.vector_to_array(index.pq.centroids).reshape(blank.shape)
     return Tables(mean, turn, centroids.copy(), cosine)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..arithmetic import plain_arithmetic
-from ..descriptors.base import Descriptor, embed_scales
+from ..descriptors.base import Descriptor, Shrinking, embed_scales
 from . import format as fmt
 from .picture import Picture, Unreadable, decode, pixel_hash
 from .sources import Item
@@ -98,22 +98,23 @@ class Embedder:
         """At most `batch` pictures -> {scale: (n, D) float16}."""
         with plain_arithmetic(self.device):
             tensors = [self._tensor(picture.pixels) for picture in pictures]
-            if hasattr(self.descriptor, "shrink"):
-                found = {scale: self._rows(tensors, scale) for scale in self.descriptor.spec.scales}
+            descriptor = self.descriptor
+            if isinstance(descriptor, Shrinking):
+                found = {s: self._rows(descriptor, tensors, s) for s in descriptor.spec.scales}
             else:  # its input size depends on the picture
-                each = [embed_scales(self.descriptor, tensor) for tensor in tensors]
+                each = [embed_scales(descriptor, tensor) for tensor in tensors]
                 found = {scale: torch.cat([rows[scale] for rows in each]) for scale in each[0]}
             with np.errstate(over="ignore"):
                 return {s: rows.float().cpu().numpy().astype("<f2") for s, rows in found.items()}
 
-    def _rows(self, tensors: list[torch.Tensor], scale: int) -> torch.Tensor:
-        small = [self.descriptor.shrink(tensor, scale) for tensor in tensors]
+    def _rows(self, descriptor: Shrinking, tensors: list[torch.Tensor], scale: int) -> torch.Tensor:
+        small = [descriptor.shrink(tensor, scale) for tensor in tensors]
         small += [torch.zeros_like(small[0])] * (self.batch - len(small))
-        return self.descriptor.embed(torch.cat(small), scale)[: len(tensors)]
+        return descriptor.embed(torch.cat(small), scale)[: len(tensors)]
 
     def _tensor(self, pixels: np.ndarray) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        return pixels.permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        return picture.permute(2, 0, 1)[None].float() / 255
 
 
 def encode_thumbnail(pixels: np.ndarray) -> bytes:

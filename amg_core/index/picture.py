@@ -139,7 +139,7 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
 def pixel_hash(pixels: np.ndarray) -> str:
     """SHA-256 (hex) of a picture that is no file: of its shape and its bytes, row by row."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
@@ -221,8 +221,10 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     """The picture as it is meant to be seen."""
     from PIL.Image import Transpose as T
 
-    turns = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE)
-    turns += (T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+    turns = (
+        *(T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE),
+        *(T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90),
+    )
     return image if orientation == 1 else image.transpose(turns[orientation - 2])
 
 

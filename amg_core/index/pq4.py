@@ -135,7 +135,7 @@ class _Looked:
             return True
         while True:
             done = len(self.ids) - before
-            if done and self._settled(part, scan, scores, k, done):
+            if done and self._settled(part.codes, scan, scores, k, done):
                 return True
             if done == len(ids):
                 return scan.rest == -np.inf
@@ -153,15 +153,15 @@ class _Looked:
         self.closeness = np.append(self.closeness, close)
 
     def _settled(
-        self, part: Part, scan: coding.Scanned, scores: np.ndarray, k: int, done: int
+        self, codes: coding.Codes, scan: coding.Scanned, scores: np.ndarray, k: int, done: int
     ) -> bool:
         """The stopping rule, after the first `done` of the rows with estimates `scores`."""
         if len(self.closeness) < k:
             return False
         mean, deviation = coding.spread(self.closeness[-done:] - scores[:done])
-        deviation = part.codes.tail * max(deviation, part.codes.floor)
+        deviation = codes.tail * max(deviation, codes.floor)
         left = torch.from_numpy(scores[done:])
-        unseen = part.count - len(scan.ids)
+        unseen = codes.count - len(scan.ids)
 
         def missed(value: np.float32) -> float:
             near = _beyond((float(value) - mean - left.double()) / deviation).sum()

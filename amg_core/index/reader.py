@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -287,7 +287,7 @@ class Index:
         number = bisect_right(self._starts, i) - 1
         return self.shards[number], i - self._starts[number]
 
-    def _ids_of(self, muted: dict[str, str]) -> dict[int, str]:
+    def _ids_of(self, muted: Mapping[str, str]) -> dict[int, str]:
         """Ids of all rows with these hashes (a combined index can hold a picture twice)."""
         if not muted:
             return {}
@@ -322,7 +322,7 @@ class _Verified:
 
     def check(self, shard: Shard) -> None:
         """AMGError where a file of the shard is damaged."""
-        now = {
+        now: dict[str, list] = {
             f"{shard.entry.path}/{name}": [*_touched(shard.folder / name), file.sha256]
             for name, file in shard.entry.files.items()
         }

@@ -166,19 +166,19 @@ class Searcher:
     def _make(self, scale: int) -> _Scale:
         stored = self.index.rows(scale)
         count = stored.shape[0]
-        hidden = sorted(i for i in getattr(self.index, "muted", {}) if 0 <= i < count)
-        if len(hidden) == count:
+        muted = sorted(i for i in getattr(self.index, "muted", {}) if 0 <= i < count)
+        if len(muted) == count:
             raise AMGError(
                 f"Every picture of index {getattr(self.index, 'path', '')} is muted, so there is "
                 f"nothing to search: unmute some, or choose another index."
             )
-        hidden = torch.tensor(hidden, dtype=torch.int64)
+        hidden = torch.tensor(muted, dtype=torch.int64)
         name = self._choose(stored)
         if name != "exact":
-            rows = exact.Mapped(stored, self.device)
-            by_codes = self._codes_or_none(rows, scale, hidden)
+            mapped = exact.Mapped(stored, self.device)
+            by_codes = self._codes_or_none(mapped, scale, hidden)
             if by_codes and (name == "pq4" or self._faster(by_codes, stored)):
-                return _Scale(rows, "pq4", by_codes, len(hidden))
+                return _Scale(mapped, "pq4", by_codes, len(hidden))
         rows = exact.place(stored, self.device)
         return _Scale(rows, "exact", self._exact(rows, hidden), len(hidden))
 
@@ -243,8 +243,8 @@ class Searcher:
 def _samples(stored: Any, device: torch.device, cosine: bool) -> Tensor:
     """(2, D) queries to time with: half-way between two pictures, like a half-formed copy."""
     count = stored.shape[0]
-    some = np.asarray(stored[np.array([0, count // 3, count // 2, count - 1])])
-    some = torch.from_numpy(some).float().to(device)
+    picked = np.asarray(stored[np.array([0, count // 3, count // 2, count - 1])])
+    some = torch.from_numpy(picked).float().to(device)
     queries = some[:2] + some[2:]
     return torch.stack([exact.unit(q) for q in queries]) if cosine else queries / 2
 

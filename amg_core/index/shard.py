@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -45,7 +47,7 @@ class ShardWriter:
     def __init__(self, folder: Path, spec: DescriptorSpec) -> None:
         self.folder, self.spec, self.count = folder, spec, 0
         self.dims: dict[int, int] = {}
-        self._rows: dict[int, object] = {}
+        self._rows: dict[int, BinaryIO] = {}
         folder.mkdir(parents=True)
         self._hashes = open(folder / fmt.HASHES, "wb")  # noqa: SIM115 (closed by close)
         self._hashes.write(fmt.npy_header("|u1", 0, 32))
@@ -72,7 +74,7 @@ class ShardWriter:
         """Note a further file with the bytes of a picture of this or another shard."""
         self._meta.execute("INSERT INTO aliases VALUES (?, ?, ?)", (sha256, source, caption))
 
-    def _file(self, scale: int, dim: int):
+    def _file(self, scale: int, dim: int) -> BinaryIO:
         if scale not in self._rows:
             self._rows[scale] = open(self.folder / fmt.rows_name(scale), "wb")  # noqa: SIM115
             self._rows[scale].write(fmt.npy_header("<f2", 0, dim))
@@ -131,7 +133,7 @@ class Shard:
         self._first = fmt.HASHES not in entry.files  # of version 1
         self._left = 0
         self._meta = self._open_meta()
-        self._hashes = None
+        self._hashes: np.ndarray | None = None
         if not self._first:
             self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
 
@@ -231,7 +233,7 @@ class Shard:
         if self._all(query) != [(self.count, 0, self.count - 1)]:
             raise AMGError(f"{path} has not the {self.count} pictures of the manifest: {MEND}.")
 
-    def _all(self, query: str, *values: int) -> list[tuple]:
+    def _all(self, query: str, *values: int | str) -> list[tuple]:
         try:
             with self._lock:
                 self._left = self._budget
@@ -266,7 +268,7 @@ class Shard:
         try:
             self._left = self._budget
             meta.set_progress_handler(self._tick, STEPS)
-            if hasattr(meta, "setlimit"):  # Python 3.11 and newer
+            if sys.version_info >= (3, 11):
                 meta.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_VALUE)
             for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
                 meta.execute(f"PRAGMA {setting}")
@@ -354,7 +356,9 @@ def check_mapped(values: np.ndarray) -> None:
     Reading beyond its end would kill the process (SIGBUS), so this is asked before every reading.
     """
     held = getattr(values, "_mmap", None)
-    if held is not None and held.size() < values.offset + values.nbytes:
+    if not isinstance(values, np.memmap) or held is None:
+        return
+    if held.size() < values.offset + values.nbytes:
         raise AMGError(f"{values.filename} was cut while it was open: {MEND}.")
 
 

@@ -9,14 +9,14 @@ search cannot find.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..arithmetic import plain_arithmetic
-from ..descriptors.base import Descriptor
+from ..descriptors.base import Descriptor, Shrinking
 from ..errors import AMGError
 from .picture import Unreadable
 from .search import Searcher
@@ -105,12 +105,12 @@ class TwoStage:
                 about, self.coarse.index.spec.scales[-1], self.candidates
             )
             rows = self.rows(found[0].tolist())
-            ids = sorted(i for i, row in rows.items() if row is not None)
-            missing = tuple(sorted(i for i, row in rows.items() if row is None))
+            known = {i: row for i, row in rows.items() if row is not None}
+            ids, missing = sorted(known), tuple(sorted(rows.keys() - known))
             if not ids:
                 return Ranked(torch.empty(0), torch.empty(0, dtype=torch.int64), missing)
             query = self.fine.embed(picture, self.scale)[0]
-            near = torch.stack([rows[i] for i in ids]).to(query)
+            near = torch.stack([known[i] for i in ids]).to(query)
             cosine = self.fine.spec.metric == "cosine"
             values = (near * query).sum(1) if cosine else (near - query).square().sum(1).sqrt()
             values, order = torch.sort(values, descending=cosine, stable=True)
@@ -140,12 +140,14 @@ class TwoStage:
         loaded = dict(self._load(ids))
         if not loaded:
             return rows
-        if hasattr(self.fine, "shrink"):
-            small = [self.fine.shrink(picture[None], self.scale) for picture in loaded.values()]
+        fine = self.fine
+        made: Sequence[Tensor]
+        if isinstance(fine, Shrinking):
+            small = [fine.shrink(picture[None], self.scale) for picture in loaded.values()]
             small += [torch.zeros_like(small[0])] * (self.batch - len(small))
-            made = self.fine.embed(torch.cat(small), self.scale)[: len(loaded)]
+            made = fine.embed(torch.cat(small), self.scale)[: len(loaded)].unbind()
         else:
-            made = [self.fine.embed(p[None], self.scale)[0] for p in loaded.values()]
+            made = [fine.embed(p[None], self.scale)[0] for p in loaded.values()]
         return rows | {i: row.float().cpu().clone() for i, row in zip(loaded, made, strict=True)}
 
     def _load(self, ids: list[int]) -> Iterator[tuple[int, Tensor]]:

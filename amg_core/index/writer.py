@@ -30,6 +30,7 @@ from . import commit, own
 from . import format as fmt
 from .embedding import Embedder, Seen, read_ahead
 from .known import Known
+from .picture import Picture
 from .reader import Index
 from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
@@ -250,7 +251,9 @@ def merge(
         if not replace:
             commit.refuse_index(target)
         whole = Index.combine([opened.enter_context(Index.open(index)) for index in indexes])
-        known, kept, again = Known(), [], []
+        known = Known()
+        kept: list[Shard] = []
+        again: list[Shard] = []
         for number, shard in enumerate(whole.shards):
             new = shard.entry.path and not known.find_all(shard.hashes).any()
             (kept if new else again).append(shard)
@@ -267,7 +270,8 @@ class _Pool:
     """Pictures that are embedded already, by the hash of their file."""
 
     def __init__(self, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
-        self.spec, self.shards, self.known = spec, [], Known()
+        self.spec, self.known = spec, Known()
+        self.shards: list[Shard] = []
         for shard in shards:
             self._enter(shard)
 
@@ -280,7 +284,10 @@ class _Pool:
 
     def copy(self, entry: Entry, writer: ShardWriter) -> None:
         """Append the picture to `writer`, under the name and caption of `entry`."""
-        number, row = self.known.find(bytes.fromhex(entry.sha256))
+        place = self.known.find(bytes.fromhex(entry.sha256))
+        if place is None:
+            raise KeyError(f"{entry.source} was never embedded")
+        number, row = place
         shard = self._shard(number)
         there = shard.record(row)
         record = Record(entry.source, entry.caption, entry.sha256, there.width, there.height)
@@ -350,20 +357,20 @@ class _Store(_Pool):
         """Whether the picture needs no embedding. May be called from several threads."""
         return sha256 in self._unsealed or self.known.find(bytes.fromhex(sha256)) is not None
 
-    def add(self, seen: Seen, rows: dict[int, np.ndarray]) -> None:
-        """Store a picture: scale -> (D,); seals the part when it is large or old."""
+    def add(self, record: Record, rows: dict[int, np.ndarray], thumbnail: bytes | None) -> None:
+        """Store a picture, as `ShardWriter.add`; seals the part when it is large or old."""
         if self._writer is None:
             self._writer = ShardWriter(self.folder / f"{self._next:08}", self.spec)
             self._next, self._started = self._next + 1, time.monotonic()
-        size = seen.picture.width, seen.picture.height
+        writer = self._writer
         try:
-            self._writer.add(Record("", "", seen.sha256, *size), rows, seen.thumbnail)
+            writer.add(record, rows, thumbnail)
         except BaseException:  # half a row may be written: nobody can use this part
-            self._drop()
+            self._drop(writer)
             raise
-        self._unsealed.add(seen.sha256)
+        self._unsealed.add(record.sha256)
         old = time.monotonic() - self._started > PART_SECONDS
-        if old or self._writer.count >= PART_ROWS:
+        if old or writer.count >= PART_ROWS:
             self.seal()
 
     def seal(self) -> None:
@@ -380,15 +387,15 @@ class _Store(_Pool):
             os.replace(fresh, writer.folder / fmt.MANIFEST)
             flush_new(writer.folder)
         except BaseException:
-            self._drop()
+            self._drop(writer)
             raise
         self._writer = None
         self._take(writer.folder, entry, dict(writer.dims))
         self._unsealed = set()
 
-    def _drop(self) -> None:
+    def _drop(self, writer: ShardWriter) -> None:
         """Give up the part that is being written, and the room it takes."""
-        writer, self._writer, self._unsealed = self._writer, None, set()
+        self._writer, self._unsealed = None, set()
         writer.close()
         own.remove(writer.folder, own.SHARD)
 
@@ -400,6 +407,7 @@ class _Store(_Pool):
         self._open = {}
 
 
+_Fresh = tuple[Seen, Picture]  # a file, and its picture that has to be embedded
 _PART = f"{fmt.SHARDS}/{'0' * 16}"  # a part has no place in an index yet
 
 
@@ -456,26 +464,27 @@ class _Run:
     def _embedded(self, store: _Store, embedder: Embedder) -> Iterator[Seen]:
         """The usable files in order, once their pictures are in the store."""
         group: list[Seen] = []
-        fresh: dict[str, Seen] = {}
+        fresh: dict[str, _Fresh] = {}
         for seen in read_ahead(self.source, store.has, self.workers):
             group.append(seen)
             if seen.picture is not None and not store.has(seen.sha256):
-                fresh.setdefault(seen.sha256, seen)
-            if len(group) >= _GROUP or embedder.full([s.picture for s in fresh.values()]):
+                fresh.setdefault(seen.sha256, (seen, seen.picture))
+            if len(group) >= _GROUP or embedder.full([p for _, p in fresh.values()]):
                 yield from self._flush(group, fresh, store, embedder)
                 group, fresh = [], {}
         yield from self._flush(group, fresh, store, embedder)
 
     def _flush(
-        self, group: list[Seen], fresh: dict[str, Seen], store: _Store, embedder: Embedder
+        self, group: list[Seen], fresh: dict[str, _Fresh], store: _Store, embedder: Embedder
     ) -> Iterator[Seen]:
         new = list(fresh.values())
-        rows = embedder([seen.picture for seen in new]) if new else {}
-        for place, seen in enumerate(new):
+        rows = embedder([picture for _, picture in new]) if new else {}
+        for place, (seen, picture) in enumerate(new):
             own = {scale: values[place] for scale, values in rows.items()}
             if all(np.isfinite(row).all() for row in own.values()):
+                record = Record("", "", seen.sha256, picture.width, picture.height)
                 with commit.writing(self.target):
-                    store.add(seen, own)
+                    store.add(record, own, seen.thumbnail)
                 self.embedded += 1
         for seen in group:
             self.done += 1

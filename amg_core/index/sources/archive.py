@@ -80,9 +80,9 @@ class ZipSource:
         self._pictures, self._others = _sorted(entries)
         self._tree = _ZipTree(self.path, entries, {entry.name for entry in self._pictures})
         if all(entry.refusal for entry in self._pictures):
-            why = [self._damage] if self._damage else self._others.notes()
-            why += [f"{entry.name}: {entry.refusal}" for entry in self._pictures[:3]]
-            why = f" ({'; '.join(why)})" if why else ""
+            reasons = [self._damage] if self._damage else self._others.notes()
+            reasons += [f"{entry.name}: {entry.refusal}" for entry in self._pictures[:3]]
+            why = f" ({'; '.join(reasons)})" if reasons else ""
             raise AMGError(f"No picture files in {path}{why}: give another archive.")
 
     def __len__(self) -> int:
@@ -369,7 +369,7 @@ class TarSource:
                         self.skipped.append((storable(prefix + name), refusal))
                     if kind not in ("picture", "text") or refusal:
                         continue
-                    data = tar.extractfile(info).read()
+                    data = _read(tar, info)
                     if len(data) != info.size:
                         raise tarfile.ReadError("unexpected end of data")
                     count += kind == "picture"
@@ -383,7 +383,7 @@ class TarSource:
                 )
             )
 
-    def _kind(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, path: Path) -> str:
+    def _kind(self, tar: _Tar, info: tarfile.TarInfo, name: str, path: Path) -> str:
         """ "picture" (or reported like one), "text", "other", or "" for what is passed over."""
         if is_system(name):
             return ""
@@ -393,7 +393,7 @@ class TarSource:
             return "text"
         if is_other_name(name):
             return ""
-        head = tar.extractfile(info).read(HEAD) if info.isreg() else b""
+        head = _read(tar, info, HEAD) if info.isreg() else b""
         return "picture" if is_picture(head) else "other"
 
     def _is_caption(self, name: str, info: tarfile.TarInfo, path: Path) -> bool:
@@ -493,8 +493,20 @@ def _unpacked(path: Path):
     return open(path, "rb")
 
 
-def _tar(stream) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
+class _Tar(tarfile.TarFile):
+    members: list[tarfile.TarInfo]  # the headers that were read; no stub names it
+
+
+def _tar(stream) -> _Tar:
+    return _Tar.open(fileobj=stream, mode="r:", tarinfo=_Header)
+
+
+def _read(tar: _Tar, info: tarfile.TarInfo, limit: int = -1) -> bytes:
+    """The bytes of a regular file, at most `limit` of them unless it is -1."""
+    file = tar.extractfile(info)
+    if file is None:
+        raise tarfile.ReadError(f"{info.name} is not a regular file")
+    return file.read(limit)
 
 
 class _Header(tarfile.TarInfo):
@@ -511,9 +523,9 @@ class _Header(tarfile.TarInfo):
     def fromtarfile(cls, tar):
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # the mark at the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # no stub; the mark at the end
             raise
-        except tarfile.EmptyHeaderError:
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]  # no stub names it
             raise tarfile.ReadError("ends without its end mark") from None
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from None

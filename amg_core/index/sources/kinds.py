@@ -73,7 +73,7 @@ def beside_none(texts: Sequence[str], pictures: Iterable[str]) -> list[str]:
 
     A .json may be about other things.
     """
-    names = set()
+    names: set[str] = set()
     for picture in pictures:
         names.update((posixpath.splitext(picture)[0].casefold(), picture.casefold()))
     words = (text for text in texts if extension(text) != ".json")

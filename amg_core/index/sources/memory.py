@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Pictures:
                 self.skipped.append((f"{self.name}/{number}", reason))
                 continue
             source = names(f"{self.name}/{pixel_hash(pixels)[:16]}")
-            yield Item(source, clean(caption), lambda pixels=pixels: pixels)
+            yield Item(source, clean(caption), partial(np.asarray, pixels))
 
 
 def _eight_bits(image) -> np.ndarray | None:

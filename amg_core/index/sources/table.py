@@ -70,7 +70,8 @@ class TableSource:
     def __iter__(self) -> Iterator[Item]:
         self.notes.clear()
         self.skipped.clear()
-        names, count, captioned, columns = Names(), 0, 0, ()
+        names, count, captioned = Names(), 0, 0
+        columns: tuple[str | int, ...] = ()
         for where, record in self._parquet_rows() if self._parquet else self._text_rows():
             count += 1
             item = self._item(where, record, names)
@@ -125,8 +126,8 @@ class TableSource:
         try:
             with open_regular(self.path) as file:
                 if self.path.suffix.lower() in (".jsonl", ".ndjson"):
-                    for number, record in json_records(text_lines(file)):
-                        yield f"line {number}", record or "not a JSON object"
+                    for number, found in json_records(text_lines(file)):
+                        yield f"line {number}", found or "not a JSON object"
                 else:
                     for number, record in csv_records(text_lines(file)):
                         yield f"line {number}", record
