@@ -300,21 +300,7 @@ def zncc(a: Tensor, b: Tensor) -> Tensor:
     return (_standardised(a) * _standardised(b)).sum(dim=1)
 
 
-def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """ZNCC of every picture of `a` with every picture of `b`: (A, B)."""
-    return _standardised(a) @ _standardised(b).T
-
-
 def _standardised(pictures: Tensor) -> Tensor:
     grey = luminance(low_pass(pictures.float(), ZNCC_SIDE)).flatten(1)
     grey = grey - grey.mean(dim=1, keepdim=True)
     return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
-
-
-def over_index(picture: Tensor, ids: list[int], thumbnails) -> Tensor:
-    """ZNCC of a picture (1, 3, H, W) with each candidate's thumbnail or its mirror image: (len(ids),).
-
-    thumbnails: row id -> (3, h, w) in [0, 1].
-    """
-    others = torch.cat([low_pass(thumbnails(i)[None], ZNCC_SIDE) for i in ids]).to(picture)
-    return torch.maximum(zncc_matrix(picture, others), zncc_matrix(picture, others.flip(-1)))[0]

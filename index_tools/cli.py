@@ -78,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _open_many_files() -> None:
     """Let this process open as many files as it may: a shard is a handful, and there can be hundreds."""
-    with suppress(ImportError, OSError, ValueError):  # Windows knows no such limit
+    if sys.platform != "win32":  # which knows no such limit
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        with suppress(OSError, ValueError):
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _parser() -> argparse.ArgumentParser:

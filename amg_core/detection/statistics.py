@@ -22,8 +22,6 @@ from .predictions import Predictions
 
 NAMES = ("norm", "alignment", "alignment_pixelwise", "low_norm", "agreement")
 LOW = 0.041  # share of the noise schedule: the code's timesteps[-3] of 50 steps, 41 of 1,000
-# γ1, γ2 of the authors' code, for latents of 4 x 64 x 64 (the norm grows with the size).
-GAMMAS = {"sd1.4": (1.0, 2.0), "sd2": (1.0, 0.1), "realistic-vision-5.1": (2.0, 1.0)}
 
 
 def norm(p: Predictions, code: bool = False) -> Tensor:
@@ -57,11 +55,6 @@ def agreement(cond: Tensor) -> Tensor:
         raise ValueError("agreement compares predictions for at least two noises")
     variance = of.flat(cond).var(dim=0).mean()
     return -0.5 * variance.clamp_min(1e-20).log()
-
-
-def anisotropy(norms: Tensor, alignments: Tensor, gamma: tuple[float, float]) -> Tensor:
-    """M = γ1·‖Δ(x_T, T)‖ + γ2·cos(s_u, Δ)(x_T, t ≈ 0), of means over n noises."""
-    return gamma[0] * norms + gamma[1] * alignments
 
 
 def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:

@@ -126,6 +126,7 @@ def test_the_core_imports_no_host_and_nothing_heavy():
         "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.session, "
         "amg_core.presets, amg_core.decoders; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    quiet = {"capture_output": True, "text": True, "cwd": ROOT}
+    out = subprocess.run([sys.executable, "-c", code], check=True, **quiet)
     names = {name.split(".")[0] for name in json.loads(out.stdout)}
     assert not names & {"PIL", "faiss", "comfy", "nodes", "folder_paths", "scipy", "pandas"}

@@ -153,12 +153,6 @@ def test_agreement_is_the_covariance_of_what_is_left():
         statistics.agreement(z[:1])
 
 
-def test_anisotropy_with_the_papers_weights():
-    gamma = statistics.GAMMAS["sd1.4"]
-    got = statistics.anisotropy(torch.tensor([3.0]), torch.tensor([0.5]), gamma)
-    assert got.tolist() == [4.0]
-
-
 def test_running_norm():
     meter = statistics.RunningNorm()
     assert meter.mean is None

@@ -64,6 +64,11 @@ def test_the_demo_model_alone_does_not_know_them():
     assert judge.zncc(drawn, pictures).max() < 0.75
 
 
+def _each_with_each(pictures, others):
+    """ZNCC of every picture with every other, (A, B)."""
+    return torch.stack([judge.zncc(picture[None], others) for picture in pictures])
+
+
 def test_its_training_set():
     """A picture and a caption each, unlike each other, and none of those of the demo model."""
     pictures, captions = lora_pictures()
@@ -72,11 +77,11 @@ def test_its_training_set():
     assert all(text.endswith(f" {midnight.TRIGGER}") for text in captions)
     both = torch.cat([pictures, pictures.flip(-1)])
     own = torch.eye(8, dtype=torch.bool).repeat(1, 2)
-    alike = judge.zncc_matrix(pictures, both).masked_fill(own, -1)
+    alike = _each_with_each(pictures, both).masked_fill(own, -1)
     assert alike.max() < midnight.ALIKE + 0.02  # the files are compressed
     others, texts, _ = training_set(demo.PICTURES)
     assert not set(captions) & set(texts)
-    assert judge.zncc_matrix(both, others).max() < 0.9
+    assert _each_with_each(both, others).max() < 0.9
 
 
 def test_the_file():

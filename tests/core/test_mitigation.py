@@ -340,7 +340,7 @@ def test_any_score_will_do_and_the_lowest_is_kept():
     told = []
     out = adapt(
         torch.ones(1, 2, 2),
-        lambda v: score(v),
+        score,
         1.0,
         iterations=4,
         on_step=lambda *a: told.append(a),

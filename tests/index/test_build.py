@@ -159,7 +159,7 @@ def test_exif_orientation(tmp_path, orientation, kind):
         5: lambda a: a.transpose(1, 0, 2),
         6: lambda a: np.rot90(a, -1),
         7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
-        8: lambda a: np.rot90(a),
+        8: np.rot90,
     }[orientation](np.array(stored).astype(int))
     read = load_picture(path).pixels.astype(int)
     assert read.shape == turned.shape

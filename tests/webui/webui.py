@@ -209,7 +209,7 @@ class A1111(Webui):
 
         return SimpleNamespace(
             alphas_cumprod=a, first_stage_model=Scaled(self.demo.decoder), scale_factor=1.0,
-            get_learned_conditioning=lambda batch: self.encode(batch), parameterization="eps",
+            get_learned_conditioning=self.encode, parameterization="eps",
             model=SimpleNamespace(conditioning_key="crossattn"), cond_stage_key="txt",
             apply_model=apply_model,
         )  # fmt: skip
@@ -263,7 +263,7 @@ class Forge(Webui):
     name = "forge"
 
     def _model(self):
-        return SimpleNamespace(get_learned_conditioning=lambda batch: self.encode(batch))
+        return SimpleNamespace(get_learned_conditioning=self.encode)
 
     def _install(self) -> None:
         self.loaded: list = []
