@@ -93,7 +93,10 @@ GATE = {
 
 # ------------------------------------------------------------------ verdicts
 
-ONE_PICTURE = 0.5  # closeness of two drawings of one prompt above which they are one picture
+# Closeness of two drawings of one prompt above which they are one picture. By `compact`, 32 memorised
+# prompts of the embedded model: 0.88 to 0.98; 32 others, which repeat one emoji on many grounds: -0.59 to
+# 0.83, one above 0.8.
+ONE_PICTURE = 0.8
 # Score of the second check (`judge.registered`) above which it says copy. Of the 8 nearest pictures by
 # `compact` that SSCD calls no copies, the best passes 0.6 for 0 of 62 photographs, 3 % of 89 stamps, and
 # 15 % of 74 drawings, which come in series (playing cards, rings, flags); 0.65 for 0, 1 and 11 %.
