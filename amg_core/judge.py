@@ -300,6 +300,11 @@ def zncc(a: Tensor, b: Tensor) -> Tensor:
     return (_standardised(a) * _standardised(b)).sum(dim=1)
 
 
+def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """ZNCC of every picture of `a` with every picture of `b`: (A, B)."""
+    return _standardised(a) @ _standardised(b).T
+
+
 def _standardised(pictures: Tensor) -> Tensor:
     grey = luminance(low_pass(pictures.float(), ZNCC_SIDE)).flatten(1)
     grey = grey - grey.mean(dim=1, keepdim=True)
