@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .descriptors.tensors import read_tensors
 from .errors import AMGError
+from .files import brief
 
 MOST = 2  # enlargements that are left out at most: without three, edges come out visibly weak
 LEAST = 128  # pixels of the shorter side that a reduced decode makes at least, for the same reason
@@ -287,6 +288,6 @@ def load_taesd(path: Path, channels: int | None = None) -> TAESD:
         return TAESD(path.stem, network, channels)
     except Exception as error:
         raise AMGError(
-            f"{path.name} is not a readable TAESD decoder ({error}). Download it again into "
+            f"{path.name} is not a readable TAESD decoder ({brief(error)}). Download it again into "
             f"{path.parent}, or remove it and the guard will use another decoder."
         ) from error

@@ -22,16 +22,22 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def read_bounded(path: str | os.PathLike, most: int) -> bytes:
-    """All of a file of at most `most` bytes. OSError for a longer one, and as `open_regular`."""
+    """All of a file of at most `most` bytes, in the memory that these take.
+
+    OSError for a longer one, for one that grows meanwhile, and as `open_regular`.
+    """
     with open_regular(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
-        raise OSError(errno.EFBIG, f"file larger than {limit}", str(path))
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
+            raise OSError(errno.EFBIG, f"file larger than {limit}", str(path))
+        data = file.read(size + 1)  # Python takes the memory for all that is asked for
+    if len(data) > size:
+        raise OSError(errno.EBUSY, "file is being written: wait until that has ended", str(path))
     return data
 
 
-def brief(error: BaseException, most: int = 200) -> str:
-    """The words of an error as one line of a message: some hold whatever a file held."""
-    words = " ".join(str(error)[: 4 * most].split()) or type(error).__name__
+def brief(found: object, most: int = 200) -> str:
+    """An error, or what was found in a file, as one line of a message: it may be as long as the file."""
+    words = " ".join(str(found)[: 4 * most].split()) or type(found).__name__
     return words if len(words) <= most else words[: most - 1] + "…"

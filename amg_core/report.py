@@ -40,6 +40,7 @@ import torch
 
 from . import __version__
 from .errors import AMGError
+from .files import brief
 from .limits import COPY
 from .loop import Attempt, Outcome
 from .verdict import Verdict
@@ -270,8 +271,13 @@ def of_picture(path: str | Path) -> dict[str, dict]:
     """
     from PIL import Image
 
-    with Image.open(path) as picture:
-        text = picture.info.get(KEY)
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(KEY)
+    except Exception as error:  # decoders raise nearly everything on damaged files
+        raise AMGError(
+            f"{path} cannot be read as a picture ({brief(error)}). Take the file that Save Image wrote."
+        ) from error
     if text is None:
         raise AMGError(
             f"{path} carries no report: it was not drawn under guard, or was saved by a program "
@@ -281,8 +287,10 @@ def of_picture(path: str | Path) -> dict[str, dict]:
         reports = json.loads(text)
         for report in reports.values():
             check(report)
-    except (ValueError, AttributeError) as error:
-        raise AMGError(f"The report in {path} is damaged ({error}).") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise AMGError(
+            f"The report in {path} is damaged ({brief(error)}). Take the file that Save Image wrote."
+        ) from error
     return reports
 
 

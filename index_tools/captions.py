@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from amg_core.errors import AMGError
+from amg_core.files import brief
 from amg_core.optional import needed
 
 if TYPE_CHECKING:
@@ -394,9 +395,9 @@ def extra_captions(path: Path) -> dict[str, list[str]]:
             usable = isinstance(name, str) and isinstance(texts, list)
             if not usable or not all(isinstance(text, str) for text in texts):
                 raise TypeError("file_name and text must be text")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AMGError(
-                f"{path}, line {number} has no file_name and text ({error}): mend that line."
+                f"{path}, line {number} has no file_name and text ({brief(error)}): mend that line."
             ) from None
         found.setdefault(name, []).extend(text.strip() for text in texts if text.strip())
     return found

@@ -27,6 +27,7 @@ from torch import Tensor
 from amg_core import limits, metrics, verdict
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
+from amg_core.files import brief
 from amg_core.optional import needed
 from amg_core.probe import Probe
 
@@ -260,7 +261,7 @@ def evaluate(
             progress(done, total if total >= done else 0, item.source)  # 0: unknown before the end
     skipped += source.skipped
     if not judged:
-        shown = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        shown = f" ({brief(skipped[0][0])}: {brief(skipped[0][1])})" if skipped else ""
         raise AMGError(f"No picture of {source.name} can be read{shown}: give another folder.")
     table = figures(judged, probe.metric, limits.COPY)
     table["clip"] = _clip_figure(scores, len(judged), clip is not None)
@@ -415,7 +416,7 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
     except Exception as error:  # damaged archives raise nearly everything
         raise AMGError(
             f"{weights} does not hold Inception's weights, or not only tensors "
-            f"({error}): download it again from torch-fidelity's releases."
+            f"({brief(error)}): download it again from torch-fidelity's releases."
         ) from error
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import AMGError
-from ..files import read_bounded
+from ..files import brief, read_bounded
 from ..optional import needed
 from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
@@ -111,8 +111,8 @@ class CLIPDescriptor:
             state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
         except Exception as error:
             raise AMGError(
-                f"{file} holds no CLIP image encoder that can be read ({error}): give a ViT of OpenAI's "
-                f"CLIP or OpenCLIP, as in models/clip_vision."
+                f"{file} holds no CLIP image encoder that can be read ({brief(error)}): give a ViT of "
+                f"OpenAI's CLIP or OpenCLIP, as in models/clip_vision."
             ) from error
         width = state["vision_model.embeddings.class_embedding"].shape[0]
         rule = "gelu" if width >= 1280 else "quick_gelu"
@@ -204,7 +204,9 @@ def _find(path: Path) -> tuple[Path, dict]:
         data = data.get("vision_config", data)
         return file, data if isinstance(data, dict) else {}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise AMGError(f"{config} cannot be read ({error}): restore it, or remove it.") from error
+        raise AMGError(
+            f"{config} cannot be read ({brief(error)}): restore it, or remove it."
+        ) from error
 
 
 _LAYER = "vision_model.encoder.layers."

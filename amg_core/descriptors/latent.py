@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ..decoders import Block, blocks
 from ..errors import AMGError
+from ..files import brief
 from ..images import low_pass, resize
 from .base import DescriptorSpec, subset
 from .tensors import read_tensors, tensors_sha256
@@ -269,7 +270,7 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
             network.eval().requires_grad_(False)
     except Exception as error:
         raise AMGError(
-            f"{path} is not a readable TAESD encoder ({error}). Take the *_encoder file from "
+            f"{path} is not a readable TAESD encoder ({brief(error)}). Take the *_encoder file from "
             f"github.com/madebyollin/taesd; the *_decoder file cannot make an index."
         ) from error
     return network, tensors_sha256(state)

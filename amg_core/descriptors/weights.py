@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AMGError
+from ..files import brief
 from .tensors import read_tensors, tensors_sha256
 
 FILE_NAME = "sscd_disc_mixup.torchvision.pt"
@@ -72,14 +73,14 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
             state = _checked(_canonical(read_tensors(path)))
     except _OtherNetwork as error:
         raise AMGError(
-            f"{path} does not hold SSCD's ResNet-50 with 512 dimensions ({error}). Other sizes, "
+            f"{path} does not hold SSCD's ResNet-50 with 512 dimensions ({brief(error)}). Other sizes, "
             f"such as sscd_disc_large, are not supported. {_WHERE}"
         ) from None
     except (MemoryError, OSError) as error:
-        raise AMGError(f"{path} could not be read: {error}") from error
+        raise AMGError(f"{path} could not be read: {brief(error)}") from error
     except Exception as error:  # whatever a damaged or hostile file provokes
         raise AMGError(
-            f"{path} is damaged or is not a weights file of SSCD ({error}). Nothing in it was run. "
+            f"{path} is damaged or is not a weights file of SSCD ({brief(error)}). Nothing in it was run. "
             f"Download it again. {_WHERE}"
         ) from error
     return state, tensors_sha256(state)

@@ -301,8 +301,10 @@ def load(path: Path) -> Calibration:
             float(body["low"]), _prompts(body["ordinary"], seeds),
             _prompts(body["memorised"], seeds),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise AMGError(f"The calibration {path} is damaged ({error}). {again} again.") from error
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise AMGError(
+            f"The calibration {path} is damaged ({brief(error)}). {again} again."
+        ) from error
 
 
 def _columns(prompts: Sequence[Measured]) -> dict[str, list]:
@@ -319,6 +321,8 @@ def _prompts(columns: dict[str, list], seeds: int) -> list[Measured]:
     """The inverse of `_columns`. ValueError where a number is missing or not finite."""
     if not columns:
         return []
+    if any(len(columns[name]) != seeds for name in statistics.NAMES):
+        raise ValueError(f"not {seeds} noises a prompt")
     count = len(columns[statistics.NAMES[0]][0])
     prompts: list[Measured] = [[{} for _ in range(seeds)] for _ in range(count)]
     for name in statistics.NAMES:

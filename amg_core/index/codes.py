@@ -46,6 +46,7 @@ SEED = 0x414D47
 MOST_THREADS = 8  # more than fill the memory bus of a desktop
 STALE = 86_400  # seconds after which a temporary file was left by a crash
 TINY = 1e-12
+LARGEST = 1e8  # of the tables: rows are in float16, so their sums stay far below it
 log = logging.getLogger(__name__)
 
 # Calibration: queries made of rows, and the ranks at which the stopping rule is rehearsed.
@@ -241,6 +242,18 @@ def read(path: Path, wanted: dict) -> Codes | None:
         return None
 
 
+def _sound(header: Any, wanted: dict) -> bool:
+    """Whether it is a header of the rows `wanted`, with numbers that a file of codes can have."""
+    if not isinstance(header, dict) or any(header.get(k) != v for k, v in wanted.items()):
+        return False
+    width, stride = header["width"], header["block_bytes"]
+    sizes = all(type(n) is int and 0 < n < 1 << 31 for n in (width, stride))
+    if not sizes or width % SUB or width > -(-min(wanted["dim"], MOST_DIMS) // SUB) * SUB:
+        return False
+    tail, floor = header["tail"], header["floor"]
+    return all(type(n) is float for n in (tail, floor)) and tail >= 1 and floor > 0
+
+
 def _read(path: Path, wanted: dict) -> Codes | None:
     with open_regular(path) as file:
         head = file.read(HEADER)
@@ -249,7 +262,7 @@ def _read(path: Path, wanted: dict) -> Codes | None:
         if hashlib.sha256(head[40:]).digest() != head[8:40]:
             return None
         header = json.loads(head[40:])
-        if any(header.get(name) != value for name, value in wanted.items()):
+        if not _sound(header, wanted):
             return None
         count, dim, width, stride = (header[n] for n in ("count", "dim", "width", "block_bytes"))
         size = 4 * (dim + dim * width + CENTROIDS * width)
@@ -257,8 +270,10 @@ def _read(path: Path, wanted: dict) -> Codes | None:
         if os.fstat(file.fileno()).st_size != HEADER + size + blocks * stride:
             return None
         data = file.read(size)
+    if not (np.abs(np.frombuffer(data, "<f4")) < LARGEST).all():
+        return None
     tables = Tables.from_bytes(data, dim, width, wanted["metric"] == "cosine")
-    if tables.layout() != header["layout"]:
+    if tables.layout() != header["layout"] or tables.empty().get_block_stride() != stride:
         return None
     pieces = -(-count // PIECE)
     threads = max(1, min(torch.get_num_threads(), MOST_THREADS, pieces // 4))

@@ -140,7 +140,7 @@ def describe(spec: DescriptorSpec) -> str:
     parts = [spec.preprocessing, spec.metric, "scales " + "/".join(map(str, spec.scales))]
     if spec.weights_sha256:
         parts.append(f"weights {spec.weights_sha256[:12]}")
-    return f"{spec.id} ({', '.join(parts)})"
+    return brief(f"{spec.id} ({', '.join(parts)})")
 
 
 def identity(manifest: Manifest) -> str:

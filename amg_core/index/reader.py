@@ -232,7 +232,7 @@ class Index:
         data = shard.thumbnail(row)
         if data is None:
             raise AMGError(
-                f"Index {self.name} holds no picture of {self.source(i)}: it was imported as "
+                f"Index {self.name} holds no picture of {brief(self.source(i))}: it was imported as "
                 f"embeddings. Build it from the pictures to see and to judge them."
             )
         try:
@@ -377,7 +377,7 @@ def check_descriptor(path: Path, built_with: DescriptorSpec, wanted: DescriptorS
         raise AMGError(
             f"Index {path} was built with descriptor {fmt.describe(built_with)}, but "
             f"{fmt.describe(wanted)} is in use: rebuild the index with it, or choose descriptor "
-            f"{built_with.id} as the index has it."
+            f"{brief(built_with.id)} as the index has it."
         )
 
 

@@ -240,7 +240,7 @@ class Shard:
                 return self._meta.execute(query, values).fetchall()
         except sqlite3.ProgrammingError:
             raise ValueError("the index is closed") from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             path = self.folder / fmt.META
             raise AMGError(f"{path} cannot be read ({brief(error)}): {MEND}.") from error
 
@@ -273,7 +273,7 @@ class Shard:
             for setting in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
                 meta.execute(f"PRAGMA {setting}")
             found = meta.execute("SELECT type, sql FROM sqlite_master").fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the name of a column may be no text
             meta.close()
             raise AMGError(f"{path} cannot be read ({brief(error)}): {MEND}.") from error
         wanted = fmt.FIRST_SCHEMA if self._first else fmt.SCHEMA

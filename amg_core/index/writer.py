@@ -26,6 +26,7 @@ import torch
 
 from ..descriptors.base import Descriptor, DescriptorSpec
 from ..errors import AMGError
+from ..files import brief
 from . import commit, own
 from . import format as fmt
 from .embedding import Embedder, Seen, read_ahead
@@ -526,7 +527,7 @@ class _Run:
         skipped = sorted([*self.skipped, *self.source.skipped])
         if not skipped:
             return f"No pictures in {self.source.name}: put some there, or give another place."
-        shown = "; ".join(f"{source}: {reason}" for source, reason in skipped[:3])
+        shown = "; ".join(f"{brief(source)}: {brief(reason)}" for source, reason in skipped[:3])
         return (
             f"No readable picture in {self.source.name} ({len(skipped)} skipped: {shown}"
             f"{'; …' if len(skipped) > 3 else ''}): replace the damaged files, or give another place."

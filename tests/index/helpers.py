@@ -37,10 +37,11 @@ def reseal(index, **changes) -> None:
     """Rewrite the manifest so that its hashes fit the files as they are."""
     path = index / "manifest.json"
     manifest = fmt.parse_manifest(path.read_bytes(), path)
-    (shard,) = manifest.shards
-    files = {name: fmt.digest(index / shard.path / name) for name in shard.files}
-    shard = dataclasses.replace(shard, files=files, **changes)
-    path.write_bytes(fmt.dump_manifest(dataclasses.replace(manifest, shards=[shard])))
+    shards = []
+    for shard in manifest.shards:
+        files = {name: fmt.digest(index / shard.path / name) for name in shard.files}
+        shards.append(dataclasses.replace(shard, files=files, **changes))
+    path.write_bytes(fmt.dump_manifest(dataclasses.replace(manifest, shards=shards)))
 
 
 def content(index: Path) -> dict:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import AMGError
+from ...files import read_bounded
 from ..picture import MAX_FILE_BYTES, Unreadable
 from .base import Item, Names, inner, is_system, storable
 from .captions import MAX_JSON_BYTES, Captions, beside
@@ -472,10 +473,14 @@ def _announced(paths: Iterator[Path]) -> int:
     for path in paths:
         try:
             stem = path.name.split(".tar")[0]
-            total += int(json.loads(path.with_name(f"{stem}_stats.json").read_bytes())["successes"])
+            stats = read_bounded(path.with_name(f"{stem}_stats.json"), MAX_JSON_BYTES)
+            count = json.loads(stats)["successes"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return 0
-    return max(total, 0)
+        if type(count) is not int or not 0 <= count < 1 << 31:
+            return 0
+        total += count
+    return total
 
 
 def _unpacked(path: Path):

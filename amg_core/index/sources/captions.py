@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from ...files import brief
 from .base import caption_of, clean, decode_text, picture_name, text_lines
 
 MAX_CAPTION_BYTES = 1 << 16
@@ -202,7 +203,7 @@ class _Table:
     @property
     def unused_because(self) -> str:
         """Why no picture has a caption of this table; "" where it has no rows."""
-        columns = ", ".join(list(self._columns)[:12])
+        columns = brief(", ".join(list(self._columns)[:12]))
         if not self._rows:
             return ""
         if not self._named:
@@ -211,7 +212,7 @@ class _Table:
             return f"has no captions (it has: {columns}): call their column text"
         return (
             f"names {self._named} files, and none of them is here (for instance "
-            f"{next(iter(self._captions))}): names are relative to the folder of this file"
+            f"{brief(next(iter(self._captions)))}): names are relative to the folder of this file"
         )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
-from ...files import open_regular, read_bounded
+from ...files import brief, open_regular, read_bounded
 from ..picture import EXTENSIONS, Unreadable, read_file, read_head
 from .base import TARS, Item, is_system, storable
 from .captions import MAX_TABLE_BYTES, Captions
@@ -163,7 +163,7 @@ def demand_pictures(folder: Path, found: Found) -> None:
         return
     known = ", ".join(sorted(EXTENSIONS))
     n = len(found.skipped)
-    other = f" ({n} skipped: {found.skipped[0][0]}, {found.skipped[0][1]})" if n else ""
+    other = f" ({n} skipped: {brief(found.skipped[0][0])}, {found.skipped[0][1]})" if n else ""
     other += f" ({notes[0]})" if (notes := found.others.notes()) else ""
     raise AMGError(
         f"No picture files in {folder}{other}: put pictures there ({known}), "

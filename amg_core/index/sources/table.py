@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
-from ...files import open_regular
+from ...files import brief, open_regular
 from ...optional import needed
 from ..picture import read_file
 from .base import (
@@ -83,7 +83,7 @@ class TableSource:
                 self.skipped.append((where, item))
         self._count = count
         if not captioned:
-            known = ", ".join(str(name) for name in columns[:12] if name != HELD)
+            known = brief(", ".join(str(name) for name in columns[:12] if name != HELD))
             self.notes.append(
                 f"{self.path} has no captions (it has: {known}): call their column text"
             )
@@ -208,7 +208,7 @@ def _record(row: dict, held: str) -> dict:
 
 
 def _no_column(path: Path, found) -> AMGError:
-    columns = ", ".join(map(str, list(found)[:12])) or "none"
+    columns = brief(", ".join(map(str, list(found)[:12])) or "none")
     hint = ""
     if "url" in {str(name).lower() for name in found}:
         hint = " It lists web addresses: download them with img2dataset, and give its output."
