@@ -1,14 +1,18 @@
 """What is damaged, and how it is read: indexes, search codes, weights, captions, and the like.
 
-A target makes sound files once; `mutate` damages a copy of them, as chance would or, signed again, as
-somebody would who means harm; `read` reads what is there as the program does, to a digest.
+A target makes sound files once, the same bytes on every run; `mutate` damages a copy of them, as chance
+would or, signed again, as somebody would who means harm; `read` reads what is there as the program does,
+to a digest.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import random
+import re
 import sqlite3
 import tarfile
 import zipfile
@@ -17,6 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,9 +34,10 @@ from amg_core.descriptors import create
 from amg_core.descriptors.tensors import read_tensors, tensors_sha256
 from amg_core.detection import calibration, statistics
 from amg_core.errors import AMGError
-from amg_core.index import Index, build, codes, mute, writer
+from amg_core.index import Index, build, codes, commit, mute, writer
 from amg_core.index import format as fmt
 from amg_core.index.picture import Unreadable, decode
+from amg_core.index.reader import VERIFIED
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from benchmarks.fuzz.mutations import WILD_NUMBERS, WILD_TEXTS, damaged, wild_json
@@ -77,6 +83,11 @@ def _write_over(path: Path, rng: random.Random) -> str:
 
 def _make_indexes(folder: Path) -> None:
     """One of two shards with aliases and a muted picture; one of the first version of the format."""
+    with mock.patch.object(commit, "now", lambda: "2020-01-01T00:00:00.000000+00:00"):
+        _fill_indexes(folder)
+
+
+def _fill_indexes(folder: Path) -> None:
     pictures = folder / "pictures"
     pictures.mkdir()
     for number in range(5):
@@ -85,14 +96,12 @@ def _make_indexes(folder: Path) -> None:
     (pictures / "p1 again.png").write_bytes((pictures / "p1.png").read_bytes())
     build(pictures, folder / "first", create("pixel"))
     as_version_1(folder / "first")
-    most, writer.ROWS_PER_SHARD = writer.ROWS_PER_SHARD, 3
-    try:
+    with mock.patch.object(writer, "ROWS_PER_SHARD", 3):
         build(pictures, folder / "index", create("pixel"))
-    finally:
-        writer.ROWS_PER_SHARD = most
     mute(folder / "index", lambda entry: entry.source == "p2.png", "mine")
     for name in ("first", "index"):
-        _read_index(folder / name)  # fills the cache
+        _read_index(folder / name)  # makes the cache
+        (folder / name / fmt.CACHE / VERIFIED).write_text('{"rows": [1, 2, 3, 4, "5"]}')
 
 
 def _mutate_index(folder: Path, rng: random.Random) -> Case:
@@ -132,7 +141,7 @@ def _mutate_index(folder: Path, rng: random.Random) -> Case:
         else:
             done = "nothing"
     else:
-        done, signed = _write_over(index / fmt.CACHE / "verified.json", rng), False
+        done, signed = _write_over(index / fmt.CACHE / VERIFIED, rng), False
     if signed and kind != "tree":
         try:
             reseal(index)
@@ -272,7 +281,11 @@ def _make_weights(folder: Path) -> None:
     save_file(tensors, folder / "w.safetensors")
     tree = {"state_dict": tensors | {"view": tensors["1.weight"][1:, :, ::2]}, "epoch": 3}
     torch.save(tree, folder / "w.pth")
-    torch.save(tree, folder / "old.pth", _use_new_zipfile_serialization=False)
+    one = {"state_dict": {"a": tensors["1.weight"], "view": tensors["1.weight"][1:, :, ::2]}}
+    torch.save(one, folder / "old.pth", _use_new_zipfile_serialization=False)
+    data = (folder / "old.pth").read_bytes()  # which calls numbers by their addresses in memory
+    (folder / "old.pth").write_bytes(re.sub(rb"X.\0\0\0\d{9,}", b"X\1\0\0\0" + b"7", data))
+    _read_weights(folder / "old.pth")
 
 
 def _mutate_weights(folder: Path, rng: random.Random) -> Case:
@@ -304,7 +317,7 @@ def _signed_archive(path: Path, rng: random.Random) -> str:
     done, entries[name] = damaged(entries[name], rng)
     with zipfile.ZipFile(path, "w") as archive:
         for key, data in entries.items():
-            archive.writestr(key, data)
+            archive.writestr(zipfile.ZipInfo(key), data)
     return f"{path.name} {name} {done}, signed"
 
 
@@ -344,16 +357,18 @@ def _make_captions(folder: Path) -> None:
     for path in (tree / "table.csv", tree / "list.csv"):
         path.write_text("sep=;\n" + table, "utf-16")
     (tree / "list.tsv").write_text(table.replace(";", "\t"), "utf-8")
-    files = sorted(path for path in tree.rglob("*") if path.is_file())
     with (
-        zipfile.ZipFile(folder / "tree.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+        zipfile.ZipFile(folder / "tree.zip", "w") as packed,
         tarfile.open(folder / "tree.tar", "w") as tar,
-        tarfile.open(folder / "tree.tar.gz", "w:gz") as tar_gz,
     ):
-        for path in files:
-            packed.write(path, path.relative_to(tree).as_posix())
-            tar.add(path, path.relative_to(tree).as_posix())
-            tar_gz.add(path, path.relative_to(tree).as_posix())
+        for path in sorted(path for path in tree.rglob("*") if path.is_file()):
+            name, data = path.relative_to(tree).as_posix(), path.read_bytes()
+            packed.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    tarred = (folder / "tree.tar").read_bytes()
+    (folder / "tree.tar.gz").write_bytes(gzip.compress(tarred, mtime=0))
     _make_parquet(tree)
 
 

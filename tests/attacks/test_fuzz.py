@@ -58,6 +58,27 @@ def test_a_hundred_mutations_are_refused_or_read_right():
     assert {end for *_, end in ends} == {"refused", "read"}
 
 
+SAME = """
+    import hashlib
+    bench, told_of = Bench(Path(folder), 3, TARGETS), hashlib.sha256()
+    def damage():
+        for number in range(60):
+            name, case, place = bench.draw(number)
+            told_of.update(f"{name} {case.done}".encode())
+            for path in sorted(path for path in place.rglob("*") if path.is_file()):
+                told_of.update(path.read_bytes())
+        return told_of.hexdigest()
+    tell(damage)
+"""
+
+
+@POSIX
+def test_a_seed_gives_the_same_damage_again():
+    pytest.importorskip("faiss"), pytest.importorskip("pyarrow")
+    first, second = (apart(RUN + SAME)[0] for _ in range(2))
+    assert first == second and len(first[0]) == 64
+
+
 SEEN = """
     def error(path): raise AttributeError("oh")
     def hang(path):
