@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import AMGError
+from ..files import brief
 from ..images import resize
 from .base import DescriptorSpec, full_precision, subset
 from .tensors import read_tensors, tensors_sha256
@@ -159,6 +160,6 @@ def _state(path: Path) -> dict[str, Tensor]:
             raise ValueError("it holds another network")
     except Exception as error:
         raise AMGError(
-            f"{path} does not hold the compact descriptor ({error}). Install the plugin again."
+            f"{path} does not hold the compact descriptor ({brief(error)}). Install the plugin again."
         ) from error
     return state

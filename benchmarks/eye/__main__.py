@@ -93,9 +93,12 @@ def _run(arguments: argparse.Namespace) -> None:
             eye.learn(pictures.rows, Path(folder))
             print(f"{eye.name}: learnt in {time.perf_counter() - begun:.0f} s", flush=True)
         setting = Setting(pictures, eyes, arguments.out, arguments.seed, arguments.autoencoder)
-        tables = {number: TABLES[number](setting) for number in arguments.tables}
-    seconds = time.perf_counter() - started
-    _write(arguments.out, tables, seconds)
+        tables: dict[str, Table] = {}
+        for number in arguments.tables:
+            tables[number] = TABLES[number](setting)
+            seconds = time.perf_counter() - started
+            _write(arguments.out, tables, seconds)
+            print(f"\n{tables[number].text}\n{seconds:.0f} s so far", flush=True)
     print(f"\n{seconds:.0f} s in all; results are in {arguments.out.resolve()}")
 
 
@@ -113,8 +116,6 @@ def _eyes(arguments: argparse.Namespace) -> list[Eye]:
 
 
 def _write(out: Path, tables: dict[str, Table], seconds: float) -> None:
-    for table in tables.values():
-        print(f"\n{table.text}")
     (out / "tables.md").write_text("\n".join(t.text for t in tables.values()), encoding="utf-8")
     figures = {f"table_{number}": table.figures for number, table in tables.items()}
     (out / "figures.json").write_text(json.dumps(figures | {"seconds": seconds}), encoding="utf-8")
