@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,3 +50,27 @@ def luminance(pictures: Tensor) -> Tensor:
 def thumbnail(index, i: int) -> Tensor:
     """The thumbnail of row i of an index, (3, h, w) in [0, 1], longest side at most 256."""
     return torch.from_numpy(np.array(index.thumbnail(i), dtype=np.float32)).permute(2, 0, 1) / 255
+
+
+def without_brightness_and_contrast(gradient: Tensor, pictures: Tensor) -> Tensor:
+    """Remove from a picture-space gradient what would only brighten, tint or flatten the picture.
+
+    Per sample the components along each colour channel's constant and along the picture's own
+    deviation from its mean are projected out: moving along them lowers nL2 and leaves the copy a copy.
+    gradient, pictures : (B, 3, H, W) -> (B, 3, H, W), orthogonal to both.
+    """
+    flat = gradient - gradient.mean(dim=(2, 3), keepdim=True)
+    deviation = pictures - pictures.mean(dim=(2, 3), keepdim=True)
+    along = (flat * deviation).sum(dim=(1, 2, 3), keepdim=True)
+    length = deviation.square().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return flat - deviation * along / length
+
+
+def resolved_side(sigma: float, latent_side: int) -> float:
+    """How many pixels a side the noise level still leaves legible, for a latent of that side.
+
+    A unit-variance latent with the 1/f² spectrum of natural pictures has, at radial frequency k
+    half-cycles, coefficients of size L/(k·√(π/2·ln L)); those above σ stand out of the noise.
+    """
+    side = max(2, latent_side)
+    return side / (math.sqrt(math.pi / 2 * math.log(side)) * max(sigma, 1e-6))

@@ -97,16 +97,12 @@ def until_clean(
 
 def escalated(settings: Settings, number: int) -> Settings:
     """The settings of retry `number`, 1, 2, …: looks closer, keeps fewer words, goes farther."""
-    schedule = settings.schedule
-    lower = 0.75**number
+    schedule, lower = settings.schedule, 0.75**number
     return replace(
         settings,
         schedule=replace(schedule, start=schedule.start * lower, end=schedule.end * lower),
-        exit=settings.exit * 1.25**number,
-        most=settings.most * 1.25**number,
-        exit_until=settings.exit_until * 0.5**number,
+        guidance=tuple(way.retried(number) for way in settings.guidance),
         release=settings.release - 0.1 * number,
-        unrelated=settings.unrelated - 0.1 * number,
     )
 
 

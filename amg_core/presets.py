@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from . import limits
 from .errors import AMGError
+from .guidance import (
+    AwayFromCaption,
+    Deduplication,
+    Despecification,
+    Dissimilarity,
+    Guidance,
+    Projection,
+    PromptReduction,
+    ReferenceDeduplication,
+    ReferenceDespecification,
+    ReferenceDissimilarity,
+    Repulsion,
+)
 from .schedule import Schedule
-from .session import FORMS, Settings
+from .session import Settings
 
 AUTHORS = Schedule("exponential", 0.3, 0.4)
+FORMS = ("projection", "gradient", "repulsion")  # of the dissimilarity term
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset is made of.
+
+    c1, c2, c3 : float, of the paper's terms, or of what stands in their place; form : of the
+    dissimilarity; reduction : None where the prompt is not reduced; reference : the authors' code.
+    """
+
+    c1: float
+    c2: float
+    c3: float
+    form: str
+    release: float
+    reduction: PromptReduction | None = None
+    reference: bool = False
+
 
 _PRESETS = {
-    "main": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.5, dissimilarity=1.0, form="repulsion",
-        exit=1.0, release=0.3, unrelated=0.3, most=3.0, preset="main",
+    "main": Preset(
+        1.0, 1.5, 1.0, "repulsion", 0.3, PromptReduction(first=1.0, most=3.0, unrelated=0.3)
     ),
-    "strong": Settings(
-        AUTHORS, despecification=1.0, deduplication=2.0, dissimilarity=1.5, form="repulsion",
-        exit=1.5, exit_until=0.0, release=0.1, unrelated=0.1, preset="strong",
+    "strong": Preset(
+        1.0, 2.0, 1.5, "repulsion", 0.1, PromptReduction(first=1.5, until=0.0, unrelated=0.1)
     ),
-    "paper": Settings(
-        AUTHORS, despecification=13.0, deduplication=5.0, dissimilarity=1.0, release=1.0,
-        preset="paper",
-    ),
-    "reference": Settings(
-        AUTHORS, despecification=13.0, deduplication=1 / 0.3, dissimilarity=1.0, form="reference",
-        release=1.0, preset="reference",
-    ),
-    "gentle": Settings(
-        AUTHORS, despecification=1.0, deduplication=1.0, dissimilarity=0.5, form="repulsion",
-        exit=0.75, exit_until=0.15, release=0.4, unrelated=0.3, most=3.0, preset="gentle",
+    "paper": Preset(13.0, 5.0, 1.0, "projection", 1.0),
+    "reference": Preset(13.0, 1 / 0.3, 1.0, "gradient", 1.0, reference=True),
+    "gentle": Preset(
+        1.0, 1.0, 0.5, "repulsion", 0.4,
+        PromptReduction(first=0.75, most=3.0, until=0.15, unrelated=0.3),
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)
-CLOSENESS = ("release", "unrelated")  # below 0: less alike than different pictures can be
 
 
 def settings(
@@ -45,11 +68,16 @@ def settings(
     despecification: float = 1.0,
     deduplication: float = 1.0,
     dissimilarity: float = 1.0,
+    exit: float = 1.0,
+    form: str | None = None,
+    margin: float | None = None,
+    iterations: int | None = None,
+    schedule: Schedule | None = None,
+    own_units: bool | None = None,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
-    **overrides,
 ) -> Settings:
-    """A preset with its strengths multiplied and single fields replaced.
+    """A preset with its strengths multiplied and single values replaced.
 
     Parameters
     ----------
@@ -59,10 +87,15 @@ def settings(
         code.
     metric : {"cosine", "nl2"}
         Of the descriptor. reference takes thresholds in SSCD units where the metric is the cosine.
-    despecification, deduplication, dissimilarity : float
-        Multipliers, 0 = off, 1 = the preset. despecification includes the early exit.
-    overrides
-        Fields of `Settings`.
+    despecification, deduplication, dissimilarity, exit : float
+        Strengths, 0 = off, 1 = the preset, see `Guidance.strength`. Prompt reduction has the
+        product of despecification and exit; at exit 0 the paper's two terms take its place.
+    form : one of FORMS, optional
+        Of the dissimilarity, in place of the preset's.
+    margin, iterations : optional
+        Of the projection.
+    schedule, own_units : optional
+        Of the gate, in place of the preset's.
 
     Raises
     ------
@@ -71,32 +104,58 @@ def settings(
     """
     if preset not in _PRESETS:
         raise AMGError(f"preset: {preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
-    multipliers = {
-        "despecification": despecification,
-        "deduplication": deduplication,
-        "dissimilarity": dissimilarity,
-    }
-    numbers = multipliers | {k: v for k, v in overrides.items() if isinstance(v, int | float)}
+    numbers = {
+        "despecification": despecification, "deduplication": deduplication,
+        "dissimilarity": dissimilarity, "exit": exit, "margin": margin, "iterations": iterations,
+    }  # fmt: skip
     for name, value in numbers.items():
-        if not (math.isfinite(value) and (value >= 0 or name in CLOSENESS)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
             raise AMGError(f"{name}: {value} is not usable. Give a number of 0 or more (0 = off).")
     for name, value in {"start_percent": start_percent, "end_percent": end_percent}.items():
         if not 0 <= value <= 1:
             raise AMGError(f"{name}: {value} is not usable. Give a number from 0 to 1.")
     if start_percent > end_percent:
         raise AMGError("start_percent is larger than end_percent: the guard would never look.")
-    if overrides.get("form", "projection") not in FORMS:
+    if form is not None and form not in FORMS:
         raise AMGError(f"form: choose one of {', '.join(FORMS)}.")
     base = _PRESETS[preset]
-    chosen = replace(
-        base,
-        schedule=limits.GATE.get(preset, base.schedule),
-        despecification=base.despecification * despecification,
-        deduplication=base.deduplication * deduplication,
-        dissimilarity=base.dissimilarity * dissimilarity,
-        exit=base.exit * despecification,
-        start_percent=start_percent,
-        end_percent=end_percent,
-        own_units=base.own_units or (preset == "reference" and metric == "cosine"),
-    )
-    return replace(chosen, **overrides)
+    if form is not None:
+        base = replace(base, form=form)
+    words = _away_from_words(base, despecification, deduplication, exit)
+    projection = {"margin": margin, "iterations": iterations}
+    picture = _away_from_picture(base, dissimilarity, projection)
+    if own_units is None:
+        own_units = base.reference and metric == "cosine"
+    return Settings(
+        limits.GATE.get(preset, AUTHORS) if schedule is None else schedule, (*words, picture),
+        base.release, start_percent, end_percent, own_units, preset,
+    )  # fmt: skip
+
+
+def _away_from_words(
+    base: Preset, despecification: float, deduplication: float, exit: float
+) -> tuple[Guidance, Guidance]:
+    """What takes the place of the prompt, and what leads away from the neighbour's caption."""
+    if base.reduction is not None and exit > 0:
+        return (
+            replace(base.reduction, strength=despecification * exit),
+            AwayFromCaption(deduplication, base.c2),
+        )
+    if base.reference:
+        return (
+            ReferenceDespecification(despecification, base.c1),
+            ReferenceDeduplication(deduplication, base.c2),
+        )
+    return Despecification(despecification, base.c1), Deduplication(deduplication, base.c2)
+
+
+def _away_from_picture(base: Preset, strength: float, projection: dict) -> Guidance:
+    if base.form == "repulsion":
+        plain = Repulsion()
+        return Repulsion(strength, base.c3 * plain.first, plain.growth, base.c3 * plain.most)
+    if base.form == "projection":
+        given = {name: value for name, value in projection.items() if value is not None}
+        return Projection(strength, base.c3, **given)
+    if base.reference:
+        return ReferenceDissimilarity(strength, base.c3)
+    return Dissimilarity(strength, base.c3)

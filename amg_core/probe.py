@@ -12,8 +12,14 @@ from . import background, judge, limits, metrics
 from .decoders import Decoder
 from .descriptors.base import Descriptor, compares_latents
 from .errors import AMGError
-from .guidance import resolved_side, without_brightness_and_contrast
-from .images import PARTS, low_pass, parts, thumbnail
+from .images import (
+    PARTS,
+    low_pass,
+    parts,
+    resolved_side,
+    thumbnail,
+    without_brightness_and_contrast,
+)
 from .index.search import Searcher
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from amg_core.leaving import Shortened, shorten
+from amg_core.guidance import ReducedPrompt, reduced
 
 from .model import DOWNSCALE, LATENT_CHANNELS, DemoModel
 
@@ -54,11 +54,11 @@ def sample(
                 return model.denoise(x, sigma, model.text(model.text.tokenize(captions)))
 
             def fewer_words(kept: Tensor, x=x, sigma=sigma) -> Tensor:
-                return model.denoise(x, sigma, shorten(context, empty, kept))
+                return model.denoise(x, sigma, reduced(context, empty, kept))
 
             denoised = guide(
                 denoised, cond=cond, uncond=uncond, cfg_scale=cfg_scale, sigma=sigma, t=t,
-                neighbor_denoised=neighbor_denoised, shortened=Shortened(context.shape[1], fewer_words),
+                neighbor_denoised=neighbor_denoised, reduced=ReducedPrompt(context.shape[1], fewer_words),
             )  # fmt: skip
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
     return torch.cat([model.decoder(latent) for latent in x.split(16)]).clamp(0, 1)

@@ -209,13 +209,13 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
 
 def _ways(texts: Predictions, uncond: Tensor, asked: bool) -> dict:
     """The ways out that need words and an unconditional prediction."""
-    from amg_core.leaving import Shortened
+    from amg_core.guidance import ReducedPrompt
 
     if not asked:
         return {}
     return {
         "neighbor_denoised": partial(texts.neighbor, uncond),
-        "shortened": Shortened(texts.words, texts.shortened),
+        "reduced": ReducedPrompt(texts.words, texts.reduced),
     }
 
 

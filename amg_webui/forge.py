@@ -155,7 +155,7 @@ def _sampling():
 
 def guided(guard: shared.Guard, session, args: dict) -> Tensor:
     """The post-CFG function. `args`: denoised, cond(_denoised), uncond(_denoised), sigma, input, model."""
-    from amg_core.leaving import Shortened
+    from amg_core.guidance import ReducedPrompt
 
     shared.stop_if_interrupted()
     p, denoised = guard.p, args["denoised"]
@@ -175,7 +175,7 @@ def guided(guard: shared.Guard, session, args: dict) -> Tensor:
         texts = _texts(guard, args, len(denoised))
         ways = {
             "neighbor_denoised": partial(texts.neighbor, uncond),
-            "shortened": Shortened(texts.words, texts.shortened),
+            "reduced": ReducedPrompt(texts.words, texts.reduced),
         }
     guard.on_device(session, denoised.device)
     with shared.full_precision(denoised):

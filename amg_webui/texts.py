@@ -68,14 +68,14 @@ class Predictions:
         """How many tokens the prompt has, padding included."""
         return self.prompt.tokens.shape[1]
 
-    def shortened(self, kept: Tensor) -> Tensor:
+    def reduced(self, kept: Tensor) -> Tensor:
         """The first `kept` (B,) tokens of the prompt, the rest of the empty text -> D_s (B, C, H, W)."""
-        from amg_core.leaving import shorten
+        from amg_core.guidance import reduced
 
         prompt, nothing = self.prompt, self._fitting("")
         times = -(-self.words // nothing.tokens.shape[1])
         rest = nothing.tokens.to(prompt.tokens).repeat(1, times, 1)[:, : self.words]
-        tokens = shorten(prompt.tokens, rest.expand(len(kept), -1, -1), kept)
+        tokens = reduced(prompt.tokens, rest.expand(len(kept), -1, -1), kept)
         vector = prompt.vector
         if vector is not None:
             share = (kept / self.words).to(vector)[:, None]

@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..amg_core.errors import AMGError
-from ..amg_core.leaving import shorten
+from ..amg_core.guidance import reduced
 from .guiders import KEY
 
 # What is no fault of a node on the model.
@@ -95,7 +95,7 @@ class Predictions:
         known = self.clip is not None or nothing is not None
         return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
 
-    def shortened(self, args: dict, kept: Tensor) -> Tensor:
+    def reduced(self, args: dict, kept: Tensor) -> Tensor:
         """The first `kept` (B,) tokens of the prompt, the rest of no prompt -> D_s (B, C, H, W).
 
         No prompt is the empty text where there is a CLIP, else the negative prompt. What is said of
@@ -104,7 +104,7 @@ class Predictions:
         prompt = _template(args["cond"], args["sigma"])
         nothing = self._nothing(args)
         text = {"cross_attn": _fit(nothing["cross_attn"], prompt["cross_attn"])}
-        text["cross_attn"] = shorten(
+        text["cross_attn"] = reduced(
             *_rows(len(kept), prompt["cross_attn"], text["cross_attn"]), kept
         )
         whole, none = prompt.get("pooled_output"), nothing.get("pooled_output")

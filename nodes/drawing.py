@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
-from ..amg_core.leaving import Shortened
+from ..amg_core.guidance import ReducedPrompt
 from ..amg_core.loop import Outcome
 from ..amg_core.session import Session, Settings
 from ..amg_core.verdict import Verdict
@@ -252,12 +252,12 @@ def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
         # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
         guided = bool(args["uncond"]) and bool(args["cond"])
-        neighbor = shortened = None
+        neighbor = reduced = None
         if guided and predictions.clip is not None:
             neighbor = partial(predictions.neighbor, args)
         words = predictions.words(args) if guided else 0
         if words:
-            shortened = Shortened(words, partial(predictions.shortened, args))
+            reduced = ReducedPrompt(words, partial(predictions.reduced, args))
         out = session.step(
             denoised,
             cond=args["cond_denoised"],
@@ -266,7 +266,7 @@ def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict
             sigma=sigma,
             t=t,
             neighbor_denoised=neighbor,
-            shortened=shortened,
+            reduced=reduced,
             composite=known.compositor(args),
         )
         tell(session)

@@ -479,12 +479,10 @@ class ApplyNode(io.ComfyNode):
             changes["form"] = form
         if iterations > 0:
             changes["iterations"] = iterations
-        early = presets.settings(preset, index.metric, despecification=despecification).exit
-        changes["exit"] = early * exit
         settings = presets.settings(
             preset, index.metric, despecification=despecification, deduplication=deduplication,
-            dissimilarity=dissimilarity, start_percent=start_percent, end_percent=end_percent,
-            **changes,
+            dissimilarity=dissimilarity, exit=exit, start_percent=start_percent,
+            end_percent=end_percent, **changes,
         )  # fmt: skip
         report = hook.Report()
         guarded = hook.attach(

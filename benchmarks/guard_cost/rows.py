@@ -105,7 +105,8 @@ def _forced(preset: str, metric: str, threshold: float, unrelated: float):
     """A preset that acts never or always, and whose ways out are all or none of them good."""
     level = host.module("amg_core.schedule").Schedule("constant", threshold, threshold)
     settings = host.module("amg_core.presets").settings(preset, metric, schedule=level)
-    return replace(settings, release=threshold, unrelated=unrelated)
+    reduction = host.module("amg_core.guidance").PromptReduction
+    return replace(settings, release=threshold).tuned(reduction, unrelated=unrelated)
 
 
 def authors_way(world: World):

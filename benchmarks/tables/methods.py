@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amg_core import presets
-from amg_core.leaving import Shortened, shorten
+from amg_core.guidance import ReducedPrompt, reduced
 from amg_core.loop import until_clean
 from amg_core.schedule import Schedule
 from amg_core.session import Session, Settings
@@ -199,9 +199,9 @@ def sample(
                 ),
             }  # fmt: skip
             if context.shape[1] > 1:  # a class label has no words to leave out
-                known["shortened"] = Shortened(
+                known["reduced"] = ReducedPrompt(
                     context.shape[1],
-                    lambda kept, x=x, s=sigma: world.denoise(x, s, shorten(context, empty, kept)),
+                    lambda kept, x=x, s=sigma: world.denoise(x, s, reduced(context, empty, kept)),
                 )
         else:
             denoised = world.denoise(x, sigma, context)

@@ -9,9 +9,9 @@ from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors.sscd import SSCDDescriptor
 from amg_core.descriptors.weights import expected_shapes
+from amg_core.guidance import ReducedPrompt
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
-from amg_core.leaving import Shortened
 from amg_core.probe import Probe
 from amg_core.schedule import Schedule
 from amg_core.session import Session
@@ -53,7 +53,7 @@ def arguments(latents):
     return {
         "denoised": latents + 0.05 * noise, "cond": latents + 0.05 * noise, "uncond": 0.5 * noise,
         "cfg_scale": 4.0, "sigma": torch.full((len(latents),), 0.3), "t": 0.5,
-        "shortened": Shortened(2, lambda kept: 0.3 * noise),
+        "reduced": ReducedPrompt(2, lambda kept: 0.3 * noise),
         "neighbor_denoised": lambda captions: 0.1 * noise,
     }  # fmt: skip
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from amg_core import guidance
+from amg_core import guidance, images
+from amg_core.guidance import paper
 from amg_core.schedule import Schedule
 
 
@@ -15,20 +16,18 @@ def tensors(*shape, count=3, seed=0):
 def test_strengths_by_hand():
     """s0 = 7.5, σ = .5, .3: c1 = 13 gives 6.5, 3.9 (the authors' table); c2 = 5 gets what is left."""
     close = torch.tensor([0.5, 0.3, 0.9, 0.0])
-    s1 = guidance.despecification_strength(close, 13.0, 7.5)
+    s1 = paper.despecification_strength(close, 13.0, 7.5)
     assert torch.allclose(s1, torch.tensor([6.5, 3.9, 6.5, 0.0]))
-    s2 = guidance.deduplication_strength(close, s1, 5.0, 7.5)
+    s2 = paper.deduplication_strength(close, s1, 5.0, 7.5)
     assert torch.allclose(s2, torch.tensor([0.0, 1.5, 0.0, 0.0]))  # room 0, 2.6, 0, 6.5
-    assert guidance.deduplication_strength(close[1:2], s1[1:2], 20.0, 7.5).item() == pytest.approx(
-        2.6
-    )
+    assert paper.deduplication_strength(close[1:2], s1[1:2], 20.0, 7.5).item() == pytest.approx(2.6)
 
 
 def test_strengths_vanish_at_cfg_1():
     close = torch.tensor([0.9])
-    s1 = guidance.despecification_strength(close, 13.0, 1.0)
+    s1 = paper.despecification_strength(close, 13.0, 1.0)
     assert s1.item() == 0
-    assert guidance.deduplication_strength(close, s1, 5.0, 1.0).item() == 0
+    assert paper.deduplication_strength(close, s1, 5.0, 1.0).item() == 0
 
 
 def test_denoised_space_is_the_papers_epsilon_space():
@@ -50,8 +49,8 @@ def test_denoised_space_is_the_papers_epsilon_space():
 
     d_c, d_u, d_n = x0(e_c), x0(e_u), x0(e_n)
     ours = d_u + s0 * (d_c - d_u)
-    ours = ours + guidance.despecification(d_c, d_u, s1) + guidance.deduplication(d_n, d_u, s2)
-    ours = ours + guidance.dissimilarity(gradient, sigma, c3)
+    ours = ours + paper.despecification(d_c, d_u, s1) + paper.deduplication(d_n, d_u, s2)
+    ours = ours + paper.dissimilarity(gradient, sigma, c3)
     assert torch.allclose(x0(eps), ours, atol=1e-12)
 
 
@@ -59,14 +58,14 @@ def test_projection_reaches_the_boundary_of_a_linear_measure():
     direction, point, _ = tensors(2, 4, 5, 5)
     target = torch.tensor([0.3, -1.0], dtype=torch.float64)
     value = (direction * point).sum(dim=(1, 2, 3))
-    moved = point + guidance.projection(direction, value - target, point, cap=1e9)
+    moved = point + paper.projection(direction, value - target, point, cap=1e9)
     reached = (direction * moved).sum(dim=(1, 2, 3))
     assert torch.allclose(reached, torch.minimum(value, target), atol=1e-10)  # never towards
 
 
 def test_projection_is_capped_per_sample():
     direction, point, _ = tensors(3, 4, 5, 5)
-    move = guidance.projection(direction, torch.full((3,), 1e6), point, cap=0.1)
+    move = paper.projection(direction, torch.full((3,), 1e6), point, cap=0.1)
     ratio = move.flatten(1).norm(dim=1) / point.flatten(1).norm(dim=1)
     assert torch.allclose(ratio, torch.full((3,), 0.1, dtype=torch.float64))
 
@@ -74,17 +73,17 @@ def test_projection_is_capped_per_sample():
 def test_projection_survives_a_zero_gradient():
     point = torch.ones(1, 4, 2, 2)
     assert torch.isfinite(
-        guidance.projection(torch.zeros(1, 4, 2, 2), torch.ones(1), point, 0.1)
+        paper.projection(torch.zeros(1, 4, 2, 2), torch.ones(1), point, 0.1)
     ).all()
 
 
 def test_pushes_neither_brighten_nor_flatten():
     gradient, picture, _ = tensors(2, 3, 8, 8)
-    push = guidance.without_brightness_and_contrast(gradient, picture)
+    push = images.without_brightness_and_contrast(gradient, picture)
     assert push.mean(dim=(2, 3)).abs().max() < 1e-12  # brightness and tint
     deviation = picture - picture.mean(dim=(2, 3), keepdim=True)
     assert (push * deviation).sum(dim=(1, 2, 3)).abs().max() < 1e-10  # contrast
-    again = guidance.without_brightness_and_contrast(push, picture)
+    again = images.without_brightness_and_contrast(push, picture)
     assert torch.allclose(again, push, atol=1e-12)  # a projection
 
 
@@ -93,12 +92,12 @@ def test_terms_are_per_sample(name):
     a, b, _ = tensors(4, 4, 3, 3)
     strength = torch.arange(4.0)
     order = torch.tensor([2, 0, 3, 1])
-    term = getattr(guidance, name)
+    term = getattr(paper, name)
     assert torch.equal(term(a, b, strength)[order], term(a[order], b[order], strength[order]))
 
 
 def test_resolved_side_falls_with_noise():
-    sides = [guidance.resolved_side(s, 64) for s in (14.6, 5.0, 1.0, 0.2)]
+    sides = [images.resolved_side(s, 64) for s in (14.6, 5.0, 1.0, 0.2)]
     assert sides == sorted(sides) and sides[0] < 4 and sides[-1] > 64
 
 

@@ -14,8 +14,7 @@ from amg_core.descriptors.latent import (
     low_pass_adjoint,
 )
 from amg_core.errors import AMGError
-from amg_core.guidance import without_brightness_and_contrast
-from amg_core.images import low_pass
+from amg_core.images import low_pass, without_brightness_and_contrast
 from amg_core.index.search import Searcher
 from amg_core.probe import Probe
 from amg_core.session import Session

@@ -74,9 +74,10 @@ def test_retries_are_stronger_each_time():
     for number in range(1, 5):
         after = escalated(presets.settings("main", "cosine"), number)
         assert after.schedule(0) < before.schedule(0) and after.schedule(1) < before.schedule(1)
-        assert after.exit > before.exit and after.most > before.most
-        assert after.unrelated < before.unrelated and after.release < before.release
-        assert after.exit_until < before.exit_until
+        assert after.release < before.release
+        way, milder = after.guidance[0], before.guidance[0]
+        assert way.first > milder.first and way.most > milder.most
+        assert way.unrelated < milder.unrelated and way.until < milder.until
         before = after
 
 

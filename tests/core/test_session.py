@@ -1,17 +1,20 @@
 """The guard on an index of real files with a decoder that is the identity: promises and equations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amg_core import guidance, metrics, presets
+from amg_core import images, metrics, presets
 from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
+from amg_core.guidance import Projection, PromptReduction, ReducedPrompt, reduction
+from amg_core.guidance.reference import reference_c3
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
-from amg_core.leaving import Shortened, shorten
 from amg_core.probe import Probe
 from amg_core.schedule import Schedule
 from amg_core.session import Session, Settings
@@ -97,6 +100,55 @@ def test_strength_zero_only_watches(probe, scene, name):
     assert session.records[0].active[:2] == [True, True]
 
 
+def in_a_trap(scene):
+    """Both D_c and D_u near the stored pictures, none of them to the letter: every way has work to do."""
+    stranger = smooth(torch.Generator().manual_seed(7), 4)
+    cond, uncond = (part * scene["cond"] + (1 - part) * stranger for part in (0.9, 0.8))
+    return {"denoised": uncond + 1.5 * (cond - uncond), "cond": cond, "uncond": uncond}
+
+
+@pytest.mark.parametrize("slider", ["despecification", "deduplication", "dissimilarity"])
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_strength_is_continuous(probe, scene, name, slider):
+    """Up to 1 a strength is the share of the preset's own move: .05 moves a twentieth as far."""
+    trapped = in_a_trap(scene)
+    more = {
+        "neighbor_denoised": lambda texts: torch.full_like(scene["cond"], 0.25),
+        "reduced": words(*[scene["cond"]] * 3)[0],
+    }
+    off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
+
+    def moved(strength):
+        chosen = make(name, **off | {slider: strength}).tuned(Projection, cap=1e9, iterations=1)
+        out = run(Session(probe, chosen), trapped, **more)
+        return (out - trapped["denoised"])[:2]
+
+    whole = moved(1.0)
+    if slider == "deduplication" and name in ("main", "strong", "gentle"):
+        pytest.skip("acts only behind prompt reduction: see the next test")
+    assert whole.abs().max() > 1e-3
+    for share in (0.0, 0.05, 0.5, 0.95):
+        assert torch.allclose(moved(share), share * whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["main", "strong", "gentle"])
+def test_strengths_add_up_where_all_ways_act(probe, scene, name):
+    trapped = in_a_trap(scene)
+    more = {
+        "neighbor_denoised": lambda texts: torch.full_like(scene["cond"], 0.25),
+        "reduced": words(*[scene["cond"]] * 3)[0],
+    }
+
+    def moved(**strengths):
+        out = run(Session(probe, make(name, **strengths)), trapped, **more)
+        return (out - trapped["denoised"])[:2]
+
+    for slider in ("despecification", "deduplication", "dissimilarity"):
+        none, half, whole = (moved(**{slider: share}) for share in (1e-6, 0.5, 1.0))
+        assert torch.allclose(half, (none + whole) / 2, atol=1e-4)
+        assert (whole - none).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_permuting_the_batch_permutes_the_result(probe, scene, name):
     order = torch.tensor([2, 1, 3, 0])
@@ -136,7 +188,7 @@ def words(*drawn):
         asked.append(kept.tolist())
         return torch.stack([drawn[k][i] for i, k in enumerate(kept.tolist())])
 
-    return Shortened(len(drawn) - 1, denoised), asked
+    return ReducedPrompt(len(drawn) - 1, denoised), asked
 
 
 def test_the_exit_by_hand(probe, scene):
@@ -145,20 +197,21 @@ def test_the_exit_by_hand(probe, scene):
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
     d_c, d_u = scene["cond"], scene["uncond"]
-    shortened, asked = words(none, one, two, d_c, d_c)
+    reduced, asked = words(none, one, two, d_c, d_c)
     session = Session(probe, settings)
-    out = run(session, scene, shortened=shortened)
-    assert session._leaving.kept.tolist() == [2, 2, -1, -1]
+    out = run(session, scene, reduced=reduced)
+    assert session._memory[0].kept.tolist() == [2, 2, -1, -1]
     assert [row[:2] for row in asked] == [[2, 2], [3, 3], [2, 2]]  # bisection, then the step itself
     pull = d_c - two
     pull = pull - pull.mean(dim=(2, 3), keepdim=True)
-    expected = d_u + 3.0 * (two - d_u) - settings.exit * pull
+    way = settings.guidance[0]
+    expected = d_u + 3.0 * (two - d_u) - way.first * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
     assert torch.equal(out[2:], scene["denoised"][2:])
-    run(session, scene, shortened=shortened)
-    grown = min(settings.exit * settings.growth**2, settings.most)
-    assert session._leaving.away[:2].tolist() == pytest.approx([grown] * 2)
-    assert session._leaving.away[2:].tolist() == [settings.exit] * 2
+    run(session, scene, reduced=reduced)
+    grown = min(way.first * way.growth**2, way.most)
+    assert session._memory[0].away[:2].tolist() == pytest.approx([grown] * 2)
+    assert session._memory[0].away[2:].tolist() == [way.first] * 2
     assert session.acted_on(0) == {3} and session.acted_on(2) == set()
 
 
@@ -166,10 +219,10 @@ def test_where_the_words_lead_back_one_more_is_left_out(probe, scene):
     session = Session(probe, make(dissimilarity=0, deduplication=0))
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
-    run(session, scene, shortened=words(none, one, two, scene["cond"])[0])
-    assert session._leaving.kept[:2].tolist() == [2, 2]
-    out = run(session, scene, shortened=words(none, one, scene["cond"], scene["cond"])[0])
-    assert session._leaving.kept[:2].tolist() == [1, 1]
+    run(session, scene, reduced=words(none, one, two, scene["cond"])[0])
+    assert session._memory[0].kept[:2].tolist() == [2, 2]
+    out = run(session, scene, reduced=words(none, one, scene["cond"], scene["cond"])[0])
+    assert session._memory[0].kept[:2].tolist() == [1, 1]
     pull = scene["cond"] - one
     pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
     expected = scene["uncond"] + 3.0 * (one - scene["uncond"]) - pull
@@ -178,9 +231,9 @@ def test_where_the_words_lead_back_one_more_is_left_out(probe, scene):
 
 def test_where_every_word_is_the_key_no_prompt_stands_in(probe, scene):
     settings = make(dissimilarity=0, deduplication=0)
-    out = run(Session(probe, settings), scene, shortened=words(*[scene["cond"]] * 3)[0])
+    out = run(Session(probe, settings), scene, reduced=words(*[scene["cond"]] * 3)[0])
     d_u, d_c = scene["uncond"], scene["cond"]
-    away = guidance.away(d_c, d_u, torch.full((4,), settings.exit))
+    away = reduction.away(d_c, d_u, torch.full((4,), settings.guidance[0].first))
     assert torch.allclose(out[:2], (d_u + away)[:2], atol=1e-5)
 
 
@@ -192,28 +245,29 @@ def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(pro
         return torch.full_like(scene["cond"], 0.25)
 
     trapped = scene | {"uncond": scene["cond"] * 0.9 + 0.05}
-    shortened, _ = words(*[scene["cond"]] * 3)
+    reduced, _ = words(*[scene["cond"]] * 3)
     session = Session(probe, make())
-    run(session, trapped, shortened=shortened, neighbor_denoised=neighbor)
+    run(session, trapped, reduced=reduced, neighbor_denoised=neighbor)
     assert asked == [["caption 3", "caption 10", "", ""]]
     moved = session.records[0].moved
     assert set(moved) == {"despecification", "away", "deduplication", "dissimilarity"}
     assert all(v > 0 for v in moved["dissimilarity"][:2]) and moved["dissimilarity"][2:] == [0, 0]
 
 
-def test_a_key_stays_shortened_until_the_end_of_the_exit(probe, scene):
-    settings = make(dissimilarity=0, deduplication=0, exit_until=0.3, release=0.2)
+def test_a_memorised_prompt_stays_reduced_as_long_as_set(probe, scene):
+    settings = make(dissimilarity=0, deduplication=0).tuned(PromptReduction, until=0.3)
+    settings = replace(settings, release=0.2)
     session = Session(probe, settings)
-    shortened, _ = words(*[scene["cond"]] * 2)  # not even one word: D_u stands in
-    run(session, scene, shortened=shortened)
+    reduced, _ = words(*[scene["cond"]] * 2)  # not even one word: D_u stands in
+    run(session, scene, reduced=reduced)
     calm = scene | {
         "cond": smooth(torch.Generator().manual_seed(9), 4)
     }  # nothing is close any more
     calm["denoised"] = calm["uncond"] + 3.0 * (calm["cond"] - calm["uncond"])
-    early = run(session, calm, t=0.7, shortened=shortened)
+    early = run(session, calm, t=0.7, reduced=reduced)
     assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no prompt, no push
     assert torch.equal(early[2:], calm["denoised"][2:])
-    late = run(session, calm, t=0.28, shortened=shortened)
+    late = run(session, calm, t=0.28, reduced=reduced)
     assert late is calm["denoised"]  # plain guidance under watch
 
 
@@ -297,7 +351,7 @@ def test_gradient_against_finite_differences(probe):
     assert match.ids.item() == 5 and match.scale == 32
     gradient, _ = probe.gradient(latent, match)
     assert gradient.mean(dim=(2, 3)).abs().max() < 1e-6
-    direction = guidance.without_brightness_and_contrast(torch.randn_like(latent), latent)
+    direction = images.without_brightness_and_contrast(torch.randn_like(latent), latent)
 
     def value(x):
         query = probe.descriptor.embed(x, 32).double()
@@ -363,7 +417,7 @@ def test_reference_constants():
     alphas = torch.cumprod(1 - betas, 0)
     for step, expected in ((601, 1099), (301, 853), (1, 12)):
         sigma2 = ((1 - alphas[step]) / alphas[step]).item()
-        c3 = guidance.reference_c3(torch.tensor(0.5), step / 1000).item()
+        c3 = reference_c3(torch.tensor(0.5), step / 1000).item()
         assert c3 * sigma2 == pytest.approx(expected, rel=0.05 if step > 1 else 0.2)
 
 
@@ -442,7 +496,7 @@ def test_settings_of_a_small_index(tmp_path):
 
 def test_shortening_keeps_the_first_words():
     prompt, nothing = torch.ones(3, 4, 2), torch.zeros(3, 4, 2)
-    kept = shorten(prompt, nothing, torch.tensor([0, 1, 4]))
+    kept = reduction.reduced(prompt, nothing, torch.tensor([0, 1, 4]))
     assert kept[..., 0].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
 
 

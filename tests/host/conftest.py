@@ -125,13 +125,13 @@ def settings(amg):
     def make(kind: str):
         level = 2.0 if kind == "dormant" else -10.0  # in closeness
         strength = 0.0 if kind == "zero" else 1.0
-        return amg.Settings(
-            amg.Schedule("constant", level, level),
-            despecification=strength,
-            deduplication=strength,
-            dissimilarity=strength,
-            exit=1.5 if kind == "leaving" else 0.0,
-        )
+        ways = amg.module("amg_core.guidance")
+        if kind == "leaving":
+            words = ways.PromptReduction(strength, first=1.5), ways.AwayFromCaption(strength, 1.0)
+        else:
+            words = ways.Despecification(strength, 1.0), ways.Deduplication(strength, 1.0)
+        level = amg.Schedule("constant", level, level)
+        return amg.Settings(level, (*words, ways.Projection(strength)))
 
     return make
 

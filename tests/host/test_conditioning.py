@@ -98,9 +98,9 @@ def test_a_shorter_prompt(amg, args):
     words = predictions.words(args)
     assert words == args["cond"][0]["cross_attn"].shape[1]
     with torch.inference_mode():
-        none = predictions.shortened(args, torch.zeros(3, dtype=torch.long))
-        mixed = predictions.shortened(args, torch.tensor([0, 3, words]))
-        some = predictions.shortened(args, torch.tensor([3, 3, 3]))
+        none = predictions.reduced(args, torch.zeros(3, dtype=torch.long))
+        mixed = predictions.reduced(args, torch.tensor([0, 3, words]))
+        some = predictions.reduced(args, torch.tensor([3, 3, 3]))
     assert torch.allclose(none, args["uncond_denoised"], atol=1e-5)
     assert torch.allclose(mixed[0], args["uncond_denoised"][0], atol=1e-5)
     assert torch.allclose(mixed[2], args["cond_denoised"][2], atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_shorter_prompt(amg, args):
 def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
     predictions = amg.conditioning.Predictions(clip, {})
     with torch.inference_mode():
-        none = predictions.shortened(args, torch.zeros(3, dtype=torch.long))
+        none = predictions.reduced(args, torch.zeros(3, dtype=torch.long))
     assert torch.allclose(none[1], expected(args, clip, "", 1), atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_what_is_said_of_the_whole_prompt_is_mixed_by_the_share(amg, args):
     whole = [conds[0] | {"pooled_output": torch.full((1, 5), v)} for conds, v in (
         (args["cond"], 2.0), (args["uncond"], 0.0))]  # fmt: skip
     words = args["cond"][0]["cross_attn"].shape[1]
-    predictions.shortened(
+    predictions.reduced(
         args | {"cond": whole[:1], "uncond": whole[1:]}, torch.tensor([0, words, words // 2])
     )
     pooled = caught[0]["pooled_output"]

@@ -38,7 +38,8 @@ def conditioning(demo):
 @pytest.fixture(scope="module")
 def lax(amg):
     """Looks, never acts in a first drawing, and leaves softly what is known to be a key."""
-    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), exit=1.0)
+    reduction = amg.module("amg_core.guidance").PromptReduction
+    return amg.Settings(amg.Schedule("constant", 2.0, 2.0), (reduction(),))
 
 
 @pytest.fixture

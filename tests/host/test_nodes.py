@@ -124,8 +124,8 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
     told = json.loads(report)
     assert len(told["steps"]) == 3
     assert told["settings"]["schedule"] == {"kind": "constant", "start": 0.0, "end": 0.05}
-    assert told["settings"]["margin"] == 0.2
-    assert told["settings"]["exit"] == 0
+    ways = {way["kind"]: way for way in told["settings"]["guidance"]}
+    assert "prompt reduction" not in ways and ways["projection"]["margin"] == 0.2
     assert curve.shape[-1] == 3
 
 

@@ -46,12 +46,10 @@ def test_settings(grid, pack):
             plain = presets.settings(preset, metric)
             assert grid.settings_of(preset, metric, grid.ALL, 1, 1) == plain
             half = grid.settings_of(preset, metric, "dissimilarity", 0.5, 0.5)
-            assert half.dissimilarity == 0.5 * plain.dissimilarity
-            assert (half.despecification, half.exit) == (plain.despecification, plain.exit)
+            assert [way.strength for way in half.guidance] == [1, 1, 0.5]
+            assert half.guidance[:2] == plain.guidance[:2]
             assert half.schedule(0.3) == pytest.approx(0.5 * plain.schedule(0.3))
-            assert half.margin == plain.margin
-            off = grid.settings_of(preset, metric, grid.ALL, 0, 1)
-            assert off.despecification == off.deduplication == off.dissimilarity == off.exit == 0
+            assert grid.settings_of(preset, metric, grid.ALL, 0, 1).off
 
 
 def verdict(outcome: str) -> dict:

@@ -257,7 +257,7 @@ def test_the_session_has_what_the_adapters_pass():
         "sigma",
         "t",
         "neighbor_denoised",
-        "shortened",
+        "reduced",
         "composite",
     }
     assert wanted <= set(inspect.signature(Session.step).parameters)

@@ -1,0 +1,28 @@
+"""Ways to steer away from a stored picture: a file each. `base` says what they share."""
+
+from .base import Change, Guidance, Step, StepContext, expand, only
+from .paper import Deduplication, Despecification, Dissimilarity, Projection
+from .reduction import AwayFromCaption, PromptReduction, ReducedPrompt, reduced
+from .reference import ReferenceDeduplication, ReferenceDespecification, ReferenceDissimilarity
+from .repulsion import Repulsion
+
+__all__ = [
+    "AwayFromCaption",
+    "Change",
+    "Deduplication",
+    "Despecification",
+    "Dissimilarity",
+    "Guidance",
+    "Projection",
+    "PromptReduction",
+    "ReducedPrompt",
+    "ReferenceDeduplication",
+    "ReferenceDespecification",
+    "ReferenceDissimilarity",
+    "Repulsion",
+    "Step",
+    "StepContext",
+    "expand",
+    "only",
+    "reduced",
+]
