@@ -49,24 +49,36 @@ def run(model, size: int, batch: int, steps: int, count: bool = False) -> Taken:
     model, taken = model.clone(), Taken()
     cuda, clock = model.load_device.type == "cuda", Clock(model.load_device)
 
-    def evaluation(executor, *args, **kwargs):
-        """One evaluation as the sampler sees it: both branches, guidance, and the guard."""
-        taken.branches.append(0)
-        start = clock()
-        if count:
-            with Macs() as counter:
-                out = executor(*args, **kwargs)
-            taken.macs.append(counter.total)
-        else:
-            out = executor(*args, **kwargs)
-        taken.seconds.append(clock() - start)
-        return out
+    class Guider:
+        """The host's guider as the sampler asks it, around all that nodes have put around it."""
+
+        def __init__(self, guider):
+            self.guider = guider
+
+        def __getattr__(self, name: str):
+            return getattr(self.guider, name)
+
+        def __call__(self, *args, **kwargs):
+            """One evaluation: both branches, guidance, and the guard."""
+            taken.branches.append(0)
+            start = clock()
+            if count:
+                with Macs() as counter:
+                    out = self.guider(*args, **kwargs)
+                taken.macs.append(counter.total)
+            else:
+                out = self.guider(*args, **kwargs)
+            taken.seconds.append(clock() - start)
+            return out
+
+    def sampler(executor, guider, *args, **kwargs):
+        return executor(Guider(guider), *args, **kwargs)
 
     def network(executor, x, *args, **kwargs):
         taken.branches[-1] += len(x) / batch
         return executor(x, *args, **kwargs)
 
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "cost", evaluation)
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "cost", sampler)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "cost", network)
     side = size // 8
     noise = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(3))
