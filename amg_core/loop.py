@@ -8,17 +8,19 @@ step. Samples that passed are kept to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .session import Settings
+from .session import Drawn, Settings
 from .verdict import Verdict
 
-# (settings, suspects (B,) bool) -> latents (B, C, H, W) and the run's report.
-Draw = Callable[[Settings, Tensor], tuple[Tensor, dict]]
+# Settings, and which samples (B,) bool are known to be memorised -> the whole batch, from the same noise.
+Draw = Callable[[Settings, Tensor], Drawn]
+# Latents (b, C, H, W), and of each the rows of the index that are to be looked at in any case -> verdicts.
+Judge = Callable[[Tensor, Sequence[Collection[int]]], Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Outcome:
     """What the loop ended with.
 
     latents : (B, C, H, W); verdicts : one a sample, of the latents as they are; kept : the number of
-    the attempt that each sample is from; attempts : all of them, the first one for every sample.
+    the attempt that each sample is from; attempts : all of them, the first one for every sample;
+    named : of each sample the rows of the index that its verdicts looked at in any case.
     """
 
     latents: Tensor
     verdicts: list[Verdict]
     kept: list[int]
     attempts: list[Attempt]
+    named: Sequence[Collection[int]] = ()
 
     @property
     def copies(self) -> list[int]:
@@ -51,7 +55,7 @@ class Outcome:
 
 def until_clean(
     draw: Draw,
-    judge: Callable[[Tensor, list[int]], Sequence[Verdict]],
+    judge: Judge,
     settings: Settings,
     batch: int,
     retries: int,
@@ -63,19 +67,28 @@ def until_clean(
 
     Parameters
     ----------
-    draw : callable
-        Draws the whole batch from the same noise each time: see `Draw`.
-    judge : callable
-        Latents (b, C, H, W) and which samples they are -> a verdict each. Should decode with the
-        model's own VAE, and name the pictures that each was steered away from (`verdict`).
+    draw, judge : callables
+        The host's: see `Draw` and `Judge`. The judge should decode with the model's own VAE, and ask
+        `verdict`. What a sample was near in any drawing, or a copy of, is looked at in all later ones.
     stopped : callable, optional
         Whether the artist has interrupted, in hosts that then hand over what there is: nothing is
         drawn again, and a drawing again that was cut short is thrown away.
     """
-    suspects = torch.zeros(batch, dtype=torch.bool)
-    latents, report = draw(settings, suspects)
-    verdicts = list(judge(latents, list(range(batch))))
-    attempts = [Attempt(list(range(batch)), report, list(verdicts))]
+    named: list[set[int]] = [set() for _ in range(batch)]
+
+    def judged(drawn: Drawn, samples: list[int]) -> list[Verdict]:
+        for i in samples:
+            named[i] |= set(drawn.acted_on[i])
+        found = list(judge(drawn.latents[samples], [named[i] for i in samples]))
+        for i, verdict in zip(samples, found, strict=True):
+            if verdict.copy:
+                named[i].add(verdict.neighbor)
+        return found
+
+    drawn = draw(settings, torch.zeros(batch, dtype=torch.bool))
+    latents, everyone = drawn.latents, list(range(batch))
+    verdicts = judged(drawn, everyone)
+    attempts = [Attempt(everyone, drawn.report, list(verdicts))]
     kept = [0] * batch
     for number in range(1, retries + 1):
         again = [i for i, verdict in enumerate(verdicts) if verdict.copy]
@@ -83,16 +96,16 @@ def until_clean(
             break
         suspects = torch.zeros(batch, dtype=torch.bool)
         suspects[again] = True
-        drawn, report = draw(escalated(settings, number), suspects)
+        drawn = draw(escalated(settings, number), suspects)
         if stopped():
             break
-        judged = list(judge(drawn[again], again))
-        attempts.append(Attempt(again, report, judged))
-        for i, verdict in zip(again, judged, strict=True):
+        found = judged(drawn, again)
+        attempts.append(Attempt(again, drawn.report, found))
+        for i, verdict in zip(again, found, strict=True):
             if (verdict.copy, excess(verdict)) < (verdicts[i].copy, excess(verdicts[i])):
-                latents = torch.where(_only(i, latents), drawn, latents)
+                latents = torch.where(_only(i, latents), drawn.latents, latents)
                 verdicts[i], kept[i] = verdict, number
-    return Outcome(latents, verdicts, kept, attempts)
+    return Outcome(latents, verdicts, kept, attempts, named)
 
 
 def escalated(settings: Settings, number: int) -> Settings:

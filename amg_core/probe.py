@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from .images import (
     thumbnail,
     without_brightness_and_contrast,
 )
+from .index.reader import Index
 from .index.search import Searcher
 
 
@@ -75,8 +77,45 @@ class Probe:
         self.latent = self._latents is not None
         self._channels = 3 if self._latents is None else self._latents.channels
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
-        self._background: dict[int, Tensor | None] = {}
+        self._searchers = {searcher.device: searcher}  # one a device, as it takes long to open
+        self._encoded: Tensor | None = None
+        self._background: dict[tuple, Tensor | None] = {}
         self._captions: dict[int, str] = {}
+
+    @property
+    def index(self) -> Index:
+        return self.searcher.index
+
+    def through(self, decoder: Decoder | None) -> Probe:
+        """The same with another decoder. Both share what is made ready on a device."""
+        other = copy.copy(self)
+        other.decoder = decoder
+        return other
+
+    def of_latent(self, latent: Tensor) -> Probe:
+        """The same for one picture whose latent (1, C, h, w) is known, so that it is not encoded."""
+        other = copy.copy(self)
+        other._encoded = latent
+        return other
+
+    def to(self, device: torch.device) -> Probe:
+        """Move what compares to where the model is; returns itself. See `rest`."""
+        self._move(device)
+        if device not in self._searchers:
+            self._searchers[device] = Searcher(self.index, device)
+        self.searcher = self._searchers[device]
+        return self
+
+    def rest(self) -> None:
+        """Leave the accelerator to the host until `to` is called again."""
+        self.searcher.release()
+        self._move("cpu")
+
+    def _move(self, device: torch.device | str) -> None:
+        with torch.inference_mode(False):
+            self.descriptor.to(device)
+            if self.decoder is not None:
+                self.decoder.to(device)
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
         """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
@@ -160,6 +199,8 @@ class Probe:
         mirror = picture.flip(-1)
         if self._latents is None:
             return picture, mirror
+        if self._encoded is not None:
+            return self._encoded, self._encoded.flip(-1)
         return self._latents.encode(picture), self._latents.encode(mirror)
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
@@ -207,9 +248,9 @@ class Probe:
         takes the most common caption among the neighbours, too.
         """
         if i not in self._captions:
-            votes = Counter(self.searcher.index.captions(i))
+            votes = Counter(self.index.captions(i))
             for other in self._same_picture(i):
-                votes.update(self.searcher.index.captions(other))
+                votes.update(self.index.captions(other))
             self._captions[i] = max(votes, key=votes.__getitem__, default="")
         return self._captions[i]
 
@@ -246,7 +287,7 @@ class Probe:
         with torch.inference_mode(False), torch.enable_grad():
             latent = latent.detach().clone().requires_grad_()
             seen = low_pass(self.decode(latent, match.scale), match.scale)
-            stored = low_pass(thumbnail(self.searcher.index, int(match.ids[0]))[None], match.scale)
+            stored = low_pass(thumbnail(self.index, int(match.ids[0]))[None], match.scale)
             stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
             stored = (stored - stored.mean(dim=(2, 3), keepdim=True)).to(seen)
             product = (seen * stored).sum()
@@ -301,7 +342,7 @@ class Probe:
 
         In the best of `looks` at each.
         """
-        return limits.levels(self.descriptor.spec, scale, looks * self.searcher.index.count)
+        return limits.levels(self.descriptor.spec, scale, looks * self.index.count)
 
     def _best(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
@@ -327,10 +368,11 @@ class Probe:
         return torch.where(flat, NOTHING, -metrics.nl2(near, rows, spread)), spread
 
     def _background_rows(self, scale: int) -> Tensor | None:
-        if scale not in self._background:
+        key = scale, self.searcher.device
+        if key not in self._background:
             found = background.rows(self.descriptor.spec, scale)
-            self._background[scale] = None if found is None else found.to(self.searcher.device)
-        return self._background[scale]
+            self._background[key] = None if found is None else found.to(self.searcher.device)
+        return self._background[key]
 
     @staticmethod
     def _join(matches: list[Match], scale: int) -> Match:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,15 @@ class StepRecord:
     neighbor: list[int]
     active: list[bool]
     moved: dict[str, list[float]]
+
+
+class Drawn(NamedTuple):
+    """One drawing of a batch: latents (B, C, H, W), its report, and of each sample the rows of the index
+    that it was too close to on the way (`Session.acted_on`)."""
+
+    latents: Tensor
+    report: dict
+    acted_on: Sequence[Collection[int]]
 
 
 class Session:
@@ -183,6 +192,10 @@ class Session:
         """Rows of the index that sample i was too close to, at any step."""
         return self._acted[i] if self._acted else set()
 
+    def drawn(self, latents: Tensor) -> Drawn:
+        """What the retry loop wants of a finished run that drew `latents` (B, C, H, W)."""
+        return Drawn(latents, self.report(), [self.acted_on(i) for i in range(len(latents))])
+
     def _looks(self, t: float) -> bool:
         return self.settings.start_percent <= 1 - t <= self.settings.end_percent
 
@@ -236,7 +249,7 @@ class Session:
 
     def report(self) -> dict:
         """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""
-        index = self.probe.searcher.index
+        index = self.probe.index
         active = [record.active for record in self.records]
         samples = range(len(active[0]) if active else 0)
         met = {i for record in self.records for i in record.neighbor}

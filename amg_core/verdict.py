@@ -66,7 +66,7 @@ def verdict(
 
 
 def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
-    index, match = probe.searcher.index, probe.look_at_pictures(picture)
+    index, match = probe.index, probe.look_at_pictures(picture)
     within = probe.look_at_parts(picture)
     if len(within.ids) and within.closeness.max() > max(limits.COPY, float(match.closeness[0])):
         match = within[int(within.closeness.argmax())]

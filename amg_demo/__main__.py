@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from amg_core.limits import COPY, ZNCC
 from amg_core.loop import Outcome, until_clean
 from amg_core.plot import curve
 from amg_core.probe import Probe
-from amg_core.session import Session
-from amg_core.verdict import Verdict, verdict
+from amg_core.session import Drawn, Session
+from amg_core.verdict import verdict
 
 from . import model as demo
 from . import pictures as source
@@ -97,9 +98,8 @@ def guarded(
 ) -> Outcome:
     """The closed loop for one batch; what it calls latents are pictures here."""
     sessions: list[Session] = []
-    near: list[set[int]] = [set() for _ in prompts]
 
-    def once(settings, suspects: Tensor) -> tuple[Tensor, dict]:
+    def once(settings, suspects: Tensor) -> Drawn:
         last = len(sessions) == retries > 0
         chosen = [
             seed + OTHER_NOISE * (last and key)
@@ -107,18 +107,9 @@ def guarded(
         ]
         sessions.append(Session(probe, settings, options["steps"], suspects if sessions else None))
         drawn = sample(model, prompts, chosen, guide=sessions[-1].step, **options)
-        return drawn, sessions[-1].report()
+        return sessions[-1].drawn(drawn)
 
-    def judged(pictures: Tensor, samples: list[int]) -> list[Verdict]:
-        for i in samples:
-            near[i] |= sessions[-1].acted_on(i)
-        found = verdict(probe, pictures, [near[i] for i in samples])
-        for i, one in zip(samples, found, strict=True):
-            if one.copy:
-                near[i].add(one.neighbor)
-        return found
-
-    return until_clean(once, judged, settings, len(prompts), retries)
+    return until_clean(once, partial(verdict, probe), settings, len(prompts), retries)
 
 
 def acted(reports: list[dict]) -> list[bool]:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from amg_core import hosts
 from amg_core.errors import AMGError
 
 from . import lookup, shared
@@ -175,7 +176,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
         free = out[-batch:] + scale * (cond - out[-batch:])
     prediction = denoised(free)
     if alphas is None:
-        sigma, t = shared.noise_level(_levels(guard.p.sd_model.alphas_cumprod), level)
+        sigma, t = hosts.noise_level(level, _levels(guard.p.sd_model.alphas_cumprod))
     else:
         known = alphas[level.to(torch.long)].float()
         sigma, t = ((1 - known) / known).sqrt(), float(level[0]) / (len(alphas) - 1)
@@ -258,6 +259,5 @@ def _texts(guard, step, out, first: list[int], batch: int, denoised) -> Predicti
 def _compositor(denoiser):
     """Prediction -> the picture it stands for: itself where drawn, the given latent elsewhere."""
     if denoiser.mask is None:
-        return lambda prediction: prediction
-    mask, known = denoiser.nmask, denoiser.init_latent * denoiser.mask
-    return lambda prediction: prediction * mask + known
+        return hosts.composited(None, None)
+    return hosts.composited(denoiser.nmask, denoiser.init_latent * denoiser.mask)

@@ -11,6 +11,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from amg_core import hosts
 from amg_core.errors import AMGError
 
 from . import lookup, shared
@@ -166,7 +167,7 @@ def guided(guard: shared.Guard, session, args: dict) -> Tensor:
         )
     predictor = getattr(args["model"], "predictor", None) or args["model"].model_sampling
     flow = getattr(predictor, "prediction_type", "") == "const"
-    sigma, t = shared.noise_level(None if flow else predictor.sigmas, args["sigma"], flow)
+    sigma, t = hosts.noise_level(args["sigma"], None if flow else predictor.sigmas)
     cond, uncond = args["cond_denoised"], args["uncond_denoised"]
     # At cfg 1, and where the host skipped it to save time, the unconditional prediction is zeros.
     asked = bool(args["uncond"]) and bool(torch.count_nonzero(uncond))
@@ -231,7 +232,6 @@ def _compositor(p, like: Tensor):
     """Prediction -> the picture it stands for: the host puts the given latent in after this hook."""
     denoiser = getattr(getattr(p, "sampler", None), "model_wrap_cfg", None)
     if getattr(denoiser, "mask", None) is None:
-        return lambda prediction: prediction
-    mask = denoiser.nmask.to(like)
+        return hosts.composited(None, None)
     known = denoiser.init_latent.to(like) * denoiser.mask.to(like)
-    return lambda prediction: prediction * mask + known
+    return hosts.composited(denoiser.nmask.to(like), known)

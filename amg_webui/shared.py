@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from . import lookup
 from .options import BLANK, HASH, LARGEST, VERDICT, Options
 from .texts import Text
 
-FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
 NOT_JUDGED = "not judged"
 WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "unsure", "clean")
@@ -77,7 +75,8 @@ class Guard:
         self.host = host(self)
         self.host.check()
         self.error: BaseException | None = None
-        self._watch = None
+        self._watch, self._watched = None, None  # the probe, and the model that it decodes for
+        self._placed: tuple | None = None
         self._texts: dict[tuple, Text] = {}
         self._now, self._suspects = self.settings, None
         self.sessions: list = []
@@ -86,7 +85,7 @@ class Guard:
         self.reports: list[dict] = []
         self.outcomes: list[str] = []  # of all pictures
         self.judged = None  # the latest picture that has a report
-        index = self.probe.searcher.index
+        index = self.probe.index
         p.extra_generation_params |= options.infotext() | {HASH: index.hash[:10]}
 
     # --- drawing
@@ -130,9 +129,9 @@ class Guard:
 
     def _until_clean(self, draw: Callable[[], Any]) -> Any:
         from amg_core.loop import until_clean
+        from amg_core.session import Drawn
 
         stashed, batch = self.host.stash(), len(self.p.seeds)
-        named: list[set[int]] = [set() for _ in range(batch)]
         kind: type = Tensor  # Hires. fix hands over a list of decoded pictures in place of latents
 
         def once(settings, suspects):
@@ -142,14 +141,13 @@ class Guard:
             samples = self._draw(draw, settings, suspects if self.drawings else None)
             kind = type(samples)
             report = joined([session.report() for session in self.sessions])
-            return samples if isinstance(samples, Tensor) else torch.stack(list(samples)), report
+            latents = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
+            return Drawn(latents, report, [self.acted_on(i) for i in range(batch)])
 
-        def judge(samples, which):
-            for i in which:
-                named[i] |= self.acted_on(i)
+        def judge(samples, named):
             latent = issubclass(kind, Tensor)
             pictures = decoded(self.p, samples) if latent else as_pictures(samples)
-            return self.verdicts(pictures, [named[i] for i in which])
+            return self.verdicts(pictures, named)
 
         self.outcome = until_clean(
             once, judge, self.settings, batch, self.options.retries, interrupted
@@ -164,36 +162,22 @@ class Guard:
         if self.sessions and not self.sessions[-1].records:
             self.sessions.pop()
         model = which_model(self.p)
-        if self._watch is None or self._watch.model != model:  # Hires. fix may change checkpoints
-            self._watch = copy.copy(self.probe)
-            self._watch.decoder, self._watch.model = self.host.decoder(), model
-            self._watch.placed = None
+        if self._watch is None or self._watched != model:  # Hires. fix may change checkpoints
+            self._watch, self._watched = self.probe.through(self.host.decoder()), model
         self.sessions.append(Session(self._watch, self._now, suspects=self._suspects))
         return self.sessions[-1]
 
     def on_device(self, session, device: torch.device) -> None:
         """Before a step: index, descriptor and decoder to where the model is."""
-        from amg_core.index.search import Searcher
-
-        watch = session.probe
-        if watch.placed == device:
-            return
-        with torch.inference_mode(False):
-            for network in (watch.descriptor, watch.decoder):
-                network.to(device)
-            if watch.searcher.device != device:
-                watch.searcher = Searcher(self.probe.searcher.index, device)
-        watch.placed = device
+        if self._placed != (session.probe, device):
+            session.probe.to(device)
+            self._placed = session.probe, device
 
     def _rest(self) -> None:
         """Leave the accelerator to the host: the VAE is next."""
-        watch = self._watch
-        if watch is not None:
-            watch.placed = None
-            watch.searcher.release()
-            with torch.inference_mode(False):
-                watch.descriptor.to("cpu")
-                watch.decoder.to("cpu")
+        self._placed = None
+        if self._watch is not None:
+            self._watch.rest()
 
     def text(self, words: str) -> Text:
         """Encoded once a model and generation."""
@@ -360,19 +344,6 @@ def only(report: dict, i: int) -> dict:
     seen = {str(n) for step in told["steps"] for n in step["neighbor"]}
     told["neighbors"] = {k: v for k, v in told["neighbors"].items() if k in seen}
     return told
-
-
-def noise_level(table: Tensor, sigma: Tensor, flow: bool = False) -> tuple[Tensor, float]:
-    """The host's σ (B,) as k-diffusion σ, and diffusion time t in [0, 1]. As the ComfyUI hook has it.
-
-    table : σ of every training step, ascending. flow : σ/(1 − σ) and t = σ instead.
-    """
-    if flow:
-        inner = sigma.float().clamp(0, FLOW_SIGMA_MAX)
-        return inner / (1 - inner), float(sigma[0].clamp(0, 1))
-    levels = table.float().clamp_min(1e-10).log()
-    nearest = (levels - sigma.float().clamp_min(1e-10).log()[0].to(levels.device)).abs().argmin()
-    return sigma.float(), float(nearest) / max(1, len(table) - 1)
 
 
 def full_precision(like: Tensor) -> AbstractContextManager:

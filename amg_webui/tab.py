@@ -60,7 +60,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
         probe = lookup.open_probe(name)
         pixels = as_tensor(picture)
         (found,) = verdict(probe, pixels)
-        index = probe.searcher.index
+        index = probe.index
         rows = dict.fromkeys([found.neighbor, *probe.candidates(pixels, SHOWN)])
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:

@@ -83,21 +83,16 @@ class Predictions:
         return self.evaluate(Text(tokens, vector))
 
     def neighbor(self, uncond: Tensor, captions: list[str]) -> Tensor:
-        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u.
+        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
+        from amg_core.hosts import of_one_shape
 
-        Captions of different lengths are evaluated apart: padding one would change what it means.
-        """
-        out, groups = uncond.clone(), {}
         texts = {each: self._fitting(literally(each)) for each in captions if each}
-        for row, caption in enumerate(captions):
-            if caption:
-                groups.setdefault(texts[caption].tokens.shape[1], []).append(row)
-        for rows in groups.values():
-            filled = [texts[captions[r if r in rows else rows[0]]] for r in range(len(captions))]
-            vectors = [text.vector for text in filled if text.vector is not None]
-            text = Text(
-                torch.cat([text.tokens for text in filled]), torch.cat(vectors) if vectors else None
-            )
+        out = uncond.clone()
+        for rows, filled in of_one_shape(captions, lambda each: texts[each].tokens.shape[1]):
+            chosen = [texts[caption] for caption in filled]
+            vectors = [text.vector for text in chosen if text.vector is not None]
+            tokens = torch.cat([text.tokens for text in chosen])
+            text = Text(tokens, torch.cat(vectors) if vectors else None)
             out[rows] = self.evaluate(text)[rows]
         return out
 

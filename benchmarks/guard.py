@@ -29,7 +29,7 @@ from .detection.roc import auc
 from .tables import report
 from .tables.__main__ import CACHE
 from .tables.grade import Judges
-from .tables.methods import RETRIES, Drawn, Method, draw
+from .tables.methods import RETRIES, Drawing, Method, draw
 from .tables.worlds import World, text_world
 
 REFERENCES = 2
@@ -63,7 +63,7 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
     pairs = torch.stack(references, dim=1)
     with tempfile.TemporaryDirectory() as folder:
         alike = [agreement(world, p, Path(folder) / f"a{i}") for i, p in enumerate(pairs)]
-        guarded = Drawn(torch.empty(0))
+        guarded = Drawing(torch.empty(0))
         pictures = []
         for i, text in enumerate(captions):
             if alike[i] < limits.ONE_PICTURE:

@@ -233,7 +233,7 @@ def evaluate(
     """
     from amg_core.index.picture import Unreadable, decode
 
-    index = probe.searcher.index
+    index = probe.index
     judged: list[Judged] = []
     skipped: list[tuple[str, str]] = []
     worst: list[tuple[float, int, Judged, bytes]] = []

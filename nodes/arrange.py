@@ -55,7 +55,7 @@ class CombineIndexesNode(io.ComfyNode):
         probes = [probe for probe in (index_1, index_2, index_3, index_4) if probe is not None]
         members = {}
         for probe in probes:
-            for index in probe.searcher.index.members:
+            for index in probe.index.members:
                 _check_same(members, index)
                 members.setdefault((index.path, index.hash), index)
         if len(probes) == 1:
@@ -125,7 +125,7 @@ class MutePicturesNode(io.ComfyNode):
         from ..amg_core.index import Index
 
         lines = [line.strip() for line in patterns.splitlines() if line.strip()]
-        opened = [(member.path, member.spec) for member in index.searcher.index.members]
+        opened = [(member.path, member.spec) for member in index.index.members]
         if lines:
             with ExitStack() as stack:  # as they are now: another node may have changed them
                 now = [stack.enter_context(Index.open(*each)) for each in opened]
@@ -133,7 +133,7 @@ class MutePicturesNode(io.ComfyNode):
                 for member in now:
                     _change(member, chosen, reason.strip(), undo)
         probe = as_probe([Index.open(*each) for each in opened], index.descriptor)
-        text = _muted(probe.searcher.index)
+        text = _muted(probe.index)
         show.text_on(cls.hidden.unique_id)(text)
         return io.NodeOutput(probe, text)
 

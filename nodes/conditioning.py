@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import reduced
+from ..amg_core.hosts import of_one_shape
 from .guiders import KEY
 
 # What is no fault of a node on the model.
@@ -72,18 +73,9 @@ class Predictions:
         self.clip, self.run = clip, run
 
     def neighbor(self, args: dict, captions: list[str]) -> Tensor:
-        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u.
-
-        Where captions differ in the length of their conditioning, there is one evaluation for each
-        length, because padding one would change what it means.
-        """
+        """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
         out = args["uncond_denoised"].clone()
-        groups: dict[tuple, list[int]] = {}
-        for row, caption in enumerate(captions):
-            if caption:
-                groups.setdefault(_shape(encode(self.clip, caption)), []).append(row)
-        for rows in groups.values():
-            filled = [captions[row if row in rows else rows[0]] for row in range(len(captions))]
+        for rows, filled in of_one_shape(captions, lambda each: _shape(encode(self.clip, each))):
             text = _stack([encode(self.clip, caption) for caption in filled])
             out[rows] = self._evaluate(args, text)[rows]
         return out

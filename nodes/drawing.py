@@ -14,17 +14,16 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..amg_core import hosts
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import ReducedPrompt
 from ..amg_core.loop import Outcome
-from ..amg_core.session import Session, Settings
-from ..amg_core.verdict import Verdict
+from ..amg_core.session import Drawn, Session, Settings
 from . import guiders, judging, live
 from .conditioning import Predictions
 
 ALIKE = 1e-3  # difference of latents that no one sees
-FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 log = logging.getLogger(__name__)
 
 
@@ -42,18 +41,9 @@ class Loop:
 
 
 def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
-    """The host's σ (B,) as k-diffusion σ (B,), and diffusion time t in [0, 1], 1 = pure noise.
-
-    Flow models: σ/(1 − σ) and t = σ. All others keep σ; t is its place in the model's own table of
-    levels: timestep/999 for discrete models, the share of the log-σ range for continuous ones.
-    """
-    if isinstance(model_sampling, comfy.model_sampling.CONST):
-        part = sigma.float().clamp(0, 1)
-        inner = part.clamp(max=FLOW_SIGMA_MAX)
-        return inner / (1 - inner), float(part[0])
-    table = model_sampling.sigmas.float().clamp_min(1e-10).log()
-    nearest = (table - sigma.float().clamp_min(1e-10).log()[0].to(table.device)).abs().argmin()
-    return sigma.float(), float(nearest) / max(1, len(table) - 1)
+    """See `hosts.noise_level`, for a model_sampling of the host."""
+    flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+    return hosts.noise_level(sigma, None if flow else model_sampling.sigmas)
 
 
 class Drawing:
@@ -66,7 +56,6 @@ class Drawing:
         self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
         self.first: Session | None = None
         self.latest: Session | None = None
-        self.named: list[set[int]] = [set() for _ in noise]
         self.seeds: list[int | None] = []
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
@@ -74,7 +63,7 @@ class Drawing:
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
-    def __call__(self, settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
+    def __call__(self, settings: Settings, suspects: Tensor) -> Drawn:
         number = len(self.seeds)
         session = Session(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or session, session
@@ -93,17 +82,7 @@ class Drawing:
             drawn = self.execute(noise, self._callback(heard), seed)
         if not heard.asked and self.steps > 0:
             raise AMGError(guiders.bypassed(self.guider))
-        return drawn, session.report()
-
-    def judged(self, judge: judging.Judge, latents: Tensor, samples: list[int]) -> list[Verdict]:
-        """Verdicts on the latest drawing. What a sample was near in any drawing stays named."""
-        for i in samples:
-            self.named[i] |= self.latest.acted_on(i)
-        verdicts = judge(latents, [self.named[i] for i in samples])
-        for i, verdict in zip(samples, verdicts, strict=True):
-            if verdict.copy:
-                self.named[i].add(verdict.neighbor)
-        return verdicts
+        return session.drawn(drawn)
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
         """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
@@ -179,7 +158,8 @@ class Drawing:
         preview = self._out(shown)
         if outcome is not None and _alike(preview, outcome.latents[i : i + 1]):
             return outcome.verdicts[i].copy
-        (verdict,) = judge(preview, [self.named[i] | self.latest.acted_on(i)])
+        named = self.latest.acted_on(i) if outcome is None else outcome.named[i]
+        (verdict,) = judge(preview, [named])
         return verdict.copy
 
     def _out(self, latent: Tensor) -> Tensor:
@@ -229,14 +209,12 @@ class Known:
 
         Without a mask, the very same tensor.
         """
-        if self.mask is None:
-            return lambda prediction: prediction
         mask, change = self.mask, args["model_options"].get("denoise_mask_function")
-        if change is not None:
+        if mask is not None and change is not None:
             extra = {"model": self.guider, "sigmas": self.sigmas}
             mask = change(args["sigma"], mask, extra_options=extra)
-        given = self.latent.to(args["denoised"]) * (1 - mask)
-        return lambda prediction: prediction * mask + given
+        given = self.latent.to(args["denoised"])
+        return hosts.composited(mask, None if mask is None else given * (1 - mask))
 
     def kwargs(self, seed) -> dict:
         """What the host passes to `encode_model_conds` for this run."""

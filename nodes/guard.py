@@ -292,11 +292,8 @@ def _known(
             descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
         build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "known", descriptor)
         with Index.open(Path(folder) / "known") as known:
-            members = [known] if index is None else [*index.searcher.index.members, known]
+            members = [known] if index is None else [*index.index.members, known]
             probe = opening.as_probe(members, descriptor)
             hashes = [known.record(i).sha256 for i in range(known.count)]
             saved = show.preview(pictures, THUMB)
-            try:
-                yield probe, dict(zip(hashes, saved, strict=False))  # equal drawings are one row
-            finally:
-                probe.__dict__.pop("on_device", None)
+            yield probe, dict(zip(hashes, saved, strict=False))  # equal drawings are one row

@@ -6,20 +6,16 @@ and networks with a callable object. What a run remembers hangs on the run's own
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..amg_core import report as reports
-from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
-from ..amg_core.index.search import Searcher
 from ..amg_core.loop import until_clean
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
@@ -96,7 +92,7 @@ def attach(
             f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be judged, "
             f"and {judging.NOTHING_DECODES}. Or set if_still_copied to '{reports.SAY}'."
         )
-    networks = [net for net in (probe.descriptor, to_picture) if net is not None]
+    watch = probe.through(None if probe.latent else to_picture)
     guarded = model.clone()
 
     def run(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None,
@@ -114,12 +110,10 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback,
                             disable_pbar, seed, *args, **kwargs)  # fmt: skip
 
-        watch = None
         try:
-            with torch.inference_mode(False):
-                for network in networks:
-                    network.to(device)
-            watch = _on_device(probe, device, None if probe.latent else to_picture)
+            watch.to(device)
+            if probe.latent and to_picture is not None:
+                to_picture.to(device)
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = Known(guider, noise, latent_image, denoise_mask, sigmas, device)
             drawing = Drawing(execute, guider, watch, known, clip, noise, seed, callback,
@@ -129,11 +123,10 @@ def attach(
             reason = unjudged or "the run did not end"
             try:
                 if unjudged:
-                    drawn, _ = drawing(settings, torch.zeros(len(noise), dtype=torch.bool))
+                    drawn = drawing(settings, torch.zeros(len(noise), dtype=torch.bool)).latents
                     drawing.clear_previews(judge)
                 else:
-                    judged = partial(drawing.judged, judge)
-                    outcome = until_clean(drawing, judged, settings, len(noise), loop.retries)
+                    outcome = until_clean(drawing, judge, settings, len(noise), loop.retries)
                     drawing.clear_previews(judge, outcome)
                     reason = ""
             finally:
@@ -148,11 +141,9 @@ def attach(
                 return drawn
             return drawing.settle(outcome, told)
         finally:
-            if watch is not None:
-                watch.searcher.release()
-            with torch.inference_mode(False):
-                for network in networks:
-                    network.to("cpu")
+            watch.rest()
+            if probe.latent and to_picture is not None:
+                to_picture.to("cpu")
 
     def guard(args: dict) -> Tensor:
         hear = args["model_options"].get(KEY)
@@ -166,7 +157,7 @@ def attach(
 
     guard.amg = True
     guarded.set_model_sampler_post_cfg_function(guard)
-    run.index = probe.searcher.index.name
+    run.index = probe.index.name
     # First, which is outermost: caches of other nodes must begin afresh in each drawing.
     others = guarded.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
     guarded.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [run]} | others
@@ -194,22 +185,6 @@ def detach(model):
         model.model_options[HOOKS] = kept
     model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     return model
-
-
-def _on_device(probe: Probe, device, decoder: Decoder | None) -> Probe:
-    """`probe` on the device of a run, with its decoder.
-
-    Made ready once a device and kept with the probe: a large index takes long to open. Rows on an
-    accelerator are let go of after each run.
-    """
-    kept = probe.__dict__.setdefault("on_device", {})
-    if device not in kept:
-        own = probe.searcher
-        searcher = own if own.device == device else Searcher(own.index, device)
-        kept[device] = Probe(searcher, probe.descriptor)
-    watch = copy.copy(kept[device])
-    watch.decoder = decoder
-    return watch
 
 
 def _unfinished(guider, sigmas: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -45,16 +44,9 @@ class Judge:
         picture = self.decode(latent).float().clamp(0, 1).to(self.probe.searcher.device)
         probe = self.probe
         if probe.latent:
-            probe = _with_latent(probe, self.into_model(latent.to(picture.device)))
+            probe = probe.of_latent(self.into_model(latent.to(picture.device)))
         (found,) = verdict(probe, picture, [named])
         return found
-
-
-def _with_latent(probe: Probe, latent: Tensor) -> Probe:
-    """A probe on latents that is told the latent of the picture, so that none has to be encoded."""
-    known = copy.copy(probe)
-    known._views = lambda _picture: (latent, latent.flip(-1))
-    return known
 
 
 def check(vae, latent_format) -> None:

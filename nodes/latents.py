@@ -82,7 +82,7 @@ def make(vae, model, spec=None):
 
 def check_model(probe: Probe, latent_format) -> None:
     """AMGError unless the index, which is one of latents, was made for such a model."""
-    own, index = family(latent_format), probe.searcher.index
+    own, index = family(latent_format), probe.index
     if own != probe.descriptor.family:
         raise AMGError(
             f"Index {index.name} holds latents of models of the family {probe.descriptor.family}, "
@@ -96,7 +96,7 @@ def check_latent(probe: Probe, latent: Tensor) -> None:
     channels = probe.descriptor.channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}, and index {probe.searcher.index.name} "
+            f"latent_image has shape {tuple(latent.shape)}, and index {probe.index.name} "
             f"holds still pictures as latents of {channels} channels: connect an empty latent for "
             f"this model, {OTHERWISE}."
         )

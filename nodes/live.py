@@ -74,7 +74,7 @@ def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:
     """
     if not session.records:
         return {}
-    record, index = session.records[-1], session.probe.searcher.index
+    record, index = session.records[-1], session.probe.index
     return {
         "kind": "step",
         "attempt": attempt,

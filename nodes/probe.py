@@ -78,7 +78,7 @@ class SimilarityProbeNode(io.ComfyNode):
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
         words = "\n".join(f"{max(0.0, v.closeness):.2f}  {v.words}" for v in verdicts)
-        nearest = show.images([index.searcher.index.thumbnail(v.neighbor) for v in verdicts])
+        nearest = show.images([index.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict()
         shown |= {"text": (words,), "amg_probe": [_shown(pictures, verdicts, shown["images"])]}

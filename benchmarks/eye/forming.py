@@ -1,6 +1,6 @@
 """Table 5: how early does the gate open on what is only half formed?
 
-Two ways to a half-formed prediction. *Drawn*: the embedded model draws its 32 memorised prompts and 32
+Two ways to a half-formed prediction. *Drawing*: the embedded model draws its 32 memorised prompts and 32
 others (16 captions it saw once, 16 it never saw), and a run of *main* at strength 0 watches. *Noised*:
 photographs are encoded, noised to σ and denoised by that model without a prompt, at several sizes: half of
 them are in the index. The smaller the picture, the more of it a noise level hides.

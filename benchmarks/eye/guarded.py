@@ -75,7 +75,7 @@ def _image(picture: Tensor) -> Image.Image:
 
 
 @dataclass
-class Drawn:
+class Drawing:
     """Pictures of one way to draw, and what its verdicts say (True: a copy)."""
 
     pictures: Tensor
@@ -101,9 +101,9 @@ class World:
         parts = [slice(i, i + BATCH) for i in range(0, len(seeds), BATCH)]
         return torch.cat([sample(self.model, self.prompts[p], seeds[p], **OPTIONS) for p in parts])
 
-    def under(self, probe: Probe, rows: list[int]) -> Drawn:
+    def under(self, probe: Probe, rows: list[int]) -> Drawing:
         """The closed loop of the node for these prompts."""
-        settings, drawn = presets.settings("main", probe.metric), Drawn(torch.empty(0))
+        settings, drawn = presets.settings("main", probe.metric), Drawing(torch.empty(0))
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
             prompts, seeds = [self.prompts[r] for r in part], [self.seeds[r] for r in part]
@@ -124,10 +124,10 @@ class World:
 
 def without_index(
     world: World, descriptor, plain: Tensor, folder: Path
-) -> tuple[Drawn, list[float]]:
+) -> tuple[Drawing, list[float]]:
     """As *Guard* with *draw twice*; and how close the two drawings of each prompt are."""
     pairs = [world.plain([s + OTHER_SEEDS * k for s in world.seeds]) for k in (1, 2)]
-    drawn, alike = Drawn(plain.clone()), []
+    drawn, alike = Drawing(plain.clone()), []
     for i in range(len(world.prompts)):
         two = torch.stack([pair[i] for pair in pairs])
         alone = world.probe(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
@@ -142,7 +142,7 @@ def without_index(
     return drawn, alike
 
 
-def figures(world: World, drawn: Drawn, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
+def figures(world: World, drawn: Drawing, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
     count = len(world.memorised)
     mine = drawn.pictures[:count]
     zncc = torch.maximum(judge.zncc(mine, world.own), judge.zncc(mine, world.own.flip(-1)))
@@ -212,7 +212,7 @@ def main() -> int:
     world = World(arguments.first)
     count = len(world.memorised)
     plain = world.plain(world.seeds)
-    told = {"plain": figures(world, Drawn(plain, [True] * len(plain)), plain, sscd)}
+    told = {"plain": figures(world, Drawing(plain, [True] * len(plain)), plain, sscd)}
     lines = [_line("plain", told["plain"], count)]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.descriptors:

@@ -45,18 +45,11 @@ def _encode(world: rows.World) -> None:
 
 def _of_descriptor(world: rows.World, name: str, latent: torch.Tensor) -> list[dict]:
     """A look, and a look's gradient, at each scale; and of what they are made."""
-    device, hook = latent.device, host.module("nodes.hook")
-    probe = world.probe(name)
-    found: list[dict] = []
-    if not probe.latent:
-        decoder = _decoder(world, "taesd")
-        probe.descriptor.to(device)
-    watch = hook._on_device(probe, device, None if probe.latent else decoder)
+    found, probe = [], world.probe(name)
+    watch = probe.through(None if probe.latent else _decoder(world, "taesd")).to(latent.device)
     for scale, sigma in {watch.scale_at(s, latent.shape[-1]): s for s in SIGMAS}.items():
         found += _at_scale(watch, latent, sigma, f"{name}, scale {scale}")
-    watch.searcher.release()
-    if not probe.latent:
-        probe.descriptor.to("cpu"), decoder.to("cpu")
+    watch.rest()
     return found
 
 

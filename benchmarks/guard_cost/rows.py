@@ -136,7 +136,7 @@ def authors_way(world: World):
     def step(args: dict) -> torch.Tensor:
         denoised = args["denoised"]
         first = [gradient(one) for one in denoised.split(1)]
-        captions = [probe.searcher.index.caption(i) for _, i in first]
+        captions = [probe.index.caption(i) for _, i in first]
         other = conditioning.Predictions(clip, {}).neighbor(args, captions)
         moved = denoised - (other - args["uncond_denoised"])
         second = [gradient(one)[0] for one in moved.split(1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from amg_core import presets
 from amg_core.guidance import ReducedPrompt, reduced
 from amg_core.loop import until_clean
 from amg_core.schedule import Schedule
-from amg_core.session import Session, Settings
+from amg_core.session import Drawn, Session, Settings
 from amg_core.verdict import Verdict, verdict
 from amg_demo.sample import noise_levels
 
@@ -50,7 +50,7 @@ class Method:
 
 
 @dataclass
-class Drawn:
+class Drawing:
     """Pictures (B, 3, H, W) in [0, 1], a report a batch, whether the guard acted (B,), seconds."""
 
     pictures: Tensor
@@ -211,9 +211,11 @@ def sample(
     return x
 
 
-def draw(world: World, method: Method, captions: list[str], seeds: list[int], steps: int) -> Drawn:
+def draw(
+    world: World, method: Method, captions: list[str], seeds: list[int], steps: int
+) -> Drawing:
     """The same seeds and the same batches whatever the method: rows pair picture by picture."""
-    drawn, pictures, start = Drawn(torch.empty(0)), [], time.perf_counter()
+    drawn, pictures, start = Drawing(torch.empty(0)), [], time.perf_counter()
     for i in range(0, len(captions), BATCH):
         part = slice(i, i + BATCH)
         with torch.inference_mode():
@@ -238,29 +240,22 @@ def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int],
     if method.settings is None:
         return sample(world, context, seeds, steps, None), None, 0
     probe, sessions = world.probes[method.eye], []
-    near: list[set[int]] = [set() for _ in seeds]
 
-    def once(settings: Settings, suspects: Tensor) -> tuple[Tensor, dict]:
+    def once(settings: Settings, suspects: Tensor) -> Drawn:
         last = len(sessions) == method.retries > 0
         sessions.append(Session(probe, settings, steps, suspects if sessions else None))
         chosen = [
             seed + OTHER_NOISE if last and again else seed
             for seed, again in zip(seeds, suspects.tolist(), strict=True)
         ]
-        return sample(world, context, chosen, steps, sessions[-1]), sessions[-1].report()
+        return sessions[-1].drawn(sample(world, context, chosen, steps, sessions[-1]))
 
-    def judge(latents: Tensor, samples: list[int]) -> list[Verdict]:
-        for i in samples:
-            near[i] |= sessions[-1].acted_on(i)
-        found = verdict(probe, world.decode(latents), [near[i] for i in samples])
-        for i, one in zip(samples, found, strict=True):
-            if one.copy:
-                near[i].add(one.neighbor)
-        return found
+    def judge(latents: Tensor, named: Sequence[Collection[int]]) -> list[Verdict]:
+        return verdict(probe, world.decode(latents), named)
 
     if not method.retries:
-        latents, report = once(method.settings, torch.zeros(len(seeds), dtype=torch.bool))
-        return latents, report, 0
+        drawn = once(method.settings, torch.zeros(len(seeds), dtype=torch.bool))
+        return drawn.latents, drawn.report, 0
     outcome = until_clean(once, judge, method.settings, len(seeds), method.retries)
     again = {i for attempt in outcome.attempts[1:] for i in attempt.samples}
     return outcome.latents, outcome.attempts[0].report, len(again)

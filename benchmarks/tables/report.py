@@ -15,7 +15,7 @@ from amg_demo.sheet import sheet, side_by_side
 from index_tools.evaluate import bootstrap, share, top_mean
 
 from .grade import Grades, Judges, Own, fooled, kid_interval, paired_difference, unseen
-from .methods import Drawn, Method, watch
+from .methods import Drawing, Method, watch
 
 NOT_MEASURED = "not measured"
 FEW = 8  # pictures of which figures are still told
@@ -28,7 +28,7 @@ class Row:
     """What one method drew for one world, and its grades; `group` (B,) 0 = memorised, 1 = others."""
 
     method: Method
-    drawn: Drawn
+    drawn: Drawing
     grades: Grades
     group: Tensor
 

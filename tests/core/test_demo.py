@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,20 +62,14 @@ def test_copies_are_drawn_plain_and_not_under_guard(world):
 def test_what_leaves_the_closed_loop_is_no_copy(world):
     model, probe, training, captions, copies = world
     prompts = choose_prompts(captions, copies)[0][:6]
-    near = [set() for _ in prompts]
     seeds = list(range(50, 56))
 
     def once(settings, suspects):
         session = Session(probe, settings, suspects=suspects)
-        drawn = sample(model, prompts, seeds, guide=session.step)
-        for i, rows in enumerate(near):
-            rows |= session.acted_on(i)
-        return drawn, session.report()
+        return session.drawn(sample(model, prompts, seeds, guide=session.step))
 
-    def judged(pictures, samples):
-        return verdict(probe, pictures, [near[i] for i in samples])
-
-    outcome = until_clean(once, judged, presets.settings("main", "nl2"), len(prompts), retries=3)
+    judged, settings = partial(verdict, probe), presets.settings("main", "nl2")
+    outcome = until_clean(once, judged, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]
     assert judge.zncc(outcome.latents, own).max() < 0.7

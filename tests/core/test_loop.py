@@ -6,12 +6,13 @@ import torch
 
 from amg_core import presets
 from amg_core.loop import Outcome, escalated, excess, until_clean
+from amg_core.session import Drawn
 from amg_core.verdict import Verdict
 
 
-def judged(latents: torch.Tensor, samples: list[int]) -> list[Verdict]:
+def judged(latents: torch.Tensor, named) -> list[Verdict]:
     """A copy where the mean of the latent is above 1; the other judge never minds."""
-    assert len(latents) == len(samples)
+    assert len(latents) == len(named)
     return [
         Verdict(m, 1.0, m, 0.0, 0.8, 0, "a.png", "", m > 1, "")
         for m in latents.flatten(1).mean(1).tolist()
@@ -28,7 +29,7 @@ class Drawing:
         number = len(self.calls)
         self.calls.append((settings, suspects.tolist()))
         drawn = [torch.full((1, 2, 3), row[min(number, len(row) - 1)]) for row in self.means]
-        return torch.stack(drawn), {"number": number}
+        return Drawn(torch.stack(drawn), {"number": number}, [{number}] * len(drawn))
 
 
 def loop(*means, retries=3, settings=None) -> tuple[Outcome, Drawing]:
@@ -59,6 +60,18 @@ def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():
     assert len(drawing.calls) == 4
     assert outcome.copies == [0] and outcome.kept == [1]
     assert float(outcome.latents.mean()) > 1.19 and outcome.verdicts[0].closeness < 1.3
+
+
+def test_what_a_sample_was_near_is_looked_at_in_all_later_drawings():
+    asked = []
+
+    def judge(latents, named):
+        asked.append([set(rows) for rows in named])
+        return judged(latents, named)
+
+    drawing = Drawing([3.0, 2.0, 0.7], [0.5, 9.0])
+    until_clean(drawing, judge, presets.settings("main", "nl2"), 2, 3)
+    assert asked == [[{0}, {0}], [{0, 1}], [{0, 1, 2}]]
 
 
 def test_no_retries_and_a_guard_that_is_off():

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from amg_core import presets, report
 from amg_core.errors import AMGError
 from amg_core.loop import until_clean
+from amg_core.session import Drawn
 from amg_core.verdict import Verdict
 
 SESSION = {
@@ -29,9 +30,10 @@ def outcome(*means, retries=2):
         number = len(calls)
         calls.append(settings)
         drawn = torch.tensor([row[min(number, len(row) - 1)] for row in means])
-        return drawn[:, None], SESSION | {"steps": [{"number": number}]}
+        report = SESSION | {"steps": [{"number": number}]}
+        return Drawn(drawn[:, None], report, [()] * len(means))
 
-    def judge(latents, samples):
+    def judge(latents, named):
         return [
             Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", v > 0.4, "A copy of a.png: seen.")
             for v in latents[:, 0].tolist()

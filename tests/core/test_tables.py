@@ -97,11 +97,11 @@ def test_sscd_columns_are_the_largest_cosine_or_not_measured(world):
     cosine = embed(pictures) @ embed(judges.training).T
     assert torch.allclose(grades.sscd, cosine.amax(dim=1)) and grades.sscd.min() > 0.999
     assert torch.allclose(grades.sscd_own, cosine[range(3), [0, 1, 2]])
-    row = report.Row(methods.Method("x"), methods.Drawn(pictures), grades, torch.zeros(3))
+    row = report.Row(methods.Method("x"), methods.Drawing(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert cells["SSCD % > 0.5"][0] == 100
     grades = graded(world, pictures)[1]
-    row = report.Row(methods.Method("x"), methods.Drawn(pictures), grades, torch.zeros(3))
+    row = report.Row(methods.Method("x"), methods.Drawing(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert "not measured" in report.markdown({"x": cells})
 

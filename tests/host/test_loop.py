@@ -234,7 +234,7 @@ def test_a_retry_starts_from_the_very_same_state(
         (out,) = nodes.common_ksampler(
             model, 7, 6, 4.0, sampler, "normal", positive, negative, latent
         )
-    (first, _), (second, _), (third, _) = drawn
+    first, second, third = (each.latents for each in drawn)
     assert torch.equal(first, second) and torch.equal(first, third)
     assert torch.equal(out["samples"], first)
 
@@ -302,14 +302,13 @@ def test_a_vae_of_another_model_is_refused_by_name(amg, tiny, index, settings, d
 def test_the_index_is_made_ready_once(amg, index):
     probe = amg.hook.Probe(index.searcher, index.descriptor)
     device = torch.device("meta")
-    first = amg.hook._on_device(probe, device, None)
-    again = amg.hook._on_device(probe, device, "a decoder")
+    decoder = SimpleNamespace(to=lambda device: None)
+    first, again = probe.through(None).to(device), probe.through(decoder).to(device)
     assert first.searcher is again.searcher
     assert first.searcher.device == device
-    assert again.decoder == "a decoder" and first.decoder is None
+    assert again.decoder is decoder and first.decoder is None
     assert first._background is again._background
-    own = amg.hook._on_device(probe, probe.searcher.device, None)
-    assert own.searcher is probe.searcher
+    assert probe.through(None).to(probe.searcher.device).searcher is probe.searcher
 
 
 def test_gentle_is_made_good_by_retries(amg, run_node, demo, index, conditioning):
