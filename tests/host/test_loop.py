@@ -133,7 +133,7 @@ def stubborn(amg):
         patch.setattr(
             amg.drawing,
             "Session",
-            lambda watch, settings, steps, _: real(watch, replace(settings, exit=0.0), steps),
+            lambda watch, settings, steps, _: real(watch, replace(settings, guidance=()), steps),
         )
         yield patch
 
