@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Pictured(Protocol):
+    """An index, or part of one, that keeps small pictures."""
+
+    def thumbnail(self, i: int) -> Image.Image: ...
 
 
 def low_pass(pictures: Tensor, side: int) -> Tensor:
@@ -47,7 +55,7 @@ def luminance(pictures: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", pictures, weights)
 
 
-def thumbnail(index, i: int) -> Tensor:
+def thumbnail(index: Pictured, i: int) -> Tensor:
     """The thumbnail of row i of an index, (3, h, w) in [0, 1], longest side at most 256."""
     return torch.from_numpy(np.array(index.thumbnail(i), dtype=np.float32)).permute(2, 0, 1) / 255
 

@@ -262,7 +262,8 @@ def _step(steep: Tensor, inside: Tensor, error: Tensor) -> Tensor:
     move = torch.linalg.solve(normal, weighed @ error.reshape(len(error), -1, 1))
     motion = eye.repeat(len(error), 1, 1)
     motion[:, :2] += move.reshape(-1, 2, 3).clamp(-0.2, 0.2)
-    return torch.linalg.inv(motion)
+    inverse: Tensor = torch.linalg.inv(motion)
+    return inverse
 
 
 def _scored(
@@ -308,4 +309,5 @@ def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
 def _standardised(pictures: Tensor) -> Tensor:
     grey = luminance(low_pass(pictures.float(), ZNCC_SIDE)).flatten(1)
     grey = grey - grey.mean(dim=1, keepdim=True)
-    return grey / grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
+    length: Tensor = grey.norm(dim=1, keepdim=True).clamp_min(1e-3)
+    return grey / length

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Attempt:
     """One drawing: which samples it was for, its report, and what was made of each sample of the batch."""
 
     samples: list[int]
-    report: dict
+    report: dict[str, Any]
     verdicts: list[Verdict]
 
 

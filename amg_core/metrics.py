@@ -30,13 +30,15 @@ def nl2(query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
     -------
     Tensor (B,), 0 for an exact copy, about 2 where nothing of the neighbour is there.
     """
-    return (query - neighbor).norm(dim=1) / (ALPHA * spread)
+    distance: Tensor = (query - neighbor).norm(dim=1)
+    return distance / (ALPHA * spread)
 
 
 def structure(rows: Tensor, channels: int = 3) -> Tensor:
     """‖row − the means of its channels‖: how far each picture is from one flat tone, (K, D) -> (K,)."""
     parts = rows.reshape(len(rows), channels, -1)
-    return (parts - parts.mean(dim=2, keepdim=True)).flatten(1).norm(dim=1)
+    distance: Tensor = (parts - parts.mean(dim=2, keepdim=True)).flatten(1).norm(dim=1)
+    return distance
 
 
 def is_flat(rows: Tensor, channels: int = 3) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from PIL import Image, ImageDraw
 
 INK, GRID, THRESHOLD, BACK = (40, 40, 46), (225, 225, 230), (200, 40, 40), (255, 255, 255)
 LINES = [(31, 119, 180), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207)]
 
 
-def curve(report: dict, size: tuple[int, int] = (640, 360), title: str = "") -> Image.Image:
+def curve(
+    report: dict[str, Any], size: tuple[int, int] = (640, 360), title: str = ""
+) -> Image.Image:
     """One line a picture of the batch, the threshold in red, a dot where the guard acted.
 
     report : as `Session.report` makes it. Returns an RGB image of `size`.

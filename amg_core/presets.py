@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import limits
 from .errors import AMGError
@@ -149,7 +150,7 @@ def _away_from_words(
     return Despecification(despecification, base.c1), Deduplication(deduplication, base.c2)
 
 
-def _away_from_picture(base: Preset, strength: float, projection: dict) -> Guidance:
+def _away_from_picture(base: Preset, strength: float, projection: dict[str, Any]) -> Guidance:
     if base.form == "repulsion":
         plain = Repulsion()
         return Repulsion(strength, base.c3 * plain.first, plain.growth, base.c3 * plain.most)

@@ -79,7 +79,7 @@ class Probe:
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
         self._searchers = {searcher.device: searcher}  # one a device, as it takes long to open
         self._encoded: Tensor | None = None
-        self._background: dict[tuple, Tensor | None] = {}
+        self._background: dict[tuple[int, torch.device], Tensor | None] = {}
         self._captions: dict[int, str] = {}
 
     @property

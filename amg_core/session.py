@@ -51,7 +51,7 @@ class Settings:
         ways = (replace(w, **fields) if isinstance(w, kind) else w for w in self.guidance)
         return replace(self, guidance=tuple(ways))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"guidance": [way.to_json() for way in self.guidance]}
 
 
@@ -78,7 +78,7 @@ class Drawn(NamedTuple):
     that it was too close to on the way (`Session.acted_on`)."""
 
     latents: Tensor
-    report: dict
+    report: dict[str, Any]
     acted_on: Sequence[Collection[int]]
 
 
@@ -247,7 +247,7 @@ class Session:
         acted = f"guarding {sum(record.active)} of {len(record.active)}"
         return f"{step} · similarity {max(record.similarity):.2f} · {acted}"
 
-    def report(self) -> dict:
+    def report(self) -> dict[str, Any]:
         """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""
         index = self.probe.index
         active = [record.active for record in self.records]

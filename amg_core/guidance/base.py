@@ -137,7 +137,7 @@ class Guidance:
         """The same way in retry `number`, 1, 2, …, of a picture that came out a copy."""
         return self
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -144,7 +144,9 @@ class PromptReduction(Guidance):
         )
 
 
-def _searched(draw, new: Tensor, kept: Tensor, words: int) -> Tensor:
+def _searched(
+    draw: Callable[[Tensor], tuple[Tensor, Tensor]], new: Tensor, kept: Tensor, words: int
+) -> Tensor:
     """By bisection, the most first words that draw nothing stored, for `new`; 0 where one is too many."""
     if not new.any():
         return kept
