@@ -43,7 +43,8 @@ def structure(rows: Tensor, channels: int = 3) -> Tensor:
 
 def is_flat(rows: Tensor, channels: int = 3) -> Tensor:
     """Which rows (K, D) are nearly one flat tone: nothing in them could be recognised. (K,) bool."""
-    return structure(rows, channels) < FLAT.get(channels, FLAT_LATENT) * rows.shape[1] ** 0.5
+    least: float = FLAT.get(channels, FLAT_LATENT) * rows.shape[1] ** 0.5
+    return structure(rows, channels) < least
 
 
 def matched(query: Tensor, neighbors: Tensor, channels: int = 3, offset: float = OFFSET) -> Tensor:

@@ -125,10 +125,8 @@ class Dissimilarity(Guidance):
     def step(self, context: StepContext, memory: None) -> Step:
         if not context.active.any():
             return Step([], context, None)
-        match, rows = (
-            context.look(context.denoised),
-            [context.denoised[i : i + 1] for i in range(len(context.active))],
-        )
+        match = context.look(context.denoised)
+        rows = [context.denoised[i : i + 1] for i in range(len(context.active))]
         for i in context.active.nonzero()[:, 0].tolist():
             with torch.inference_mode(False), torch.enable_grad():
                 rows[i] = self.moved(context, i, rows[i].detach().clone(), match[i])

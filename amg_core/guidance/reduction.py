@@ -144,9 +144,11 @@ class PromptReduction(Guidance):
         )
 
 
-def _searched(
-    draw: Callable[[Tensor], tuple[Tensor, Tensor]], new: Tensor, kept: Tensor, words: int
-) -> Tensor:
+# Words kept (B,) -> the prediction for them, and where it is nothing stored (B,) bool.
+Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _searched(draw: Draw, new: Tensor, kept: Tensor, words: int) -> Tensor:
     """By bisection, the most first words that draw nothing stored, for `new`; 0 where one is too many."""
     if not new.any():
         return kept
