@@ -81,7 +81,8 @@ class Settings:
 class StepRecord:
     """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term.
 
-    threshold : float, in the unit of `similarity`, of the sample that is closest.
+    threshold : float, in the unit of `similarity`, of the sample that is closest; closeness_threshold :
+    the same in the unit of `closeness`.
     """
 
     t: float
@@ -93,6 +94,7 @@ class StepRecord:
     neighbor: list[int]
     active: list[bool]
     moved: dict[str, list[float]]
+    closeness_threshold: float
 
 
 @dataclass
@@ -236,6 +238,7 @@ class Session:
             StepRecord(
                 t, level, match.scale, _of_closest(threshold, match), match.similarity.tolist(),
                 match.closeness.tolist(), match.ids.tolist(), active.tolist(), moved,
+                _of_closest(self._as_closeness(threshold, match), match),
             )
         )  # fmt: skip
         return out
@@ -268,6 +271,9 @@ class Session:
         return match.closeness > level, metrics.similarity_at(
             self.probe.metric, level, match.typical, match.limit
         )
+
+    def _as_closeness(self, threshold: Tensor, match: Match) -> Tensor:
+        return metrics.closeness(self.probe.metric, threshold, match.typical, match.limit)
 
     def _caption(self, match: Match, rows: Tensor, uncond: Tensor, neighbor_denoised) -> dict:
         """G_dup for samples whose D_u is close to a stored picture: away from its caption."""
@@ -356,15 +362,6 @@ class Session:
         """Neighbour captions of the wanted rows, "" for the others."""
         pairs = zip(match.ids.tolist(), wanted.tolist(), strict=True)
         return [self.probe.caption(i) if use else "" for i, use in pairs]
-
-    def line(self) -> str:
-        """The latest step in one line, for a live display."""
-        if not self.records:
-            return "looking…"
-        record, total = self.records[-1], self.expected_steps
-        step = f"step {len(self.records)}" + (f"/{total}" if total else "")
-        acted = f"guarding {sum(record.active)} of {len(record.active)}"
-        return f"{step} · similarity {max(record.similarity):.2f} · {acted}"
 
     def report(self) -> dict:
         """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""

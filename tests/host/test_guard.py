@@ -68,7 +68,7 @@ def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     assert "are one picture" in said and "The guard steered." in said and "no copy" in said
     told = json.loads(report)
-    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "clean"
+    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "no_copy"
     assert told["verdicts"][0]["source"].startswith("drawn from another seed")
 
 
