@@ -168,21 +168,33 @@ class GuardNode(io.ComfyNode):
             settings = presets.settings(presets.PRESETS[0], probe.metric)
             loop = sampling.loop_of(if_still_copied, retries, new_noise)
             report = hook.Report(hook.undrawn(probe, settings, loop))
+            curve = live.events_of(cls, shown)
+
+            def show_event(event: dict) -> None:
+                whole = (
+                    live.said(_whole(story, report.latest)) if event.get("kind") == "end" else {}
+                )
+                curve(event | whole)
+
             latent = draw(
                 hook.attach(
                     model, probe, settings, clip=clip, vae=vae, loop=loop, report=report,
-                    on_step=tell, on_event=live.events_of(cls, shown),
+                    on_step=tell, on_event=show_event,
                 ),
                 latent_image,
             )  # fmt: skip
             told = report.latest
-            acted = any(told["guarded_evaluations"]) or len(told["attempts"]) > 1
-            story.append(message("steered" if acted else "not_steered"))
-            said = in_words([*story, *reports.story(told)])
+            said = in_words(_whole(story, told))
             tell(said)
             sampling.write_into_pictures(cls.hidden, told, tells)
             text, *_ = sampling.told_of(report)
             return io.NodeOutput(latent, said, text, ui={"text": (said,)})
+
+
+def _whole(story: Story, report: dict) -> Story:
+    """What was found out, and what became of the guarded run."""
+    acted = any(report["guarded_evaluations"]) or len(report["attempts"]) > 1
+    return [*story, message("steered" if acted else "not_steered"), *reports.story(report)]
 
 
 def _suspected(

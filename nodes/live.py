@@ -48,18 +48,18 @@ def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict],
     pictures : of an index that ends with the run: hash of a row -> where the host saved its picture,
     {"filename", "subfolder", "type"}.
     """
-    said = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
+    whose = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
     saved = pictures or {}
 
     def send(event: dict) -> None:
         module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
-        if not event or server is None or said["node"] is None:
+        if not event or server is None or whose["node"] is None:
             return
         for near in event.get("neighbors", {}).values():
             if near["sha256"] in saved:
                 near["picture"] = saved[near["sha256"]]
-        server.send_sync(EVENT, said | {"prompt": _prompt()} | event, server.client_id)
+        server.send_sync(EVENT, whose | {"prompt": _prompt()} | event, server.client_id)
 
     return send
 

@@ -8,6 +8,7 @@ import { inOwnUnit, said, t } from "./words.js";
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
+export const PANEL = "amg_live"; // the widget
 
 const panels = new WeakMap(); // node -> its panel
 
@@ -65,7 +66,7 @@ class Panel {
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
       this.words,
     );
-    addPanel(node, "amg_live", this.element, () => HEIGHT);
+    addPanel(node, PANEL, this.element, () => HEIGHT);
   }
 
   show(run) {
