@@ -224,7 +224,7 @@ def test_a_retry_starts_from_the_very_same_state(
             drawn.append(draw(settings, suspects))
             return drawn[-1]
 
-        return real(drawing, lambda *x: [replace(v, copy=True) for v in judge(*x)], *rest)
+        return real(drawing, lambda *x: [replace(v, outcome="copy") for v in judge(*x)], *rest)
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():
@@ -329,7 +329,8 @@ def test_gentle_is_made_good_by_retries(amg, run_node, demo, index, conditioning
 
 def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
     sampling = amg.module("nodes.sampling")
-    for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…"):
+    new = "looks" + amg.module("nodes.show").MARK
+    for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…", new):
         assert sampling.loop_of(text, 2, False).if_still_copied == "say so"
         assert sampling.wishes_are_known(text, text) is True
     assert sampling.wishes_are_known(None, None) is True
