@@ -212,9 +212,9 @@ def check(report: dict) -> None:
 def drawings(report: dict) -> list[tuple[str, dict]]:
     """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
     name = report["index"]["name"]
-    found = [(f"similarity to {name}", report)]
+    found = [(f"closeness to {name}", report)]
     for number, attempt in enumerate(report["attempts"][1:], 1):
-        again = f"{_pictures(attempt['samples'])} drawn again, {number}: similarity to {name}"
+        again = f"{_pictures(attempt['samples'])} drawn again, {number}: closeness to {name}"
         found.append((again, report | {"steps": attempt["steps"]}))
     return found
 

@@ -162,7 +162,7 @@ def test_what_the_guard_did_not_see_is_told():
 
 def test_one_curve_a_drawing():
     (first, title), (second, again) = report.drawings(compose([0.1], [0.9, 0.2]))
-    assert first == "similarity to cats" and title["steps"] == [{"number": 0}]
+    assert first == "closeness to cats" and title["steps"] == [{"number": 0}]
     assert second.startswith("picture 2 drawn again, 1") and again["steps"] == [{"number": 1}]
 
 
