@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: similarity against the threshold, step by step. Drawn with Pillow alone."""
+"""The paper's Fig. 3: closeness against the threshold, step by step. Drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINES = [(31, 119, 180), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 19
 def curve(
     report: dict[str, Any], size: tuple[int, int] = (640, 360), title: str = ""
 ) -> Image.Image:
-    """One line a picture of the batch, the threshold in red, a dot where the guard acted.
+    """One line a picture of the batch, the threshold in red, a dot where the guard acted. From 0 to 1.
 
     report : as `Session.report` makes it. Returns an RGB image of `size`.
     """
@@ -22,31 +22,30 @@ def curve(
     left, right, top, bottom = 56, width - 14, 30, height - 34
     image = Image.new("RGB", size, BACK)
     draw = ImageDraw.Draw(image)
-    draw.text((left, 8), title or f"similarity to {report['index']['name']}", fill=INK)
+    draw.text((left, 8), title or f"closeness to {report['index']['name']}", fill=INK)
     if not steps:
         draw.text((left, height // 2), "the guard did not look", fill=INK)
         return image
-    values = [v for s in steps for v in (*s["similarity"], s["threshold"])]
-    low, high = min(values), max(values)
-    low, high = low - 0.05 * (high - low + 0.1), high + 0.05 * (high - low + 0.1)
 
     def point(step: int, value: float) -> tuple[float, float]:
         x = left + (right - left) * (step / max(1, len(steps) - 1))
-        return x, bottom - (bottom - top) * (value - low) / (high - low)
+        return x, bottom - (bottom - top) * min(1.0, max(0.0, value))
 
     for tick in range(5):
-        value = low + (high - low) * tick / 4
+        value = tick / 4
         y = point(0, value)[1]
         draw.line((left, y, right, y), fill=GRID)
         draw.text((8, y - 6), f"{value:.2f}", fill=INK)
     draw.text((left, bottom + 10), "first step", fill=INK)
     draw.text((right - 52, bottom + 10), "last step", fill=INK)
-    for sample in range(len(steps[0]["similarity"])):
+    for sample in range(len(steps[0]["closeness"])):
         colour = LINES[sample % len(LINES)]
-        line = [point(i, s["similarity"][sample]) for i, s in enumerate(steps)]
+        line = [point(i, s["closeness"][sample]) for i, s in enumerate(steps)]
         draw.line(line, fill=colour, width=2)
         for (x, y), s in zip(line, steps, strict=True):
             if s["active"][sample]:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-    draw.line([point(i, s["threshold"]) for i, s in enumerate(steps)], fill=THRESHOLD, width=2)
+    draw.line(
+        [point(i, s["closeness_threshold"]) for i, s in enumerate(steps)], fill=THRESHOLD, width=2
+    )
     return image

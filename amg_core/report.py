@@ -1,9 +1,9 @@
 """What a guarded sampling leaves behind: a report that can stand alone, and travels in the picture.
 
-``amg-report/1`` is a JSON object. Keys may be added; these stay:
+``amg-report/2`` is a JSON object. Keys may be added; these stay:
 
 =================== ===============================================================================
-schema              "amg-report/1"
+schema              "amg-report/2"; what was "amg-report/1" is still read: it has no codes
 amg                 version of the plugin
 versions            {"torch": …, "python": …, and what the host adds, such as "comfyui": …}
 index               {"name", "hash", "count"}: which pictures were guarded against
@@ -16,11 +16,12 @@ largest_similarity  a number a sample
 neighbors           {row id: {"source", "caption"}} of every nearest picture on the way
 steps               the curve of the first drawing; see `session.StepRecord`
 judged_by           what decoded the finished pictures: "vae", or the guard's decoder; "" if nothing
-not_judged          why the finished pictures were not measured; "" if they were
-verdicts            one a sample, of what left: {"sample", "attempt", "outcome", and the fields of
-                    `verdict.Verdict`: similarity, threshold, neighbor, source, caption, …}. outcome:
-                    "clean", "unsure" (the checks cannot tell, `unsure` says why), "copy" (left as it is)
-                    or "blanked" (a copy, replaced by nothing)
+not_judged          why the finished pictures were not measured, in English; "" if they were
+not_judged_code     the same as a code: one of NOT_JUDGED, or ""
+verdicts            one a sample, of what left: {"sample", "attempt", "copy", "words", and the fields of
+                    `verdict.Verdict`: outcome, checks, reason, similarity, threshold, neighbor, source,
+                    caption, …}. outcome: "no_copy", "cannot_tell", "copy" (left as it is) or "blanked"
+                    (a copy, replaced by nothing). words: the same in English
 attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
                     "settings", "steps" and "seed"
 unseen_steps        steps, of all drawings, at which the guard was not asked; of hosts that tell
@@ -43,9 +44,17 @@ from .errors import AMGError
 from .files import brief
 from .limits import COPY
 from .loop import Attempt, Outcome
-from .verdict import Verdict
+from .messages import ENGLISH, Message, message
+from .messages import words as in_words
+from .session import Session
+from .verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
 
-SCHEMA = "amg-report/1"
+SCHEMA = "amg-report/2"
+EARLIER = ("amg-report/1",)
+NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
+    "nothing_drawn", "nothing_decodes", "not_finished", "not_ended",
+)  # fmt: skip
+BLANKED = "blanked"  # the outcome of a copy that left as a blank
 LIMIT = 24_000  # characters in a picture: EXIF, where some programs put them, holds 64 KB of all
 KEY = "amg_report"  # of a picture's metadata
 SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
@@ -58,7 +67,8 @@ _SHAPE = {
     "not_judged": str, "verdicts": list, "attempts": list,
 }  # fmt: skip
 _OPEN = (  # keys that hold no names
-    *_SHAPE, "seed", "if_still_copied", "acted_on", "host", "unseen_steps", "blanked_previews",
+    *_SHAPE, "not_judged_code", "seed", "if_still_copied", "acted_on", "host", "unseen_steps",
+    "blanked_previews",
 )  # fmt: skip
 
 
@@ -81,7 +91,7 @@ def compose(
     session : dict
         Of the first drawing, as `Session.report` makes it.
     outcome : Outcome, optional
-        Of the closed loop; without it `not_judged` says why.
+        Of the closed loop; without it `not_judged`, one of NOT_JUDGED, says why.
     if_still_copied : one of POLICIES
         What happens to copies that stayed.
     seeds : list, optional
@@ -91,23 +101,20 @@ def compose(
     """
     python = {"torch": torch.__version__, "python": platform.python_version()}
     head = {"schema": SCHEMA, "amg": __version__, "versions": python | (versions or {})}
-    told = head | session | {"seed": seed, "judged_by": judged_by, "not_judged": not_judged}
+    because = in_words(message(not_judged)) if not_judged else ""
+    told = head | session | {"seed": seed, "judged_by": judged_by}
+    told |= {"not_judged": because, "not_judged_code": not_judged}
     told |= {"if_still_copied": if_still_copied, "verdicts": [], "attempts": []} | more
     if outcome is not None:
-        bad = "blanked" if if_still_copied == BLANK else "copy"
+        blank = {"outcome": BLANKED} if if_still_copied == BLANK else {}
         told["verdicts"] = [
-            {"sample": i, "attempt": kept, "outcome": bad if verdict.copy else _fair(verdict)}
-            | verdict.to_json()
+            {"sample": i, "attempt": kept} | verdict.to_json() | (blank if verdict.copy else {})
             for i, (verdict, kept) in enumerate(zip(outcome.verdicts, outcome.kept, strict=True))
         ]
         every = seeds or [seed] * len(outcome.attempts)
         pairs = zip(outcome.attempts, every, strict=True)
         told["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
     return told
-
-
-def _fair(verdict: Verdict) -> str:
-    return "unsure" if verdict.unsure else "clean"
 
 
 def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
@@ -163,13 +170,13 @@ def anonymous(report: dict) -> dict:
 
     def verdict(found: dict) -> dict:
         kept = {key: value for key, value in found.items() if not isinstance(value, str)}
-        kept |= {"outcome": found["outcome"]} if "outcome" in found else {}
-        words = "Not a copy of anything in this index."
-        if found["copy"]:
-            words = f"A copy of picture {found['neighbor']} of the index."
-        elif found["unsure"]:
-            words = f"Cannot tell: {found['unsure']}."
-        return kept | {"source": "", "caption": "", "words": words, "unsure": found["unsure"]}
+        kept |= {
+            "outcome": found["outcome"],
+            "reason": found["reason"],
+            "source": "",
+            "caption": "",
+        }
+        return kept | {"words": in_words(message_of(kept))}
 
     def attempt(made: dict) -> dict:
         kept = {key: made[key] for key in ("samples", "seed", "settings", "steps") if key in made}
@@ -195,7 +202,7 @@ def _rounded(value):
 
 def check(report: dict) -> None:
     """AMGError, naming the key, unless `report` has the schema's shape."""
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+    if not isinstance(report, dict) or report.get("schema") not in (SCHEMA, *EARLIER):
         raise AMGError(f"This is no {SCHEMA}: it may come from a newer version of the plugin.")
     for key, kind in _SHAPE.items():
         if not isinstance(report.get(key), kind):
@@ -205,47 +212,74 @@ def check(report: dict) -> None:
 def drawings(report: dict) -> list[tuple[str, dict]]:
     """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
     name = report["index"]["name"]
-    found = [(f"similarity to {name}", report)]
+    found = [(f"closeness to {name}", report)]
     for number, attempt in enumerate(report["attempts"][1:], 1):
-        again = f"{_pictures(attempt['samples'])} drawn again, {number}: similarity to {name}"
+        again = f"{_pictures(attempt['samples'])} drawn again, {number}: closeness to {name}"
         found.append((again, report | {"steps": attempt["steps"]}))
     return found
 
 
-def words(report: dict) -> str:
+def step(session: Session) -> list[Message]:
+    """The latest step of a run, for a live display."""
+    if not session.records:
+        return [message("looking")]
+    record, number, total = session.records[-1], len(session.records), session.expected_steps
+    return [
+        message("step", step=number, total=total)
+        if total
+        else message("step_of_unknown", step=number),
+        message("seen", closeness=max(0.0, *record.closeness)),
+        message("guarding", active=sum(record.active), count=len(record.active)),
+    ]
+
+
+def words(report: dict, language: str = ENGLISH) -> str:
     """What became of the run, in one line for the artist."""
-    unseen = report.get("unseen_steps", 0)
-    gaps = [f"steps not seen by the guard: {unseen}"] if unseen else []
-    hidden = report.get("blanked_previews", [])
-    if hidden:
-        numbers = ", ".join(str(i + 1) for i in hidden)
-        gaps.append(f"denoised_output was a copy and is blank now: {numbers}")
+    return in_words(story(report), language)
+
+
+def story(report: dict) -> list[Message]:
+    """What became of the run."""
+    gaps = _gaps(report)
     if report["not_judged"]:
-        return " · ".join(["not judged", report["not_judged"], *gaps])
+        return [message("not_judged"), _why(report), *gaps]
     verdicts = report["verdicts"]
     bad = _copies(report)
-    parts = [f"measured {len(verdicts)} of {len(verdicts)} · {_seen_by(report)}"]
+    told = [message("measured", count=len(verdicts)), _seen_by(report)]
     if bad:
-        parts = [f"STILL A COPY: {_pictures([v['sample'] for v in bad])}"]
-        parts += [f"{v['words'].rstrip('.')}" for v in bad[:1]]
-        parts += ["replaced by a blank"] if bad[0]["outcome"] == "blanked" else []
-    elif any(v["outcome"] == "clean" for v in verdicts):
-        parts.append("no copy")
-    parts += [
-        f"cannot tell of picture {v['sample'] + 1}: {v['unsure']}"
+        told = [_still(bad), message_of(bad[0])]
+        told += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
+    elif any(_is(v, NO_COPY) for v in verdicts):
+        told.append(message("no_copy"))
+    told += [
+        message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
-        if v["outcome"] == "unsure"
+        if _is(v, CANNOT_TELL)
     ]
     again = [v for v in verdicts if v["attempt"] > 0 and v not in bad]
-    for v in again:
-        before = report["attempts"][0]["verdicts"][v["sample"]]
-        parts.append(
-            f"picture {v['sample'] + 1} drawn again: closeness {_close(before)} → {_close(v)}"
+    told += [
+        message(
+            "drawn_again_one", picture=v["sample"] + 1, before=_before(report, v), after=_close(v)
         )
+        for v in again
+    ]
     if not bad and not again and verdicts:
-        closest = max(verdicts, key=lambda v: v["closeness"])
-        parts.append(f"closeness {_close(closest)}, copy above {COPY}")
-    return " · ".join(parts + gaps)
+        closest = max(map(_close, verdicts))
+        told.append(message("closest", closeness=closest, limit=COPY))
+    return told + gaps
+
+
+def story_of_one(report: dict) -> list[Message]:
+    """The same of a report on one picture, which who reads it has before him."""
+    (found,) = report["verdicts"]
+    if found["copy"]:
+        told = [message("still_a_copy"), message_of(found)]
+        return told + ([message("replaced")] if found["outcome"] == BLANKED else [])
+    first = message_of(found) if _is(found, CANNOT_TELL) else message("no_copy")
+    if found["attempt"] > 0:
+        again = message("drawn_again", before=_before(report, found), after=_close(found))
+        return [first, again]
+    return [first, message("closest", closeness=_close(found), limit=COPY)]
 
 
 def refusal(report: dict) -> str:
@@ -255,7 +289,7 @@ def refusal(report: dict) -> str:
     return (
         f"Stopped: picture {first['sample'] + 1} of {len(report['verdicts'])}{more} is still too "
         f"close to {first['source']} in index {report['index']['name']} after "
-        f"{len(report['attempts'])} drawing(s). {first['words']} Choose preset strong, raise "
+        f"{len(report['attempts'])} drawing(s). {first['words']}. Choose preset strong, raise "
         f"retries, turn on new_noise, or change prompt or seed. To get the picture all the same, "
         f"set if_still_copied to '{SAY}'; if it may be copied, use Mute Pictures."
     )
@@ -295,7 +329,37 @@ def of_picture(path: str | Path) -> dict[str, dict]:
 
 
 def _copies(report: dict) -> list[dict]:
-    return [v for v in report["verdicts"] if v["outcome"] in ("copy", "blanked")]
+    return [v for v in report["verdicts"] if v["copy"]]
+
+
+def _is(found: dict, outcome: str) -> bool:
+    """Whether a verdict has that outcome; "amg-report/1" has other names for them."""
+    return found["outcome"] in (outcome, {NO_COPY: "clean", CANNOT_TELL: "unsure"}[outcome])
+
+
+def _still(bad: list[dict]) -> Message:
+    pictures = [v["sample"] + 1 for v in bad]
+    if len(pictures) == 1:
+        return message("still_a_copy_one", picture=pictures[0])
+    return message("still_a_copy_more", pictures=pictures)
+
+
+def _gaps(report: dict) -> list[Message]:
+    told = []
+    if report.get("unseen_steps", 0):
+        told.append(message("unseen_steps", count=report["unseen_steps"]))
+    if report.get("blanked_previews"):
+        pictures = [i + 1 for i in report["blanked_previews"]]
+        told.append(message("blanked_previews", pictures=pictures))
+    return told
+
+
+def _why(report: dict) -> Message:
+    """Why nothing was judged."""
+    code = report.get("not_judged_code")
+    return (
+        message(code) if code in NOT_JUDGED else message("as_written", words=report["not_judged"])
+    )
 
 
 def _pictures(samples: list[int]) -> str:
@@ -304,9 +368,16 @@ def _pictures(samples: list[int]) -> str:
     )
 
 
-def _close(verdict: dict) -> str:
-    return f"{max(0.0, verdict['closeness']):.2f}"
+def _close(verdict: dict) -> float:
+    return max(0.0, verdict["closeness"])
 
 
-def _seen_by(report: dict) -> str:
-    return "by the VAE" if report["judged_by"] == "vae" else f"through {report['judged_by']}"
+def _before(report: dict, verdict: dict) -> float:
+    """Closeness of the first drawing of that picture."""
+    first = report["attempts"][0]
+    return _close(first["verdicts"][first["samples"].index(verdict["sample"])])
+
+
+def _seen_by(report: dict) -> Message:
+    by = report["judged_by"]
+    return message("by_vae") if by == "vae" else message("by_decoder", decoder=by)

@@ -59,7 +59,8 @@ class Settings:
 class StepRecord:
     """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term.
 
-    threshold : float, in the unit of `similarity`, of the sample that is closest.
+    threshold : float, in the unit of `similarity`, of the sample that is closest; closeness_threshold :
+    the same in the unit of `closeness`.
     """
 
     t: float
@@ -71,6 +72,7 @@ class StepRecord:
     neighbor: list[int]
     active: list[bool]
     moved: dict[str, list[float]]
+    closeness_threshold: float
 
 
 class Drawn(NamedTuple):
@@ -165,6 +167,7 @@ class Session:
             StepRecord(
                 t, float(sigma[0]), match.scale, _of_closest(threshold, match), match.similarity.tolist(),
                 match.closeness.tolist(), match.ids.tolist(), active.tolist(), moved,
+                _of_closest(self._as_closeness(threshold, match), match),
             )
         )  # fmt: skip
         return out
@@ -216,6 +219,9 @@ class Session:
             self.probe.metric, level, match.typical, match.limit
         )
 
+    def _as_closeness(self, threshold: Tensor, match: Match) -> Tensor:
+        return metrics.closeness(self.probe.metric, threshold, match.typical, match.limit)
+
     def _steer(self, context: StepContext) -> tuple[Tensor, dict[str, list[float]]]:
         """D with the changes of all ways, and how far each term moved it."""
         before, moved = context.denoised, {}
@@ -237,15 +243,6 @@ class Session:
         """Remember which pictures the samples `rows` (B,) bool were too close to."""
         for i in rows.nonzero()[:, 0].tolist():
             self._acted[i].add(int(match.ids[i]))
-
-    def line(self) -> str:
-        """The latest step in one line, for a live display."""
-        if not self.records:
-            return "looking…"
-        record, total = self.records[-1], self.expected_steps
-        step = f"step {len(self.records)}" + (f"/{total}" if total else "")
-        acted = f"guarding {sum(record.active)} of {len(record.active)}"
-        return f"{step} · similarity {max(record.similarity):.2f} · {acted}"
 
     def report(self) -> dict[str, Any]:
         """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -10,10 +10,12 @@ from torch import Tensor
 from . import judge, limits
 from .errors import AMGError
 from .images import thumbnail
+from .messages import Message, message, words
 from .probe import Probe
 
-FLAT = "it is nearly one flat tone, and neither check can compare that"
-NO_PICTURES = "the index holds no pictures, so that the second check has nothing to look at"
+COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
+FIRST, SECOND = "first", "second"
+FLAT, NO_PICTURES = REASONS = "flat", "no_pictures"
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Verdict:
     `metrics.closeness`; zncc, zncc_threshold : float, the
     second check's correlation (see `judge.registered`) with the candidate that is most alike, and its
     limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
-    that one says copy; source, caption : str, of that picture; copy : bool, either check says so;
-    unsure : str, why the two cannot tell, "" if they can.
+    that one says copy; source, caption : str, of that picture; outcome : COPY, NO_COPY or CANNOT_TELL;
+    checks : those of FIRST and SECOND that say copy; reason : one of REASONS why the two cannot tell, ""
+    if they can.
     """
 
     similarity: float
@@ -37,12 +40,47 @@ class Verdict:
     neighbor: int
     source: str
     caption: str
-    copy: bool
-    words: str
-    unsure: str = ""
+    outcome: str
+    checks: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def copy(self) -> bool:
+        return self.outcome == COPY
+
+    def message(self) -> Message:
+        return message_of(asdict(self))
 
     def to_json(self) -> dict:
-        return asdict(self)
+        """With the message in English, for who reads the JSON."""
+        told = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
+        return told | {"words": words(self.message())}
+
+
+def message_of(found: Mapping) -> Message:
+    """Of a verdict in a report. Without the name of the picture it names its row; one of
+    ``amg-report/1`` knows its words alone."""
+    if "checks" not in found:
+        return message("as_written", words=found["words"])
+    source, checks = found["source"], set(found["checks"])
+    if found["reason"]:
+        return message("cannot_tell", reason=reason_of(found))
+    if not source:
+        return (
+            message("copy_of_row", row=found["neighbor"]) if checks else message("no_copy_of_any")
+        )
+    if not checks:
+        return message("no_copy_nearest", source=source)
+    if checks == {FIRST}:
+        return message("copy_by_first", source=source)
+    return message("copy_by_second" if checks == {SECOND} else "copy_by_both", source=source)
+
+
+def reason_of(found: Mapping) -> Message:
+    """Why the checks cannot tell, of a verdict in a report."""
+    if found.get("reason") in REASONS:
+        return message(found["reason"])
+    return message("as_written", words=found.get("unsure", ""))
 
 
 def verdict(
@@ -74,32 +112,22 @@ def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
     ids = list(
         dict.fromkeys([nearest, *sorted(named), *probe.candidates(picture, limits.CANDIDATES)])
     )
-    unsure, correlation, alike = "", 0.0, nearest
+    reason, correlation, alike = "", 0.0, nearest
     try:
         found = judge.registered(picture, [thumbnail(index, i) for i in ids]).score
         correlation, alike = float(found.max()), ids[int(found.argmax())]
     except AMGError:
-        unsure = NO_PICTURES
+        reason = NO_PICTURES
     if judge.flat(picture):
-        unsure = FLAT
-    first, second = close > limits.COPY, correlation > limits.REGISTERED
-    copy = (first or second) and unsure != FLAT
-    i = alike if second and not first else nearest
-    source = index.source(i)
+        reason = FLAT
+    says = {FIRST: close > limits.COPY, SECOND: correlation > limits.REGISTERED}
+    checks: tuple[str, ...] = (
+        () if reason == FLAT else tuple(name for name, copy in says.items() if copy)
+    )
+    reason = "" if checks else reason
+    i = alike if checks == (SECOND,) else nearest
     return Verdict(
-        float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i, source,
-        index.caption(i), copy, _words(first, second, source, "" if copy else unsure),
-        "" if copy else unsure,
+        float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i,
+        index.source(i), index.caption(i), COPY if checks else CANNOT_TELL if reason else NO_COPY,
+        checks, reason,
     )  # fmt: skip
-
-
-def _words(first: bool, second: bool, source: str, unsure: str) -> str:
-    if unsure:
-        return f"Cannot tell: {unsure}."
-    if first and second:
-        return f"A copy of {source}: both checks agree."
-    if first:
-        return f"A copy of {source}, by the first check alone."
-    if second:
-        return f"A copy of {source}, by the second check alone: look at both."
-    return f"Not a copy of anything in this index (nearest: {source})."

@@ -17,9 +17,8 @@ from . import lookup
 from .options import BLANK, HASH, LARGEST, VERDICT, Options
 from .texts import Text
 
-ADVICE = " Raise Retries, choose preset strong, or change prompt or seed."  # once a generation
-NOT_JUDGED = "not judged"
-WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "unsure", "clean")
+NOT_JUDGED = "not judged"  # in an infotext, as the outcomes of a report
+WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "cannot tell", "no copy")
 log = logging.getLogger(__name__)
 
 
@@ -190,7 +189,9 @@ class Guard:
         """Into the host's progress bar."""
         from modules import shared
 
-        shared.state.textinfo = "AMG: " + session.line()
+        from amg_core import report as reports
+
+        shared.state.textinfo = "AMG: " + said(reports.step(session))
 
     # --- judging
 
@@ -209,8 +210,11 @@ class Guard:
 
     def judge(self, pp) -> None:
         """A finished picture of the host, all its passes, pasting and correcting done."""
+        from amg_core import report as reports
+        from amg_core.messages import message
+
         i = int(getattr(self.p, "batch_index", 0))
-        told = self.p.extra_generation_params
+        written = self.p.extra_generation_params
         try:
             picture = as_tensor(pp.image)
             with full_precision(picture):
@@ -219,25 +223,26 @@ class Guard:
         except Exception as error:  # the host would swallow it
             log.exception("AMG")
             self.forget()
-            self.p.comment(f"AMG: not judged · {error}")
-            told[VERDICT] = self._outcome(NOT_JUDGED)
+            why = [message("not_judged"), message("as_written", words=str(error))]
+            self.p.comment("AMG: " + said(why))
+            written[VERDICT] = self._outcome(NOT_JUDGED)
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
             return
         self.reports.append(report)
         closest = max(map(nearest, self.reports))
-        told[LARGEST] = Told(round(nearest(report), 4), of_all=round(closest, 4))
-        told[VERDICT] = self._outcome(report["verdicts"][0]["outcome"])
+        written[LARGEST] = Told(round(nearest(report), 4), of_all=round(closest, 4))
+        written[VERDICT] = self._outcome(report["verdicts"][0]["outcome"].replace("_", " "))
         batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
         number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
-        said = f"AMG: picture {number}: {words(report)}"
+        told = [message("picture", picture=number), *reports.story_of_one(report)]
         if found.copy:
-            log.warning(said)
-            copies = sum(each["verdicts"][0]["copy"] for each in self.reports)
-            said += ADVICE if copies == 1 else ""
+            log.warning("AMG: %s", said(told, "en"))
+            if sum(each["verdicts"][0]["copy"] for each in self.reports) == 1:
+                told.append(message("advice"))  # once a generation
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
-        self.p.comment(said)
+        self.p.comment("AMG: " + said(told))
         self.judged = pp.image
 
     def _outcome(self, of_this: str) -> Told:
@@ -296,22 +301,14 @@ def nearest(report: dict) -> float:
     return max(0.0, report["verdicts"][0]["closeness"], *on_the_way)
 
 
-def words(report: dict) -> str:
-    """What became of one picture, in one line below the gallery."""
-    from amg_core.limits import COPY
+def said(told: list, language: str = "") -> str:
+    """Messages, in a language or in the host's: its localization is a file such as zh_CN or ja_JP."""
+    from modules import shared
 
-    (told,) = report["verdicts"]
-    close = f"closeness {max(0.0, told['closeness']):.2f}"
-    if told["outcome"] in ("copy", "blanked"):
-        end = "Replaced by a blank." if told["outcome"] == "blanked" else ""
-        return f"STILL A COPY · {told['words']} {end}".rstrip()
-    parts = ["no copy", f"{close}, copy above {COPY}"]
-    if told["attempt"] > 0:
-        before = max(0.0, report["attempts"][0]["verdicts"][0]["closeness"])
-        parts[1:] = [f"drawn again: closeness {before:.2f} → {close.split()[1]}"]
-    if told["outcome"] == "unsure":
-        parts[0] = f"cannot tell: {told['unsure']}"
-    return " · ".join(parts)
+    from amg_core.messages import words
+
+    chosen = str(getattr(shared.opts, "localization", ""))[:2].lower()
+    return words(told, language or chosen)
 
 
 def joined(passes: list[dict]) -> dict:

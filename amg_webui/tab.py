@@ -50,9 +50,10 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
 
 def find(picture, name: str) -> tuple[str, list[tuple]]:
     """A Pillow picture -> the verdict in words, and (thumbnail, caption) of the nearest of index `name`."""
+    from amg_core.messages import message
     from amg_core.verdict import verdict
 
-    from .shared import as_tensor
+    from .shared import as_tensor, said
 
     if picture is None:
         return "Give a picture.", []
@@ -65,8 +66,8 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:
         return str(error), []
-    words = f"{found.words} Closeness {max(0.0, found.closeness):.2f}, copy above {COPY}."
-    return words, shown[:SHOWN]
+    close = message("closest", closeness=max(0.0, found.closeness), limit=COPY)
+    return said([found.message(), close]), shown[:SHOWN]
 
 
 def create(gr) -> list[tuple]:

@@ -28,6 +28,7 @@ from amg_core import limits, metrics, verdict
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
 from amg_core.files import brief
+from amg_core.messages import words
 from amg_core.optional import needed
 from amg_core.probe import Probe
 
@@ -288,9 +289,10 @@ def _judge(probe: Probe, pixels: np.ndarray, name: str, prompt: str) -> Judged:
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
     picture = picture.to(probe.searcher.device)
     (v,) = verdict.verdict(probe, picture)
-    zncc = None if v.unsure == verdict.NO_PICTURES else v.zncc
+    zncc = None if v.reason == verdict.NO_PICTURES else v.zncc
     return Judged(
-        name, prompt, v.similarity, plain_nl2(probe, picture), v.closeness, zncc, v.copy, v.words,
+        name, prompt, v.similarity, plain_nl2(probe, picture), v.closeness, zncc, v.copy,
+        words(v.message()),
         v.neighbor, v.source, v.caption,
     )  # fmt: skip
 

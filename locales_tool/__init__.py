@@ -4,6 +4,9 @@
 translation, in `catalogues/<code>.json`: a sentence that changes in a node is missing there, so no
 translation can go stale unnoticed. `locales/<code>/nodeDefs.json` is the English file read through
 the catalogue. `python -m locales_tool` writes all files and names what is missing.
+
+What is told by a code (`amg_core.messages`) has its translations in `locales/<code>/main.json`, under
+`GROUP`; the English there, for the page, is that of `amg_core/messages.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from amg_core.messages import ENGLISH, GROUP, PLACE
+from amg_core.messages import catalogue as sentences
 
 ROOT = Path(__file__).parent.parent
 LOCALES = ROOT / "locales"
@@ -85,6 +91,25 @@ def faults(source: list[str], known: dict[str, str]) -> list[str]:
             lost = set(kind.findall(text)) - set(kind.findall(other))
             found += [f"{', '.join(sorted(lost))} lost in: {text}"] if lost else []
     return found
+
+
+def english_main() -> dict:
+    """The content of main.json in English: as it is, with the sentences of the core."""
+    told = json.loads((LOCALES / ENGLISH / "main.json").read_text(encoding="utf-8"))
+    return told | {GROUP: sentences(ENGLISH)}
+
+
+def lost_places(source: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Codes that only one of them has, and those in whose sentences not the same values are put in."""
+    different = source.keys() ^ other.keys()
+    both = source.keys() & other.keys()
+    return sorted(
+        different | {code for code in both if _places(source[code]) != _places(other[code])}
+    )
+
+
+def _places(sentence: str) -> set[tuple[str, str]]:
+    return set(PLACE.findall(sentence))
 
 
 def as_text(tree: dict) -> str:

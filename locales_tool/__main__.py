@@ -11,7 +11,20 @@ import importlib.util
 import sys
 import tempfile
 
-from . import CODES, LOCALES, ROOT, as_text, catalogue, english, faults, texts, translated
+from . import (
+    CODES,
+    LOCALES,
+    ROOT,
+    as_text,
+    catalogue,
+    english,
+    english_main,
+    faults,
+    lost_places,
+    sentences,
+    texts,
+    translated,
+)
 
 
 def main() -> int:
@@ -20,6 +33,8 @@ def main() -> int:
     for code in CODES:
         known = catalogue(code)
         wrong = faults(list(texts(source)), known)
+        lost = lost_places(sentences("en"), sentences(code))
+        wrong += [f"differs from amg_core/messages.json: {each}" for each in lost]
         bad += len(wrong)
         for line in wrong:
             print(f"{code}: {line}")
@@ -29,6 +44,7 @@ def main() -> int:
         path = LOCALES / code / "nodeDefs.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(as_text(tree), encoding="utf-8")
+    (LOCALES / "en/main.json").write_text(as_text(english_main()), encoding="utf-8")
     print(f"{len(written)} of {1 + len(CODES)} languages written to {LOCALES}")
     return 1 if bad else 0
 

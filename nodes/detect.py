@@ -10,10 +10,11 @@ import comfy.utils
 from comfy_api.latest import io
 
 from ..amg_core.detection import calibration as calibrations
+from ..amg_core.detection import tokens
 from ..amg_core.detection.calibration import Calibration, Verdict
 from ..amg_core.detection.statistics import LOW
-from ..amg_core.detection.tokens import in_words, leave_out
 from ..amg_core.errors import AMGError
+from ..amg_core.messages import words as in_words
 from . import paths, probing, show
 from .types import CATEGORY, PromptVerdict
 
@@ -191,16 +192,16 @@ class PromptProbeNode(io.ComfyNode):
 
         verdict = judge(positive)
         wanted = words == ALWAYS or (words == IF_SUSPICIOUS and verdict.suspicious)
-        key_words = ""
+        found = []
         if wanted and clip is not None and text.strip():
-            parts = leave_out(text, lambda part: judge(probing.encode(clip, part)).score)
-            key_words = in_words(parts)
-        told = f"{verdict.words} · {key_words}" if key_words else verdict.words
+            parts = tokens.leave_out(text, lambda part: judge(probing.encode(clip, part)).score)
+            found = tokens.messages(parts)
+        key_words, told = in_words(found), in_words([*verdict.messages(), *found])
         show.text_on(cls.hidden.unique_id)(told)
         guarded = guarded_model is not None and verdict.suspicious
         return io.NodeOutput(
             guarded_model if guarded else model, positive, negative, verdict.suspicious,
-            verdict.probability, verdict.score, verdict.words, key_words,
+            verdict.probability, verdict.score, in_words(verdict.messages()), key_words,
             JudgedPrompt(verdict, key_words), ui={"text": (told,)},
         )  # fmt: skip
 

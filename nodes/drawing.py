@@ -19,6 +19,8 @@ from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import ReducedPrompt
 from ..amg_core.loop import Outcome
+from ..amg_core.messages import message
+from ..amg_core.messages import words as in_words
 from ..amg_core.session import Drawn, Session, Settings
 from . import guiders, judging, live
 from .conditioning import Predictions
@@ -96,11 +98,13 @@ class Drawing:
         return torch.where(chosen, other.to(self.noise), self.noise), seed
 
     def _teller(self, number: int) -> Callable[[Session], None]:
-        again = f"drawing again {number}/{self.loop.retries} · " if number else ""
+        again = []
+        if number:
+            again = [message("drawing_again", number=number, count=self.loop.retries)]
 
         def tell(session: Session) -> None:
             if self.on_step is not None:
-                self.on_step(again + session.line())
+                self.on_step(in_words([*again, *reports.step(session)]))
             if self.on_event is not None:
                 self.on_event(live.step(session, number, self.loop.retries))
 

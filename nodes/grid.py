@@ -26,8 +26,8 @@ INK, FAINT, BACK = (32, 33, 38), (118, 120, 128), (250, 250, 250)
 # What a verdict comes to in the report -> its words, and their colour and that of the frame.
 OUTCOMES = {
     "copy": ("COPY", (196, 30, 30)),
-    "unsure": ("cannot tell", (190, 110, 0)),
-    "clean": ("no copy", (30, 130, 60)),
+    "cannot_tell": ("cannot tell", (190, 110, 0)),
+    "no_copy": ("no copy", (30, 130, 60)),
     None: ("not judged", FAINT),
 }
 
@@ -297,7 +297,7 @@ def _lines(cell: Cell) -> tuple[tuple, list[tuple[str, tuple]]]:
     lines = [(f"strength {cell.strength:g}  threshold x{cell.scale:g}", INK)]
     if found is not None:
         close = max(0.0, found["closeness"])
-        lines.append((f"closeness {close:.2f}  similarity {found['similarity']:.2f}", FAINT))
+        lines.append((f"closeness {close:.2f}", FAINT))
     return colour, [*lines, (word, colour)]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.samplers
@@ -21,6 +20,8 @@ from torch import Tensor
 from ..amg_core import descriptors, limits, presets
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
+from ..amg_core.messages import Message, message
+from ..amg_core.messages import words as in_words
 from . import decoding, detect, hook, live, opening, probing, sampling, show
 from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
@@ -38,17 +39,7 @@ SAMPLER = (  # inputs shared with AMG Sampler
 )  # fmt: skip
 
 
-@dataclass
-class Story:
-    """What the node found out and did, a sentence each."""
-
-    parts: list[str]
-
-    def say(self, sentence: str) -> None:
-        self.parts.append(sentence)
-
-    def __str__(self) -> str:
-        return " ".join(self.parts)
+Story = list[Message]  # what the node found out and did
 
 
 class GuardNode(io.ComfyNode):
@@ -147,7 +138,7 @@ class GuardNode(io.ComfyNode):
                 "detect to 'off'."
             )
         tells = sampling.tells_of(report_in_picture)
-        story, tell = Story([]), show.text_on(cls.hidden.unique_id)
+        story, tell = Story(), show.text_on(cls.hidden.unique_id)
 
         def draw(model, latent, number=seed, share=denoise, texts=(positive, negative)) -> dict:
             (drawn,) = common_ksampler(
@@ -160,39 +151,50 @@ class GuardNode(io.ComfyNode):
         )
         pictures, send = None, live.events_of(cls)
         if suspected:
-            words = "drawing twice more, to see what the prompt is a key to…"
-            tell(words)
-            send({"kind": "words", "words": words})  # else the page goes on showing the run before
+            twice = message("drawing_twice")
+            tell(in_words(twice))
+            send(live.begin([twice]))  # else the page goes on showing the run before
             texts = _text_only(positive), _text_only(negative)
             latents = draw(model, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
         with _known(story, index, pictures, vae, model) as (probe, shown):
             if probe is None:
-                story.say("Drawn as it is.")
-                said = str(story)
+                story.append(message("drawn_as_is"))
+                said = in_words(story)
                 tell(said)
                 latent = draw(model, latent_image)
-                send({"kind": "end", "words": said, "verdicts": []})
+                send(live.unguarded(story))
                 return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
             settings = presets.settings(presets.PRESETS[0], probe.metric)
             loop = sampling.loop_of(if_still_copied, retries, new_noise)
             report = hook.Report(hook.undrawn(probe, settings, loop))
+            curve = live.events_of(cls, shown)
+
+            def show_event(event: dict) -> None:
+                whole = (
+                    live.said(_whole(story, report.latest)) if event.get("kind") == "end" else {}
+                )
+                curve(event | whole)
+
             latent = draw(
                 hook.attach(
                     model, probe, settings, clip=clip, vae=vae, loop=loop, report=report,
-                    on_step=tell, on_event=live.events_of(cls, shown),
+                    on_step=tell, on_event=show_event,
                 ),
                 latent_image,
             )  # fmt: skip
             told = report.latest
-            acted = any(told["guarded_evaluations"]) or len(told["attempts"]) > 1
-            story.say("The guard steered." if acted else "The guard had nothing to do.")
-            story.say(f"Finished picture: {reports.words(told)}.")
-            said = str(story)
+            said = in_words(_whole(story, told))
             tell(said)
             sampling.write_into_pictures(cls.hidden, told, tells)
             text, *_ = sampling.told_of(report)
             return io.NodeOutput(latent, said, text, ui={"text": (said,)})
+
+
+def _whole(story: Story, report: dict) -> Story:
+    """What was found out, and what became of the guarded run."""
+    acted = any(report["guarded_evaluations"]) or len(report["attempts"]) > 1
+    return [*story, message("steered" if acted else "not_steered"), *reports.story(report)]
 
 
 def _suspected(
@@ -203,7 +205,7 @@ def _suspected(
     AMGError where neither the prompt nor the pictures could be watched.
     """
     if given is not None:
-        story.say(f"Prompt: {given.verdict.words}.")
+        story += given.verdict.messages()
         return given.verdict.suspicious
     if way == DRAW_TWICE:
         return True
@@ -216,7 +218,7 @@ def _suspected(
                 f"index."
             ) from error
         calibration = None
-        story.say("The prompt was not probed: this model is not calibrated.")
+        story.append(message("not_probed"))
     if calibration is None:
         if index is None:
             raise AMGError(f"Guard: with detect {OFF!r} connect an index, or there is no guard.")
@@ -227,7 +229,7 @@ def _suspected(
     )
     kind = next(iter(detect.calibrations.SCORES))
     verdict = calibration.judge(measured, kind, calibration.seeds, false_alarms)
-    story.say(f"Prompt: {verdict.words}.")
+    story += verdict.messages()
     return verdict.suspicious
 
 
@@ -278,15 +280,10 @@ def _known(
             match = alone.look_at_pictures(pictures[1:].movedim(-1, 1))
             alike = float(match.closeness[0])
         if alike < limits.ONE_PICTURE:
-            story.say(
-                f"Two drawings from other seeds differ (closeness {max(0, alike):.2f}): no key."
-            )
+            story.append(message("drawings_differ", closeness=max(0.0, alike)))
             yield index, {}
             return
-        story.say(
-            f"Two drawings from other seeds are one picture (closeness {alike:.2f}): it is a key, "
-            f"and that picture is stayed away from."
-        )
+        story.append(message("drawings_agree", closeness=alike))
         descriptor = plain if index is None else index.descriptor
         if index is not None and index.latent:
             descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)

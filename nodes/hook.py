@@ -17,6 +17,8 @@ from torch import Tensor
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.loop import until_clean
+from ..amg_core.messages import message
+from ..amg_core.messages import words as in_words
 from ..amg_core.probe import Probe
 from ..amg_core.session import Session, Settings
 from . import decoding, judging, latents, live
@@ -24,7 +26,6 @@ from .drawing import Drawing, Known, Loop, noise_level
 from .guiders import HOOKS, KEY
 
 FINISHED = 0.05  # noise that may be left in a finished picture: no one sees it
-NOTHING_DRAWN = "nothing was drawn"
 
 
 @dataclass
@@ -90,7 +91,7 @@ def attach(
     if loop.if_still_copied != reports.SAY and to_picture is None and not decoding.usable(vae):
         raise AMGError(
             f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be judged, "
-            f"and {judging.NOTHING_DECODES}. Or set if_still_copied to '{reports.SAY}'."
+            f"and {in_words(message(reports.NOTHING_DECODES))}. Or set if_still_copied to '{reports.SAY}'."
         )
     watch = probe.through(None if probe.latent else to_picture)
     guarded = model.clone()
@@ -119,8 +120,8 @@ def attach(
             drawing = Drawing(execute, guider, watch, known, clip, noise, seed, callback,
                                loop, on_step, on_event, steps=len(sigmas) - 1)  # fmt: skip
             outcome, by = None, "" if judge is None else judge.by
-            unjudged = _unfinished(guider, sigmas) or ("" if judge else judging.NOTHING_DECODES)
-            reason = unjudged or "the run did not end"
+            unjudged = _unfinished(guider, sigmas) or ("" if judge else reports.NOTHING_DECODES)
+            reason = unjudged or reports.NOT_ENDED
             try:
                 if unjudged:
                     drawn = drawing(settings, torch.zeros(len(noise), dtype=torch.bool)).latents
@@ -188,13 +189,13 @@ def detach(model):
 
 
 def _unfinished(guider, sigmas: Tensor) -> str:
-    """Why what this run draws is no finished picture; "" if it is one."""
+    """Why what this run draws is no finished picture, one of `reports.NOT_JUDGED`; "" if it is one."""
     if len(sigmas) < 2:
-        return NOTHING_DRAWN
+        return reports.NOTHING_DRAWN
     sampling = guider.model_patcher.get_model_object("model_sampling")
     left = noise_level(sampling, sigmas[-1:])[0]
     if float(left[0]) > FINISHED:
-        return "sampling was not finished: noise is left for another sampler"
+        return reports.NOT_FINISHED
     return ""
 
 
@@ -202,7 +203,7 @@ def undrawn(probe: Probe, settings: Settings, loop: Loop) -> dict:
     """The report where the host runs no step at all."""
     session = Session(probe, settings, expected_steps=0)
     return reports.compose(
-        session.report(), not_judged=NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
+        session.report(), not_judged=reports.NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
         versions=_versions(),
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ from ..amg_core.verdict import Verdict, verdict
 from . import decoding
 
 BY_VAE = "vae"
-NOTHING_DECODES = "nothing here decodes these latents: connect the vae"
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,28 @@ execution id of a node ("12:3" is node 3 in the subgraph that node 12 is), ``"cl
 ``"prompt"``, the id of the prompt that is being executed: pages have many workflows open, whose nodes
 have the same ids. Three kinds:
 
-- ``{"kind": "step", "attempt", "retries", "step", "total", "threshold", "similarity", "active",
-  "neighbor", "neighbors"}``: `step` counts model evaluations from 1, `total` is what was expected or
-  null; `similarity`, `active` and `neighbor` have one entry a sample; `neighbors` says of each id what
-  `entry` does, and where the host saved that picture if no index that can be opened holds it.
-- ``{"kind": "words", "words"}``: a run has begun, and this is all there is to tell of it yet.
-- ``{"kind": "end", "words", "verdicts"}``: what the finished pictures measured, one verdict a sample;
-  none where nothing was judged, and `words` says why.
+- ``{"kind": "step", "attempt", "retries", "step", "total", "closeness_threshold", "closeness",
+  "threshold", "similarity", "active", "neighbor", "neighbors"}``: `step` counts model evaluations from 1,
+  `total` is what was expected or null; the rest is as in `session.StepRecord`, one entry a sample;
+  `neighbors` says of each id what `entry` does, and where the host saved that picture if no index that
+  can be opened holds it.
+- ``{"kind": "begin", "messages", "words"}``: a run has begun, and this is all there is to tell of it yet.
+- ``{"kind": "end", "messages", "words", "verdicts"}``: what became of the run, and of its finished
+  pictures one verdict a sample; none where nothing was judged.
 
-A page that does not listen loses nothing: the live text says the same in words.
+`messages` are codes (see `amg_core.messages`), of which the page makes words; `words` are these in
+English, for a page that lacks one. A page that does not listen loses nothing: the live text says the same.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from ..amg_core import messages
 from ..amg_core import report as reports
+from ..amg_core.messages import Message
 from ..amg_core.session import Session
 from ..amg_core.verdict import Verdict
 
@@ -30,7 +34,7 @@ EVENT = "amg.step"
 LONGEST = 300  # characters of a caption or a name that are sent
 VERDICT = (
     "similarity", "threshold", "closeness", "zncc", "zncc_threshold", "source", "caption", "copy",
-    "words", "unsure",
+    "outcome", "checks", "reason",
 )  # fmt: skip
 
 
@@ -44,18 +48,18 @@ def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict],
     pictures : of an index that ends with the run: hash of a row -> where the host saved its picture,
     {"filename", "subfolder", "type"}.
     """
-    said = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
+    whose = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
     saved = pictures or {}
 
     def send(event: dict) -> None:
         module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
-        if not event or server is None or said["node"] is None:
+        if not event or server is None or whose["node"] is None:
             return
         for near in event.get("neighbors", {}).values():
             if near["sha256"] in saved:
                 near["picture"] = saved[near["sha256"]]
-        server.send_sync(EVENT, said | {"prompt": _prompt()} | event, server.client_id)
+        server.send_sync(EVENT, whose | {"prompt": _prompt()} | event, server.client_id)
 
     return send
 
@@ -81,6 +85,8 @@ def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:
         "retries": retries,
         "step": len(session.records),
         "total": session.expected_steps,
+        "closeness_threshold": _finite(record.closeness_threshold),
+        "closeness": [_finite(value) for value in record.closeness],
         "threshold": _finite(record.threshold),
         "similarity": [_finite(value) for value in record.similarity],
         "active": list(record.active),
@@ -89,16 +95,32 @@ def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:
     }
 
 
+def begin(told: Iterable[Message]) -> dict:
+    """What there is to tell before the first step."""
+    return {"kind": "begin"} | said(told)
+
+
 def end(told: dict) -> dict:
     """What became of the run whose report `told` is."""
-    keys = ("sample", "attempt", "outcome", *VERDICT)
+    keys = ("sample", "attempt", *VERDICT)
     verdicts = [{key: _shown(found[key]) for key in keys} for found in told["verdicts"]]
-    return {"kind": "end", "words": reports.words(told), "verdicts": verdicts}
+    return unguarded(reports.story(told)) | {"verdicts": verdicts}
+
+
+def unguarded(told: Iterable[Message]) -> dict:
+    """The end of a run in which no picture was judged."""
+    return {"kind": "end"} | said(told) | {"verdicts": []}
+
+
+def said(told: Iterable[Message]) -> dict:
+    """Messages for the page."""
+    told = list(told)
+    return {"messages": _shown(messages.to_json(told)), "words": messages.words(told)}
 
 
 def verdict(found: Verdict) -> dict:
     """A `Verdict` on a finished picture, JSON-able and no longer than it need be."""
-    return {key: _shown(getattr(found, key)) for key in VERDICT}
+    return {key: _shown(getattr(found, key)) for key in VERDICT} | said([found.message()])
 
 
 def entry(index, i: int) -> dict:
@@ -129,4 +151,8 @@ def _finite(value: float) -> float | None:
 def _shown(value):
     if isinstance(value, float):
         return _finite(value)
+    if isinstance(value, dict):
+        return {key: _shown(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
     return value[:LONGEST] if isinstance(value, str) else value

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..amg_core.errors import AMGError
 from ..amg_core.limits import COPY
+from ..amg_core.messages import words as in_words
 from ..amg_core.verdict import verdict
 from . import latents, live, show
 from .opening import descriptor_of
@@ -77,7 +78,7 @@ class SimilarityProbeNode(io.ComfyNode):
             index = Probe(index.searcher, descriptor_of(index.descriptor.spec, vae, model))
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
-        words = "\n".join(f"{max(0.0, v.closeness):.2f}  {v.words}" for v in verdicts)
+        words = "\n".join(f"{max(0.0, v.closeness):.2f}  {in_words(v.message())}" for v in verdicts)
         nearest = show.images([index.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict()

@@ -181,7 +181,7 @@ def curve_output() -> io.Output:
     return io.Image.Output(
         "curve",
         display_name="curve",
-        tooltip="Similarity to the nearest picture, step by step, against the threshold in red. "
+        tooltip="Closeness to the nearest picture, step by step, against the threshold in red. "
         "Dots mark steps where the guard acted. One picture for each drawing.",
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 # captions are whatever somebody called a picture, so what opens markup gets its look-alike: an entity
 # would be read as &lt; where the text is shown as it is.
 _PLAIN = str.maketrans("<>", "‹›")
+MARK = "\u2063"  # no width, and never typed: it ends every live text
 
 
 def text_on(node_id: str | None) -> Callable[[str], None]:
@@ -27,14 +28,18 @@ def text_on(node_id: str | None) -> Callable[[str], None]:
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
             plain = re.sub(r"\[(?=\[)", "[ ", text.translate(_PLAIN))
-            server.send_progress_text(plain, node_id)
+            server.send_progress_text(plain + MARK, node_id)
 
     return show
 
 
 def is_live(text) -> bool:
-    """Whether a widget's value is a live text of ours, which some front ends save among widgets."""
-    return isinstance(text, str) and (" · " in text or text.endswith("…"))
+    """Whether a widget's value is a live text of ours, which some front ends save among widgets.
+
+    Workflows that were saved before there was a mark hold texts without it: all of these had a
+    " · ", or ended in "…".
+    """
+    return isinstance(text, str) and (text.endswith((MARK, "…")) or " · " in text)
 
 
 def with_pictures(hidden, key: str, value: dict) -> None:

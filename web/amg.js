@@ -44,7 +44,7 @@ app.registerExtension({
     api.addEventListener("progress_text", ({ detail }) => {
       setTimeout(() => {
         const node = nodeOf(detail.nodeId);
-        if (node?.comfyClass?.startsWith("AMG_")) tameText(node);
+        if (node?.comfyClass?.startsWith("AMG_")) tameText(node, Boolean(widgetOf(node, live.PANEL)));
       });
     });
   },

@@ -90,6 +90,11 @@ export function shown(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
 }
 
+/** A closeness as it is shown: below 0, what is not in the index differs in nothing that matters. */
+export function likeness(value) {
+  return value === null || value === undefined ? value : Math.min(1, Math.max(0, value));
+}
+
 /** Where a picture is that the host saved. */
 export function viewURL({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);

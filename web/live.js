@@ -1,43 +1,49 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
+import { addPanel, api, el, likeness, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
 import { tell, tellAll } from "./told.js";
-import { said, t } from "./words.js";
+import { inOwnUnit, said, t } from "./words.js";
 
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
+export const PANEL = "amg_live"; // the widget
 
 const panels = new WeakMap(); // node -> its panel
 
-const newRun = () => ({ attempts: [], neighbors: {}, ended: false, words: "", verdicts: [], pinned: null });
-const unseen = { similarity: [], threshold: null, active: [], neighbor: [] }; // before the page listened
+const NOTHING = { messages: [], words: "" };
+const NOT_ENDED = {
+  messages: [{ code: "not_judged" }, { code: "not_ended" }],
+  words: "not judged · the run did not end",
+};
+const newRun = () => ({ attempts: [], neighbors: {}, ended: false, told: NOTHING, verdicts: [], pinned: null });
+const unseen = { closeness: [], closeness_threshold: null, active: [], neighbor: [] }; // before the page listened
 
 /** A run with one more event in it: the same one, or a new one where the event begins it. */
 export function enter(run, event) {
-  if (event.kind === "words") return Object.assign(newRun(), { words: event.words });
+  if (event.kind === "begin") return Object.assign(newRun(), { told: event });
   if (event.kind === "end") {
     if (run.ended) run = newRun(); // of a run in which nothing was looked at
-    return Object.assign(run, { ended: true, words: event.words, verdicts: event.verdicts });
+    return Object.assign(run, { ended: true, told: event, verdicts: event.verdicts });
   }
-  const { attempt: number, step, total, retries, similarity, threshold, active, neighbor } = event;
+  const { attempt: number, step, total, retries } = event;
   const again = number === 0 && (run.attempts.length > 1 || step < run.attempts[0]?.steps.length);
   if (run.ended || again) run = newRun();
-  run.words = "";
+  run.told = NOTHING;
   while (run.attempts.length <= number) run.attempts.push({ steps: [], total, retries });
   const { steps } = run.attempts[number];
   while (steps.length < step) steps.push(unseen);
-  steps[step - 1] = { similarity, threshold, active, neighbor };
+  steps[step - 1] = event;
   Object.assign(run.neighbors, event.neighbors);
   return run;
 }
 
 /** The sample to tell about: the one the artist chose, else the one that is closest now. */
 export function chosen(run) {
-  const similarity = run.attempts.at(-1)?.steps.at(-1)?.similarity ?? [];
-  if (run.pinned !== null && run.pinned < similarity.length) return run.pinned;
-  return similarity.reduce((best, value, i) => (value > (similarity[best] ?? -Infinity) ? i : best), 0);
+  const closeness = run.attempts.at(-1)?.steps.at(-1)?.closeness ?? [];
+  if (run.pinned !== null && run.pinned < closeness.length) return run.pinned;
+  return closeness.reduce((best, value, i) => (value > (closeness[best] ?? -Infinity) ? i : best), 0);
 }
 
 class Panel {
@@ -60,21 +66,20 @@ class Panel {
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
       this.words,
     );
-    addPanel(node, "amg_live", this.element, () => HEIGHT);
+    addPanel(node, PANEL, this.element, () => HEIGHT);
   }
 
   show(run) {
     const attempt = run.attempts.at(-1);
     const step = attempt?.steps.at(-1);
-    this.words.textContent = said(run.words);
+    this.words.textContent = said(run.told);
     this.element.dataset.outcome = outcome(run);
     if (!step) return this.#clear();
     const sample = chosen(run);
-    const { parts, scale } = draw(run.attempts, run.pinned === null ? null : sample);
-    this.svg.replaceChildren(...parts);
+    this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample));
     this.svg.setAttribute("aria-label", describe(run.attempts, sample));
-    [this.low.textContent, this.high.textContent] = scale.map(shown);
-    this.#showChips(run, step.similarity.length);
+    [this.low.textContent, this.high.textContent] = [0, 1].map(shown);
+    this.#showChips(run, step.closeness.length);
     this.#showNearest(run, attempt, step, sample);
   }
 
@@ -121,12 +126,13 @@ class Panel {
     const again = run.attempts.length - 1;
     const parts = [
       again ? t("drawing again <number>/<count>", { number: again, count: attempt.retries }) : null,
-      step.similarity.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
-      t("similarity <value>", { value: shown(step.similarity[sample]) }),
-      t("threshold <value>", { value: shown(step.threshold) }),
+      step.closeness.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
+      t("closeness <value>", { value: shown(likeness(step.closeness[sample])) }),
+      t("threshold <value>", { value: shown(step.closeness_threshold) }),
       t("acted <count>×", { count: acted }),
     ];
     this.numbers.textContent = parts.filter(Boolean).join(" · ");
+    this.numbers.title = inOwnUnit(step.similarity[sample], step.threshold);
   }
 }
 
@@ -134,7 +140,7 @@ function outcome(run) {
   if (!run.ended) return "running";
   const all = run.verdicts.map((verdict) => verdict.outcome);
   if (all.some((each) => each === "copy" || each === "blanked")) return "copy";
-  return all.length ? "clean" : "unknown";
+  return all.length ? "no_copy" : "unknown";
 }
 
 function show(node, run) {
@@ -154,8 +160,7 @@ function receive({ detail }) {
 function stopped({ detail }) {
   tellAll(detail.prompt_id, (_, run) => {
     if (!run.attempts || run.ended) return run;
-    const words = t("The run did not end: nothing was judged.");
-    return enter(run, { kind: "end", words, verdicts: [] });
+    return enter(run, { kind: "end", ...NOT_ENDED, verdicts: [] });
   });
 }
 

@@ -1,8 +1,8 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, api, el, grow, shown, tameText, viewURL } from "./graph.js";
+import { addPanel, api, el, grow, likeness, shown, tameText, viewURL } from "./graph.js";
 import { tell } from "./told.js";
-import { said, t } from "./words.js";
+import { inOwnUnit, said, t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";
 const panels = new WeakMap(); // node -> element of its panel
@@ -51,9 +51,12 @@ function row(found, number, count) {
     ),
     bar(
       t("closeness"),
-      Math.max(0, found.closeness),
+      likeness(found.closeness),
       found.copy_above,
-      t("By the index's descriptor: 0 = as alike as pictures that are not in the index, 1 = the same."),
+      [
+        t("By the index's descriptor: 0 = as alike as pictures that are not in the index, 1 = the same."),
+        inOwnUnit(found.similarity, found.threshold),
+      ].join("\n"),
     ),
     bar(
       t("composition"),
@@ -61,7 +64,7 @@ function row(found, number, count) {
       found.zncc_threshold,
       t("By the second check: how well the outlines agree once the two are laid on each other, 1 = exactly."),
     ),
-    el("p", { class: "amg-words", text: said(found.words) }),
+    el("p", { class: "amg-words", text: said(found) }),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
   );
 }

@@ -1,66 +1,53 @@
-// The page's own words in the artist's language: locales/<language>/main.json, under "amg".
+// The page's own words in the artist's language: locales/<language>/main.json, its texts under "amg" by
+// the English text, what the server tells under "amg_messages" by a code.
 
-import { api, app } from "./graph.js";
+import { api, app, shown } from "./graph.js";
 
-// What the server says of a finished picture, sentence by sentence; <name> stands for what differs.
-const SENTENCES = [
-  "A copy of <source>: both checks agree.",
-  "A copy of <source>, by the first check alone.",
-  "A copy of <source>, by the second check alone: look at both.",
-  "Not a copy of anything in this index (nearest: <source>).",
-  "measured <number> of <count>",
-  "by the VAE",
-  "through <decoder>",
-  "STILL A COPY: picture <number>",
-  "STILL A COPY: pictures <numbers>",
-  "replaced by a blank",
-  "no copy",
-  "cannot tell of picture <number>: <reason>",
-  "picture <number> drawn again: closeness <before> → <after>",
-  "closeness <value>, copy above <limit>",
-  "Cannot tell: <reason>.",
-  "not judged",
-  "nothing here decodes these latents: connect the vae",
-  "sampling was not finished: noise is left for another sampler",
-  "the run did not end",
-  "steps not seen by the guard: <count>",
-  "denoised_output was a copy and is blank now: <numbers>",
-];
 const BETWEEN = " · ";
+const PLACE = /<(\w+)(?::(\d))?>/g; // what stands for a value, and how many decimals that has
 
-let told = {}; // language -> English -> translation
+let told = {}; // language -> main.json
 
 /** Ask the host once; without an answer the page speaks English. */
 export async function learn() {
   try {
-    const all = await (await api.fetchApi("/i18n")).json();
-    told = Object.fromEntries(Object.entries(all).map(([code, each]) => [code, each.amg ?? {}]));
+    told = await (await api.fetchApi("/i18n")).json();
   } catch {
     told = {};
   }
 }
 
+function language() {
+  return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
 /** `text` in the host's language, with what stands for <name> put in. */
 export function t(text, values = {}) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  const found = told[language]?.[text] ?? text;
-  return found.replace(/<(\w+)>/g, (whole, name) => values[name] ?? whole);
+  const found = told[language()]?.amg?.[text] ?? text;
+  return found.replace(PLACE, (whole, name) => values[name] ?? whole);
 }
 
-/** A text of the server's, in the host's language as far as its sentences are known here. */
-export function said(text) {
-  return text.split(BETWEEN).map(sentence).join(BETWEEN);
+/** The papers' figures, for a tooltip: what is shown is on one scale for all descriptors. */
+export function inOwnUnit(similarity, threshold) {
+  const values = { value: shown(similarity), limit: shown(threshold) };
+  return t("In the unit of the index's descriptor: similarity <value>, threshold <limit>.", values);
 }
 
-function sentence(text) {
-  for (const known of SENTENCES) {
-    const parts = known.split(/<\w+>/).map((part) => part.replace(/[.()]/g, "\\$&"));
-    const ended = new RegExp(`^${parts.join("(.+?)").replace(/\\\.$/, "\\.?")}$`, "s");
-    const found = text.match(ended);
-    if (!found) continue;
-    const names = [...known.matchAll(/<(\w+)>/g)].map(([, name]) => name);
-    const words = t(known, Object.fromEntries(names.map((name, i) => [name, found[i + 1]])));
-    return known.endsWith(".") && !text.endsWith(".") ? words.replace(/[.。]$/, "") : words;
-  }
-  return text;
+/** What the server told, { messages, words }, in the host's language; `words` where a code is unknown here. */
+export function said({ messages, words }) {
+  const known = { ...told.en?.amg_messages, ...told[language()]?.amg_messages };
+  if (!messages.every(({ code }) => code in known)) return words;
+  return messages.map((each) => sentence(each, known)).join(BETWEEN);
+}
+
+/** As `words` of amg_core/messages.py does it. */
+function sentence(message, known) {
+  return known[message.code].replace(PLACE, (_, name, decimals) => value(message[name], decimals, known));
+}
+
+function value(given, decimals, known) {
+  if (Array.isArray(given)) return given.map((each) => value(each, decimals, known)).join(", ");
+  if (typeof given === "object") return sentence(given, known);
+  if (typeof given === "string") return given;
+  return (decimals ? given.toFixed(decimals) : String(given)).replace("-", "−");
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import AMGError
 from ..files import brief, read_bounded
+from ..messages import Message, message
 from . import statistics
 
 FORMAT = "amg-prompt-calibration/1"
@@ -60,22 +61,17 @@ class Verdict:
     kind: str
     ordinary: int
 
-    @property
-    def words(self) -> str:
-        """One sentence for the artist."""
+    def messages(self) -> list[Message]:
+        """For the artist."""
         rarest = 10 * self.ordinary  # so many prompts cannot tell more
         if self.chance >= 0.01:
-            share = f"{100 * self.chance:.0f} of 100 ordinary prompts score as high"
+            share = message("ordinary_of_100", count=round(100 * self.chance))
         elif self.chance * rarest >= 1:
-            share = f"one in {1 / self.chance:.0f} ordinary prompts scores as high"
+            share = message("ordinary_one_in", count=round(1 / self.chance))
         else:
-            share = f"fewer than one in {rarest} ordinary prompts scores as high"
-        what = (
-            "suspicious: this prompt is probably a key to a training picture"
-            if self.suspicious
-            else "nothing suspicious"
-        )
-        return f"{what} · {self.kind} {self.score:+.1f} · {share}"
+            share = message("ordinary_fewer", count=rarest)
+        what = message("suspicious" if self.suspicious else "not_suspicious")
+        return [what, message("score", kind=self.kind, score=self.score), share]
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..messages import Message, message
 from .predictions import Predictions
 from .statistics import norm
 
@@ -77,10 +78,8 @@ def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> 
     return sorted(found, key=lambda part: -part.drop)
 
 
-def in_words(parts: Sequence[Part], shown: int = 3) -> str:
-    """The parts that lower the score most, as a sentence; "" where no part lowers it."""
+def messages(parts: Sequence[Part], shown: int = 3) -> list[Message]:
+    """The parts that lower the score most; [] where no part lowers it."""
     key = [part for part in parts if part.drop > 0][:shown]
-    if not key:
-        return ""
-    told = ", ".join(f"“{part.words}” (−{part.drop:.1f})" for part in key)
-    return f"the key: {told}"
+    told = [message("key_word", words=part.words, drop=part.drop) for part in key]
+    return [message("key_words", parts=told)] if told else []

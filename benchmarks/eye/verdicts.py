@@ -87,7 +87,7 @@ def _counted(setting: Setting, probe: Probe, edit: str, sources: list[int]) -> d
         "first": sum(_first(v) for v in told),
         "second": sum(v.zncc > v.zncc_threshold for v in told),
         "either": sum(v.copy for v in told),
-        "unsure": sum(bool(v.unsure) for v in told),
+        "unsure": sum(bool(v.reason) for v in told),
         "zncc": [round(v.zncc, 3) for v in told],
         "closeness": [round(v.closeness, 3) for v in told],
     }

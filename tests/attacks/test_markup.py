@@ -60,8 +60,10 @@ def test_a_text_on_a_node_is_no_markup(pack, sent, text):
 
 def test_an_ordinary_text_stays_as_it_is(pack, sent):
     text = "step 3/20 · similarity −0.13 · [a|b] 100 % & 'more' …\nsecond line"
-    pack.module("nodes.show").text_on("7")(text)
-    assert sent == [(text, "7")]
+    show = pack.module("nodes.show")
+    show.text_on("7")(text)
+    assert sent == [(text + show.MARK, "7")]
+    assert show.is_live(sent[0][0]) and not show.is_live("say so")
 
 
 def test_texts_go_to_the_page_by_one_door():

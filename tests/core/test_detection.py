@@ -15,6 +15,7 @@ from amg_core.detection import predictions as of
 from amg_core.detection import statistics, tokens
 from amg_core.detection.predictions import Predictions
 from amg_core.errors import AMGError
+from amg_core.messages import words
 
 SHAPE = (4, 6, 5)
 
@@ -226,11 +227,15 @@ def test_false_alarms_are_as_many_as_asked_for(calibration, kind, seeds):
     far = scale.judge(measured(g, shift=12.0))
     assert far.suspicious
     assert far.probability > 0.999
-    assert far.words.startswith("suspicious")
-    assert "fewer than one in 2000 ordinary" in far.words  # 200 prompts cannot tell more
+    assert [each.code for each in far.messages()] == ["suspicious", "score", "ordinary_fewer"]
+    assert far.messages()[2].values == {"count": 2000}  # 200 prompts cannot tell more
     usual = scale.judge([{k: v * 0 for k, v in row.items()} for row in measured(g)])
-    assert usual.words.startswith("nothing suspicious")
-    assert f"{100 * usual.chance:.0f} of 100 ordinary" in usual.words
+    assert [each.code for each in usual.messages()] == [
+        "not_suspicious",
+        "score",
+        "ordinary_of_100",
+    ]
+    assert usual.messages()[2].values == {"count": round(100 * usual.chance)}
 
 
 @pytest.mark.parametrize("chance", [0.5, 0.1, 0.01, 0.001])
@@ -363,8 +368,8 @@ def test_leave_out_finds_the_word():
     assert [part.words for part in parts] == ["fox", "red", "a", "runs"]
     assert [part.drop for part in parts] == [5.0, 1.0, 0.0, 0.0]
     assert len(asked) == 5
-    assert tokens.in_words(parts) == "the key: “fox” (−5.0), “red” (−1.0)"
-    assert tokens.in_words(parts[2:]) == ""
+    assert words(tokens.messages(parts)) == "the key: “fox” (−5.0), “red” (−1.0)"
+    assert tokens.messages(parts[2:]) == []
 
 
 def test_gradient_significance_of_a_linear_model():

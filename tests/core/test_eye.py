@@ -21,7 +21,7 @@ from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
 from amg_core.probe import Probe
 from amg_core.session import Session
-from amg_core.verdict import FLAT, NO_PICTURES, verdict
+from amg_core.verdict import CANNOT_TELL, FIRST, FLAT, NO_PICTURES, verdict
 from amg_demo import model as demo
 from training.pool import Grounds
 
@@ -143,12 +143,12 @@ def test_an_edited_copy_is_a_copy(compact, pictures, edit):
 def test_strangers_are_no_copies(compact):
     told = verdict(compact, made_up(40, 256, 3))
     assert sum(v.copy for v in told) <= 1
-    assert all(v.unsure == "" for v in told)
+    assert all(v.outcome != CANNOT_TELL for v in told)
 
 
 def test_a_flat_picture_cannot_be_told(compact):
     (told,) = verdict(compact, torch.full((1, 3, 64, 64), 0.5))
-    assert told.unsure == FLAT and not told.copy and told.words.startswith("Cannot tell")
+    assert told.reason == FLAT and told.outcome == CANNOT_TELL and told.checks == ()
 
 
 def test_without_pictures_the_second_check_cannot_tell(compact, pictures, monkeypatch):
@@ -157,9 +157,9 @@ def test_without_pictures_the_second_check_cannot_tell(compact, pictures, monkey
 
     monkeypatch.setattr(Index, "thumbnail", none)
     (stranger,) = verdict(compact, made_up(1, 256, 4))
-    assert stranger.unsure == NO_PICTURES and not stranger.copy
+    assert stranger.reason == NO_PICTURES and stranger.outcome == CANNOT_TELL
     (copy,) = verdict(compact, pictures[:1])
-    assert copy.copy and copy.unsure == ""
+    assert copy.copy and copy.checks == (FIRST,) and copy.reason == ""
 
 
 # ---------------------------------------------------------------- the descriptor

@@ -14,7 +14,7 @@ def judged(latents: torch.Tensor, named) -> list[Verdict]:
     """A copy where the mean of the latent is above 1; the other judge never minds."""
     assert len(latents) == len(named)
     return [
-        Verdict(m, 1.0, m, 0.0, 0.8, 0, "a.png", "", m > 1, "")
+        Verdict(m, 1.0, m, 0.0, 0.8, 0, "a.png", "", "copy" if m > 1 else "no_copy")
         for m in latents.flatten(1).mean(1).tolist()
     ]
 
@@ -95,7 +95,7 @@ def test_retries_are_stronger_each_time():
 
 
 def test_excess_is_that_of_the_worse_judge():
-    verdict = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", True, "")
+    verdict = Verdict(0.3, 0.4, 0.3, 0.9, 0.8, 0, "", "", "copy", ("second",))
     assert abs(excess(verdict) - 0.1) < 1e-6
 
 

@@ -22,6 +22,10 @@ SESSION = {
 }  # fmt: skip
 
 
+def says(copy):
+    return ("copy", ("first",)) if copy else ("no_copy", ())
+
+
 def outcome(*means, retries=2):
     """Sample i has the closeness `means[i][attempt]`; a copy above 0.4."""
     calls = []
@@ -35,7 +39,7 @@ def outcome(*means, retries=2):
 
     def judge(latents, named):
         return [
-            Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", v > 0.4, "A copy of a.png: seen.")
+            Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", *says(v > 0.4))
             for v in latents[:, 0].tolist()
         ]
 
@@ -51,10 +55,10 @@ def test_complete_and_json():
     report.check(told)
     again = json.loads(json.dumps(told, allow_nan=False))
     assert again == told
-    assert told["schema"] == "amg-report/1" and told["index"]["hash"] == "abc"
+    assert told["schema"] == "amg-report/2" and told["index"]["hash"] == "abc"
     assert set(told["versions"]) == {"torch", "python", "comfyui"}
     assert [v["attempt"] for v in told["verdicts"]] == [0, 1]
-    assert [v["outcome"] for v in told["verdicts"]] == ["clean", "clean"]
+    assert [v["outcome"] for v in told["verdicts"]] == ["no_copy", "no_copy"]
     assert told["verdicts"][1]["source"] == "a.png" and told["verdicts"][1]["caption"] == "a cat"
     assert [a["samples"] for a in told["attempts"]] == [[0, 1], [1]]
     assert told["attempts"][0]["verdicts"][1]["copy"] is True
@@ -103,7 +107,9 @@ def test_without_names_it_is_the_same_report():
     for found, whole in zip(short["verdicts"], told["verdicts"], strict=True):
         for key in ("sample", "attempt", "outcome", "similarity", "closeness", "neighbor", "copy"):
             assert found[key] == pytest.approx(whole[key]) if key != "outcome" else whole[key]
-    assert short["verdicts"][2]["words"] == "A copy of picture 0 of the index."
+    assert short["verdicts"][2]["words"] == "A copy of picture 0 of the index"
+    assert short["verdicts"][0]["words"] == "Not a copy of anything in this index"
+    assert short["verdicts"][2]["checks"] == ["first"]
     assert [a["samples"] for a in short["attempts"]] == [a["samples"] for a in told["attempts"]]
     assert short["attempts"][1]["steps"] == [{"number": 1}] and short["seed"] == 7
     assert "still a copy" in report.words(short).lower()
@@ -116,10 +122,8 @@ def test_words_tell_what_became_of_it():
     bad = report.words(compose([0.1], [0.9]))
     assert bad.startswith("STILL A COPY: picture 2") and "a.png" in bad and "blank" not in bad
     assert "replaced by a blank" in report.words(compose([0.9], if_still_copied="blank"))
-    unjudged = report.words(report.compose(SESSION, not_judged="nothing was drawn"))
+    unjudged = report.words(report.compose(SESSION, not_judged=report.NOTHING_DRAWN))
     assert unjudged == "not judged · nothing was drawn"
-    for line in (again, bad, unjudged):
-        assert " · " in line  # how the live text of a node is told from a widget's value
 
 
 def test_refusal_names_picture_neighbour_and_what_to_change():
@@ -130,17 +134,19 @@ def test_refusal_names_picture_neighbour_and_what_to_change():
 
 def test_what_cannot_be_told_is_no_clean_verdict():
     told = outcome([0.1])
-    verdict = Verdict(0.1, 0.4, 0.1, 0.0, 0.75, 0, "b.png", "", False, "Cannot tell.", "it is flat")
+    verdict = Verdict(0.1, 0.4, 0.1, 0.0, 0.75, 0, "b.png", "", "cannot_tell", (), "flat")
     told.verdicts[0] = verdict
     told = report.compose(SESSION, told, judged_by="vae")
-    assert told["verdicts"][0]["outcome"] == "unsure"
+    assert told["verdicts"][0]["outcome"] == "cannot_tell"
     words = report.words(told)
-    assert "cannot tell of picture 1: it is flat" in words and "no copy" not in words
+    assert (
+        "cannot tell of picture 1: it is nearly one flat tone" in words and "no copy" not in words
+    )
 
 
 def test_blanked_is_told():
     told = compose([0.1], [0.9], if_still_copied="blank")
-    assert [v["outcome"] for v in told["verdicts"]] == ["clean", "blanked"]
+    assert [v["outcome"] for v in told["verdicts"]] == ["no_copy", "blanked"]
 
 
 def test_what_the_guard_did_not_see_is_told():
@@ -148,7 +154,7 @@ def test_what_the_guard_did_not_see_is_told():
     assert said.endswith(
         " · steps not seen by the guard: 3 · denoised_output was a copy and is blank now: 1, 3"
     )
-    unjudged = report.compose(SESSION, not_judged="the run did not end", unseen_steps=1)
+    unjudged = report.compose(SESSION, not_judged=report.NOT_ENDED, unseen_steps=1)
     assert report.words(unjudged) == (
         "not judged · the run did not end · steps not seen by the guard: 1"
     )
@@ -158,7 +164,7 @@ def test_what_the_guard_did_not_see_is_told():
 
 def test_one_curve_a_drawing():
     (first, title), (second, again) = report.drawings(compose([0.1], [0.9, 0.2]))
-    assert first == "similarity to cats" and title["steps"] == [{"number": 0}]
+    assert first == "closeness to cats" and title["steps"] == [{"number": 0}]
     assert second.startswith("picture 2 drawn again, 1") and again["steps"] == [{"number": 1}]
 
 
@@ -180,3 +186,45 @@ def test_read_from_a_picture(tmp_path):
         Image.new("RGB", (4, 4)).save(path, pnginfo=info)
         with pytest.raises(AMGError, match=words):
             report.of_picture(path)
+
+
+def as_before(told):
+    """A report as `amg-report/1` was."""
+    names = {"no_copy": "clean", "cannot_tell": "unsure"}
+    verdicts = []
+    for found in told["verdicts"]:
+        kept = {k: v for k, v in found.items() if k not in ("checks", "reason")}
+        words = (
+            "Ein Urteil." if found["copy"] else "Kein Urteil."
+        )  # whatever it says: shown as it is
+        kept |= {"outcome": names.get(found["outcome"], found["outcome"]), "words": words}
+        verdicts.append(kept | {"unsure": "is too dark" if found["reason"] else ""})
+    kept = {k: v for k, v in told.items() if k != "not_judged_code"}
+    return kept | {"schema": "amg-report/1", "verdicts": verdicts}
+
+
+def test_reports_of_before_are_understood():
+    old = as_before(compose([0.1], [0.9]))
+    report.check(old)
+    assert report.words(old) == "STILL A COPY: picture 2 · Ein Urteil."
+    assert "no copy" in report.words(as_before(compose([0.1])))
+    told = compose([0.1])
+    told["verdicts"][0] |= {"outcome": "cannot_tell", "reason": "flat"}
+    assert "cannot tell of picture 1: is too dark" in report.words(as_before(told))
+    unjudged = as_before(report.compose(SESSION, not_judged=report.NOT_ENDED))
+    assert report.words(unjudged | {"not_judged": "it rained"}) == "not judged · it rained"
+
+
+def test_a_run_is_told_in_every_language():
+    told = compose([0.1], [0.9, 0.2], unseen_steps=2)
+    assert "Bild 2 neu erzeugt: Nähe 0.90 → 0.20" in report.words(told, "de")
+    assert "なし" in report.words(told, "ja")
+    assert report.words(told, "xx") == report.words(told, "../en") == report.words(told)
+
+
+def test_one_picture_is_told_without_its_number():
+    told = report.compose(SESSION, outcome([0.9, 0.2]), judged_by="vae")
+    assert [each.code for each in report.story_of_one(told)] == ["no_copy", "drawn_again"]
+    told = report.compose(SESSION, outcome([0.9]), judged_by="vae", if_still_copied="blank")
+    codes = [each.code for each in report.story_of_one(told)]
+    assert codes == ["still_a_copy", "copy_by_first", "replaced"]

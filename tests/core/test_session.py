@@ -445,10 +445,12 @@ def test_works_under_inference_mode(probe, scene):
 def test_the_report_is_json_and_complete(probe, scene):
     import json
 
+    from amg_core.messages import words
     from amg_core.plot import curve
+    from amg_core.report import step
 
     session = Session(probe, make(), expected_steps=2)
-    assert session.line() == "looking…"
+    assert words(step(session)) == "looking…"
     for t in (0.9, 0.5):
         run(session, scene, t=t)
     report = json.loads(json.dumps(session.report()))
@@ -456,7 +458,8 @@ def test_the_report_is_json_and_complete(probe, scene):
     assert report["guarded_evaluations"][2:] == [0, 0]
     assert report["neighbors"]["3"]["caption"] == "caption 3"
     assert len(report["steps"]) == report["evaluations"] == 2
-    assert session.line().startswith("step 2/2 · similarity ")
+    closest = max(0.0, *session.records[-1].closeness)
+    assert words(step(session)) == f"step 2/2 · closeness {closest:.2f} · guarding 2 of 4"
     assert curve(report).size == (640, 360)
 
 

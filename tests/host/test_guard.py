@@ -66,16 +66,16 @@ def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
     assert likeness(amg, demo, plain(KEY), KEYS_PICTURE) > 0.9
     latent, said, report = guard(KEY)
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
-    assert "are one picture" in said and "The guard steered." in said and "no copy" in said
+    assert "are one picture" in said and "the guard steered" in said and "no copy" in said
     told = json.loads(report)
-    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "clean"
+    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "no_copy"
     assert told["verdicts"][0]["source"].startswith("drawn from another seed")
 
 
 def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
     latent, said, report = guard(USUAL)
     assert torch.equal(latent["samples"], plain(USUAL))
-    assert "differ" in said and said.endswith("Drawn as it is.") and report == "{}"
+    assert "differ" in said and said.endswith("drawn as it is") and report == "{}"
 
 
 def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain):
@@ -83,7 +83,7 @@ def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain)
     assert json.loads(report)["index"]["count"] == 24 + 2
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     latent, said, report = guard(KEY, index=index, detect="off")
-    assert json.loads(report)["index"]["count"] == 24 and "The guard steered." in said
+    assert json.loads(report)["index"]["count"] == 24 and "the guard steered" in said
     latent, said, _ = guard(USUAL, index=index, detect="off")
     assert torch.equal(latent["samples"], plain(USUAL)) and "nothing to do" in said
 
@@ -92,8 +92,17 @@ def test_the_page_is_told_of_a_picture_that_was_not_guarded(amg, guard, monkeypa
     sent = []
     monkeypatch.setattr(amg.module("nodes.live"), "events_of", lambda node, saved=None: sent.append)
     _, said, _ = guard(USUAL)
-    assert [event["kind"] for event in sent] == ["words", "end"]
-    assert sent[-1]["words"] == said and "Drawn as it is." in said and not sent[-1]["verdicts"]
+    assert [event["kind"] for event in sent] == ["begin", "end"]
+    assert sent[-1]["words"] == said and "drawn as it is" in said and not sent[-1]["verdicts"]
+
+
+def test_the_page_is_told_all_of_a_guarded_picture(amg, guard, monkeypatch):
+    sent = []
+    monkeypatch.setattr(amg.module("nodes.live"), "events_of", lambda node, saved=None: sent.append)
+    _, said, _ = guard(KEY)
+    assert {event["kind"] for event in sent[1:-1]} == {"step"} and sent[-1]["kind"] == "end"
+    assert sent[-1]["words"] == said and len(sent[-1]["verdicts"]) == 1
+    assert sent[-1]["messages"][0]["code"] == "drawings_agree"
 
 
 def test_what_fixes_the_composition_is_left_out_of_the_two_drawings(amg):
@@ -108,11 +117,12 @@ def test_a_batch_of_prompts_is_refused(amg, guard, encoded):
 
 
 @pytest.mark.parametrize("suspicious", [False, True])
-def test_the_verdict_of_prompt_probe_is_taken(guard, plain, suspicious):
-    verdict = SimpleNamespace(suspicious=suspicious, words="as the probe says")
+def test_the_verdict_of_prompt_probe_is_taken(amg, guard, plain, suspicious):
+    told = amg.module("amg_core.messages").message("as_written", words="as the probe says")
+    verdict = SimpleNamespace(suspicious=suspicious, messages=lambda: [told])
     given = SimpleNamespace(verdict=verdict, key_words="")
     latent, said, _ = guard(KEY, detect="auto", prompt_verdict=given)
-    assert said.startswith("Prompt: as the probe says.")
+    assert said.startswith("as the probe says · ")
     assert torch.equal(latent["samples"], plain(KEY)) != suspicious
 
 

@@ -71,7 +71,7 @@ def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monk
     assert min(told["guarded_evaluations"]) > 0
     assert curve.shape[-1] == 3
     assert told["judged_by"] == "vae"
-    assert all(verdict["outcome"] == "clean" for verdict in told["verdicts"])
+    assert all(verdict["outcome"] == "no_copy" for verdict in told["verdicts"])
     monkeypatch.undo()
     off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
     plain, report, _ = draw(loaded, **off)

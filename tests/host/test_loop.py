@@ -78,9 +78,9 @@ def test_a_copy_is_drawn_again_and_the_other_kept_bit_for_bit(amg, draw):
     plain = draw.plain([COPIED, NEW])
     once = draw([COPIED, NEW])
     assert torch.equal(once.samples, plain)
-    assert outcomes(once) == ["copy", "clean"] and len(once.report["attempts"]) == 1
+    assert outcomes(once) == ["copy", "no_copy"] and len(once.report["attempts"]) == 1
     drawn = draw([COPIED, NEW], retries=3)
-    assert outcomes(drawn) == ["clean", "clean"]
+    assert outcomes(drawn) == ["no_copy", "no_copy"]
     assert torch.equal(drawn.samples[1], plain[1])
     assert not torch.equal(drawn.samples[0], plain[0])
     told = drawn.report
@@ -107,17 +107,17 @@ def test_the_verdict_is_that_of_similarity_probe(draw, demo, index, run_node):
 def test_without_vae_the_decoder_of_the_guard_judges_and_says_so(draw):
     drawn = draw([COPIED, NEW], vae=None)
     assert drawn.report["judged_by"] == "demo"
-    assert outcomes(drawn) == ["copy", "clean"]
+    assert outcomes(drawn) == ["copy", "no_copy"]
 
 
 def test_a_copy_that_stays(amg, draw, caplog):
     with stubborn(amg), caplog.at_level(logging.WARNING):
         said = draw([NEW, COPIED], retries=1)
-        assert outcomes(said) == ["clean", "copy"]
+        assert outcomes(said) == ["no_copy", "copy"]
         assert said.lines[-1].startswith("STILL A COPY: picture 2 · ")
         assert "STILL A COPY: picture 2" in caplog.text
         blank = draw([NEW, COPIED], retries=1, if_still_copied="blank")
-        assert outcomes(blank) == ["clean", "blanked"]
+        assert outcomes(blank) == ["no_copy", "blanked"]
         assert torch.equal(blank.samples[0], said.samples[0])
         assert torch.count_nonzero(blank.samples[1]) == 0
         assert "blank" in blank.lines[-1]
@@ -225,7 +225,7 @@ def test_a_retry_starts_from_the_very_same_state(
             drawn.append(draw(settings, suspects))
             return drawn[-1]
 
-        return real(drawing, lambda *x: [replace(v, copy=True) for v in judge(*x)], *rest)
+        return real(drawing, lambda *x: [replace(v, outcome="copy") for v in judge(*x)], *rest)
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():
@@ -323,13 +323,14 @@ def test_gentle_is_made_good_by_retries(amg, run_node, demo, index, conditioning
     _, report, curves = run_node("AMG_Sampler", positive=positive, negative=negative, **inputs)
     told = json.loads(report)
     assert told["settings"]["preset"] == "gentle"
-    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["clean", "clean"]
+    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["no_copy", "no_copy"]
     assert len(curves) == len(told["attempts"])
 
 
 def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
     sampling = amg.module("nodes.sampling")
-    for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…"):
+    new = "looks" + amg.module("nodes.show").MARK
+    for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…", new):
         assert sampling.loop_of(text, 2, False).if_still_copied == "say so"
         assert sampling.wishes_are_known(text, text) is True
     assert sampling.wishes_are_known(None, None) is True

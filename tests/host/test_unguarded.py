@@ -133,7 +133,7 @@ def test_every_guider_of_the_host_is_steered(demo, encode, keys, guarded, judged
     model, report = guarded()
     assert judged(draw(GUIDERS[name](model, encode, texts), 3)) == [False] * 3
     told = report.latest
-    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["clean"] * 3
+    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["no_copy"] * 3
     assert all(told["guarded_evaluations"]) and len(told["steps"]) == STEPS
     assert told["unseen_steps"] == 0
 

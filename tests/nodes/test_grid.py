@@ -62,7 +62,7 @@ def verdict(outcome: str) -> dict:
 def test_sheet(grid):
     """Four pictures, two a line, each framed in the colour of its verdict, none over another."""
     shades = [0.2, 0.4, 0.6, 0.8]
-    kinds = ["copy", "unsure", "clean", None]
+    kinds = ["copy", "cannot_tell", "no_copy", None]
     cells = [
         grid.Cell(i, 1.0, torch.full((32, 64, 3), shade), kind and verdict(kind))
         for i, (shade, kind) in enumerate(zip(shades, kinds, strict=True))

@@ -77,6 +77,8 @@ def test_a_step_is_its_record(core, session, probe):
     assert (event["attempt"], event["retries"], event["step"], event["total"]) == (1, 2, 1, 9)
     assert event["similarity"] == record.similarity
     assert event["threshold"] == record.threshold
+    assert event["closeness"] == record.closeness
+    assert event["closeness_threshold"] == record.closeness_threshold
     assert event["active"] == record.active == [True, True]
     assert event["neighbor"] == record.neighbor == [3, 17]
     text = json.dumps(event, allow_nan=False)
@@ -118,12 +120,18 @@ def test_the_end_is_the_report(core, session, probe):
     told = core.report.compose(session.report(), outcome, judged_by="vae")
     event = core.live.end(told)
     assert event["words"] == core.report.words(told)
+    assert event["messages"] == [each.to_json() for each in core.report.story(told)]
     for shown, whole in zip(event["verdicts"], told["verdicts"], strict=True):
         assert shown["outcome"] == whole["outcome"]
         assert shown["closeness"] == whole["closeness"]
         assert len(shown["caption"]) <= core.live.LONGEST
-    unjudged = core.live.end(core.report.compose(session.report(), not_judged="because"))
-    assert unjudged == {"kind": "end", "words": "not judged · because", "verdicts": []}
+    unjudged = core.report.compose(session.report(), not_judged=core.report.NOT_FINISHED)
+    codes = [{"code": "not_judged"}, {"code": "not_finished"}]
+    words = core.report.words(unjudged)
+    expected = {"kind": "end", "messages": codes, "words": words, "verdicts": []}
+    assert core.live.end(unjudged) == expected
+    (found,) = core.live.verdict(verdicts[0])["messages"]
+    assert found == verdicts[0].message().to_json()
 
 
 def test_sent_to_the_browser_that_queued_it(core, monkeypatch):

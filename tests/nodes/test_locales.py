@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 
 import pytest
 
 import locales_tool as locales
+from amg_core import messages
 
 OPTIONS_SAID = ("preset", "descriptor", "if_still_copied", "mode", "decoder", "form", "method")
 
@@ -87,57 +89,52 @@ def page_texts() -> set[str]:
     for path in (locales.ROOT / "web").glob("*.js"):
         calls = re.finditer(r'\bt\(\s*((?:"(?:[^"\\]|\\.)*"\s*\+?\s*)+)', path.read_text())
         found |= {"".join(re.findall(r'"((?:[^"\\]|\\.)*)"', call.group(1))) for call in calls}
-    return found | set(sentences())
+    return found
 
 
-def sentences() -> list[str]:
-    """Those of the server that the page knows."""
-    text = (locales.ROOT / "web/words.js").read_text()
-    return re.findall(r'"([^"]+)"', re.search(r"SENTENCES = \[(.*?)\];", text, re.S).group(1))
+def calls() -> list[tuple[str, set[str], set[str]]]:
+    """(file, codes it may be, names of its values) of each call of message(…) in the sources."""
+    found = []
+    for folder in ("amg_core", "nodes", "amg_webui", "index_tools"):
+        for path in (locales.ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "message":
+                    inside = [
+                        each for each in ast.walk(node.args[0]) if isinstance(each, ast.Constant)
+                    ]
+                    codes = {each.value for each in inside if isinstance(each.value, str)}
+                    found.append((path.name, codes, {each.arg for each in node.keywords}))
+    return found
 
 
-def known(text: str) -> bool:
-    """Whether each part of a text of the server is one of those sentences."""
-    patterns = [
-        "(.+?)".join(re.escape(part) for part in re.split(r"<\w+>", each)) for each in sentences()
-    ]
-    return all(
-        any(
-            re.fullmatch(pattern, part) or re.fullmatch(pattern, f"{part}.") for pattern in patterns
-        )
-        for part in text.split(" · ")
-    )
+def test_every_message_has_its_sentence_and_every_sentence_is_told(pack):
+    english = locales.sentences("en")
+    told: set[str] = set()
+    for file, codes, names in calls():
+        for code in codes & set(english):
+            assert {name for name, _ in messages.PLACE.findall(english[code])} == names, (
+                file,
+                code,
+            )
+        told |= codes
+    # What is a variable there: why nothing was judged, and why the checks cannot tell.
+    told |= {*pack.module("amg_core.report").NOT_JUDGED, *pack.module("amg_core.verdict").REASONS}
+    told -= {"reason"}  # the key of a verdict, in such a call
+    assert told == set(english)
 
 
-def test_the_page_knows_what_the_server_says_of_pictures(pack):
-    """Every sentence of a verdict, and what becomes of a run."""
-    verdict, report = pack.module("amg_core.verdict"), pack.module("amg_core.report")
-    for first in (False, True):
-        for second in (False, True):
-            assert known(verdict._words(first, second, "my picture (1).png", ""))
-    assert known(verdict._words(False, False, "a.png", verdict.FLAT))
-    assert not known("Something new.")
+@pytest.mark.parametrize("code", ("en", *locales.CODES))
+def test_every_message_can_be_told_in_every_language(code):
+    here = load(code, "main")[messages.GROUP]
+    assert here == messages.catalogue(code)
+    assert locales.lost_places(locales.sentences("en"), here) == []
+    for text in here.values():
+        assert text.strip() and not locales.SPECIAL.search(text) and not text.endswith((".", "。"))
 
-    def told(outcomes: list[str], attempts=(0, 0), by="vae", reason="", **more) -> str:
-        verdicts = [
-            {
-                "sample": i, "outcome": outcome, "attempt": attempt, "closeness": 0.5, "source": "b.png",
-                "words": verdict._words(outcome == "copy", False, "b.png", ""), "unsure": "it is flat",
-            }
-            for i, (outcome, attempt) in enumerate(zip(outcomes, attempts, strict=False))
-        ]  # fmt: skip
-        found = {"not_judged": reason, "verdicts": verdicts, "judged_by": by}
-        return report.words(found | {"attempts": [{"verdicts": verdicts}]} | more)
 
-    runs = [
-        told(["clean", "clean"]), told(["clean"], by="taesd"), told(["copy"]), told(["copy"] * 2),
-        told(["blanked"]), told(["unsure", "clean"]), told(["clean", "clean"], attempts=(0, 1)),
-        told([], reason="the run did not end"),
-        told([], reason=pack.module("nodes.judging").NOTHING_DECODES),
-        told(["clean"], unseen_steps=2), told(["clean"], blanked_previews=[0, 1]),
-    ]  # fmt: skip
-    assert len(set(runs)) == len(runs)
-    assert [text for text in runs if not known(text)] == []
+def test_lost_places_are_found():
+    source = {"a": "<x>", "b": "<x:2>", "c": "one", "d": "two"}
+    assert locales.lost_places(source, {"a": "<x>", "b": "<x>", "d": "<y>"}) == ["b", "c", "d"]
 
 
 @pytest.mark.parametrize("code", ("en", *locales.CODES))

@@ -117,7 +117,7 @@ NODES = [
     Scene(
         "AMG_PromptProbe",
         widgets={"text": "fox face on violet rays", "false_alarms": 0.05},
-        text="suspicious: this prompt is probably a key to a training picture · combined +6.7 · "
+        text="suspicious: this prompt is probably a key to a training picture · combined 6.7 · "
         "fewer than one in 240 ordinary prompts scores as high · "
         "the key: “violet” (−9.2), “fox” (−7.7), “rays” (−4.3)",
         room=112,
@@ -144,12 +144,8 @@ NODES = [
     Scene(
         "AMG_Guard",
         widgets=fixed(**DRAWING, false_alarms=0.05),
-        text="Prompt: suspicious: this prompt is probably a key to a training picture · combined +6.7 "
-        "· fewer than one in 240 ordinary prompts scores as high. Two drawings from other seeds are one "
-        "picture (closeness 0.90): it is a key, and that picture is stayed away from. The guard steered. "
-        "Finished picture: measured 1 of 1 · by the VAE · no copy · closeness 0.00, copy above 0.4.",
         told=told("AMG_Guard"),
-        room=250,
+        room=130,
     ),
     Scene(
         "AMG_StrengthGrid",

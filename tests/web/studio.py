@@ -17,6 +17,7 @@ from tests.web.browser import Page
 from tests.web.front import Front
 from tests.web.scenes import Scene
 
+MARK = "\u2063"  # of nodes/show.py: it must not be seen
 WINDOW = (760, 1300)  # CSS pixels
 DENSITY = 1.25  # pixels of the picture to one of the page
 MARGIN, GAP = 12, 28  # CSS pixels: around all; between nodes
@@ -205,7 +206,7 @@ class Studio:
             node = f"{outer}:{inner}"
         messages = [(kind, self._of(node, data)) for kind, data in scene.told]
         if scene.text:
-            messages.append(("progress_text", [node, scene.text]))
+            messages.append(("progress_text", [node, scene.text + MARK]))
         self.number += 1
         self.host.play([*messages, ("amg.seen", {"number": self.number})])
         self.front.until(f"window.amgSeen == {self.number}")

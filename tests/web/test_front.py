@@ -10,7 +10,9 @@ from itertools import count
 
 import pytest
 
+from amg_core import messages
 from amg_core.index import Index
+from amg_core.messages import message
 from tests.web.conftest import COMFYUI, INDEX, PICTURES, ROOT, WORKFLOWS
 from tests.web.front import shortened
 
@@ -88,6 +90,11 @@ def test_widgets_survive_save_and_load(front, mode, path):
     assert front.export() == exported
 
 
+def said(words: str) -> dict:
+    """A message as the server sends it."""
+    return {"messages": [{"code": "as_written", "words": words}], "words": words}
+
+
 def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     graph = shortened(FIRST_LOOK) if front.server.real else FIRST_LOOK
     front.load(graph)
@@ -101,7 +108,7 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     while front.js(f"return amgPanel({SAMPLER}, 'amg_live').dataset.outcome") == "running":
         seen.add(tuple(lengths(front)))
         time.sleep(0.1)
-    assert ended(front) == "clean"
+    assert ended(front) == "no_copy"
     time.sleep(1)
     # The curve grew, a line a picture, and it stays.
     assert len({each[0] for each in seen if each}) > 2, seen
@@ -110,7 +117,9 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     assert lengths(front) == [steps] * batch
     text = front.js(f"return amgPanel({SAMPLER}, 'amg_live').innerText")
     assert "no copy" in text
-    assert "similarity" in text
+    assert "closeness" in text and "threshold 0.40" in text and "similarity" not in text
+    raw = front.js(f"return amgPanel({SAMPLER}, 'amg_live').querySelector('.amg-numbers').title")
+    assert re.search(r"similarity −?\d\.\d\d, threshold −?\d\.\d\d", raw)
     label = front.js(
         f"return amgPanel({SAMPLER}, 'amg_live').querySelector('svg').getAttribute('aria-label')"
     )
@@ -158,8 +167,9 @@ def test_the_probe_shows_both_pictures(front, mode):
         assert pair["alt"].startswith("Nearest picture: ")
         assert len(pair["meters"]) == 2
         assert all("a copy above" in meter for meter in pair["meters"])
-        assert pair["words"].endswith(".")
+        assert pair["words"]
     # What is a copy is told from what is none, in words and in colour.
+    front.until(f"amgPanel({PLAIN}, 'amg_probe')", 180)
     told = front.js(
         f"return [{PLAIN}, {PROBE}].map((id) => {{"
         "const words = amgPanel(id, 'amg_probe').querySelector('.amg-words');"
@@ -299,7 +309,7 @@ def test_inside_a_subgraph(front, mode, recorded):
     values = front.js(f"return amgNode('{outer}:{inner}').serialize().widgets_values")
     front.send(moved(recorded, f"{outer}:{inner}"))
     front.js(f"app.canvas.setGraph(amgNode({outer}).subgraph)")
-    front.until(f"amgPanel('{outer}:{inner}', 'amg_live')?.dataset.outcome == 'clean'")
+    front.until(f"amgPanel('{outer}:{inner}', 'amg_live')?.dataset.outcome == 'no_copy'")
     assert front.js(f"return amgNode('{outer}:{inner}').serialize().widgets_values") == values
     front.until("[...document.querySelectorAll('.amg-panel')].some((e) => e.offsetHeight > 100)")
     front.js("app.canvas.setGraph(app.rootGraph ?? app.graph)")
@@ -426,18 +436,18 @@ def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, reco
     """Guard tells first that it is finding out, and may then have nothing to guard against."""
 
     def told(kind: str, words: str) -> tuple:
-        return ("amg.step", recorded[0][1] | {"kind": kind, "words": words, "verdicts": []})
+        return ("amg.step", recorded[0][1] | {"kind": kind, **said(words), "verdicts": []})
 
     front.load(FIRST_LOOK)
     panel = f"amgPanel({SAMPLER}, 'amg_live')"
-    front.send([told("words", "finding out")])
+    front.send([told("begin", "finding out")])
     time.sleep(0.3)
     assert front.js(f"return !{panel}")  # nothing to draw: the host's own text says it
     front.send(recorded)
     ended(front)
     drawn = f"return {panel}.querySelectorAll('path, button').length"
     assert front.js(drawn) > 0
-    for kind, outcome in (("words", "running"), ("end", "unknown")):
+    for kind, outcome in (("begin", "running"), ("end", "unknown")):
         front.send([told(kind, f"only {kind}")])
         front.until(f"{panel}.innerText.trim() == 'only {kind}'")
         assert front.js(drawn) == 0
@@ -458,7 +468,7 @@ def test_text_is_never_markup(front, mode, recorded):
     front.send(
         [
             ("amg.step", data),
-            ("amg.step", {**whose, "kind": "end", "words": evil, "verdicts": []}),
+            ("amg.step", {**whose, "kind": "end", **said(evil), "verdicts": []}),
         ]
     )
     front.until(f"amgPanel({SAMPLER}, 'amg_live')?.dataset.outcome == 'unknown'")
@@ -478,7 +488,7 @@ def test_a_long_verdict_is_seen_whole(front, mode, recorded):
         "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both checks agree · "
         "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
     )
-    end = recorded[0][1] | {"kind": "end", "words": words, "verdicts": []}
+    end = recorded[0][1] | {"kind": "end", **said(words), "verdicts": []}
     front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
     panel = f"amgPanel({node}, 'amg_live')"
     front.until(f"{panel}?.offsetHeight > 200 && {panel}.innerText.includes('STILL')")
@@ -529,20 +539,33 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         front.until(f"{panel}?.querySelector('.amg-line')")
         assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
         text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
-        assert told["similarity <value>"].replace("<value>", "") in text
-        words = front.js(f"return {panel}.querySelector('.amg-words').textContent").split(" · ")
-        measured = told["measured <number> of <count>"]
-        assert words[0] == measured.replace("<number>", "4").replace("<count>", "4")
-        assert words[1:3] == [told["by the VAE"], told["no copy"]]
-        assert words[3].startswith(told["closeness <value>, copy above <limit>"].split("<")[0])
-        bad = "STILL A COPY: picture 2 · A copy of a (1).png: both checks agree"
+        assert told["closeness <value>"].replace("<value>", "") in text
+        # The words are those that the core makes of the same messages.
+        (*_, end) = (data for kind, data in recorded if kind == "amg.step")
+        every = [[message(**each) for each in end["messages"]]]
         whose = {key: recorded[0][1][key] for key in ("node", "class", "prompt")}
-        front.send([("amg.step", {**whose, "kind": "end", "words": bad, "verdicts": []})])
-        still = told["STILL A COPY: picture <number>"].replace("<number>", "2")
-        copy = told["A copy of <source>: both checks agree."].replace("<source>", "a (1).png")
-        assert front.js(f"return {panel}.querySelector('.amg-words').textContent") == (
-            f"{still} · {copy[:-1]}"
+        parts = [
+            message("key_word", words="<b> 2", drop=1.3),
+            message("key_word", words="-", drop=-3),
+        ]
+        every += (
+            [message("still_a_copy_more", pictures=[1, 12])],
+            [message("cannot_tell_of", picture=2, reason=message("flat"))],
+            [message("key_words", parts=parts), message("copy_by_both", source="a (1).png")],
+            [message("closest", closeness=-0.004, limit=0.4)],
         )
+        for each in every:
+            words = messages.words(each, code)
+            event = {"messages": messages.to_json(each), "words": "not these", "verdicts": []}
+            front.send([("amg.step", {**whose, "kind": "end", **event})])
+            front.until(f"{panel}.querySelector('.amg-words').textContent == {json.dumps(words)}")
+        later = {
+            "messages": [{"code": "of a later version"}],
+            "words": "in English",
+            "verdicts": [],
+        }
+        front.send([("amg.step", {**whose, "kind": "end", **later})])
+        front.until(f"{panel}.querySelector('.amg-words').textContent == 'in English'")
         front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
         front.until("document.querySelector('.amg-browser')")
         search = front.js("return document.querySelector('.amg-find input').placeholder")

@@ -100,7 +100,7 @@ def check_a_copy_is_called_one_and_the_guard_prevents_it():
     assert watched == plain and "AMG verdict: copy" in text
     assert report["verdicts"][0]["source"] == "memorised-000.webp"
     guarded, (text,), (report,) = draw({})
-    assert guarded != plain and "AMG verdict: clean" in text and "AMG index hash" in text
+    assert guarded != plain and "AMG verdict: no copy" in text and "AMG index hash" in text
     assert guarded == draw([True, "main", 1.0, 1.0, 1.0, "demo"])[0]
 
 
@@ -108,7 +108,7 @@ def check_samplers():
     for sampler in ("Euler a", "DPM++ 2M", "DPM++ SDE", "Heun", "DDIM", "PLMS", "UniPC"):
         _, (text,), (report,) = draw({}, sampler_name=sampler, steps=20)
         assert any(any(step["active"]) for step in report["steps"]), sampler
-        assert "AMG verdict: clean" in text, sampler
+        assert "AMG verdict: no copy" in text, sampler
 
 
 def check_a_batch_is_its_pictures():
@@ -134,7 +134,7 @@ def check_img2img_and_inpainting():
     given = {"path": "img2img", "init_images": [coded("memorised-000.webp")]}
     plain, _, _ = draw(**given, denoising_strength=0.75)
     guarded, (text,), _ = draw({}, **given, denoising_strength=0.75)
-    assert plain != guarded and "AMG verdict: clean" in text
+    assert plain != guarded and "AMG verdict: no copy" in text
     mask, buffer = Image.new("L", (128, 128), 255), io.BytesIO()
     mask.paste(0, (112, 0, 128, 128))
     mask.save(buffer, "PNG")
@@ -181,7 +181,7 @@ def check_a_second_drawing_is_the_first():
         return samples
 
     def always(self, pictures, named):
-        return [Verdict(0, 0, 1, 1, 0, 0, "", "", True, "A copy.") for _ in pictures]
+        return [Verdict(0, 0, 1, 1, 0, 0, "", "", "copy", ("first", "second")) for _ in pictures]
 
     with (
         replaced(loop, "escalated", lambda settings, number: settings),

@@ -61,6 +61,7 @@ def loaded(monkeypatch, tmp_path):
         "gradio": SimpleNamespace(Row=Component, Dropdown=Component, Slider=Component),
     }
     modules.paths_internal = names["modules.paths_internal"]
+    modules.shared = SimpleNamespace(opts=SimpleNamespace(localization="None"))
     for name, value in names.items():
         monkeypatch.setitem(sys.modules, name, value)
     path = ROOT / "scripts" / "anti_memorization.py"
@@ -134,7 +135,10 @@ def test_the_tab_builds_and_searches(loaded, tmp_path):
     assert "3 pictures" in said and told[-1] == 1.0
     with Image.open(folder / "1.png") as picture:
         words, shown = tab.find(picture, "three")
-    assert "A copy of" in words and shown[0][1] == "number 1"
+    assert words.startswith("A copy of 1.png: both checks agree · closeness ")
+    assert shown[0][1] == "number 1"
+    sys.modules["modules"].shared.opts.localization = "ja_JP"
+    assert tab.find(shown[0][0], "three")[0].startswith("1.png のコピーです")
     assert "cannot be the name" in tab.build(str(folder), "../x", "pixel", lambda *_: None)
     assert "no index named" in tab.find(shown[0][0], "gone")[0]
     assert "give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)

@@ -1,0 +1,83 @@
+"""What is told to people, as data: a code, and what goes into its sentence. Words are made at the edge.
+
+`messages.json` has the English sentence of every code, `locales/<language>/main.json` those of the other
+languages, which the page reads too. In a sentence ``<name>`` stands for a value, ``<name:2>`` for a number
+with two decimals. A value may be a message, or a list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ENGLISH = "en"
+GROUP = "amg_messages"  # of a main.json
+BETWEEN = " · "
+LOCALES = Path(__file__).parents[1] / "locales"  # not there where only the core is installed
+PLACE = re.compile(r"<(\w+)(?::(\d))?>")
+
+
+@dataclass(frozen=True)
+class Message:
+    """ValueError for a code that has no sentence, or values that are not those of its sentence."""
+
+    code: str
+    values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        sentence = catalogue(ENGLISH).get(self.code)
+        if sentence is None or {name for name, _ in PLACE.findall(sentence)} != set(self.values):
+            raise ValueError(f"{self.code!r} with {sorted(self.values)} is in no catalogue")
+
+    def to_json(self) -> dict:
+        return {"code": self.code} | {name: _plain(value) for name, value in self.values.items()}
+
+
+def message(code: str, **values: Any) -> Message:
+    """values : str, int, float, Message, or a list of these."""
+    return Message(code, values)
+
+
+def words(told: Message | Iterable[Message], language: str = ENGLISH) -> str:
+    """One message, or several joined to a line, in a language; English where that lacks a sentence."""
+    if not isinstance(told, Message):
+        return BETWEEN.join(words(each, language) for each in told)
+    sentences = catalogue(ENGLISH) | catalogue(language)
+    return PLACE.sub(
+        lambda place: _said(told.values[place[1]], place[2], language), sentences[told.code]
+    )
+
+
+def to_json(told: Iterable[Message]) -> list[dict]:
+    return [each.to_json() for each in told]
+
+
+@cache
+def catalogue(language: str) -> dict[str, str]:
+    """Code -> sentence; {} for a language that there is not."""
+    if language == ENGLISH:
+        return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    path = LOCALES / language / "main.json"
+    if not language.isalpha() or not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))[GROUP]
+
+
+def _said(value: Any, decimals: str | None, language: str) -> str:
+    if isinstance(value, Message):
+        return words(value, language)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_said(each, decimals, language) for each in value)
+    text = str(value) if decimals is None else f"{value:.{decimals}f}"
+    return text if isinstance(value, str) else text.replace("-", "−")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_json()
+    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
