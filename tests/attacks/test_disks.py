@@ -23,7 +23,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 def run(script: str, *arguments) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, str(ROOT), *map(str, arguments)],
-        capture_output=True, text=True, timeout=100, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout

@@ -154,7 +154,7 @@ def _run(script: str, work: Path) -> str:
         [sys.executable, "-c", script, str(ROOT), str(work)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -270,10 +270,10 @@ def test_two_processes_build_while_two_read(tmp_path, pixel):
     readers = [start(READER), start(READER)]
     builders = [start(BUILDER, few), start(BUILDER, many)]
     for reader in readers:
-        printed, errors = reader.communicate(timeout=90)
+        printed, errors = reader.communicate(timeout=900)
         assert (reader.returncode, printed.strip()) == (0, "[2, 4]"), errors
     for builder in builders:
-        printed, errors = builder.communicate("stop", timeout=90)
+        printed, errors = builder.communicate("stop", timeout=900)
         assert builder.returncode == 0, errors
         assert int(printed.split()[0]) > 0
     assert Index.open(out).count in (2, 4)

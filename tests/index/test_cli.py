@@ -27,7 +27,7 @@ def process(*arguments) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=900,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
 
