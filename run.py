@@ -21,13 +21,13 @@ NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors"),
-        *("pytest", "pytest-xdist", "ruff", "mypy"),
+        *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
         *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }
 WORKERS = ("-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile")  # more take much memory
-CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])  # before the tests
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["vulture"])  # before the tests
 
 
 def environment(task: str) -> Path:
