@@ -27,7 +27,8 @@ NEEDS = {
     ],
 }
 WORKERS = ("-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile")  # more take much memory
-CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["vulture"])  # before the tests
+# Before the tests.
+CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["vulture"])
 
 
 def environment(task: str) -> Path:
