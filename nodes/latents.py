@@ -49,7 +49,7 @@ def make(vae, model, spec=None):
     AMGError
         Something is not connected, does not fit the other, or did not make the index.
     """
-    from ..amg_core.descriptors.latent import SCALES, SIDE, LatentDescriptor
+    from ..amg_core.descriptors.latent import SCALES, SIDE, LatentDescriptor, side_of
 
     if vae is None or model is None:
         raise AMGError(
@@ -61,7 +61,7 @@ def make(vae, model, spec=None):
     side = getattr(space, "amg_side", SIDE)
     scales = [scale for scale in SCALES if scale <= side // 8]
     if spec is not None:
-        side, scales = LatentDescriptor.options_of(spec)["side"], spec.scales
+        side, scales = side_of(spec), spec.scales
     made = LatentDescriptor(
         _encoder(vae, space), family(space), _encoder_sha256(vae), space.latent_channels,
         side=side, scales=scales,
