@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from amg_core.descriptors import DEFAULT, create, described, kinds
+from amg_core.descriptors import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
 
 from . import terminal
@@ -45,9 +45,8 @@ def register(commands) -> None:
         help=f"how pictures are compared (%(default)s). {described(kinds())}",
     )
     build.add_argument("--scales", type=_numbers, metavar="A,B", help="only these scales (all)")
-    for kind in kinds():
-        for name, text in kind.options.items():
-            build.add_argument(f"--{name}", help=text)
+    for name, takers in _asked().items():
+        build.add_argument(f"--{name}", help=takers[0].options[name])
     _shared(build)
     build.set_defaults(run=_build)
 
@@ -71,6 +70,15 @@ def register(commands) -> None:
     bring.add_argument("--replace", action="store_true", help="OUT may be an index: replace it")
     terminal.add_json(bring)
     bring.set_defaults(run=_import)
+
+
+def _asked() -> dict[str, list[Kind]]:
+    """Options that some descriptors take -> which."""
+    takers: dict[str, list[Kind]] = {}
+    for kind in kinds():
+        for name in kind.options:
+            takers.setdefault(name, []).append(kind)
+    return takers
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -97,11 +105,12 @@ def _build(options: argparse.Namespace) -> None:
     from amg_core.index.sources import open_sources
 
     chosen = {"scales": options.scales} if options.scales else {}
-    for kind in kinds():
-        given = {name: value for name in kind.options if (value := getattr(options, name))}
-        if given and options.descriptor != kind.name:
-            raise AMGError(f"--{next(iter(given))} belongs to --descriptor {kind.name}.")
-        chosen |= given
+    for name, takers in _asked().items():
+        if value := getattr(options, name):
+            if named(options.descriptor) not in takers:
+                fit = " or ".join(kind.name for kind in takers)
+                raise AMGError(f"--{name} belongs to --descriptor {fit}.")
+            chosen[name] = value
     before = _count(options.out)
     report = build(
         open_sources(options.sources),

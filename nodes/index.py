@@ -223,7 +223,7 @@ class IndexFromImagesNode(io.ComfyNode):
                 f"Index {there} was built with descriptor {describe(spec)}, and descriptor here is "
                 f"{descriptor}: choose {spec.kind} to add to it, or another name."
             )
-        if named(descriptor).space == "latent" and None in net:
+        if named(descriptor).encoded and None in net:
             make_descriptor(descriptor, *net)  # says what to connect
         made = descriptor_of(spec, *net)
         return _embed(add, source, there, made, cls.hidden.unique_id)

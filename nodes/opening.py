@@ -16,8 +16,9 @@ def make_descriptor(name: str, vae=None, model=None):
     """The descriptor of that name for a new index. AMGError where what it needs is not there."""
     if name not in CHOICES:
         raise AMGError(f"descriptor: {name!r} is unknown. Choose one of {', '.join(CHOICES)}.")
-    if descriptors.named(name).space == "latent":
-        return latents.make(vae, model)
+    kind = descriptors.named(name)
+    if kind.encoded:
+        return latents.make(kind, vae, model)
     return descriptors.for_new(name, paths.weights)
 
 
@@ -31,9 +32,9 @@ def descriptor_of(spec, vae=None, model=None):
     AMGError
         Its weights are not there, or are others.
     """
-    connected = vae is not None or model is not None
-    if connected and descriptors.of(spec).space == "latent":
-        return latents.make(vae, model, spec)
+    kind = descriptors.of(spec)
+    if kind.encoded and (vae is not None or model is not None):
+        return latents.make(kind, vae, model, spec)
     return descriptors.for_index(spec, paths.weights)
 
 

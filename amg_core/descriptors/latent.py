@@ -146,6 +146,21 @@ class LatentDescriptor:
             return cls(None, weights_sha256=spec.weights_sha256, scales=spec.scales, **parts)
         return cls.from_file(path, parts["family"], parts["side"], spec.scales)
 
+    @classmethod
+    def encoded(
+        cls,
+        encode: Callable[[Tensor], Tensor],
+        family: str,
+        weights_sha256: str,
+        channels: int,
+        side: int | None = None,
+        spec: DescriptorSpec | None = None,
+    ) -> LatentDescriptor:
+        """With a host's VAE: at the side and scales of `spec`, else at `side` and what fits in it."""
+        side = (side or SIDE) if spec is None else _parts(spec)["side"]
+        scales = [s for s in SCALES if s <= side // 8] if spec is None else spec.scales
+        return cls(encode, family, weights_sha256, channels, side=side, scales=scales)
+
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32 latents in the sampler's space.
 
@@ -201,11 +216,6 @@ class LatentDescriptor:
                 f"makes {tuple(latents.shape)}: an index of latents works with one kind of model only. "
                 f"Choose the index made for this model, or one of pictures (pixel, sscd)."
             )
-
-
-def side_of(spec: DescriptorSpec) -> int:
-    """The side, in pixels, at which the pictures of an index of that spec were encoded."""
-    return _parts(spec)["side"]
 
 
 def _parts(spec: DescriptorSpec) -> dict:
@@ -292,6 +302,7 @@ KIND = Kind(
     description="as pixel, in your model's own latents; one family of models only, needs its VAE.",
     make=LatentDescriptor.from_file,
     for_spec=LatentDescriptor.for_spec,
+    encoded=LatentDescriptor.encoded,
     space="latent",
     # Of the demo's autoencoder; strangers are less alike in FLUX.2's.
     levels={

@@ -83,6 +83,9 @@ class Kind:
     guards : bool
         Whether it tells a copy from a picture of the same subject, so that a guard may watch by it.
     weights : Weights
+    encoded : callable, of those of latents
+        (encode, family, weights_sha256, channels, side, spec) -> Descriptor with a host's own encoder: see
+        `LatentDescriptor.encoded`.
     options : mapping of str to str
         Options that the command line asks for besides, as text, each with a line of help.
     """
@@ -97,6 +100,7 @@ class Kind:
     space: str = "picture"
     guards: bool = True
     weights: Weights = Weights()
+    encoded: Callable[..., Descriptor] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
 
