@@ -74,7 +74,7 @@ def open_probe(name: str):
     AMGError
         No such index, a damaged one, or its descriptor's weights are absent or others.
     """
-    from amg_core.descriptors import for_index
+    from amg_core.descriptors.registry import for_index
     from amg_core.index import Index
     from amg_core.index.search import Searcher
     from amg_core.probe import Probe

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from amg_core.descriptors import DEFAULT, described, guarding
+from amg_core.descriptors.registry import DEFAULT, described, for_new, guarding
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
 
@@ -21,7 +21,7 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
 
     Returns what became of it, in a sentence. A build that is stopped goes on where it was.
     """
-    from amg_core import descriptors, index
+    from amg_core import index
 
     def progress(done: int, total: int, source: str) -> None:
         if stopping.is_set():
@@ -37,7 +37,7 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
             raise AMGError("Folder of pictures: give a folder, a .zip, a .tar or a list.")
         target = lookup.index_folder(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = descriptors.for_new(descriptor, lookup.weights)
+        made = for_new(descriptor, lookup.weights)
         index.build(Path(given).expanduser(), target, made, progress=progress)
         with index.Index.open(target) as opened:
             return (

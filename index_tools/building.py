@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from amg_core.descriptors import DEFAULT, Kind, create, described, kinds, named
+from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
 
 from . import terminal

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amg_core.descriptors import kinds
+from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.metrics import GAIN, OFFSET
 

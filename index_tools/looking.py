@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from amg_core.descriptors import guarding
+from amg_core.descriptors.registry import guarding
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
 from amg_core.optional import needed

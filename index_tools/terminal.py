@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from amg_core.descriptors import kinds
+from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.optional import optional
 

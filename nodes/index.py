@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..amg_core.descriptors import described, guarding, named
+from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
 from . import latents, paths, show
 from .opening import CHOICES, descriptor_of, make_descriptor, open_probe
@@ -223,7 +223,7 @@ class IndexFromImagesNode(io.ComfyNode):
                 f"Index {there} was built with descriptor {describe(spec)}, and descriptor here is "
                 f"{descriptor}: choose {spec.kind} to add to it, or another name."
             )
-        if named(descriptor).encoded and None in net:
+        if named(descriptor).space == "latent" and None in net:
             make_descriptor(descriptor, *net)  # says what to connect
         made = descriptor_of(spec, *net)
         return _embed(add, source, there, made, cls.hidden.unique_id)

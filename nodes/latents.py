@@ -56,7 +56,7 @@ def make(kind, vae, model, spec=None):
         )
     space = model.get_model_object("latent_format")
     _check(vae, space)
-    made = kind.encoded(
+    made = kind.descriptor.encoded(
         _encoder(vae, space), family(space), _encoder_sha256(vae), space.latent_channels,
         getattr(space, "amg_side", None), spec,
     )  # fmt: skip

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..amg_core import descriptors
+from ..amg_core.descriptors import registry
 from ..amg_core.errors import AMGError
 from . import latents, paths
 
-CHOICES = [kind.name for kind in descriptors.guarding(latents=True)]
+CHOICES = [kind.name for kind in registry.guarding(latents=True)]
 
 
 def make_descriptor(name: str, vae=None, model=None):
     """The descriptor of that name for a new index. AMGError where what it needs is not there."""
     if name not in CHOICES:
         raise AMGError(f"descriptor: {name!r} is unknown. Choose one of {', '.join(CHOICES)}.")
-    kind = descriptors.named(name)
-    if kind.encoded:
+    kind = registry.named(name)
+    if kind.space == "latent":
         return latents.make(kind, vae, model)
-    return descriptors.for_new(name, paths.weights)
+    return registry.for_new(name, paths.weights)
 
 
 def descriptor_of(spec, vae=None, model=None):
@@ -32,10 +32,10 @@ def descriptor_of(spec, vae=None, model=None):
     AMGError
         Its weights are not there, or are others.
     """
-    kind = descriptors.of(spec)
-    if kind.encoded and (vae is not None or model is not None):
+    kind = registry.of(spec)
+    if kind.space == "latent" and (vae is not None or model is not None):
         return latents.make(kind, vae, model, spec)
-    return descriptors.for_index(spec, paths.weights)
+    return registry.for_index(spec, paths.weights)
 
 
 def open_probe(folder: Path, descriptor=None):

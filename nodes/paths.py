@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..amg_core.descriptors import Kind
+from ..amg_core.descriptors.registry import Kind
 from ..amg_core.errors import AMGError
 from ..amg_core.files import is_plain
 

@@ -317,8 +317,7 @@ def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int
 KIND = Kind(
     name="clip",
     description="knows what is depicted, not a copy; for searching, not for guarding.",
-    make=CLIPDescriptor.from_file,
-    for_spec=CLIPDescriptor.for_spec,
+    descriptor=CLIPDescriptor,
     levels={224: ((0.7, 0.9),) * 5},  # not measured
     guards=False,
     weights=Weights("file or folder", (("amg", "clip*"), ("clip_vision", "*"))),

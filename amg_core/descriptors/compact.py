@@ -173,8 +173,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 KIND = Kind(
     name="compact",
     description="sees edited copies too, nothing to download.",
-    make=CompactDescriptor.from_file,
-    for_spec=CompactDescriptor.for_spec,
+    descriptor=CompactDescriptor,
     # The limit is passed by 1 in 400, as a run looks at many steps by it.
     levels={
         16: ((0.65, 0.89), (0.73, 0.89), (0.80, 0.92), (0.84, 0.94), (0.88, 0.95)),

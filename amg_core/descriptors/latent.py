@@ -300,10 +300,7 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
 KIND = Kind(
     name="latent",
     description="as pixel, in your model's own latents; one family of models only, needs its VAE.",
-    make=LatentDescriptor.from_file,
-    for_spec=LatentDescriptor.for_spec,
-    encoded=LatentDescriptor.encoded,
-    space="latent",
+    descriptor=LatentDescriptor,
     # Of the demo's autoencoder; strangers are less alike in FLUX.2's.
     levels={
         8: ((-1.40, -0.95), (-1.19, -0.81), (-1.01, -0.69), (-0.86, -0.59), (-0.73, -0.50)),

@@ -53,8 +53,7 @@ class PixelDescriptor:
 KIND = Kind(
     name="pixel",
     description="layout and colour only.",
-    make=PixelDescriptor.from_file,
-    for_spec=PixelDescriptor.for_spec,
+    descriptor=PixelDescriptor,
     levels={
         16: ((-1.48, -0.90), (-1.28, -0.86), (-1.11, -0.74), (-0.96, -0.64), (-0.83, -0.56)),
         32: ((-1.54, -1.03), (-1.35, -0.94), (-1.19, -0.82), (-1.04, -0.72), (-0.92, -0.64)),

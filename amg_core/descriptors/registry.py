@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..errors import AMGError
 from .base import Descriptor, DescriptorSpec
@@ -30,17 +31,11 @@ Find = Callable[
 
 @dataclass(frozen=True)
 class Weights:
-    """The file that a descriptor is made of, and where it is looked for.
+    """The file that a descriptor is made of, and where hosts look for it.
 
-    Attributes
-    ----------
-    what : str
-        After the descriptor's name, "sscd's …": for the command line.
-    places : tuple of (str, str)
-        Folders among a host's models, and in each which files it may be: a pattern (`fnmatch`) of
-        their names without ending. The likeliest first. Empty: nothing is looked for.
-    optional : bool
-        Whether an index can be guarded with where none of them is the file that made it.
+    what : after the descriptor's name, "sscd's …"; places : folders among a host's models, the likeliest
+    first, each with a pattern (`fnmatch`) of file names without ending; optional : whether an index guards
+    without the file that made it, too.
     """
 
     what: str = ""
@@ -67,41 +62,35 @@ class Kind:
         By which it is chosen: what stands before the first "_" of the id of its specs.
     description : str
         A sentence for artists, after "name: ": tooltips, the command line's help and the web UI.
-    make : callable
-        (path of the weights or None, **options) -> Descriptor. Options are `scales`, a subset of its
-        own, and what else it takes. TypeError, ValueError or AMGError where they do not fit.
-    for_spec : callable
-        (spec of an index, path of the weights or None) -> the descriptor that comes nearest to it.
-    levels : mapping of scale to Levels
-        What pictures that are not in an index reach: see `limits.ROWS`.
-    usual : mapping of scale to float
-        Of `limits.shift`, for descriptors that have rows in the background set.
+    descriptor : type
+        A `Descriptor`, with the class methods ``from_file(path or None, **options)``; options are
+        `scales` and what else it takes; ``for_spec(spec, path or None)``, what comes nearest to the
+        spec of an index; and, where it compares latents, `LatentDescriptor.encoded`.
+    levels, usual : mappings of scale
+        What pictures that are not in the index reach, see `limits.ROWS`; `usual` for those with rows in
+        the background set.
     duplicates : float, optional
         Similarity above which two rows of an index are one picture, where that has been measured.
-    space : {"picture", "latent"}
-        See `Descriptor`.
     guards : bool
-        Whether it tells a copy from a picture of the same subject, so that a guard may watch by it.
-    weights : Weights
-    encoded : callable, of those of latents
-        (encode, family, weights_sha256, channels, side, spec) -> Descriptor with a host's own encoder: see
-        `LatentDescriptor.encoded`.
+        Whether it tells a copy from a picture of the same subject.
     options : mapping of str to str
         Options that the command line asks for besides, as text, each with a line of help.
     """
 
     name: str
     description: str
-    make: Callable[..., Descriptor]
-    for_spec: Callable[[DescriptorSpec, Path | None], Descriptor]
+    descriptor: type[Any]
     levels: Mapping[int, Levels]
     usual: Mapping[int, float] = field(default_factory=dict)
     duplicates: float | None = None
-    space: str = "picture"
     guards: bool = True
     weights: Weights = Weights()
-    encoded: Callable[..., Descriptor] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def space(self) -> str:
+        """See `Descriptor`."""
+        return self.descriptor.space
 
 
 @lru_cache(maxsize=1)
@@ -173,7 +162,7 @@ def create(name: str, weights: str | Path | None = None, **options) -> Descripto
     """
     kind = named(name)
     with _refusing(kind):
-        return kind.make(_path(weights), **options)
+        return kind.descriptor.from_file(_path(weights), **options)
 
 
 def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descriptor:
@@ -186,7 +175,7 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
     """
     kind, path = of(spec), _path(weights)
     with _refusing(kind):
-        made = kind.for_spec(spec, path)
+        made = kind.descriptor.for_spec(spec, path)
     if made.spec == spec:
         return made
     if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:

@@ -363,8 +363,7 @@ def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 KIND = Kind(
     name="sscd",
     description="sees most, needs Meta's weights in models/amg, slow on a CPU.",
-    make=SSCDDescriptor.from_file,
-    for_spec=SSCDDescriptor.for_spec,
+    descriptor=SSCDDescriptor,
     # An int8 export at 224 px stood in for Meta's file; in full detail the limit is the literature's, 0.5.
     levels={
         16: ((0.60, 0.73), (0.67, 0.77), (0.72, 0.81), (0.77, 0.84), (0.81, 0.87)),

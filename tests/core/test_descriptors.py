@@ -11,21 +11,18 @@ from torch.nn import functional as F
 
 from amg_core import limits
 from amg_core.decoders import LinearDecoder
-from amg_core.descriptors import (
-    DescriptorSpec,
+from amg_core.descriptors import DescriptorSpec, create, for_spec, registry
+from amg_core.descriptors.registry import (
     Kind,
     Weights,
-    create,
     described,
     for_index,
     for_new,
-    for_spec,
     guarding,
     kinds,
     named,
     register,
-    registry,
-)
+)  # fmt: skip
 from amg_core.errors import AMGError
 from amg_core.images import low_pass
 from amg_core.index import Index, build
@@ -76,8 +73,7 @@ class Grey:
 KIND = Kind(
     name="grey",
     description="one channel, very small.",
-    make=Grey.from_file,
-    for_spec=Grey.for_spec,
+    descriptor=Grey,
     levels={16: ((0.5, 0.9),) * 5},
     duplicates=0.95,
     weights=Weights("channel", (("toys", "grey*"),)),

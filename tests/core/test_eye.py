@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from amg_core import background, limits, metrics, presets
 from amg_core.decoders import ModuleDecoder, load_taesd
-from amg_core.descriptors import DEFAULT, create, kinds, named
+from amg_core.descriptors import DEFAULT, create
 from amg_core.descriptors.compact import SCALES, CompactDescriptor
 from amg_core.descriptors.latent import load_taesd_encoder
+from amg_core.descriptors.registry import kinds, named
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher

@@ -231,7 +231,7 @@ def test_taesd_encodes_for_its_own_indexes(amg, taesd):
     """Indexes of the command line: the encoder is found by itself, and not needed to guard."""
     import folder_paths
 
-    opening, descriptors = amg.module("nodes.opening"), amg.module("amg_core.descriptors")
+    opening, descriptors = amg.module("nodes.opening"), amg.module("amg_core.descriptors.registry")
     spec = descriptors.create("latent", taesd, side=64).spec
     assert opening.descriptor_of(spec).encode(torch.zeros(1, 3, 80, 64)).shape == (1, 4, 8, 8)
     decoder = taesd.with_name("taesd_decoder.safetensors")
