@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import background, judge, limits, metrics
 from .decoders import Decoder
-from .descriptors.base import Descriptor, compares_latents
+from .descriptors.base import Descriptor, LatentSpace, compares_latents
 from .errors import AMGError
 from .images import (
     PARTS,
@@ -210,8 +210,8 @@ class Probe:
         pushed, and with what would merely change brightness, tint or contrast removed.
         Call outside inference mode with gradients enabled.
         """
-        if self.latent:
-            return self._latent_gradient(latent.detach(), match)
+        if self._latents is not None:
+            return self._latent_gradient(self._latents, latent.detach(), match)
         latent = latent.detach().clone().requires_grad_()
         picture = low_pass(self.decode(latent, match.scale), match.scale)
         seen = picture.detach().clone().requires_grad_()
@@ -225,12 +225,12 @@ class Probe:
         return gradient, value.detach()
 
     @torch.no_grad()
-    def _latent_gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+    def _latent_gradient(
+        self, space: LatentSpace, latent: Tensor, match: Match
+    ) -> tuple[Tensor, Tensor]:
         """`gradient` in closed form, where what is compared is the latent itself."""
-        from .descriptors.latent import low_pass_adjoint
-
         mirrored = bool(match.mirrored[0])
-        seen = low_pass(latent.float(), match.scale)
+        seen = space.reduce(latent, match.scale)
         query = (seen.flip(-1) if mirrored else seen).flatten(1)
         neighbor = self.searcher.rows(match.ids, match.scale).to(query)
         push, value = metrics.nl2_gradient(
@@ -238,7 +238,7 @@ class Probe:
         )
         push = push.reshape(seen.shape)
         push = without_brightness_and_contrast(push.flip(-1) if mirrored else push, seen)
-        return low_pass_adjoint(push, latent.shape[-2:]).to(latent), value
+        return space.adjoint(push, latent.shape[-2:]).to(latent), value
 
     def caption(self, i: int) -> str:
         """The caption most often given to picture `i` (y_N of AMG Eq. 15); "" where there is none.
@@ -276,8 +276,8 @@ class Probe:
         share : float in [0, 1]
             How much of that picture there is in the prediction: its coefficient.
         """
-        if self.latent:
-            direction, share = self._towards_latent(latent, match)
+        if self._latents is not None:
+            direction, share = self._towards_latent(self._latents, latent, match)
         else:
             direction, share = self._towards_picture(latent, match)
         direction = direction - direction.mean(dim=(2, 3), keepdim=True)
@@ -295,16 +295,16 @@ class Probe:
         return direction, float(product.detach() / stored.square().sum().clamp_min(1e-12))
 
     @torch.no_grad()
-    def _towards_latent(self, latent: Tensor, match: Match) -> tuple[Tensor, float]:
+    def _towards_latent(
+        self, space: LatentSpace, latent: Tensor, match: Match
+    ) -> tuple[Tensor, float]:
         """The same, where what is stored is the latent itself."""
-        from .descriptors.latent import low_pass_adjoint
-
-        seen = low_pass(latent.float(), match.scale)
+        seen = space.reduce(latent, match.scale)
         stored = self.searcher.rows(match.ids, match.scale).to(seen).reshape(seen.shape)
         stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
         stored = stored - stored.mean(dim=(2, 3), keepdim=True)
         share = float((seen * stored).sum() / stored.square().sum().clamp_min(1e-12))
-        return low_pass_adjoint(stored, latent.shape[-2:]).to(latent), share
+        return space.adjoint(stored, latent.shape[-2:]).to(latent), share
 
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
         """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from amg_core.errors import AMGError
+from amg_core.files import is_plain
 
-INDEXES, WEIGHTS, MANIFEST = "amg_indexes", "amg", "manifest.json"
+INDEXES, MANIFEST = "amg_indexes", "manifest.json"
 NO_INDEX = "(no index yet)"
 # Published preview colours of the two classic latent spaces: latent channels -> RGB about [-1, 1].
 COLOURS = {
@@ -47,7 +48,7 @@ def index_names() -> list[str]:
 def index_folder(name: str) -> Path:
     """Where index `name` is or is to be. AMGError where it is not a plain name."""
     name = name.strip()
-    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
+    if not is_plain(name):
         raise AMGError(
             f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_': the "
             f"index is a folder of that name in {models() / INDEXES}."
@@ -55,11 +56,14 @@ def index_folder(name: str) -> Path:
     return models() / INDEXES / name
 
 
-def weights(kind: str) -> list[Path]:
-    """Files in models/amg that may be the weights of descriptors of that kind."""
-    prefix = {"sscd": "sscd_disc_mixup", "clip": "clip"}.get(kind)
-    folder = models() / WEIGHTS
-    return sorted(folder.glob(f"{prefix}*")) if prefix and folder.is_dir() else []
+def weights(kind) -> list[Path]:
+    """What lies among the models that may be the weights of such a descriptor."""
+
+    def names(place: str) -> list[str]:
+        folder = models() / place
+        return os.listdir(folder) if folder.is_dir() else []
+
+    return [models() / place / name for place, name in kind.weights.among(names)]
 
 
 def open_probe(name: str):
@@ -70,6 +74,7 @@ def open_probe(name: str):
     AMGError
         No such index, a damaged one, or its descriptor's weights are absent or others.
     """
+    from amg_core.descriptors.registry import for_index
     from amg_core.index import Index
     from amg_core.index.search import Searcher
     from amg_core.probe import Probe
@@ -85,20 +90,9 @@ def open_probe(name: str):
     if folder not in _open or _open[folder][0] != changed:
         with torch.inference_mode(False):
             index = Index.open(folder)
-            _open[folder] = (changed, Probe(Searcher(index), _descriptor(index.spec)))
+            descriptor = for_index(index.spec, weights)
+            _open[folder] = (changed, Probe(Searcher(index), descriptor))
     return _open[folder][1]
-
-
-def _descriptor(spec):
-    from amg_core import descriptors
-
-    first: AMGError | None = None
-    for file in weights(spec.id.partition("_")[0]) or [None]:
-        try:
-            return descriptors.for_spec(spec, file)
-        except AMGError as error:
-            first = first or error
-    raise first
 
 
 def decoder(

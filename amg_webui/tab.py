@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from amg_core.descriptors import IDS
+from amg_core.descriptors.registry import DEFAULT, described, for_new, guarding
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
 
@@ -21,7 +21,7 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
 
     Returns what became of it, in a sentence. A build that is stopped goes on where it was.
     """
-    from amg_core import descriptors, index
+    from amg_core import index
 
     def progress(done: int, total: int, source: str) -> None:
         if stopping.is_set():
@@ -37,7 +37,7 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
             raise AMGError("Folder of pictures: give a folder, a .zip, a .tar or a list.")
         target = lookup.index_folder(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        made = descriptors.create(descriptor, next(iter(lookup.weights(descriptor)), None))
+        made = for_new(descriptor, lookup.weights)
         index.build(Path(given).expanduser(), target, made, progress=progress)
         with index.Index.open(target) as opened:
             return (
@@ -79,7 +79,11 @@ def create(gr) -> list[tuple]:
         with gr.Tab("Build"):
             folder = gr.Textbox(label="Folder of pictures", info="Or a .zip, a .tar, a list. Captions: .txt beside the pictures, metadata.jsonl or .csv.")  # fmt: skip  # noqa: E501
             name = gr.Textbox(label="Name", info="The index becomes a folder of that name in models/amg_indexes.")  # fmt: skip  # noqa: E501
-            descriptor = gr.Dropdown(list(IDS), value=IDS[0], label="Descriptor", info="compact: in the box, sees edited copies. sscd: Meta's file in models/amg.")  # fmt: skip  # noqa: E501
+            eyes = guarding()
+            choices = [kind.name for kind in eyes]
+            descriptor = gr.Dropdown(
+                choices, value=DEFAULT, label="Descriptor", info=described(eyes)
+            )
             with gr.Row():
                 start, stop = gr.Button("Build", variant="primary"), gr.Button("Stop")
             said = gr.Textbox(label="Result")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from amg_core.descriptors import DEFAULT, NAMES
+from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
 
 from . import terminal
@@ -30,13 +30,6 @@ Make an index of CLIP embeddings that clip-retrieval or img2dataset users have (
 metadata/*.parquet, or image.index). Such an index holds no pictures: it can be searched, and it is
 the first stage of a two-stage search, but the guard cannot watch with it."""
 
-DESCRIPTOR = """\
-how pictures are compared. compact: a small network in the box, finds copies that are cropped,
-recoloured or recomposed. pixel: finds copies that are alike pixel by pixel. sscd: Meta's network, a
-hundred times the work, sees more; needs its weights file. latent: the
-model's own latents, the cheapest to watch with; needs a TAESD encoder. clip: what is depicted; for
-searching, not for guarding"""
-
 
 def register(commands) -> None:
     build = commands.add_parser(
@@ -47,12 +40,13 @@ def register(commands) -> None:
     build.add_argument("out", metavar="OUT", type=Path, help="index folder to make or update")
     build.add_argument(
         "--descriptor",
-        choices=NAMES,
+        choices=[kind.name for kind in kinds()],
         default=DEFAULT,
-        help=DESCRIPTOR + " (%(default)s)",
+        help=f"how pictures are compared (%(default)s). {described(kinds())}",
     )
     build.add_argument("--scales", type=_numbers, metavar="A,B", help="only these scales (all)")
-    build.add_argument("--family", help="latent space of a latent index: sd15, sdxl, sd3, flux")
+    for name, takers in _asked().items():
+        build.add_argument(f"--{name}", help=takers[0].options[name])
     _shared(build)
     build.set_defaults(run=_build)
 
@@ -78,6 +72,15 @@ def register(commands) -> None:
     bring.set_defaults(run=_import)
 
 
+def _asked() -> dict[str, list[Kind]]:
+    """Options that some descriptors take -> which."""
+    takers: dict[str, list[Kind]] = {}
+    for kind in kinds():
+        for name in kind.options:
+            takers.setdefault(name, []).append(kind)
+    return takers
+
+
 def _shared(parser: argparse.ArgumentParser) -> None:
     terminal.add_weights(parser)
     terminal.add_device(parser)
@@ -98,15 +101,16 @@ _numbers.__name__ = "list of numbers"
 
 
 def _build(options: argparse.Namespace) -> None:
-    from amg_core.descriptors import create
     from amg_core.index import build
     from amg_core.index.sources import open_sources
 
     chosen = {"scales": options.scales} if options.scales else {}
-    if options.family:
-        if options.descriptor != "latent":
-            raise AMGError("--family belongs to --descriptor latent.")
-        chosen["family"] = options.family
+    for name, takers in _asked().items():
+        if value := getattr(options, name):
+            if named(options.descriptor) not in takers:
+                fit = " or ".join(kind.name for kind in takers)
+                raise AMGError(f"--{name} belongs to --descriptor {fit}.")
+            chosen[name] = value
     before = _count(options.out)
     report = build(
         open_sources(options.sources),

@@ -23,13 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.metrics import GAIN, OFFSET
 
 from . import captions, sheet, terminal
 
-# Above: one picture. sscd: the paper's. pixel: see docs/dedup.md. Others have not been measured.
-THRESHOLD = {"sscd": 0.7, "compact": 0.8, "pixel": 0.7}
 BLOCK = 2048  # rows compared with as many others at once
 FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
 JPEG_QUALITY = 90  # as in the authors' code
@@ -43,13 +42,14 @@ Progress = Callable[[int, int, str], None]
 
 def default_threshold(spec) -> float:
     """The similarity above which two pictures are one. AMGError where none has been measured."""
-    kind = spec.id.partition("_")[0]
-    if kind not in THRESHOLD:
+    known = {kind.name: kind.duplicates for kind in kinds() if kind.duplicates is not None}
+    if spec.kind not in known:
+        *others, last = known
         raise AMGError(
             f"No threshold is known for duplicates by the descriptor {spec.id}: give --threshold, "
-            f"or use an index of compact, sscd or pixel."
+            f"or use an index of {', '.join(others)} or {last}."
         )
-    return THRESHOLD[kind]
+    return known[spec.kind]
 
 
 def pairs(
@@ -251,7 +251,7 @@ def clusters(
 
     Parameters
     ----------
-    threshold : similarity, default THRESHOLD of the descriptor
+    threshold : similarity, default `Kind.duplicates` of the descriptor
     scale : one of the index's, default full detail
     one_each : keep exactly one picture of each cluster
     encode : text encoder for the captions, see `captions.text_encoder`
@@ -625,7 +625,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="similarity above which two are one (0.7 for sscd and pixel)",
+        help="similarity above which two are one (as measured for the descriptor)",
     )
     parser.add_argument("--scale", type=int, help="compare at this side (full detail)")
     parser.add_argument(

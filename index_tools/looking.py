@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from amg_core.descriptors import IDS
+from amg_core.descriptors.registry import guarding
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
 from amg_core.optional import needed
@@ -49,8 +49,10 @@ def register(commands) -> None:
         "two stages",
         "rank the 1,000 nearest of a clip index anew by a finer descriptor (AMG, LAION)",
     )
-    again.add_argument("--rerank", choices=IDS, help="by this descriptor")
-    again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="weights of sscd")
+    again.add_argument(
+        "--rerank", choices=[kind.name for kind in guarding()], help="by this descriptor"
+    )
+    again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="its weights")
     again.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="where the pictures lie (as the index says)"
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.optional import optional
 
@@ -44,11 +45,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
+    needed = [f"{kind.name}'s {kind.weights.what}" for kind in kinds() if kind.weights.what]
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="weights of the descriptor: sscd's file, clip's file or folder, latent's TAESD encoder",
+        help=f"weights of the descriptor: {', '.join(needed)}",
     )
 
 

@@ -10,6 +10,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
 from . import latents, paths, show
 from .opening import CHOICES, descriptor_of, make_descriptor, open_probe
@@ -24,10 +25,7 @@ def descriptor_input() -> io.Input:
         "descriptor",
         options=CHOICES,
         default=CHOICES[0],
-        tooltip="How pictures are compared. compact: sees edited copies too, nothing to "
-        "download. pixel: layout and colour only. sscd: sees most, needs Meta's "
-        "weights in models/amg, slow on a CPU. latent: as pixel, in your model's own "
-        "latents; one family of models only, needs vae and model.",
+        tooltip=f"How pictures are compared. {described(guarding(latents=True))}",
     )
 
 
@@ -220,12 +218,12 @@ class IndexFromImagesNode(io.ComfyNode):
             return _embed(build, source, target, made, cls.hidden.unique_id)
         with Index.open(there) as old:
             spec = old.spec
-        if spec.id.partition("_")[0] != descriptor:
+        if spec.kind != descriptor:
             raise AMGError(
                 f"Index {there} was built with descriptor {describe(spec)}, and descriptor here is "
-                f"{descriptor}: choose {spec.id.partition('_')[0]} to add to it, or another name."
+                f"{descriptor}: choose {spec.kind} to add to it, or another name."
             )
-        if descriptor == "latent" and None in net:
+        if named(descriptor).space == "latent" and None in net:
             make_descriptor(descriptor, *net)  # says what to connect
         made = descriptor_of(spec, *net)
         return _embed(add, source, there, made, cls.hidden.unique_id)

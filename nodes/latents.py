@@ -41,30 +41,24 @@ def family(latent_format) -> str:
     return re.sub("[^a-z0-9]", "", type(latent_format).__name__.lower())
 
 
-def make(vae, model, spec=None):
-    """A `LatentDescriptor` that encodes with the host's VAE, for a new index or for one of `spec`.
+def make(kind, vae, model, spec=None):
+    """A descriptor of latents that encodes with the host's VAE, for a new index or one of `spec`.
 
     Raises
     ------
     AMGError
         Something is not connected, does not fit the other, or did not make the index.
     """
-    from ..amg_core.descriptors.latent import SCALES, SIDE, LatentDescriptor
-
     if vae is None or model is None:
         raise AMGError(
-            "descriptor: 'latent' compares pictures as latents of your model. Connect vae and "
-            "model, both from the checkpoint loader, or choose pixel or sscd."
+            f"descriptor: {kind.name!r} compares pictures as latents of your model. Connect vae and "
+            f"model, both from the checkpoint loader, or choose pixel or sscd."
         )
     space = model.get_model_object("latent_format")
     _check(vae, space)
-    side = getattr(space, "amg_side", SIDE)
-    scales = [scale for scale in SCALES if scale <= side // 8]
-    if spec is not None:
-        side, scales = LatentDescriptor.options_of(spec)["side"], spec.scales
-    made = LatentDescriptor(
+    made = kind.descriptor.encoded(
         _encoder(vae, space), family(space), _encoder_sha256(vae), space.latent_channels,
-        side=side, scales=scales,
+        getattr(space, "amg_side", None), spec,
     )  # fmt: skip
     if spec is None or made.spec == spec:
         return made

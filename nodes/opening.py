@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from ..amg_core import descriptors
+from ..amg_core.descriptors import registry
 from ..amg_core.errors import AMGError
 from . import latents, paths
 
-CHOICES = [*descriptors.IDS, "latent"]  # clip knows a subject, not a copy: not offered to guard
+CHOICES = [kind.name for kind in registry.guarding(latents=True)]
 
 
 def make_descriptor(name: str, vae=None, model=None):
     """The descriptor of that name for a new index. AMGError where what it needs is not there."""
     if name not in CHOICES:
         raise AMGError(f"descriptor: {name!r} is unknown. Choose one of {', '.join(CHOICES)}.")
-    if name == "latent":
-        return latents.make(vae, model)
-    return descriptors.create(name, next(iter(paths.weights(name)), None))
+    kind = registry.named(name)
+    if kind.space == "latent":
+        return latents.make(kind, vae, model)
+    return registry.for_new(name, paths.weights)
 
 
 def descriptor_of(spec, vae=None, model=None):
@@ -32,21 +32,10 @@ def descriptor_of(spec, vae=None, model=None):
     AMGError
         Its weights are not there, or are others.
     """
-    kind = spec.id.partition("_")[0]
-    if kind == "latent":
-        if vae is not None or model is not None:
-            return latents.make(vae, model, spec)
-        for file in paths.weights(kind) if spec.preprocessing.startswith("taesd-") else []:
-            with suppress(AMGError):  # another one; what needs no encoder can be done without
-                return descriptors.for_spec(spec, file)
-        return descriptors.for_spec(spec)
-    first = None
-    for file in paths.weights(kind) or [None]:
-        try:
-            return descriptors.for_spec(spec, file)
-        except AMGError as error:
-            first = first or error
-    raise first
+    kind = registry.of(spec)
+    if kind.space == "latent" and (vae is not None or model is not None):
+        return latents.make(kind, vae, model, spec)
+    return registry.for_index(spec, paths.weights)
 
 
 def open_probe(folder: Path, descriptor=None):

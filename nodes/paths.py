@@ -9,7 +9,9 @@ from pathlib import Path
 
 import folder_paths
 
+from ..amg_core.descriptors.registry import Kind
 from ..amg_core.errors import AMGError
+from ..amg_core.files import is_plain
 
 INDEXES, WEIGHTS = "amg_indexes", "amg"
 WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
@@ -76,7 +78,7 @@ def find_index(name: str) -> Path:
 def new_index(name: str) -> Path:
     """Where an index called `name` is to be built. AMGError where `name` is not a plain name."""
     name = name.strip()
-    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
+    if not is_plain(name):
         raise AMGError(
             f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
             f"'_'; the index becomes a folder of that name in {index_folder()}."
@@ -110,23 +112,10 @@ def picture_folder(folder: str) -> Path:
     return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
 
 
-def weights(kind: str) -> list[Path]:
-    """Files that may be the weights of descriptors of that kind, the likeliest first.
-
-    sscd: Meta's file in models/amg, whichever of its layouts. clip: whatever is in
-    models/clip_vision, and clip… in models/amg. latent: TAESD encoders in models/vae_approx.
-    """
-    places = {
-        "sscd": [(WEIGHTS, "sscd_disc_mixup")],
-        "clip": [(WEIGHTS, "clip"), ("clip_vision", "")],
-        "latent": [("vae_approx", "tae")],
-    }
-    found = []
-    for place, prefix in places.get(kind, ()):
-        names = folder_paths.get_filename_list(place)
-        fit = sorted(n for n in names if os.path.basename(n).startswith(prefix))
-        found += [Path(folder_paths.get_full_path_or_raise(place, name)) for name in fit]
-    return [path for path in found if kind != "latent" or path.stem.endswith("_encoder")]
+def weights(kind: Kind) -> list[Path]:
+    """Files that may be the weights of such a descriptor, the likeliest first."""
+    found = kind.weights.among(folder_paths.get_filename_list)
+    return [Path(folder_paths.get_full_path_or_raise(place, name)) for place, name in found]
 
 
 def calibration_file(key: str) -> Path:

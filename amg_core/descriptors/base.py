@@ -19,7 +19,7 @@ class DescriptorSpec:
     ----------
     id : str
         For instance ``pixel``, ``sscd_disc_mixup``, ``latent_sd15`` or ``clip_vit_b_32``. What stands
-        before the first "_" is the name that `descriptors.create` takes.
+        before the first "_" is the name of the descriptor, `kind`.
     metric : {"nl2", "cosine"}
         How embeddings compare: normalised L2 (AMG Eq. 8) or cosine (Eq. 9).
     preprocessing : str
@@ -37,6 +37,11 @@ class DescriptorSpec:
     preprocessing: str
     scales: tuple[int, ...]
     weights_sha256: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The name that `registry.create` takes."""
+        return self.id.partition("_")[0]
 
     def to_json(self) -> dict:
         return asdict(self) | {"scales": list(self.scales)}
@@ -98,7 +103,15 @@ class LatentSpace(Descriptor, Protocol):
         ...
 
     def embed_latents(self, latents: Tensor, scale: int) -> Tensor:
-        """(B, C, h, w) latents in the sampler's space -> (B, C·scale²). Differentiable."""
+        """(B, C, h, w) latents in the sampler's space -> (B, C·scale²): `reduce`, flattened."""
+        ...
+
+    def reduce(self, latents: Tensor, scale: int) -> Tensor:
+        """(B, C, h, w) -> (B, C, scale, scale) float32. Linear."""
+        ...
+
+    def adjoint(self, gradient: Tensor, size: Sequence[int]) -> Tensor:
+        """The transpose of `reduce`: ∇ of what it makes -> ∇ of latents of that `size` (h, w)."""
         ...
 
 

@@ -18,6 +18,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from ..errors import AMGError
 from ..files import brief, read_bounded
 from ..optional import needed
 from .base import DescriptorSpec, full_precision, subset
+from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -125,6 +127,21 @@ class CLIPDescriptor:
             )
         return cls(state, activation, heads, scales)
 
+    @classmethod
+    def for_spec(cls, spec: DescriptorSpec, path: Path | None) -> CLIPDescriptor:
+        """For rows of clip-retrieval any weights of that size are taken: nobody stated which made them."""
+        if found := _PREPROCESSING.fullmatch(spec.preprocessing):
+            return cls.from_file(path, found[2], int(found[3]), spec.scales)
+        for activation in ACTIVATIONS:
+            if spec.preprocessing == IMPORTED.format(activation):
+                made = cls.from_file(path, activation, scales=spec.scales)
+                made.spec = replace(made.spec, preprocessing=spec.preprocessing, weights_sha256="")
+                return made
+        raise AMGError(
+            f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
+            f"know: update the plugin, or build the index again."
+        )
+
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
         """(B, 3, H, W) -> (B, 3, side, side), of which `embed` gives the very same rows."""
         return centre(pictures.float(), self.side)
@@ -160,24 +177,6 @@ def centre(pictures: Tensor, side: int) -> Tensor:
         pictures = F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
     return pictures[..., top : top + side, left : left + side]
-
-
-def options_of(spec: DescriptorSpec) -> dict:
-    """What `CLIPDescriptor.from_file` needs besides the weights to make a descriptor of that spec."""
-    if found := _PREPROCESSING.fullmatch(spec.preprocessing):
-        return {"activation": found[2], "heads": int(found[3])}
-    for activation in ACTIVATIONS:
-        if spec.preprocessing == IMPORTED.format(activation):
-            return {"activation": activation}
-    raise AMGError(
-        f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
-        f"know: update the plugin, or build the index again."
-    )
-
-
-def imported(spec: DescriptorSpec) -> bool:
-    """Whether the rows come from clip-retrieval: made with weights that nobody stated."""
-    return spec.preprocessing in [IMPORTED.format(activation) for activation in ACTIVATIONS]
 
 
 # ---------------------------------------------------------------- files and names
@@ -313,3 +312,13 @@ def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int
             count = len(state["vision_model.embeddings.position_embedding.weight"])
             module.position_ids = torch.arange(count)[None]
     return network.float().eval().requires_grad_(False)
+
+
+KIND = Kind(
+    name="clip",
+    description="knows what is depicted, not a copy; for searching, not for guarding.",
+    descriptor=CLIPDescriptor,
+    levels={224: ((0.7, 0.9),) * 5},  # not measured
+    guards=False,
+    weights=Weights("file or folder", (("amg", "clip*"), ("clip_vision", "*"))),
+)

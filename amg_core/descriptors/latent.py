@@ -28,6 +28,7 @@ from ..errors import AMGError
 from ..files import brief
 from ..images import low_pass, resize
 from .base import DescriptorSpec, subset
+from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
 
 SCALES = (8, 16, 32)  # cells a side
@@ -138,15 +139,27 @@ class LatentDescriptor:
         )
 
     @classmethod
-    def for_spec(cls, spec: DescriptorSpec) -> LatentDescriptor:
-        """Without an encoder, for an index of that spec: enough to guard, not to look at pictures."""
-        return cls(None, weights_sha256=spec.weights_sha256, scales=spec.scales, **_parts(spec))
-
-    @staticmethod
-    def options_of(spec: DescriptorSpec) -> dict:
-        """What `from_file` needs to make a descriptor of that spec."""
+    def for_spec(cls, spec: DescriptorSpec, path: Path | None = None) -> LatentDescriptor:
+        """Without an encoder it is of any spec: enough to guard, not to look at pictures."""
         parts = _parts(spec)
-        return {"family": parts["family"], "side": parts["side"]}
+        if path is None:
+            return cls(None, weights_sha256=spec.weights_sha256, scales=spec.scales, **parts)
+        return cls.from_file(path, parts["family"], parts["side"], spec.scales)
+
+    @classmethod
+    def encoded(
+        cls,
+        encode: Callable[[Tensor], Tensor],
+        family: str,
+        weights_sha256: str,
+        channels: int,
+        side: int | None = None,
+        spec: DescriptorSpec | None = None,
+    ) -> LatentDescriptor:
+        """With a host's VAE: at the side and scales of `spec`, else at `side` and what fits in it."""
+        side = (side or SIDE) if spec is None else _parts(spec)["side"]
+        scales = [s for s in SCALES if s <= side // 8] if spec is None else spec.scales
+        return cls(encode, family, weights_sha256, channels, side=side, scales=scales)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32 latents in the sampler's space.
@@ -179,7 +192,15 @@ class LatentDescriptor:
         if scale not in self.spec.scales:
             raise ValueError(f"latent has no scale {scale}, only {self.spec.scales}")
         self._check(latents)
-        return low_pass(latents.float(), scale).flatten(1)
+        return self.reduce(latents, scale).flatten(1)
+
+    def reduce(self, latents: Tensor, scale: int) -> Tensor:
+        """See `LatentSpace.reduce`."""
+        return low_pass(latents.float(), scale)
+
+    def adjoint(self, gradient: Tensor, size: Sequence[int]) -> Tensor:
+        """See `LatentSpace.adjoint`."""
+        return low_pass_adjoint(gradient, size)
 
     def to(self, device: torch.device | str) -> LatentDescriptor:
         """Move our own encoder; a host's callable looks after its own device."""
@@ -274,3 +295,17 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
             f"github.com/madebyollin/taesd; the *_decoder file cannot make an index."
         ) from error
     return network, tensors_sha256(state)
+
+
+KIND = Kind(
+    name="latent",
+    description="as pixel, in your model's own latents; one family of models only, needs its VAE.",
+    descriptor=LatentDescriptor,
+    # Of the demo's autoencoder; strangers are less alike in FLUX.2's.
+    levels={
+        8: ((-1.40, -0.95), (-1.19, -0.81), (-1.01, -0.69), (-0.86, -0.59), (-0.73, -0.50)),
+        16: ((-1.56, -1.15), (-1.39, -1.03), (-1.24, -0.91), (-1.10, -0.81), (-0.98, -0.72)),
+    },
+    weights=Weights("TAESD encoder", (("vae_approx", "tae*_encoder"),), optional=True),
+    options={"family": "latent space of a latent index: sd15, sdxl, sd3, flux"},
+)

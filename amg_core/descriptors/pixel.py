@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..images import low_pass
 from .base import DescriptorSpec, subset
+from .registry import Kind
 
 
 class PixelDescriptor:
@@ -26,6 +28,15 @@ class PixelDescriptor:
     def __init__(self, scales: Sequence[int] | None = None) -> None:
         self.spec = replace(self.spec, scales=subset(scales, self.spec.scales))
 
+    @classmethod
+    def from_file(cls, path: Path | None = None, **options) -> PixelDescriptor:
+        """There is no file; one that is given is not looked at."""
+        return cls(**options)
+
+    @classmethod
+    def for_spec(cls, spec: DescriptorSpec, path: Path | None = None) -> PixelDescriptor:
+        return cls(spec.scales)
+
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
         """(B, 3, H, W) -> (B, 3, scale, scale), of which `embed` gives the very same rows."""
         return low_pass(pictures.float(), scale)
@@ -37,3 +48,15 @@ class PixelDescriptor:
 
     def to(self, device: torch.device | str) -> PixelDescriptor:
         return self
+
+
+KIND = Kind(
+    name="pixel",
+    description="layout and colour only.",
+    descriptor=PixelDescriptor,
+    levels={
+        16: ((-1.48, -0.90), (-1.28, -0.86), (-1.11, -0.74), (-0.96, -0.64), (-0.83, -0.56)),
+        32: ((-1.54, -1.03), (-1.35, -0.94), (-1.19, -0.82), (-1.04, -0.72), (-0.92, -0.64)),
+    },
+    duplicates=0.7,  # see docs/dedup.md
+)

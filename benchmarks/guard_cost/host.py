@@ -162,7 +162,7 @@ def descriptor(name: str):
     if name == "latent":
         return module("amg_core.descriptors.latent").LatentDescriptor(None, "sd15", "0" * 64, 4)
     generator, state = torch.Generator().manual_seed(0), {}
-    for key, shape in module("amg_core.descriptors.weights").expected_shapes().items():
+    for key, shape in module("amg_core.descriptors.sscd").expected_shapes().items():
         if len(shape) > 1:
             fan = torch.Size(shape[1:]).numel()
             state[key] = torch.randn(shape, generator=generator) / fan**0.5

@@ -17,8 +17,8 @@ from amg_core.decoders import load_taesd
 from amg_core.descriptors.clip import CLIPDescriptor
 from amg_core.descriptors.compact import CompactDescriptor
 from amg_core.descriptors.latent import load_taesd_encoder
+from amg_core.descriptors.sscd import load as load_sscd
 from amg_core.descriptors.tensors import read_tensors
-from amg_core.descriptors.weights import load as load_sscd
 from amg_core.errors import AMGError
 from tests.attacks.apart import apart
 
@@ -126,7 +126,7 @@ def test_hostile_files_are_refused_in_little_memory(tmp_path):
     told, grown = apart(
         "from pathlib import Path\n"
         "from amg_core.decoders import load_taesd\n"
-        "from amg_core.descriptors.weights import load\n"
+        "from amg_core.descriptors.sscd import load\n"
         "load_taesd, load\n"
         "before = peak()\n"
         "for path in sys.argv[1:]:\n"

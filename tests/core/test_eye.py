@@ -15,6 +15,7 @@ from amg_core.decoders import ModuleDecoder, load_taesd
 from amg_core.descriptors import DEFAULT, create
 from amg_core.descriptors.compact import SCALES, CompactDescriptor
 from amg_core.descriptors.latent import load_taesd_encoder
+from amg_core.descriptors.registry import kinds, named
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
@@ -205,9 +206,9 @@ def test_another_network_is_refused(tmp_path):
 
 
 def test_every_descriptor_that_guards_has_limits():
-    for name, table in limits.LEVELS.items():
-        perfect = 0.0 if name in ("pixel", "latent") else 1.0
-        for levels in table.values():
+    for kind in kinds():
+        perfect = 0.0 if kind.name in ("pixel", "latent") else 1.0
+        for levels in kind.levels.values():
             assert len(levels) == len(limits.ROWS)
             assert all(typical < limit < perfect for typical, limit in levels)
             assert list(levels) == sorted(levels)  # more rows, nearer strangers
@@ -224,11 +225,11 @@ def test_the_background_set_is_of_the_descriptor_in_the_box():
     for scale in SCALES:
         rows = background.rows(spec, scale)
         assert rows is not None and rows.shape[1] == 256
-        assert scale in limits.USUAL["compact"]
+        assert scale in named(DEFAULT).usual
 
 
 def test_what_is_alike_to_everything_is_judged_by_higher_limits(compact):
-    usual = limits.USUAL["compact"][96]
+    usual = named(DEFAULT).usual[96]
     assert limits.shift(compact.descriptor.spec, 96, usual) == 0
     assert limits.shift(compact.descriptor.spec, 96, usual + 0.1) > 0
 

@@ -7,8 +7,7 @@ import torch
 
 from amg_core import presets
 from amg_core.decoders import ModuleDecoder
-from amg_core.descriptors.sscd import SSCDDescriptor
-from amg_core.descriptors.weights import expected_shapes
+from amg_core.descriptors.sscd import SSCDDescriptor, expected_shapes
 from amg_core.guidance import ReducedPrompt
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher

@@ -23,9 +23,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from amg_core.descriptors import create, for_spec
-from amg_core.descriptors.sscd import BN_EPSILON, SSCDDescriptor, SSCDNetwork, fold
+from amg_core.descriptors.sscd import (
+    BN_EPSILON,
+    SSCDDescriptor,
+    SSCDNetwork,
+    expected_shapes,
+    fold,
+    load,
+)
 from amg_core.descriptors.tensors import tensors_sha256
-from amg_core.descriptors.weights import expected_shapes, load
 from amg_core.errors import AMGError
 
 # ---------------------------------------------------------------- Meta's layouts, random weights

@@ -169,7 +169,7 @@ def test_every_file_that_may_be_the_weights_is_tried(amg, tmp_path, monkeypatch)
             raise amg.AMGError(f"{file.name} is another")
         return "found"
 
-    monkeypatch.setattr(opening.descriptors, "for_spec", for_spec)
+    monkeypatch.setattr(amg.module("amg_core.descriptors.registry"), "for_spec", for_spec)
     clip = spec.__class__("clip_vit_b_32", "cosine", "x", (224,))
     assert opening.descriptor_of(clip) == "found"
     assert seen == ["a.safetensors", "b.safetensors"]

@@ -231,14 +231,14 @@ def test_taesd_encodes_for_its_own_indexes(amg, taesd):
     """Indexes of the command line: the encoder is found by itself, and not needed to guard."""
     import folder_paths
 
-    opening = amg.module("nodes.opening")
-    spec = amg.module("amg_core.descriptors").create("latent", taesd, side=64).spec
+    opening, descriptors = amg.module("nodes.opening"), amg.module("amg_core.descriptors.registry")
+    spec = descriptors.create("latent", taesd, side=64).spec
     assert opening.descriptor_of(spec).encode(torch.zeros(1, 3, 80, 64)).shape == (1, 4, 8, 8)
     decoder = taesd.with_name("taesd_decoder.safetensors")
     taesd.rename(decoder)  # no encoder by that name
     folder_paths.filename_list_cache.pop("vae_approx", None)
     try:
-        assert amg.paths.weights("latent") == []
+        assert amg.paths.weights(descriptors.named("latent")) == []
         without = opening.descriptor_of(spec)
         assert without.spec == spec
         with pytest.raises(amg.AMGError, match="encoder"):
