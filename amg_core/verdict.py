@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
 from . import judge, limits
 from .errors import AMGError
-from .images import thumbnail
+from .images import Box, largest_box, thumbnail
 from .probe import Probe
 
 FLAT = "it is nearly one flat tone, and neither check can compare that"
+KEPT_LEAST = 0.25  # of the picture: a smaller part of it that was kept is not looked at by itself
+KEPT = "It is the part that was given and kept."
 NO_PICTURES = "the index holds no pictures, so that the second check has nothing to look at"
 
 
@@ -63,6 +65,28 @@ def verdict(
     named = [()] * len(pictures) if named is None else named
     pairs = zip(pictures.split(1), named, strict=True)
     return [_judge(probe, picture, rows) for picture, rows in pairs]
+
+
+def kept_box(mask: Tensor) -> Box | None:
+    """What to look at besides where only `mask` (H, W) was drawn: 1 = drawn, 0 = kept as it was given.
+
+    The largest rectangle that was kept, None where it is all of the picture or less than KEPT_LEAST.
+    """
+    box = largest_box(mask < 0.5)
+    if box is None:
+        return None
+    top, left, bottom, right = box
+    return box if KEPT_LEAST <= (bottom - top) * (right - left) < 1 else None
+
+
+def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
+    """The verdict on a picture of which a part was given and kept: that part's, where only it is a copy.
+
+    The guard cannot change that part, and by spoiling the rest it can fool both checks of the whole.
+    """
+    if whole.copy or part is None or not part.copy:
+        return whole
+    return replace(part, words=f"{part.words} {KEPT}")
 
 
 def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:

@@ -1,20 +1,21 @@
-"""Every guider of a ComfyUI core, with every sampler, in every way to use them: is the guard asleep and awake?
+"""Every guider of a ComfyUI core, with every sampler, in every way to use them: asleep and awake.
 
     COMFYUI_PATH=… python -m benchmarks.matrix
     COMFYUI_PATH=… python -m benchmarks.matrix --samplers euler ddim --out FOLDER
 
 The embedded model, in a real ComfyUI. A cell is a guider, a sampler and a way: from noise, from a picture
-at denoise 0.5, with most of a picture masked off (inpainting), with a prompt for an area, with two prompts
-combined, with prompts for parts of the time. Each cell draws two pictures in one batch, an innocent one and
-one whose prompt is the key to a stored picture (and that picture, where the way takes one), three times from
-one seed: without a guard, with a guard of strength 0, and guarded as AMG Sampler guards by default.
+at denoise 0.5, with most of a picture masked off (inpainting), with a prompt for an area, with two
+prompts combined, with prompts for parts of the time. Each cell draws two pictures in one batch, an
+innocent one and one whose prompt is the key to a stored picture (and that picture, where the way takes
+one), three times from one seed (one by one where the host's own sums go over the batch, `COUPLED`):
+without a guard, with a guard of strength 0, and guarded as AMG Sampler guards by default.
 
 What has to hold:
 
 equal     what the guard of strength 0 draws, and what the guard draws of a picture on which it never acted,
           is what is drawn without a guard, to the last bit
 no escape a finished picture that is a copy is never called none. Copies are found by a judge that steers
-          nothing and votes nowhere else: the correlation of 16x16 grey pixels with a stored picture, or with
+          nothing and has no vote: the correlation of 16x16 grey pixels with a stored picture, or with
           its mirror image, above `limits.ZNCC`
 
 Prints what broke either rule, and the counts; ends with 1 where something did. A cell that the host cannot
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -47,6 +49,7 @@ WAYS = ("plain", "img2img", "inpaint", "area", "combined", "timed")
 OUTCOMES = {"clean": "no copy", "unsure": "cannot tell"}  # any other says copy
 MIDDLE = "a"
 OTHER = "crab"
+COUPLED = ("PerpNegGuider", "dpm_adaptive")  # what it draws of one depends on the other
 
 GUIDERS = {
     "CFGGuider": lambda model, p, world: guiders.plain(model, p, world.prompt("")),
@@ -85,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
+    logging.getLogger().setLevel(logging.ERROR)
     samplers = options.samplers or comfy.samplers.KSampler.SAMPLERS
     cells = [
         (guider, sampler, way)
@@ -133,7 +137,8 @@ class World:
         folder_paths.models_dir = str(folder / "models")
         host.module("nodes.paths").register()
         self.model, self.clip, self.vae, pictures, _ = _run("nodes.demo", "DemoModelNode")
-        rows = [json.loads(line) for line in Path(pictures, "metadata.jsonl").open()]
+        lines = Path(pictures, "metadata.jsonl").read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
         known = [row for row in rows if row["file_name"].startswith("memorised")][:INDEXED]
         once = [row for row in rows if row["duplicates"] == 1][:: len(rows) // KEYS][:KEYS]
         self.captions = {
@@ -164,41 +169,49 @@ class World:
 
     def tried(self, cell: Cell) -> Counter:
         """What came of a cell."""
+        together = cell.guider not in COUPLED and cell.sampler not in COUPLED
+        found, batches = Counter(cells=1), [(0, 1)] if together else [(0,), (1,)]
+        for batch in batches:
+            found += self._tried(cell, batch)
+        return found
+
+    def _tried(self, cell: Cell, batch: tuple[int, ...]) -> Counter:
+        found = Counter()
         try:
-            plain, _ = self.drawn(cell, None)
+            plain, _ = self.drawn(cell, batch, None)
         except Exception as error:
             print(f"the host cannot draw {cell}: {type(error).__name__}: {error}", flush=True)
             return Counter(["refused by the host"])
-        off, told = self.drawn(cell, 0.0)
-        found = Counter(cells=1)
+        off, told = self.drawn(cell, batch, 0.0)
         if not torch.equal(off, plain) or told["unseen_steps"]:
             found["not equal"] += 1
             print(f"not equal at strength 0: {cell}", flush=True)
         found += self._copies(cell, plain, told, "unsteered")
-        guarded, told = self.drawn(cell, 1.0)
-        found["unseen steps"] += bool(told["unseen_steps"])
-        for i in range(2):
-            acted = told["guarded_evaluations"][i] or len(told["attempts"]) > 1 and any(
-                i in one["samples"] for one in told["attempts"][1:]
-            )  # fmt: skip
-            found["guard acted"] += bool(acted)
-            if acted:
-                continue
-            found["guard never acted"] += 1
-            if not torch.equal(guarded[i], plain[i]):
+        guarded, told = self.drawn(cell, batch, 1.0)
+        found["unseen steps"] += told["unseen_steps"]
+        again = {i for attempt in told["attempts"][1:] for i in attempt["samples"]}
+        for i, evaluations in enumerate(told["guarded_evaluations"]):
+            acted = bool(evaluations) or i in again
+            found["guard acted" if acted else "guard never acted"] += 1
+            if not acted and not torch.equal(guarded[i], plain[i]):
                 found["not equal"] += 1
-                print(f"not equal though the guard never acted: {cell}, picture {i}", flush=True)
+                print(f"not equal though the guard never acted: {cell}, {batch[i]}", flush=True)
         return found + self._copies(cell, guarded, told, "guarded")
 
-    def drawn(self, cell: Cell, strength: float | None) -> tuple[Tensor, dict]:
-        """Latents and report of a run; strength None is without a guard."""
+    def drawn(
+        self, cell: Cell, batch: tuple[int, ...], strength: float | None
+    ) -> tuple[Tensor, dict]:
+        """Latents and report of a run; strength None is without a guard.
+
+        batch : which are drawn, 0 = the innocent picture, 1 = that of the key.
+        """
         import comfy.samplers
         from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 
         model, report = self.model, host.module("nodes.hook").Report()
         if strength is not None:
             model = self._guarded(report, strength)
-        positive, latent, denoise = self._way(cell)
+        positive, latent, denoise = self._way(cell, batch)
         guider = GUIDERS[cell.guider](model, positive, self)
         sampling = self.model.get_model_object("model_sampling")
         steps = self.options.steps
@@ -223,16 +236,18 @@ class World:
             loop=host.module("nodes.sampling").loop_of("say so", 2, True),
         )  # fmt: skip
 
-    def _way(self, cell: Cell) -> tuple[list, dict, float]:
+    def _way(self, cell: Cell, batch: tuple[int, ...]) -> tuple[list, dict, float]:
         """Positive prompt, latent and denoise of a cell, by the host's own nodes."""
         import nodes
 
-        texts = self.captions["innocent"][cell.innocent], self.captions["key"][cell.key]
-        positive, latent = self.prompt(*texts), {"samples": torch.zeros(2, 4, CELLS, CELLS)}
+        both = self.captions["innocent"][cell.innocent], self.captions["key"][cell.key]
+        texts, latent = [both[i] for i in batch], {}
+        positive = self.prompt(*texts)
+        latent["samples"] = torch.zeros(len(batch), 4, CELLS, CELLS)
         if cell.way in ("img2img", "inpaint"):
             pictures = torch.cat([self.others[[cell.innocent]], self.stored[[cell.key]]])
             with torch.inference_mode():
-                latent["samples"] = self.vae.encode(pictures.movedim(1, -1))
+                latent["samples"] = self.vae.encode(pictures.movedim(1, -1)[list(batch)])
         if cell.way == "inpaint":
             latent["noise_mask"] = torch.zeros(1, 1, SIDE, SIDE)
             latent["noise_mask"][..., :24] = 1

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import ReducedPrompt
+from ..amg_core.images import Box
 from ..amg_core.loop import Outcome
 from ..amg_core.session import Session, Settings
-from ..amg_core.verdict import Verdict
+from ..amg_core.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import Predictions
 
@@ -71,6 +72,7 @@ class Drawing:
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
         self.unseen = 0  # steps, of all drawings, at which nobody asked the guider
+        self._kept: dict[int, Verdict | None] = {}
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
@@ -100,6 +102,8 @@ class Drawing:
         for i in samples:
             self.named[i] |= self.latest.acted_on(i)
         verdicts = judge(latents, [self.named[i] for i in samples])
+        kept = [self._of_kept(judge, i) for i in samples]
+        verdicts = [with_kept(*pair) for pair in zip(verdicts, kept, strict=True)]
         for i, verdict in zip(samples, verdicts, strict=True):
             if verdict.copy:
                 self.named[i].add(verdict.neighbor)
@@ -180,7 +184,15 @@ class Drawing:
         if outcome is not None and _alike(preview, outcome.latents[i : i + 1]):
             return outcome.verdicts[i].copy
         (verdict,) = judge(preview, [self.named[i] | self.latest.acted_on(i)])
-        return verdict.copy
+        return with_kept(verdict, self._of_kept(judge, i)).copy
+
+    def _of_kept(self, judge: judging.Judge, i: int) -> Verdict | None:
+        """On the part of sample i that was given and is kept, where there is one: see `with_kept`."""
+        if i not in self._kept:
+            box = self.known.kept(i)
+            given = self._out(self.known.latent[i : i + 1])
+            self._kept[i] = None if box is None else judge.of_kept(given, box)
+        return self._kept[i]
 
     def _out(self, latent: Tensor) -> Tensor:
         """A latent of the model's as the host hands it on."""
@@ -237,6 +249,10 @@ class Known:
             mask = change(args["sigma"], mask, extra_options=extra)
         given = self.latent.to(args["denoised"]) * (1 - mask)
         return lambda prediction: prediction * mask + given
+
+    def kept(self, i: int) -> Box | None:
+        """The part of sample i that is to be judged by itself, too: see `verdict.kept_box`."""
+        return None if self.mask is None else kept_box(self.mask[i].amax(dim=0))
 
     def kwargs(self, seed) -> dict:
         """What the host passes to `encode_model_conds` for this run."""
