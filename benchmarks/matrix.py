@@ -25,6 +25,7 @@ draw without a guard is counted, and nothing else is asked of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -102,10 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), options)
         started = time.monotonic()
-        for number, cell in enumerate(chosen):
-            counts.update(world.tried(cell))
-            if number % 50 == 49:
-                print(f"{number + 1} cells, {time.monotonic() - started:.0f} s", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # what was found so far counts
+            for number, cell in enumerate(chosen):
+                counts.update(world.tried(cell))
+                if number % 10 == 9:
+                    print(f"{number + 1} cells, {time.monotonic() - started:.0f} s", flush=True)
     wrong = _print(counts)
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
@@ -118,7 +120,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--samplers", nargs="+", help="all that the host lists")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--every", type=int, default=1, help="only every so many cells")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="only every so many cells; 29 has every sampler and every guider in every way",
+    )
     parser.add_argument("--descriptor", default="compact", help="as in Build Memorization Index")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the pictures of what went wrong")
