@@ -121,11 +121,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samplers", nargs="+", help="all that the host lists")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument(
-        "--every",
-        type=int,
-        default=1,
-        help="only every so many cells; 29 has every sampler and every guider in every way",
-    )
+        "--every", type=int, default=1,
+        help="only every so many cells; 29: each sampler, and each guider in each way, at least once",
+    )  # fmt: skip
     parser.add_argument("--descriptor", default="compact", help="as in Build Memorization Index")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the pictures of what went wrong")
