@@ -7,6 +7,8 @@ import os
 import stat
 from typing import BinaryIO
 
+from .errors import AMGError
+
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """A file, open for reading. OSError where there is none, or a folder, pipe or device instead."""
@@ -19,6 +21,20 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "not a file", str(path))
     raise OSError(errno.EINVAL, "not a file", str(path))
+
+
+def there(path: str | os.PathLike) -> bool:
+    """Whether anything is at `path`. AMGError where the system does not let this user look."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        raise AMGError(
+            f"{path} is in a folder that you may not look into ({error.strerror}): ask whoever owns "
+            f"it for the right to read it, or give one that you may read."
+        ) from error
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def read_bounded(path: str | os.PathLike, most: int) -> bytes:

@@ -49,6 +49,37 @@ def parts(picture: Tensor) -> list[Tensor]:
     return [middle, *(picture[..., row, column] for row in rows for column in columns)]
 
 
+Box = tuple[float, float, float, float]  # top, left, bottom, right, as shares of the sides
+
+
+def largest_box(free: Tensor) -> Box | None:
+    """The largest rectangle in which all of `free` (H, W) bool is True; None where nothing is."""
+    height, width = free.shape
+    best, box, above = 0, None, [0] * width
+    for bottom, row in enumerate(free.tolist(), 1):
+        above = [high + 1 if here else 0 for high, here in zip(above, row, strict=True)]
+        left_of: list[tuple[int, int]] = []  # (where a rectangle could begin, its height)
+        for right, high in enumerate([*above, 0]):
+            begin = right
+            while left_of and left_of[-1][1] >= high:
+                begin, tall = left_of.pop()
+                if tall * (right - begin) > best:
+                    best = tall * (right - begin)
+                    box = (
+                        (bottom - tall) / height, begin / width, bottom / height, right / width
+                    )  # fmt: skip
+            left_of.append((begin, high))
+    return box
+
+
+def cut(pictures: Tensor, box: Box) -> Tensor:
+    """The part of pictures, or of latents, (B, C, H, W) that lies in a box, to the nearest pixel."""
+    height, width = pictures.shape[-2:]
+    top, left, bottom, right = box
+    rows = slice(round(top * height), round(bottom * height))
+    return pictures[..., rows, round(left * width) : round(right * width)]
+
+
 def luminance(pictures: Tensor) -> Tensor:
     """Rec. 601 grey, (B, H, W)."""
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=pictures.dtype, device=pictures.device)

@@ -20,8 +20,9 @@ from .verdict import Verdict
 
 # Settings, and which samples (B,) bool are known to be memorised -> the whole batch, from the same noise.
 Draw = Callable[[Settings, Tensor], Drawn]
-# Latents (b, C, H, W), and of each the rows of the index that are to be looked at in any case -> verdicts.
-Judge = Callable[[Tensor, Sequence[Collection[int]]], Sequence[Verdict]]
+# Latents (b, C, H, W), of each the rows of the index that are to be looked at in any case, and which samples
+# of the batch they are -> a verdict each.
+Judge = Callable[[Tensor, Sequence[Collection[int]], list[int]], Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def until_clean(
     def judged(drawn: Drawn, samples: list[int]) -> list[Verdict]:
         for i in samples:
             named[i] |= set(drawn.acted_on[i])
-        found = list(judge(drawn.latents[samples], [named[i] for i in samples]))
+        found = list(judge(drawn.latents[samples], [named[i] for i in samples], samples))
         for i, verdict in zip(samples, found, strict=True):
             if verdict.copy:
                 named[i].add(verdict.neighbor)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
 from . import judge, limits
 from .errors import AMGError
-from .images import thumbnail
+from .images import Box, largest_box, thumbnail
 from .messages import Message, message, words
 from .probe import Probe
 
 COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
 FIRST, SECOND = "first", "second"
 FLAT, NO_PICTURES = REASONS = "flat", "no_pictures"
+KEPT_LEAST = 0.25  # of the picture: a smaller part of it that was kept is not looked at by itself
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Verdict:
     limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
     that one says copy; source, caption : str, of that picture; outcome : COPY, NO_COPY or CANNOT_TELL;
     checks : those of FIRST and SECOND that say copy; reason : one of REASONS why the two cannot tell, ""
-    if they can.
+    if they can; kept : bool, whether all this is of the part that was given and kept (`with_kept`).
     """
 
     similarity: float
@@ -43,6 +44,7 @@ class Verdict:
     outcome: str
     checks: tuple[str, ...] = ()
     reason: str = ""
+    kept: bool = False
 
     @property
     def copy(self) -> bool:
@@ -62,6 +64,8 @@ def message_of(found: Mapping) -> Message:
     ``amg-report/1`` knows its words alone."""
     if "checks" not in found:
         return message("as_written", words=found["words"])
+    if found.get("kept"):
+        return message("in_kept_part", told=message_of({**found, "kept": False}))
     source, checks = found["source"], set(found["checks"])
     if found["reason"]:
         return message("cannot_tell", reason=reason_of(found))
@@ -101,6 +105,28 @@ def verdict(
     named = [()] * len(pictures) if named is None else named
     pairs = zip(pictures.split(1), named, strict=True)
     return [_judge(probe, picture, rows) for picture, rows in pairs]
+
+
+def kept_box(mask: Tensor) -> Box | None:
+    """What to look at besides where only `mask` (H, W) was drawn: 1 = drawn, 0 = kept as it was given.
+
+    The largest rectangle that was kept, None where it is all of the picture or less than KEPT_LEAST.
+    """
+    box = largest_box(mask < 0.5)
+    if box is None:
+        return None
+    top, left, bottom, right = box
+    return box if KEPT_LEAST <= (bottom - top) * (right - left) < 1 else None
+
+
+def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
+    """The verdict on a picture of which a part was given and kept: that part's, where only it is a copy.
+
+    The guard cannot change that part, and by spoiling the rest it can fool both checks of the whole.
+    """
+    if whole.copy or part is None or not part.copy:
+        return whole
+    return replace(part, kept=True)
 
 
 def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from amg_core.loop import Outcome, until_clean
 from amg_core.plot import curve
 from amg_core.probe import Probe
 from amg_core.session import Drawn, Session
-from amg_core.verdict import verdict
+from amg_core.verdict import Verdict, verdict
 
 from . import model as demo
 from . import pictures as source
@@ -109,7 +108,10 @@ def guarded(
         drawn = sample(model, prompts, chosen, guide=sessions[-1].step, **options)
         return sessions[-1].drawn(drawn)
 
-    return until_clean(once, partial(verdict, probe), settings, len(prompts), retries)
+    def judged(pictures: Tensor, named, samples: list[int]) -> list[Verdict]:
+        return verdict(probe, pictures, named)
+
+    return until_clean(once, judged, settings, len(prompts), retries)
 
 
 def acted(reports: list[dict]) -> list[bool]:

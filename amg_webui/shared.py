@@ -143,7 +143,7 @@ class Guard:
             latents = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
             return Drawn(latents, report, [self.acted_on(i) for i in range(batch)])
 
-        def judge(samples, named):
+        def judge(samples, named, _):
             latent = issubclass(kind, Tensor)
             pictures = decoded(self.p, samples) if latent else as_pictures(samples)
             return self.verdicts(pictures, named)
@@ -199,14 +199,26 @@ class Guard:
         """Rows of the index that sample i of the batch was too close to, in any pass and drawing."""
         return set().union(*(s.acted_on(i) for drawing in self.drawings for s in drawing))
 
-    def verdicts(self, pictures: Tensor, named: list[set[int]]) -> list:
-        """Pictures (B, 3, H, W) in [0, 1], on the CPU -> a `Verdict` each."""
-        from amg_core.verdict import verdict
+    def verdicts(self, pictures: Tensor, named: list[set[int]], pasted: bool = False) -> list:
+        """Pictures (B, 3, H, W) in [0, 1], on the CPU -> a `Verdict` each.
 
-        return [
-            verdict(self.probe, picture, [rows])[0]
-            for picture, rows in zip(pictures.split(1), named, strict=True)
-        ]
+        pasted : whether the host has put what it drew into a larger picture.
+        """
+        from amg_core.images import cut
+        from amg_core.verdict import kept_box, verdict, with_kept
+
+        drawn = getattr(self.p, "nmask", None)  # of latents: 1 = drawn, 0 = kept
+        kept = None
+        if isinstance(drawn, Tensor) and not pasted:
+            kept = kept_box(drawn.reshape(-1, *drawn.shape[-2:]).amax(dim=0))
+        found = []
+        for picture, rows in zip(pictures.split(1), named, strict=True):
+            (whole,) = verdict(self.probe, picture, [rows])
+            part = None
+            if kept is not None and not whole.copy:
+                (part,) = verdict(self.probe, cut(picture, kept), [rows])
+            found.append(with_kept(whole, part))
+        return found
 
     def judge(self, pp) -> None:
         """A finished picture of the host, all its passes, pasting and correcting done."""
@@ -218,7 +230,8 @@ class Guard:
         try:
             picture = as_tensor(pp.image)
             with full_precision(picture):
-                (found,) = self.verdicts(picture, [self.acted_on(i)])
+                pasted = getattr(self.p, "paste_to", None) is not None
+                (found,) = self.verdicts(picture, [self.acted_on(i)], pasted)
             report = self._report(i, found)
         except Exception as error:  # the host would swallow it
             log.exception("AMG")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from ..amg_core import hosts
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import ReducedPrompt
+from ..amg_core.images import Box
 from ..amg_core.loop import Outcome
 from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
 from ..amg_core.session import Drawn, Session, Settings
+from ..amg_core.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import Predictions
 
@@ -62,6 +64,7 @@ class Drawing:
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
         self.unseen = 0  # steps, of all drawings, at which nobody asked the guider
+        self._kept: dict[int, Verdict | None] = {}
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
@@ -85,6 +88,13 @@ class Drawing:
         if not heard.asked and self.steps > 0:
             raise AMGError(guiders.bypassed(self.guider))
         return session.drawn(drawn)
+
+    def judged(
+        self, judge: judging.Judge, latents: Tensor, named: Sequence, samples: list[int]
+    ) -> list[Verdict]:
+        """The `Judge` of `until_clean`: of the pictures, and of the parts of them that were kept."""
+        pairs = zip(judge(latents, named), samples, strict=True)
+        return [with_kept(verdict, self._of_kept(judge, i)) for verdict, i in pairs]
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
         """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
@@ -164,7 +174,15 @@ class Drawing:
             return outcome.verdicts[i].copy
         named = self.latest.acted_on(i) if outcome is None else outcome.named[i]
         (verdict,) = judge(preview, [named])
-        return verdict.copy
+        return with_kept(verdict, self._of_kept(judge, i)).copy
+
+    def _of_kept(self, judge: judging.Judge, i: int) -> Verdict | None:
+        """On the part of sample i that was given and is kept, where there is one: see `with_kept`."""
+        if i not in self._kept:
+            box = self.known.kept(i)
+            given = self._out(self.known.latent[i : i + 1])
+            self._kept[i] = None if box is None else judge.of_kept(given, box)
+        return self._kept[i]
 
     def _out(self, latent: Tensor) -> Tensor:
         """A latent of the model's as the host hands it on."""
@@ -219,6 +237,10 @@ class Known:
             mask = change(args["sigma"], mask, extra_options=extra)
         given = self.latent.to(args["denoised"])
         return hosts.composited(mask, None if mask is None else given * (1 - mask))
+
+    def kept(self, i: int) -> Box | None:
+        """The part of sample i that is to be judged by itself, too: see `verdict.kept_box`."""
+        return None if self.mask is None else kept_box(self.mask[i].amax(dim=0))
 
     def kwargs(self, seed) -> dict:
         """What the host passes to `encode_model_conds` for this run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -127,7 +128,8 @@ def attach(
                     drawn = drawing(settings, torch.zeros(len(noise), dtype=torch.bool)).latents
                     drawing.clear_previews(judge)
                 else:
-                    outcome = until_clean(drawing, judge, settings, len(noise), loop.retries)
+                    judged = partial(drawing.judged, judge)
+                    outcome = until_clean(drawing, judged, settings, len(noise), loop.retries)
                     drawing.clear_previews(judge, outcome)
                     reason = ""
             finally:

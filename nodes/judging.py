@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
+from ..amg_core.images import Box, cut
 from ..amg_core.probe import Probe
 from ..amg_core.verdict import Verdict, verdict
 from . import decoding
@@ -36,11 +37,25 @@ class Judge:
 
     def __call__(self, latents: Tensor, named: Sequence[Collection[int]]) -> list[Verdict]:
         """`named`: of each latent the rows of the index that it was steered away from."""
-        return [self._one(*pair) for pair in zip(latents.split(1), named, strict=True)]
+        pairs = zip(latents.split(1), named, strict=True)
+        return [self._found(latent, self._picture(latent), rows) for latent, rows in pairs]
 
-    def _one(self, latent: Tensor, named: Collection[int]) -> Verdict:
+    def of_kept(self, given: Tensor, box: Box) -> Verdict | None:
+        """On the part in `box` of a given latent (1, C, H, W); None unless that latent is a copy.
+
+        Decoded as it was given: a decoder smears what was drawn beside that part over its border.
+        """
+        picture = self._picture(given)
+        whole = self._found(given, picture, ())
+        if not whole.copy:
+            return None
+        return self._found(cut(given, box), cut(picture, box), [whole.neighbor])
+
+    def _picture(self, latent: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        picture = self.decode(latent).float().clamp(0, 1).to(self.probe.searcher.device)
+        return self.decode(latent).float().clamp(0, 1).to(self.probe.searcher.device)
+
+    def _found(self, latent: Tensor, picture: Tensor, named: Collection[int]) -> Verdict:
         probe = self.probe
         if probe.latent:
             probe = probe.of_latent(self.into_model(latent.to(picture.device)))

@@ -66,7 +66,7 @@ def find_index(name: str) -> Path:
     folders = folder_paths.get_folder_paths(INDEXES)
     for folder in folders:
         path = Path(folder) / name
-        if name == Path(name).name and (path / MANIFEST).is_file():
+        if name == Path(name).name and os.path.isfile(path / MANIFEST):
             return path
     what = "There is no index yet" if name == NO_INDEX else f"There is no index named {name!r}"
     raise AMGError(
@@ -91,7 +91,7 @@ def index_to_add_to(name: str) -> Path | None:
     new_index(name)
     for folder in folder_paths.get_folder_paths(INDEXES):
         path = Path(folder) / name.strip()
-        if (path / MANIFEST).is_file():
+        if os.path.isfile(path / MANIFEST):
             return path
     return None
 
@@ -122,7 +122,7 @@ def calibration_file(key: str) -> Path:
     """Where the calibration of the Prompt Probe for the model `key` is, or would be written."""
     folders = folder_paths.get_folder_paths(WEIGHTS)
     places = [Path(folder) / CALIBRATIONS / f"{key}.json" for folder in folders]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if os.path.isfile(place)), places[0])
 
 
 def calibrations() -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
-from ..files import brief, open_regular, read_bounded
+from ..files import brief, open_regular, read_bounded, there
 from . import format as fmt
 from .known import Known
 from .own import is_link
@@ -392,14 +392,14 @@ def _manifest_bytes(path: Path) -> bytes | None:
 
 def _absent(path: Path) -> AMGError:
     manifest = path / fmt.MANIFEST
-    if not path.exists():
+    if not there(path):
         return AMGError(
             f"There is no index at {path}: check the path, or build one "
             f"(python -m index_tools build PICTURES {path.name})."
         )
     if not path.is_dir():
         return AMGError(f"{path} is a file: give the index folder, which holds {fmt.MANIFEST}.")
-    if manifest.exists():
+    if there(manifest):
         return AMGError(f"{manifest} cannot be read: check its permissions.")
     if (path / fmt.BUILD).exists():
         return AMGError(

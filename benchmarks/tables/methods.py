@@ -250,7 +250,7 @@ def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int],
         ]
         return sessions[-1].drawn(sample(world, context, chosen, steps, sessions[-1]))
 
-    def judge(latents: Tensor, named: Sequence[Collection[int]]) -> list[Verdict]:
+    def judge(latents: Tensor, named: Sequence[Collection[int]], _) -> list[Verdict]:
         return verdict(probe, world.decode(latents), named)
 
     if not method.retries:

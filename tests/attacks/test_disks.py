@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from amg_core.errors import AMGError
-from amg_core.index import Index, add, build, commit, mute, remove, shard, writer
+from amg_core.index import Index, add, build, commit, mute, reader, remove, shard, writer
 from amg_core.index.reader import _Verified
 from tests.index.helpers import content, fill, shard_of
 
@@ -179,6 +179,30 @@ def test_a_full_disk_is_told_with_the_folder_that_holds_the_room(
         with pytest.raises(AMGError, match="choose a folder you may write to"):
             mute(made, lambda entry: True, "mine")
     assert add(more, made, pixel, batch=4).embedded == 4  # what was embedded is still there
+
+
+@pytest.mark.parametrize("command", ["info", "add", "build"])
+def test_a_folder_that_one_may_not_look_into_is_told_in_words(
+    made, pictures, tmp_path, monkeypatch, capsys, command
+):
+    """As an ordinary user; `benchmarks/disk.py` does it with a real one."""
+    from index_tools.cli import main
+
+    shut = pictures if command == "build" else made
+    real = os.stat
+
+    def stat(path, *rest, **named):
+        if not isinstance(path, int) and Path(path).is_relative_to(shut):
+            refuse(errno.EACCES)()
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(reader, "open_regular", refuse(errno.EACCES))
+    out = tmp_path / "new"
+    more = {"info": [made], "add": [pictures, made], "build": [pictures, out]}[command]
+    assert main([command, *map(str, more)]) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert told.startswith(f"error: {shut}") and "that you may read" in told
 
 
 def test_a_failed_change_gives_the_room_back(made, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,10 @@ def test_what_leaves_the_closed_loop_is_no_copy(world):
         session = Session(probe, settings, suspects=suspects)
         return session.drawn(sample(model, prompts, seeds, guide=session.step))
 
-    judged, settings = partial(verdict, probe), presets.settings("main", "nl2")
+    def judged(pictures, named, samples):
+        return verdict(probe, pictures, named)
+
+    settings = presets.settings("main", "nl2")
     outcome = until_clean(once, judged, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]

@@ -10,9 +10,9 @@ from amg_core.session import Drawn
 from amg_core.verdict import Verdict
 
 
-def judged(latents: torch.Tensor, named) -> list[Verdict]:
+def judged(latents: torch.Tensor, named, samples) -> list[Verdict]:
     """A copy where the mean of the latent is above 1; the other judge never minds."""
-    assert len(latents) == len(named)
+    assert len(latents) == len(named) == len(samples)
     return [
         Verdict(m, 1.0, m, 0.0, 0.8, 0, "a.png", "", "copy" if m > 1 else "no_copy")
         for m in latents.flatten(1).mean(1).tolist()
@@ -65,9 +65,9 @@ def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():
 def test_what_a_sample_was_near_is_looked_at_in_all_later_drawings():
     asked = []
 
-    def judge(latents, named):
+    def judge(latents, named, samples):
         asked.append([set(rows) for rows in named])
-        return judged(latents, named)
+        return judged(latents, named, samples)
 
     drawing = Drawing([3.0, 2.0, 0.7], [0.5, 9.0])
     until_clean(drawing, judge, presets.settings("main", "nl2"), 2, 3)

@@ -37,7 +37,7 @@ def outcome(*means, retries=2):
         report = SESSION | {"steps": [{"number": number}]}
         return Drawn(drawn[:, None], report, [()] * len(means))
 
-    def judge(latents, named):
+    def judge(latents, named, samples):
         return [
             Verdict(v, 0.4, v, 0.0, 0.75, 0, "a.png", "a cat", *says(v > 0.4))
             for v in latents[:, 0].tolist()

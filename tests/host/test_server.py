@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -17,67 +13,21 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FOLDER = "anti-memorization-guidance"
+from benchmarks.server import FOLDER, PATIENCE, ROOT, served
+
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
-PATIENCE = 300  # seconds; continuous integration is slow
 
 
 @pytest.fixture(scope="module")
 def server(comfyui, tmp_path_factory):
     """`server(path, data=None)` -> parsed answer. One server for the whole file."""
-    base = tmp_path_factory.mktemp("base")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (base / "log.txt").open("w")
-    process = subprocess.Popen(
-        [
-            sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--database-url",
-            f"sqlite:///{base}/db.sqlite", "--disable-api-nodes", "--port", str(port),
-        ],
-        cwd=comfyui, stdout=log, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-    def ask(path: str, data: dict | None = None, raw: bool = False):
-        body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return text if raw else json.loads(text)
-
-    ask.base, ask.url = base, f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                ask("/system_stats")
-                break
-            except (OSError, urllib.error.URLError):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail("no server:\n" + (base / "log.txt").read_text()[-3000:])
-                time.sleep(0.5)
-        yield ask
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
+    with served(comfyui, tmp_path_factory.mktemp("base")) as started:
+        yield started
 
 
 def finish(server, prompt: dict, metadata: dict | None = None) -> dict:
     """Queue a prompt, with what its pictures are to carry, and wait; the history entry."""
-    extra = {} if metadata is None else {"extra_data": {"extra_pnginfo": metadata}}
-    number = server("/prompt", {"prompt": prompt} | extra)["prompt_id"]
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        history = server(f"/history/{number}")
-        if history:
-            return history[number]
-        time.sleep(0.3)
-    pytest.fail("the workflow did not end")
+    return server.finish(server.queue(prompt, metadata))
 
 
 @pytest.fixture(scope="module")

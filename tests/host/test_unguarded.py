@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.guiders import dual, perpneg, plain
+
 PICTURES = Path(__file__).parents[2] / "amg_demo/pictures"
 NEW = "blue owl on moon"
 STEPS = 12
@@ -79,33 +81,6 @@ def draw(guider, batch, sampler="euler", steps=STEPS, seed=7, shape=(4, 16, 16))
             noise, torch.zeros_like(noise), comfy.samplers.sampler_object(sampler), sigmas,
             seed=seed,
         )  # fmt: skip
-
-
-def dual(model, positive, middle, negative, cfg1=4.0, cfg2=4.0, nested=False):
-    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
-
-    guider = Guider_DualCFG(model)
-    guider.set_conds(positive, middle, negative)
-    guider.set_cfg(cfg1, cfg2, nested=nested)
-    return guider
-
-
-def perpneg(model, positive, negative, empty, cfg=4.0, scale=1.0):
-    from comfy_extras.nodes_perpneg import Guider_PerpNeg
-
-    guider = Guider_PerpNeg(model)
-    guider.set_conds(positive, negative, empty)
-    guider.set_cfg(cfg, scale)
-    return guider
-
-
-def plain(model, positive, negative, cfg=4.0, kind=None):
-    import comfy.samplers
-
-    guider = (kind or comfy.samplers.CFGGuider)(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
 
 
 GUIDERS = {
@@ -414,6 +389,35 @@ def test_no_copy_comes_out_where_none_may(amg, demo, encode, keys, guarded, judg
                 outcomes[policy] = nodes.common_ksampler(model, *args, **more)[0]["samples"]
     assert judged(outcomes["say so"]) == [True]
     assert torch.count_nonzero(outcomes["blank"]) == 0
+
+
+def test_spoiling_the_rest_does_not_make_a_kept_copy_pass(
+    amg, demo, encode, keys, sharp, run_node, pictures
+):
+    """Of a stored picture a border is drawn anew: no guard can change the rest, and both checks of the
+    whole are fooled by what it makes of the border."""
+    import nodes
+
+    index, _ = run_node(
+        "AMG_BuildIndex", folder=str(pictures), name="compact", descriptor="compact"
+    )
+    given = torch.cat([_picture(f"memorised-{i:03}.webp") for i in range(8)])
+    with torch.inference_mode():
+        latent = {"samples": demo["vae"].encode(given)}
+    latent["noise_mask"] = torch.zeros(1, 1, 128, 128)
+    latent["noise_mask"][..., :24] = 1
+    report = amg.hook.Report()
+    model = amg.hook.attach(
+        demo["model"], index, sharp("main", index.metric), clip=demo["clip"], vae=demo["vae"],
+        report=report,
+    )  # fmt: skip
+    with torch.inference_mode():
+        nodes.common_ksampler(
+            model, 7, 8, 4.0, "euler", "normal", encode(*keys), encode(""), latent
+        )  # fmt: skip
+    verdicts = report.latest["verdicts"]
+    assert [verdict["outcome"] for verdict in verdicts] == ["copy"] * 8
+    assert any(verdict["words"].endswith("given and kept") for verdict in verdicts)
 
 
 @pytest.mark.parametrize("policy", ["say so", "blank", "stop"])

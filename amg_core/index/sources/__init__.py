@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import AMGError
+from ...files import there
 from ..picture import EXTENSIONS
 from .archive import TarSource, ZipSource
 from .base import TARS, Item, Names, Source
@@ -31,10 +32,10 @@ def open_source(path: str | os.PathLike) -> Source:
     """
     path = Path(path)
     name = path.name.lower()
+    if not there(path):
+        raise AMGError(f"{path} does not exist: check the path.")
     if path.is_dir():
         return _open_folder(path)
-    if not path.exists():
-        raise AMGError(f"{path} does not exist: check the path.")
     if name.endswith(".zip"):
         return ZipSource(path)
     if name.endswith(TARS):

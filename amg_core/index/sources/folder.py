@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
-from ...files import brief, open_regular, read_bounded
+from ...files import brief, open_regular, read_bounded, there
 from ..picture import EXTENSIONS, Unreadable, read_file, read_head
 from .base import TARS, Item, is_system, storable
 from .captions import MAX_TABLE_BYTES, Captions
@@ -117,14 +117,16 @@ class Found:
 
 def find(folder: Path) -> Found:
     """Look through a folder. Raises AMGError where it is absent, no folder, or not listable."""
-    if not folder.exists():
+    if not there(folder):
         raise AMGError(f"Picture folder {folder} does not exist: check the path.")
     if not folder.is_dir():
         raise AMGError(f"{folder} is a file: give the folder that holds the pictures.")
     found = Found([], [], [], [], LeftOut(), [])
     for relative, reason in _walk(folder):
         if reason and relative == "":
-            raise AMGError(f"Picture folder {folder} cannot be listed ({reason}).")
+            raise AMGError(
+                f"Picture folder {folder} cannot be listed ({reason}): give one that you may read."
+            )
         _sort(folder, relative, reason, found)
     found.texts[:] = beside_none(found.texts, found.pictures)
     for each in (found.pictures, found.tars, found.parquets, found.skipped):
