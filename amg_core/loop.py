@@ -18,9 +18,9 @@ from torch import Tensor
 from .session import Drawn, Settings
 from .verdict import Verdict
 
-# Settings, and which samples (B,) bool are known to be memorised -> the whole batch, from the same noise.
+# Settings, and which samples (B,) bool are known to be memorised -> the batch, from the same noise.
 Draw = Callable[[Settings, Tensor], Drawn]
-# Latents (b, C, H, W), of each the rows of the index that are to be looked at in any case, and which samples
+# Latents (b, C, H, W), of each the rows of the index that are looked at in any case, and which samples
 # of the batch they are -> a verdict each.
 Judge = Callable[[Tensor, Sequence[Collection[int]], list[int]], Sequence[Verdict]]
 
