@@ -53,12 +53,6 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
     return data
 
 
-def is_plain(name: str) -> bool:
-    """Whether a folder may have that name on every system, and is not hidden."""
-    bad = any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name)
-    return bool(name) and not name.startswith(".") and not bad
-
-
 def brief(found: object, most: int = 200) -> str:
     """An error, or what was found in a file, as one line of a message: it may be as long as the file."""
     words = " ".join(str(found)[: 4 * most].split()) or type(found).__name__

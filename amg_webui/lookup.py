@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from amg_core.errors import AMGError
-from amg_core.files import is_plain
 
 INDEXES, MANIFEST = "amg_indexes", "manifest.json"
 NO_INDEX = "(no index yet)"
@@ -48,7 +47,7 @@ def index_names() -> list[str]:
 def index_folder(name: str) -> Path:
     """Where index `name` is or is to be. AMGError where it is not a plain name."""
     name = name.strip()
-    if not is_plain(name):
+    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
             f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_': the "
             f"index is a folder of that name in {models() / INDEXES}."

@@ -11,7 +11,6 @@ import folder_paths
 
 from ..amg_core.descriptors.registry import Kind
 from ..amg_core.errors import AMGError
-from ..amg_core.files import is_plain
 
 INDEXES, WEIGHTS = "amg_indexes", "amg"
 WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
@@ -78,7 +77,7 @@ def find_index(name: str) -> Path:
 def new_index(name: str) -> Path:
     """Where an index called `name` is to be built. AMGError where `name` is not a plain name."""
     name = name.strip()
-    if not is_plain(name):
+    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
             f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
             f"'_'; the index becomes a folder of that name in {index_folder()}."
