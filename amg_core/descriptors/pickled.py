@@ -5,12 +5,15 @@ and the numbers one behind the other. A pickle is a program: `torch.jit.load` ru
 and so does `torch.load`, for weights only, before torch 2.6 (CVE-2025-32434), which hosts still pin.
 Python's own unpickler takes gigabytes for one number in the file, and ends the process on a deep one.
 So `_Machine` knows the few instructions that weights are written with, and stops at any other; so do its
-names. What is no tensor, text or number becomes an inert table.
+names. What is no tensor, text or number becomes an inert table. What else was weighed:
+docs/decisions/reading-weights.md.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -21,9 +24,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..files import brief
+
 MOST_PICKLE = 16 << 20  # bytes; 3,000 tensors take 0.6 MB
 _MOST_STEPS = 1 << 19
-_DEEPEST = 64  # tables in tables
 _MOST_DIRECTORY = 4 << 20  # bytes of a zip's list of contents
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
@@ -38,6 +42,8 @@ STORAGES = {
     "ByteStorage": torch.uint8,
 }
 
+Storage = Callable[[str, torch.dtype, int], Tensor]  # key, type, number of values -> flat tensor
+
 
 class Module:
     """Inert stand-in for every ``__torch__.*`` class of a TorchScript archive."""
@@ -51,7 +57,8 @@ class Module:
 def read(path: Path) -> object:
     """What the pickle of a file holds: tensors, texts, numbers, None, and dicts, lists, tuples, `Module`s.
 
-    Together the tensors have at most four times the bytes of the file. Raises whatever a damaged or
+    Together the tensors have at most four times the bytes of the file. Tables may be nested without end,
+    or hold themselves: whoever walks them counts. Raises whatever a damaged or
     foreign file provokes; the caller names the file.
     """
     with open(path, "rb") as file:
@@ -116,7 +123,7 @@ class _Archive:
         return _typed(self.storages, key, dtype)
 
     def root(self) -> object:
-        data = self.record("data.pkl", MOST_PICKLE)
+        data = io.BytesIO(self.record("data.pkl", MOST_PICKLE))
         return _Machine(data, self.storage, 4 * self.size).load()
 
 
@@ -139,15 +146,18 @@ class _Legacy:
 
     def root(self) -> object:
         self.file.seek(0)
-        machine = _Machine(self.file.read(MOST_PICKLE), self.storage, 4 * self.size)
+        pickles = io.BytesIO(self.file.read(MOST_PICKLE))
+        machine = _Machine(pickles, self.storage, 4 * self.size)
         if (machine.load(), machine.load()) != (_LEGACY_MAGIC, _LEGACY_VERSION):
             raise ValueError("neither a PyTorch file nor safetensors")
         about, found, keys = machine.load(), machine.load(), machine.load()
         if not isinstance(about, dict) or about.get("little_endian") is not True:
             raise ValueError("written on a big-endian machine")
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(self.storages):
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("its storages have no names")
+        if sorted(keys) != sorted(self.storages):
             raise ValueError("its storages are not those of its contents")
-        self.file.seek(machine.at)
+        self.file.seek(pickles.tell())
         for key in keys:
             self._fill(self.storages[key])
         return found
@@ -181,76 +191,55 @@ class _Name:
 
 
 _CALLS = {
-    ("torch._utils", "_rebuild_tensor_v2"): "tensor",
+    "torch._utils _rebuild_tensor_v2": "tensor",
     # a parameter's tensor, a typed list's list: the first argument as it is
-    ("torch._utils", "_rebuild_parameter"): "first",
-    ("torch.jit._pickle", "build_intlist"): "first",
-    ("torch.jit._pickle", "build_doublelist"): "first",
-    ("torch.jit._pickle", "build_boollist"): "first",
-    ("torch.jit._pickle", "build_tensorlist"): "first",
-    ("collections", "OrderedDict"): "table",
+    "torch._utils _rebuild_parameter": "first",
+    "torch.jit._pickle build_intlist": "first",
+    "torch.jit._pickle build_doublelist": "first",
+    "torch.jit._pickle build_boollist": "first",
+    "torch.jit._pickle build_tensorlist": "first",
+    "collections OrderedDict": "table",
 }
 _MARK = object()
 
 
 class _Machine:
-    """Runs the pickles of `data`, one a `load`, on inert values alone.
+    """Runs the pickles in `file`, one a `load`, on inert values alone. `most`: bytes of all tensors.
 
-    A container is filled before it goes into another one and is left alone after that: so depth is
-    known as it is built, and nothing holds itself. `most`: bytes of all tensors.
+    Nothing here looks into a table, so no depth of tables does harm; and no table is a key.
     """
 
-    def __init__(
-        self, data: bytes, storage: Callable[[str, torch.dtype, int], Tensor], most: int
-    ) -> None:
-        self.data, self.at, self.storage, self.most = data, 0, storage, most
+    def __init__(self, file: BinaryIO, storage: Storage, most: int) -> None:
+        self.file, self.storage, self.most = file, storage, most
         self.steps = 0
 
     def load(self) -> object:
-        """The value of the pickle that begins at `at`, which is its end afterwards."""
-        self.stack: list = []
+        """The value of the pickle that begins where the file is; it stands behind it afterwards."""
+        self.stack: list[object] = []
         self.memo: dict[int, object] = {}
-        self.depth: dict[int, int] = {}  # of containers, by identity
-        self.alive: list = []  # an identity is that of one object only as long as it lives
-        self.inside: set[int] = set()
         while True:
-            code = self._take(1)[0]
+            code = self.file.read(1)
             self.steps += 1
             if self.steps > _MOST_STEPS:
                 raise ValueError("its pickle is far too long")
-            if code == 0x2E:  # STOP
+            if code == b".":
                 return self._pop()
             if code not in _STEPS:
-                raise ValueError(f"its pickle has an instruction {code:#x} that no weights need")
-            _STEPS[code](self)
+                wrong = f"its pickle has an instruction {code!r} that no weights need"
+                raise ValueError(wrong if code else "it is cut short")
+            _STEPS[code](self, _READERS[code](self.file) if code in _READERS else None)
 
     # what the steps are made of
-
-    def _take(self, count: int) -> bytes:
-        piece = self.data[self.at : self.at + count]
-        if len(piece) < count:
-            raise ValueError("it is cut short")
-        self.at += count
-        return piece
-
-    def _number(self, layout: str) -> Any:
-        return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
-
-    def _line(self) -> str:
-        end = self.data.find(b"\n", self.at, self.at + 1000)
-        if end < 0:
-            raise ValueError("it is cut short")
-        return self._take(end + 1 - self.at)[:-1].decode()
 
     def _pop(self) -> object:
         if not self.stack or self.stack[-1] is _MARK:
             raise ValueError("its pickle takes what is not there")
         return self.stack.pop()
 
-    def _pops(self, count: int) -> list:
+    def _pops(self, count: int) -> list[object]:
         return [self._pop() for _ in range(count)][::-1]
 
-    def _pop_to_mark(self) -> list:
+    def _pop_to_mark(self) -> list[object]:
         found = []
         while self.stack and self.stack[-1] is not _MARK:
             found.append(self.stack.pop())
@@ -259,78 +248,50 @@ class _Machine:
         self.stack.pop()
         return found[::-1]
 
-    def _push(self, container) -> None:
-        self.alive.append(container)
-        self.depth[id(container)] = 1
-        self.stack.append(container)
-
-    def _tuple(self, parts: list) -> None:
-        if not parts:  # there is but one empty tuple, and nothing to note of it
-            self.stack.append(())
-            return
-        self._push(tuple(parts))
-        self._put_into(self.stack[-1], parts)
-
-    def _put_into(self, container: object, parts) -> None:
-        """Note that `parts` are in `container` now."""
-        if id(container) in self.inside or id(container) not in self.depth:
-            raise ValueError("its pickle changes what is already in its place")
-        for part in parts:
-            if id(part) in self.depth:
-                self.inside.add(id(part))
-                deep = max(self.depth[id(container)], self.depth[id(part)] + 1)
-                if deep > _DEEPEST:
-                    raise ValueError("its tables are nested far too deep")
-                self.depth[id(container)] = deep
-        if id(container) in self.inside:
-            raise ValueError("its pickle puts a table into itself")
-
-    def _top(self, kind: type):
-        if not self.stack or not isinstance(self.stack[-1], kind):
-            raise ValueError("its pickle fills what cannot be filled")
+    def _top(self) -> object:
+        if not self.stack:
+            raise ValueError("its pickle takes what is not there")
         return self.stack[-1]
 
     # the steps
 
-    def _text(self) -> None:
-        self.stack.append(self._take(self._number("<I")).decode("utf-8", "surrogatepass"))
+    def _push(self, value: object) -> None:
+        self.stack.append(value)
 
-    def _long(self) -> None:
-        self.stack.append(int.from_bytes(self._take(self._take(1)[0]), "little", signed=True))
-
-    def _append(self, parts: list) -> None:
-        into = self._top(list)
-        self._put_into(into, parts)
+    def _append(self, parts: list[object]) -> None:
+        if not isinstance(into := self._top(), list):
+            raise ValueError("its pickle fills what cannot be filled")
         into.extend(parts)
 
-    def _set(self, parts: list) -> None:
-        into = self._top(dict)
+    def _set(self, parts: list[object]) -> None:
         keys = parts[::2]
         if len(parts) % 2 or not all(isinstance(key, str | int) for key in keys):
             raise ValueError("its pickle has a table with odd keys")
-        self._put_into(into, parts)
+        if not isinstance(into := self._top(), dict):
+            raise ValueError("its pickle fills what cannot be filled")
         into.update(zip(keys, parts[1::2], strict=True))
 
-    def _global(self) -> None:
-        module, name = self._line(), self._line()
+    def _global(self, words: str) -> None:
+        module, _, name = words.partition(" ")
         if module == "torch" and name in STORAGES:
-            found = _Name("storage", STORAGES[name])
-        elif (module, name) in _CALLS:
-            found = _Name(_CALLS[module, name])
+            self._push(_Name("storage", STORAGES[name]))
+        elif words in _CALLS:
+            self._push(_Name(_CALLS[words]))
         elif module.partition(".")[0] == "__torch__":
-            found = _Name("module")
+            self._push(_Name("module"))
         else:
-            raise ValueError(f"it asks for {module}.{name}, which no weights file needs")
-        self.stack.append(found)
+            raise ValueError(
+                f"it asks for {brief(f'{module}.{name}')}, which no weights file needs"
+            )
 
     def _call(self) -> None:
         name, given = self._pops(2)
         if not isinstance(name, _Name) or not isinstance(given, tuple):
             raise ValueError("its pickle calls what cannot be called")
         if name.kind == "tensor" and len(given) >= 4:
-            self.stack.append(self._tensor(*given[:4]))
+            self._push(self._tensor(*given[:4]))
         elif name.kind == "first" and given:
-            self.stack.append(given[0])
+            self._push(given[0])
         elif name.kind == "table" and not given:
             self._push({})
         elif name.kind == "module" and not given:
@@ -338,24 +299,30 @@ class _Machine:
         else:
             raise ValueError("its pickle calls something the wrong way")
 
-    def _tensor(self, flat, offset, size, stride) -> Tensor:
-        shape = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
-        if not isinstance(flat, Tensor) or not shape:
+    def _tensor(self, flat: object, offset: object, size: object, stride: object) -> Tensor:
+        if not (
+            isinstance(flat, Tensor)
+            and isinstance(size, tuple)
+            and isinstance(stride, tuple)
+            and len(size) == len(stride)
+        ):
             raise ValueError("a tensor without storage or shape")
-        if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+        given = (offset, *size, *stride)
+        start, *numbers = [n if type(n) is int else -1 for n in given]
+        if start < 0 or any(n < 0 for n in numbers):
             raise ValueError("a tensor of an impossible shape")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if prod(size) > flat.numel() or last >= flat.numel() or len(size) > 8:
+        shape, steps = numbers[: len(size)], numbers[len(size) :]
+        last = start + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+        if prod(shape) > flat.numel() or last >= flat.numel() or len(shape) > 8:
             raise ValueError("a tensor larger than its storage")
-        self.most -= prod(size) * flat.itemsize
+        self.most -= prod(shape) * flat.itemsize
         if self.most < 0:
             raise ValueError("its tensors are far larger than the file")
-        return flat.as_strided(size, stride, offset)
+        return flat.as_strided(shape, steps, start)
 
     def _build(self) -> None:
         state = self._pop()
-        if isinstance(into := self._top(object), Module):
-            self._put_into(into, [state])
+        if isinstance(into := self._top(), Module):
             into.attributes = state
         elif not isinstance(into, dict):  # an OrderedDict's own attributes: not wanted
             raise ValueError("its pickle fills what cannot be filled")
@@ -368,47 +335,43 @@ class _Machine:
         right = isinstance(name, _Name) and name.dtype and isinstance(key, str)
         if not right or type(count) is not int or (len(found) == 6 and found[5] is not None):
             raise ValueError("an unknown kind of reference")
-        self.stack.append(self.storage(key, name.dtype, count))
+        self._push(self.storage(key, name.dtype, count))
 
     def _note(self, key: int) -> None:
-        self.memo[key] = self._top(object)
+        self.memo[key] = self._top()
 
     def _recall(self, key: int) -> None:
         if key not in self.memo:
             raise ValueError("its pickle takes what is not there")
-        self.stack.append(self.memo[key])
+        self._push(self.memo[key])
 
 
-_STEPS: dict[int, Callable[[_Machine], object]] = {
-    ord("("): lambda m: m.stack.append(_MARK),
-    ord(")"): lambda m: m._tuple([]),
-    ord("t"): lambda m: m._tuple(m._pop_to_mark()),
-    0x85: lambda m: m._tuple(m._pops(1)),
-    0x86: lambda m: m._tuple(m._pops(2)),
-    0x87: lambda m: m._tuple(m._pops(3)),
-    ord("]"): lambda m: m._push([]),
-    ord("a"): lambda m: m._append(m._pops(1)),
-    ord("e"): lambda m: m._append(m._pop_to_mark()),
-    ord("}"): lambda m: m._push({}),
-    ord("s"): lambda m: m._set(m._pops(2)),
-    ord("u"): lambda m: m._set(m._pop_to_mark()),
-    ord("N"): lambda m: m.stack.append(None),
-    0x88: lambda m: m.stack.append(True),
-    0x89: lambda m: m.stack.append(False),
-    ord("K"): lambda m: m.stack.append(m._number("<B")),
-    ord("M"): lambda m: m.stack.append(m._number("<H")),
-    ord("J"): lambda m: m.stack.append(m._number("<i")),
-    ord("G"): lambda m: m.stack.append(m._number(">d")),
-    0x8A: _Machine._long,
-    ord("X"): _Machine._text,
-    ord("q"): lambda m: m._note(m._number("<B")),
-    ord("r"): lambda m: m._note(m._number("<I")),
-    ord("h"): lambda m: m._recall(m._number("<B")),
-    ord("j"): lambda m: m._recall(m._number("<I")),
-    ord("c"): _Machine._global,
-    0x81: _Machine._call,  # NEWOBJ
-    ord("R"): _Machine._call,
-    ord("b"): _Machine._build,
-    ord("Q"): _Machine._reference,
-    0x80: lambda m: m._number("<B"),  # PROTO
+# Python's own readers of what follows an instruction: they make no more of it than is in the file.
+_READERS = {op.code.encode("latin-1"): op.arg.reader for op in pickletools.opcodes if op.arg}
+# The second argument is what follows the instruction in the file: its type is that of the instruction.
+_STEPS: dict[bytes, Callable[[_Machine, Any], None]] = {
+    b"(": lambda m, _: m._push(_MARK),
+    b")": lambda m, _: m._push(()),
+    b"t": lambda m, _: m._push(tuple(m._pop_to_mark())),
+    b"\x85": lambda m, _: m._push(tuple(m._pops(1))),
+    b"\x86": lambda m, _: m._push(tuple(m._pops(2))),
+    b"\x87": lambda m, _: m._push(tuple(m._pops(3))),
+    b"]": lambda m, _: m._push([]),
+    b"a": lambda m, _: m._append(m._pops(1)),
+    b"e": lambda m, _: m._append(m._pop_to_mark()),
+    b"}": lambda m, _: m._push({}),
+    b"s": lambda m, _: m._set(m._pops(2)),
+    b"u": lambda m, _: m._set(m._pop_to_mark()),
+    b"N": lambda m, _: m._push(None),
+    b"\x88": lambda m, _: m._push(True),
+    b"\x89": lambda m, _: m._push(False),
+    **dict.fromkeys((b"K", b"M", b"J", b"G", b"\x8a", b"X"), _Machine._push),
+    **dict.fromkeys((b"q", b"r"), _Machine._note),
+    **dict.fromkeys((b"h", b"j"), _Machine._recall),
+    b"c": _Machine._global,
+    b"\x81": lambda m, _: m._call(),  # NEWOBJ
+    b"R": lambda m, _: m._call(),
+    b"b": lambda m, _: m._build(),
+    b"Q": lambda m, _: m._reference(),
+    b"\x80": lambda m, _: None,  # PROTO
 }

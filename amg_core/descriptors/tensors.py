@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _flat(root: object) -> dict[str, Tensor]:
             node = inner
     seen = 0
 
-    def walk(node: Mapping, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    def walk(node: Mapping[Any, object], prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
         nonlocal seen
         for key, value in node.items():
             seen += 1
@@ -89,7 +90,7 @@ def _flat(root: object) -> dict[str, Tensor]:
     return dict(walk(node, "", 0))
 
 
-def _children(node: object) -> Mapping | None:
+def _children(node: object) -> Mapping[Any, object] | None:
     if isinstance(node, pickled.Module):
         node = node.attributes
     return node if isinstance(node, Mapping) else None

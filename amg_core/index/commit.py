@@ -24,7 +24,7 @@ from . import format as fmt
 from . import own
 from .shard import check_file, flush, flush_new
 
-OURS = frozenset({fmt.MANIFEST, fmt.META, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
+OURS = frozenset({fmt.MANIFEST, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
 PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
 
 
@@ -98,8 +98,6 @@ def _collect(index: Path, manifest: fmt.Manifest) -> None:
     own.remove(index / fmt.BUILD, own.DRAFTS)
     kept = {shard.path.rpartition("/")[2] for shard in manifest.shards}
     own.clear(index / fmt.SHARDS, own.SHARDS, kept)
-    if "" not in kept:
-        own.clear(index, own.VERSION_1)
 
 
 def forget_build(index: Path) -> None:
@@ -114,13 +112,12 @@ def refuse_foreign(index: Path) -> None:
     if not index.is_dir():
         raise AMGError(f"{index} is a file: give a folder for the index, new or an index.")
     names = {entry.name for entry in index.iterdir()} - own.LEFT_BY_SYSTEMS
-    others = sorted(name for name in names - OURS if not own.is_rows(name))
-    if others:
+    if others := sorted(names - OURS):
         raise AMGError(
             f"{index} holds other files ({', '.join(others[:3])}) and will not be replaced: give "
             f"another folder for the index, or move them away."
         )
-    if names and not names & {fmt.SHARDS, fmt.META, fmt.BUILD} and not any(map(own.is_rows, names)):
+    if names and not names & {fmt.SHARDS, fmt.BUILD}:
         raise AMGError(f"{index} is not an index and will not be replaced: give another folder.")
 
 

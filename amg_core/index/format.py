@@ -17,10 +17,7 @@ A row's id is its place in the shards taken in the manifest's order. A change wr
 then replaces the manifest, so a reader finds the old index or the new one. Everything but SQLite is
 readable with a few lines in any language, and SQLite comes with all of them; it was chosen over
 Parquet because it needs no package on a portable Windows ComfyUI and answers a question about one
-row in 0.1 ms.
-
-Version 1 (one shard, in the folder itself, with the hashes in the table of pictures) is still read;
-the first change writes version 2.
+row in 0.1 ms. docs/decisions/index-format.md has what else was weighed.
 """
 
 from __future__ import annotations
@@ -54,12 +51,6 @@ CREATE TABLE pictures (
 CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE aliases (sha256 TEXT NOT NULL, source TEXT NOT NULL, caption TEXT NOT NULL);
 """
-FIRST_SCHEMA = """
-CREATE TABLE pictures (
-    id INTEGER PRIMARY KEY, source TEXT NOT NULL, caption TEXT NOT NULL, sha256 TEXT NOT NULL,
-    width INTEGER NOT NULL, height INTEGER NOT NULL);
-CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
-"""  # of version 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: where it lies below the index ("" in version 1), its rows, its files."""
+    """One shard: where it lies below the index, its rows, its files."""
 
     path: str
     count: int
@@ -205,29 +196,20 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise _damaged(path, f"is not the manifest of an AMG index (format {FORMAT!r})")
     if type(tree.get("version")) is not int:
         raise _damaged(path, "names no format version")
-    if tree["version"] not in (1, VERSION):
+    if tree["version"] != VERSION:
+        old = tree["version"] < VERSION  # of before the first release
+        step = "build the index again" if old else "update the plugin, or build the index again"
         raise AMGError(
-            f"{path} has index format version {tree['version']}, this plugin reads versions 1 and "
-            f"{VERSION}: update the plugin, or rebuild the index."
+            f"{path} has index format version {tree['version']}, and this plugin reads version "
+            f"{VERSION}: {step}, in a new folder."
         )
     try:
         checksum = tree.pop("checksum", None)
         if checksum != _checksum(tree) or _dump(tree | {"checksum": checksum}) != data:
             raise _damaged(path, "was altered after the index was built")
-        return _typed(_modern(tree))
+        return _typed(tree)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"does not describe an index ({brief(error)})") from None
-
-
-def _modern(tree: dict) -> dict:
-    """A version-1 tree as version 2 says it: one shard, in the index folder itself."""
-    if tree["version"] == VERSION:
-        return tree
-    _need([row["file"] for row in tree["rows"]] == [rows_name(r["scale"]) for r in tree["rows"]])
-    return tree | {
-        "shards": [{"path": "", "count": tree["count"], "files": tree["files"]}],
-        "muted": {},
-    }
 
 
 def _typed(tree: dict) -> Manifest:
@@ -265,12 +247,9 @@ def _shard(tree: dict, scales: list[int]) -> ShardEntry:
     }
     path = tree["path"]
     _need(isinstance(path, str), "shard path")
-    wanted = {META, *map(rows_name, scales)}
-    if path:  # "" is a shard of version 1
-        folder, _, name = path.partition("/")
-        _need(folder == SHARDS and len(name) == 16 and set(name) <= set(_HEX), "shard path")
-        wanted.add(HASHES)
-    _need(set(files) == wanted, "files")
+    folder, _, name = path.partition("/")
+    _need(folder == SHARDS and len(name) == 16 and set(name) <= set(_HEX), "shard path")
+    _need(set(files) == {META, HASHES, *map(rows_name, scales)}, "files")
     for entry in files.values():
         _need(_positive(entry.size) and is_digest(entry.sha256), "files")
     _need(_positive(tree["count"]), "count")

@@ -32,14 +32,8 @@ LAYOUT: Tree = {r"(new|copy)\d+": SHARD}  # shards that are being written
 EMBEDDED: Tree = {r"\d{8}": SHARD}
 DRAFTS: Tree = {re.escape(fmt.MANIFEST): None, fmt.SHARDS: LAYOUT}  # of a change
 BUILD: Tree = {re.escape(ORDER): None, PARTS: EMBEDDED, **DRAFTS}
-VERSION_1: Tree = {re.escape(fmt.META): None, ROWS: None}
 
 _JUNCTION = 0xA0000003  # Windows: a folder that leads elsewhere, and no symbolic link
-
-
-def is_rows(name: str) -> bool:
-    """Whether a file of this name holds rows."""
-    return re.fullmatch(ROWS, name) is not None
 
 
 def is_link(path: Path) -> bool:

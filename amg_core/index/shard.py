@@ -130,23 +130,13 @@ class Shard:
             scale: _mapped(folder / fmt.rows_name(scale), "<f2", entry.count, dim)
             for scale, dim in dims.items()
         }
-        self._first = fmt.HASHES not in entry.files  # of version 1
         self._left = 0
         self._meta = self._open_meta()
-        self._hashes: np.ndarray | None = None
-        if not self._first:
-            self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
+        self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
 
     @property
     def hashes(self) -> np.ndarray:
         """(n, 32) uint8, SHA-256 of each picture's file."""
-        if self._hashes is None:
-            found = self._all("SELECT sha256 FROM pictures ORDER BY id")
-            for row, (sha256,) in enumerate(found):
-                self._need(fmt.is_digest(sha256), row)
-            self._need(len(found) == self.count, len(found))
-            joined = b"".join(bytes.fromhex(sha256) for (sha256,) in found)
-            self._hashes = np.frombuffer(joined, np.uint8).reshape(self.count, 32)
         check_mapped(self._hashes)
         return self._hashes
 
@@ -187,8 +177,6 @@ class Shard:
 
     def aliases(self) -> Sequence[tuple[str, str, str]]:
         """(sha256, source, caption) of further files, in the order they were met."""
-        if self._first:
-            return []
         found = self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
         for row, texts in enumerate(found):
             self._need(all(isinstance(text, str) for text in texts), row)
@@ -197,8 +185,6 @@ class Shard:
 
     def aliases_of(self, sha256: str) -> list[str]:
         """Captions of the further files of one picture, "" where there is none."""
-        if self._first:
-            return []
         found = self._all("SELECT caption FROM aliases WHERE sha256 = ? ORDER BY rowid", sha256)
         for row, (caption,) in enumerate(found):
             self._need(isinstance(caption, str), row)
@@ -276,10 +262,9 @@ class Shard:
         except (sqlite3.Error, UnicodeDecodeError) as error:  # the name of a column may be no text
             meta.close()
             raise AMGError(f"{path} cannot be read ({brief(error)}): {MEND}.") from error
-        wanted = fmt.FIRST_SCHEMA if self._first else fmt.SCHEMA
         if {(kind, _plain(str(sql))) for kind, sql in found} != {
-            ("table", _plain(sql)) for sql in wanted.split(";") if sql.strip()
-        } or len(found) != wanted.count(";"):
+            ("table", _plain(sql)) for sql in fmt.SCHEMA.split(";") if sql.strip()
+        } or len(found) != fmt.SCHEMA.count(";"):
             meta.close()
             raise AMGError(f"{path} has other tables than those of an index: {MEND}.")
         return meta

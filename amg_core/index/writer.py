@@ -256,8 +256,7 @@ def merge(
         kept: list[Shard] = []
         again: list[Shard] = []
         for number, shard in enumerate(whole.shards):
-            new = shard.entry.path and not known.find_all(shard.hashes).any()
-            (kept if new else again).append(shard)
+            (again if known.find_all(shard.hashes).any() else kept).append(shard)
             known.add(shard.hashes, number)
         pool = _Pool(whole.spec, whole.shards)
         manifest = _publish(target, work, pool, _entries(again), kept, whole.manifest.muted)
@@ -699,12 +698,9 @@ def _kept(shards: Sequence[Shard], fresh: int) -> int:
     .. [1] J. Bentley, J. Saxe, "Decomposable searching problems I", J. Algorithms 1980.
     """
     kept, size = len(shards), fresh
-    while kept and (
-        not shards[kept - 1].entry.path  # of version 1
-        or (shards[kept - 1].count <= 2 * size and shards[kept - 1].count + size <= ROWS_PER_SHARD)
-    ):
+    while kept and (last := shards[kept - 1].count) <= min(2 * size, ROWS_PER_SHARD - size):
         kept -= 1
-        size += shards[kept].count
+        size += last
     return kept
 
 

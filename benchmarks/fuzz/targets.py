@@ -41,7 +41,7 @@ from amg_core.index.reader import VERIFIED
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from benchmarks.fuzz.mutations import WILD_NUMBERS, WILD_TEXTS, damaged, wild_json
-from tests.index.helpers import as_version_1, paint, reseal
+from tests.index.helpers import paint, reseal
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _write_over(path: Path, rng: random.Random) -> str:
 
 
 def _make_indexes(folder: Path) -> None:
-    """One of two shards with aliases and a muted picture; one of the first version of the format."""
+    """One of two shards with aliases and a muted picture."""
     with mock.patch.object(commit, "now", lambda: "2020-01-01T00:00:00.000000+00:00"):
         _fill_indexes(folder)
 
@@ -94,21 +94,16 @@ def _fill_indexes(folder: Path) -> None:
         paint(number).save(pictures / f"p{number}.png")
         (pictures / f"p{number}.txt").write_text(f"a picture of {number} things, naïve")
     (pictures / "p1 again.png").write_bytes((pictures / "p1.png").read_bytes())
-    build(pictures, folder / "first", create("pixel"))
-    as_version_1(folder / "first")
     with mock.patch.object(writer, "ROWS_PER_SHARD", 3):
         build(pictures, folder / "index", create("pixel"))
     mute(folder / "index", lambda entry: entry.source == "p2.png", "mine")
-    for name in ("first", "index"):
-        _read_index(folder / name)  # makes the cache
-        (folder / name / fmt.CACHE / VERIFIED).write_text('{"rows": [1, 2, 3, 4, "5"]}')
+    _read_index(folder / "index")  # makes the cache
+    (folder / "index" / fmt.CACHE / VERIFIED).write_text('{"rows": [1, 2, 3, 4, "5"]}')
 
 
 def _mutate_index(folder: Path, rng: random.Random) -> Case:
-    index = folder / rng.choice(("index", "index", "first"))
-    shard = index
-    if index.name == "index":
-        shard = rng.choice(sorted((index / fmt.SHARDS).iterdir()))
+    index = folder / "index"
+    shard = rng.choice(sorted((index / fmt.SHARDS).iterdir()))
     files = sorted(path for path in shard.iterdir() if path.is_file() and path.name != fmt.MANIFEST)
     kind = rng.choice(
         ("bytes", "header", "manifest", "tree", "value", "thumbnail", "files", "cache")

@@ -9,7 +9,7 @@ import pytest
 
 from amg_core.errors import AMGError
 from amg_core.index import Index, add, build, merge, mute, remove, unmute
-from tests.index.helpers import as_version_1, content, fill, shard_of
+from tests.index.helpers import content, fill, shard_of
 
 links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
 
@@ -177,15 +177,6 @@ def test_merging_copies_shards_and_not_what_lies_beside_their_files(made, tmp_pa
     (shard_of(tmp_path / "other") / "private.txt").write_text("mine")
     merge([made, tmp_path / "other"], tmp_path / "both")
     assert not list((tmp_path / "both").rglob("private.txt"))
-
-
-def test_a_version_1_index_keeps_other_rows(made, pixel, tmp_path):
-    """Files beside it that only look alike; the folder is refused, since they are not ours."""
-    as_version_1(made)
-    (made / "rows.backup.f16.npy").write_text("mine")
-    with pytest.raises(AMGError, match=r"rows\.backup"):
-        add(fill(tmp_path / "more", 1, first=9), made, pixel)
-    assert (made / "rows.backup.f16.npy").read_text() == "mine"
 
 
 def test_nothing_of_ours_is_left_after_changes(made, change):

@@ -20,7 +20,7 @@ from amg_core.index import Index, build
 from amg_core.index import format as fmt
 from amg_core.index.shard import Shard
 from tests.attacks.apart import apart
-from tests.index.helpers import as_version_1, fill, reseal, shard_of
+from tests.index.helpers import fill, reseal, shard_of
 
 LONGEST = 2000  # characters of a message
 pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
@@ -151,21 +151,6 @@ def test_values_of_a_wrong_kind_are_refused(index, name):
         list(opened.records()), list(opened.aliases())
         opened.captions(2), opened.thumbnail(2)
     assert len(str(caught.value)) < LONGEST
-
-
-def test_values_of_version_1_are_checked_too(index):
-    as_version_1(index)
-    Index.open(index).close()
-    path = index / fmt.META
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("UPDATE pictures SET sha256 = 'odd' WHERE id = 1")
-        database.commit()
-    tree = json.loads((index / fmt.MANIFEST).read_text())
-    tree["files"][fmt.META] = vars(fmt.digest(path))
-    tree.pop("checksum", None)
-    (index / fmt.MANIFEST).write_text(json.dumps(tree))
-    with pytest.raises(AMGError), Index.open(index) as opened:
-        opened.record(1)
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "JPEG"])

@@ -57,6 +57,9 @@ NUMBERS = {"data/0": bytes(8)}
 PICKLES = {
     "deep tuple": b"\x80\x02N" + b"\x85" * 2_000_000 + b".",
     "deep key": b"\x80\x02}N" + b"\x85" * 2_000_000 + b"Ns.",
+    "deep list": b"\x80\x02" + b"]" * 200_000 + b"N" + b"a" * 200_000 + b".",
+    "deep dict": b"\x80\x02" + b"}K\x00" * 100_000 + b"N" + b"s" * 100_000 + b".",
+    "deep module": b"\x80\x02" + b"c__torch__\nX\n)\x81" * 100_000 + b"N" + b"b" * 100_000 + b".",
     "deep list, from outside": b"\x80\x02]q\x00" + b"h\x00]q\x00a" * 300_000 + b".",
     "far memo": b"\x80\x02}r\xff\xff\xff\x0f.",
     "long bytes": b"\x80\x05\x96" + struct.pack("<Q", 1 << 32) + b".",

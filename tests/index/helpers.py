@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -52,45 +51,3 @@ def content(index: Path) -> dict:
             for name in shard.entry.files:
                 held[f"{shard.entry.path}/{name}"] = (shard.folder / name).read_bytes()
     return held
-
-
-def as_version_1(index: Path) -> Path:
-    """Rewrite an index of one shard as the first version of the format had it."""
-    with Index.open(index) as opened:
-        manifest, (shard,) = opened.manifest, opened.shards
-        hashes = [row.tobytes().hex() for row in shard.hashes]
-    folder = shard_of(index)
-    for scale in manifest.spec.scales:
-        (folder / fmt.rows_name(scale)).rename(index / fmt.rows_name(scale))
-    old, new = sqlite3.connect(folder / fmt.META), sqlite3.connect(index / fmt.META)
-    new.executescript(
-        "CREATE TABLE pictures (id INTEGER PRIMARY KEY, source TEXT NOT NULL, "
-        "caption TEXT NOT NULL, sha256 TEXT NOT NULL, width INTEGER NOT NULL, "
-        "height INTEGER NOT NULL); CREATE TABLE thumbnails (id INTEGER PRIMARY KEY, "
-        "data BLOB NOT NULL);"
-    )
-    for i, source, caption, width, height in old.execute("SELECT * FROM pictures ORDER BY id"):
-        values = (i, source, caption, hashes[i], width, height)
-        new.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?)", values)
-    new.executemany("INSERT INTO thumbnails VALUES (?, ?)", old.execute("SELECT * FROM thumbnails"))
-    new.commit()
-    old.close(), new.close()
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir(), folder.parent.rmdir()
-    names = [fmt.META, *map(fmt.rows_name, manifest.spec.scales)]
-    files = {name: fmt.digest(index / name) for name in names}
-    tree = {
-        "format": fmt.FORMAT,
-        "version": 1,
-        "created": manifest.created,
-        "count": manifest.count,
-        "descriptor": manifest.spec.to_json(),
-        "rows": [
-            {"scale": scale, "file": fmt.rows_name(scale), "dim": dim}
-            for scale, dim in manifest.dims.items()
-        ],
-        "files": {n: {"size": f.size, "sha256": f.sha256} for n, f in sorted(files.items())},
-    }
-    (index / fmt.MANIFEST).write_bytes(fmt._dump(tree | {"checksum": fmt._checksum(tree)}))
-    return index

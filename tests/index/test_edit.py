@@ -13,7 +13,7 @@ from amg_core.errors import AMGError
 from amg_core.index import Entry, Index, add, build, merge, mute, remove, unmute, writer
 from amg_core.index.known import Known
 from amg_core.index.search import Searcher
-from tests.index.helpers import as_version_1, content, fill, paint
+from tests.index.helpers import content, fill, paint
 
 
 def named(*sources):
@@ -154,28 +154,6 @@ def test_merge(tmp_path, made, pixel):
         merge([made, tmp_path / "b"], made)
     with pytest.raises(AMGError, match="will not be replaced"):
         merge([made], more)
-
-
-def test_version_1_is_brought_up_to_date_by_a_change(tmp_path, pictures, made, pixel):
-    for change in (
-        lambda index: add(fill(tmp_path / "more", 1, first=9), index, pixel),
-        lambda index: remove(index, named("p000.png")),
-        lambda index: merge([index], tmp_path / "merged"),
-        lambda index: build(pictures, index, Counting()),
-        lambda index: mute(index, named("p000.png"), "mine"),
-    ):
-        copy = tmp_path / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(made, copy)
-        as_version_1(copy)
-        change(copy)
-        Index.open(copy).verify()
-    with Index.open(copy) as muted:
-        assert muted.count == 5 and muted.muted == {0: "mine"}
-    assert remove(copy, named("p001.png")) == 1
-    assert {path.name for path in copy.iterdir()} == {"manifest.json", "shards", "cache"}
-    with Index.open(tmp_path / "merged") as merged, Index.open(made) as original:
-        assert list(merged.records()) == list(original.records())
 
 
 @pytest.mark.parametrize("seed", range(6))
