@@ -23,10 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from amg_core import sheet
 from amg_core.errors import AMGError
 from amg_core.metrics import GAIN, OFFSET
 
-from . import captions, sheet, terminal
+from . import captions, terminal
 
 # Above: one picture. sscd: the paper's. pixel: see docs/dedup.md. Others have not been measured.
 THRESHOLD = {"sscd": 0.7, "compact": 0.8, "pixel": 0.7}
@@ -597,7 +598,7 @@ def _list_name(kind: str, name: str) -> str:
 
 def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -> Image.Image:
     """A contact sheet of the clusters, largest first: the kept picture in green, the others in red."""
-    parts = []
+    groups = []
     for number, one in enumerate(found[:most], 1):
         cells = []
         order = sorted(one.members, key=lambda m: (m.kept_id, not m.keep))
@@ -607,14 +608,14 @@ def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -
                 lines[0] = f"{member.likeness:.2f}  {lines[0]}"
             if member.caption.strip():
                 lines.append(member.caption)
-            small = index.thumbnail(member.id)
-            cells.append(sheet.Cell(small, lines, "keep" if member.keep else "drop"))
-        parts.append((f"{number}. {title(one)}", cells))
+            frame = sheet.GOOD if member.keep else sheet.BAD
+            cells.append(sheet.Tile(index.thumbnail(member.id), lines, frame))
+        groups.append(sheet.Group(cells, f"{number}. {title(one)}"))
     total = sum(len(one.members) for one in found)
     heading = f"{total} pictures in {len(found)} clusters"
     if len(found) > most:
         heading += f"; the {most} largest"
-    return sheet.groups(parts, heading=heading, columns=columns, cell=128)
+    return sheet.draw(groups, heading=heading, columns=columns, side=128)
 
 
 # ------------------------------------------------------------------------- command line
@@ -687,7 +688,7 @@ def run(options: argparse.Namespace) -> int | None:
             found = measure(found, index, options.pictures)
         notes = write(options.out, found, index.name, threshold) if options.out else []
         if options.sheet:
-            _save(draw(found, index), options.sheet)
+            terminal.save(draw(found, index), options.sheet)
         if options.captions:
             written = _write_captions(options, index, found)
             notes.append(f"{written} captions written to {options.captions}")
@@ -766,10 +767,3 @@ def _words(options: argparse.Namespace, index) -> list[str]:
         return captions.vocabulary([options.words.read_text(encoding="utf-8-sig")])
     except (OSError, UnicodeDecodeError) as error:
         raise AMGError(f"Cannot read {options.words} ({error}): give a text file.") from error
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise AMGError(f"Cannot write the sheet {path} ({error}): give a .png to write.") from error

@@ -208,18 +208,14 @@ def _rerank(options: argparse.Namespace, searcher, clip, picture):
 def _draw(options: argparse.Namespace, index, pixels, found: list[dict], measure: str) -> None:
     from PIL import Image
 
-    from . import sheet
+    from amg_core import sheet
 
-    rows = [
-        (index.thumbnail(one["id"]), [f"{one[measure]:.4f}", one["source"], one["caption"]])
-        for one in found
-    ]
+    cells = [sheet.Tile(Image.fromarray(pixels), ["query"], sheet.ASKED)]
+    for one in found:
+        lines = [f"{one[measure]:.4f}", one["source"], one["caption"]]
+        cells.append(sheet.Tile(index.thumbnail(one["id"]), lines))
     heading = f"{measure} to the pictures of {index.name}"
-    drawn = sheet.draw(Image.fromarray(pixels), rows, heading=heading)
-    try:
-        drawn.save(options.sheet)
-    except (OSError, ValueError) as error:
-        raise AMGError(f"Cannot write {options.sheet} ({error}): give a .png path.") from None
+    terminal.save(sheet.draw([sheet.Group(cells)], heading=heading), options.sheet)
 
 
 def _verify(options: argparse.Namespace) -> None:

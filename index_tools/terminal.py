@@ -18,6 +18,7 @@ from amg_core.optional import optional
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from amg_core.descriptors import Descriptor, DescriptorSpec
     from amg_core.index import Entry
@@ -183,6 +184,14 @@ def selection(options: argparse.Namespace) -> Selection:
         raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
 
     return Selection(names, hashes, patterns, options.caption, names - set(patterns))
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """AMGError where it cannot be written."""
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise AMGError(f"Cannot write the sheet {path} ({error}): give a .png to write.") from error
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:
