@@ -21,7 +21,7 @@ NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors", "pytest", "ruff", "mypy"),
-        *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
+        *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }

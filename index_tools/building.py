@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from amg_core.descriptors import DEFAULT, NAMES
 from amg_core.errors import AMGError
 
 from . import terminal
+
+if TYPE_CHECKING:
+    from amg_core.index import BuildReport
 
 BUILD = """\
 Make the index OUT of all pictures of SOURCE, or bring OUT up to date: pictures that it has are not
@@ -38,7 +42,7 @@ model's own latents, the cheapest to watch with; needs a TAESD encoder. clip: wh
 searching, not for guarding"""
 
 
-def register(commands) -> None:
+def register(commands: terminal.Commands) -> None:
     build = commands.add_parser(
         "build", help="make an index of pictures, or bring it up to date", description=BUILD,
         epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -166,7 +170,7 @@ def _prepare(path: Path) -> None:
                 Searcher(index).prepare(scale)
 
 
-def _how(options: argparse.Namespace) -> dict:
+def _how(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "progress": terminal.progress_printer(sys.stderr),
         "batch": options.batch,
@@ -175,7 +179,7 @@ def _how(options: argparse.Namespace) -> dict:
     }
 
 
-def _tell(options: argparse.Namespace, report) -> None:
+def _tell(options: argparse.Namespace, report: BuildReport) -> None:
     if options.json:
         terminal.print_json(
             path=str(report.path),

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +111,12 @@ def test_mirrored_pictures_are_duplicates():
     assert found[0, 1] > 0.99 and found[0, 0] > 0.99
     assert found[0, 2] < 0.7 and found[0, 3] < 0.7
     assert torch.allclose(found, found.T, atol=1e-4)
+
+
+def test_without_scipy_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.sparse.csgraph", None)
+    with pytest.raises(AMGError, match=r"Finding duplicates needs scipy: pip install scipy\."):
+        dedup.Components(3)
 
 
 def test_progress_covers_all_blocks(monkeypatch):
