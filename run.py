@@ -22,7 +22,7 @@ NEEDS = {
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors"),
         *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
-        *("hypothesis", "faiss-cpu", "pyarrow", "tqdm"),
+        *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-CELL, GAP, LABEL = 128, 4, 30
-INK, BACK, BAD, GOOD = (30, 30, 34), (250, 250, 250), (196, 30, 30), (30, 130, 60)
+from amg_core import sheet as contact
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -18,27 +17,24 @@ def to_image(picture: Tensor) -> Image.Image:
 def sheet(
     prompts: list[str], columns: dict[str, Tensor], notes: dict[str, list[tuple[str, bool]]]
 ) -> Image.Image:
-    """Draw two blocks of rows side by side.
+    """Two prompts beside each other, each with its pictures.
 
-    prompts : one a row; columns : heading -> pictures (B, 3, H, W); notes : heading -> (text, is it a
+    prompts : titles; columns : heading -> pictures (B, 3, H, W); notes : heading -> (text, is it a
     copy) a picture, printed beneath it in red or green.
     """
-    block = len(columns) * (CELL + GAP) + 3 * GAP
-    rows = -(-len(prompts) // 2)
-    image = Image.new("RGB", (2 * block, 22 + rows * (CELL + LABEL + GAP)), BACK)
-    draw = ImageDraw.Draw(image)
-    for i, prompt in enumerate(prompts):
-        left, top = (i % 2) * block + GAP, 22 + (i // 2) * (CELL + LABEL + GAP)
-        draw.text((left, top + CELL + 15), prompt, fill=INK)
-        for j, (heading, pictures) in enumerate(columns.items()):
-            x = left + j * (CELL + GAP)
-            if i < 2:
-                draw.text((x, 6), heading, fill=INK)
-            image.paste(to_image(pictures[i]).resize((CELL, CELL)), (x, top))
-            if heading in notes:
-                text, copy = notes[heading][i]
-                draw.text((x, top + CELL + 2), text, fill=BAD if copy else GOOD)
-    return image
+
+    def tile(i: int, heading: str) -> contact.Tile:
+        lines: list[str | tuple[str, contact.Colour]] = [heading]
+        if heading in notes:
+            text, copy = notes[heading][i]
+            lines.append((text, contact.BAD if copy else contact.GOOD))
+        return contact.Tile(to_image(columns[heading][i]), lines)
+
+    groups = [
+        contact.Group([tile(i, heading) for heading in columns], prompt)
+        for i, prompt in enumerate(prompts)
+    ]
+    return contact.draw(groups, columns=len(columns), side=128, across=2)
 
 
 def side_by_side(images: list[Image.Image]) -> Image.Image:

@@ -39,8 +39,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
+
+from amg_core import sheet
+from amg_demo.sheet import to_image
 
 from . import memorizing_model as source
 from .guard_cost import host
@@ -49,7 +52,6 @@ CFG, SCHEDULER = 3.0, "normal"
 COPIED = 0.7  # ZNCC
 BAD = ("copy", "blanked")  # outcomes in a report that say copy
 INNOCENT = 16
-TILE = 128
 
 
 @dataclass
@@ -412,31 +414,17 @@ def _print(made: dict) -> None:
 
 def _sheet(world: World, drawings: list[Drawing], tiles: dict) -> Image.Image:
     """A row for each prompt: the training picture, then plain and guarded, seed by seed."""
-    text, width = 26, 1 + 2 * len(world.options.samplers) * len(world.options.seeds)
-    size = (width * TILE, len(world.cases) * (TILE + text))
-    sheet = Image.new("RGB", size, "white")
-    pen, places = ImageDraw.Draw(sheet), [1] * len(world.cases)
-
-    def show(picture: Tensor, column: int, row: int, words: str, colour: str = "black") -> None:
-        values = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-        tile = Image.fromarray(values).resize((TILE - 2, TILE - 2), Image.Resampling.BOX)
-        place = (column * TILE, row * (TILE + text))
-        sheet.paste(tile, place)
-        pen.text((place[0] + 2, place[1] + TILE), words, fill=colour)
-
-    for number, case in enumerate(world.cases):
-        words = case.prompt.split()
-        half = len(words) // 2
-        told = f"{' '.join(words[:half])[:21]}\n{' '.join(words[half:])[:21]}"
-        show(world.pictures[case.own], 0, number, told)
+    rows = [[sheet.Tile(to_image(world.pictures[case.own]), ["training"])] for case in world.cases]
     for d in drawings:
         way = f"guarded: {d.outcome}" if d.guarded else "plain"
-        words = f"{way}\n{d.sampler} {d.seed} ZNCC {d.zncc:.2f}"
-        picture = tiles[d.case, d.sampler, d.seed, d.guarded]
-        colour = "red" if d.copied else "black"
-        show(picture, places[d.case], d.case, words, colour)
-        places[d.case] += 1
-    return sheet
+        told = f"{d.sampler} {d.seed} ZNCC {d.zncc:.2f}"
+        picture = to_image(tiles[d.case, d.sampler, d.seed, d.guarded])
+        frame = sheet.BAD if d.copied else None
+        rows[d.case].append(sheet.Tile(picture, [way, told], frame))
+    groups = [
+        sheet.Group(cells, case.prompt) for cells, case in zip(rows, world.cases, strict=True)
+    ]
+    return sheet.draw(groups, columns=max(map(len, rows)), side=128)
 
 
 if __name__ == "__main__":

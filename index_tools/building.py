@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
 
 from . import terminal
+
+if TYPE_CHECKING:
+    from amg_core.index import BuildReport
 
 BUILD = """\
 Make the index OUT of all pictures of SOURCE, or bring OUT up to date: pictures that it has are not
@@ -31,7 +35,7 @@ metadata/*.parquet, or image.index). Such an index holds no pictures: it can be 
 the first stage of a two-stage search, but the guard cannot watch with it."""
 
 
-def register(commands) -> None:
+def register(commands: terminal.Commands) -> None:
     build = commands.add_parser(
         "build", help="make an index of pictures, or bring it up to date", description=BUILD,
         epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -170,7 +174,7 @@ def _prepare(path: Path) -> None:
                 Searcher(index).prepare(scale)
 
 
-def _how(options: argparse.Namespace) -> dict:
+def _how(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "progress": terminal.progress_printer(sys.stderr),
         "batch": options.batch,
@@ -179,7 +183,7 @@ def _how(options: argparse.Namespace) -> dict:
     }
 
 
-def _tell(options: argparse.Namespace, report) -> None:
+def _tell(options: argparse.Namespace, report: BuildReport) -> None:
     if options.json:
         terminal.print_json(
             path=str(report.path),

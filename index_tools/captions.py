@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amg_core.errors import AMGError
 from amg_core.files import brief
 from amg_core.optional import needed
+
+from .terminal import check_new
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +44,7 @@ Encoder = Callable[[list[str]], np.ndarray]
 
 def jaccard(a: str, b: str) -> float:
     """Unigram overlap |A ∩ B| / |A ∪ B| of the sets of lower-case words, in [0, 1]; 0 if both are empty."""
-    first, second = _unigrams(a), _unigrams(b)
-    union = len(first | second)
-    return len(first & second) / union if union else 0.0
+    return _overlap(_unigrams(a), _unigrams(b))
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / union if union else 0.0
 
 
-def whole(kind, folder: Path):
+def whole(kind: Any, folder: Path) -> Any:
     """A `transformers` model of class `kind`, from safetensors in a local folder alone.
 
     ValueError where weights are missing: the library would start them at random and go on.
@@ -362,11 +361,9 @@ def new_folder(folder: Path) -> None:
     """Make `folder`, or take it where it is empty. AMGError where anything lies in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        full = any(os.scandir(folder))
+        check_new(folder)
     except OSError as error:
         raise AMGError(f"Cannot make the folder {folder} ({error}): choose another.") from error
-    if full:
-        raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
 
 
 def _inside(source: str) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amg_core.errors import AMGError
 
 from . import terminal
+
+if TYPE_CHECKING:
+    from amg_core.index import Entry
 
 REMOVE = "Take pictures out of an index. Nothing is embedded again, and no picture file is touched."
 
@@ -20,7 +25,7 @@ Make the index OUT of several, built perhaps on several machines. A picture that
 once. Nothing is embedded again. To bring pictures into an index that is there, use add."""
 
 
-def register(commands) -> None:
+def register(commands: terminal.Commands) -> None:
     for name, help_, about, run in (
         ("remove", "take pictures out of an index", REMOVE, _remove),
         ("mute", "let the guard pass over pictures", MUTE, _mute),
@@ -65,7 +70,9 @@ def _mute(options: argparse.Namespace) -> None:
     return None
 
 
-def _apply(options: argparse.Namespace, word: str, chosen, change) -> None:
+def _apply(
+    options: argparse.Namespace, word: str, chosen: terminal.Selection, change: Callable[[], int]
+) -> None:
     if options.dry_run:
         names = sorted(entry.source for entry in _files(options.index) if chosen(entry))
         if options.json:
@@ -90,7 +97,7 @@ def _apply(options: argparse.Namespace, word: str, chosen, change) -> None:
         print(f"{options.index}: {count} {word}")
 
 
-def _files(path: Path):
+def _files(path: Path) -> Iterator[Entry]:
     from amg_core.index import Entry, Index
 
     with Index.open(path) as index:

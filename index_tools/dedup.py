@@ -8,39 +8,44 @@ complex the pictures are (a simple picture that recurs is memorised first). No f
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from amg_core import sheet
 from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.metrics import GAIN, OFFSET
+from amg_core.optional import needed
 
-from . import captions, sheet, terminal
+from . import captions, terminal
+from .terminal import Progress
+
+if TYPE_CHECKING:
+    from amg_core.descriptors import DescriptorSpec
+    from amg_core.index import Alias, Index
+    from amg_core.index.shard import Rows
 
 BLOCK = 2048  # rows compared with as many others at once
 FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
 JPEG_QUALITY = 90  # as in the authors' code
 DROP, KEEP = "drop", "keep"
 
-Progress = Callable[[int, int, str], None]
-
-
 # ------------------------------------------------------------------------------- pairs
 
 
-def default_threshold(spec) -> float:
+def default_threshold(spec: DescriptorSpec) -> float:
     """The similarity above which two pictures are one. AMGError where none has been measured."""
     known = {kind.name: kind.duplicates for kind in kinds() if kind.duplicates is not None}
     if spec.kind not in known:
@@ -53,7 +58,7 @@ def default_threshold(spec) -> float:
 
 
 def pairs(
-    rows,
+    rows: Rows,
     metric: str,
     scale: int,
     threshold: float,
@@ -97,11 +102,11 @@ def pairs(
                     yield a[once], b[once], values[once]
 
 
-def _prepared(rows: np.ndarray, metric: str, scale: int, device) -> Tensor:
+def _prepared(rows: np.ndarray, metric: str, scale: int, device: torch.device | str) -> Tensor:
     """Unit rows (M, D), or (M, C, P) for nl2: C channels of P = scale² values."""
     block = torch.from_numpy(np.asarray(rows, np.float32)).to(device)
     if metric == "cosine":
-        return block / block.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return nn.functional.normalize(block)
     return block.reshape(len(block), -1, scale * scale)
 
 
@@ -137,7 +142,7 @@ def likeness_of_pictures(a: Tensor, b: Tensor) -> Tensor:
 def mirrored_too(a: Tensor, b: Tensor) -> Tensor:
     """`likeness_of_pictures` of a to b or to b's mirror image, whichever is larger. Square pictures."""
     side = math.isqrt(b.shape[2])
-    mirrored = b.unflatten(2, (side, side)).flip(-1).flatten(2)
+    mirrored = b.reshape(*b.shape[:2], side, side).flip(-1).flatten(2)
     return torch.maximum(likeness_of_pictures(a, b), likeness_of_pictures(a, mirrored))
 
 
@@ -155,9 +160,15 @@ def _left_over(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
 
 
 class Components:
-    """Union-find over 0 .. n−1, fed with arrays of pairs. `root` is the least id of each component."""
+    """Connected components over 0 .. n−1, fed with arrays of pairs; `root` is the least id of each.
+
+    AMGError where SciPy is missing.
+    """
 
     def __init__(self, n: int) -> None:
+        step = "pip install scipy"
+        self._graphs = needed("scipy.sparse.csgraph", "Finding duplicates", step)
+        self._matrices = needed("scipy.sparse", "Finding duplicates", step)
         self.root = np.arange(n)
         self.weakest = np.full(n, np.inf, np.float32)
         self.strongest = np.full(n, -np.inf, np.float32)
@@ -167,18 +178,12 @@ class Components:
         for ends in (a, b):
             np.minimum.at(self.weakest, ends, similarity)
             np.maximum.at(self.strongest, ends, similarity)
-        while True:
-            first, second = self.root[a], self.root[b]
-            apart = first != second
-            if not apart.any():
-                return
-            a, b, first, second = a[apart], b[apart], first[apart], second[apart]
-            np.minimum.at(self.root, np.maximum(first, second), np.minimum(first, second))
-            while True:
-                above = self.root[self.root]
-                if np.array_equal(above, self.root):
-                    break
-                self.root = above
+        n = len(self.root)
+        links = np.concatenate([a, np.arange(n)]), np.concatenate([b, self.root])
+        matrix = self._matrices.coo_matrix((np.ones(len(links[0]), bool), links), (n, n))
+        _, label = self._graphs.connected_components(matrix, directed=False)
+        _, least = np.unique(label, return_index=True)
+        self.root = least[label]
 
     def groups(self) -> list[np.ndarray]:
         """Ids of each component of two or more, ascending; components by their least id."""
@@ -235,7 +240,7 @@ class Cluster:
 
 
 def clusters(
-    index,
+    index: Index,
     threshold: float | None = None,
     *,
     scale: int | None = None,
@@ -256,10 +261,7 @@ def clusters(
     one_each : keep exactly one picture of each cluster
     encode : text encoder for the captions, see `captions.text_encoder`
     """
-    scale = index.spec.scales[-1] if scale is None else scale
-    if scale not in index.spec.scales:
-        known = ", ".join(map(str, index.spec.scales))
-        raise AMGError(f"Index {index.name} has no scale {scale}: choose one of {known}.")
+    scale = terminal.scale(index, scale)
     threshold = default_threshold(index.spec) if threshold is None else threshold
     components = Components(index.count)
     found = pairs(
@@ -267,7 +269,7 @@ def clusters(
     )
     for a, b, similarity in found:
         components.join(a, b, similarity)
-    further: dict[int, list] = {}
+    further: dict[int, list[Alias]] = {}
     start = 0
     for member in index.members:  # each by itself: one file may be a row in several of them
         for alias in member.aliases():
@@ -295,7 +297,7 @@ def clusters(
     return sorted(made, key=lambda one: (-len(one.members), one.members[0].id))
 
 
-def _files(index, i: int, aliases: Sequence) -> list[Member]:
+def _files(index: Index, i: int, aliases: Sequence[Alias]) -> list[Member]:
     """Row i and its aliases."""
     record, muted = index.record(i), i in index.muted
     row = Member(
@@ -306,7 +308,7 @@ def _files(index, i: int, aliases: Sequence) -> list[Member]:
     ]
 
 
-def _owners(index) -> Callable[[int], str]:
+def _owners(index: Index) -> Callable[[int], str]:
     """id -> the name of its index among several, made unique; "" where there is one."""
     if len(index.members) == 1:
         return lambda i: ""
@@ -318,7 +320,7 @@ def _owners(index) -> Callable[[int], str]:
     return lambda i: names[int(np.searchsorted(ends, i, "right"))]
 
 
-def preference(member: Member) -> tuple:
+def preference(member: Member) -> tuple[int, int, int, bool, str]:
     """Sorts the member to keep first: the largest area, then the longest caption, then the first id,
     then the file that the index names before its byte-identical ones, then the first name."""
     area = member.width * member.height
@@ -361,7 +363,7 @@ def choose(
     ]
 
 
-def _comparer(index, scale: int) -> Callable[[int, list[int]], list[float]]:
+def _comparer(index: Index, scale: int) -> Callable[[int, list[int]], list[float]]:
     """`compare` of `choose` for the rows of an index."""
     rows, metric = index.rows(scale), index.spec.metric
     similarity = COMPARE[metric]
@@ -395,7 +397,7 @@ def jpeg_bytes(picture: Image.Image) -> float:
     return file.tell() / (picture.width * picture.height)
 
 
-def measure(found: Sequence[Cluster], index, pictures: Path | None = None) -> list[Cluster]:
+def measure(found: Sequence[Cluster], index: Index, pictures: Path | None = None) -> list[Cluster]:
     """The clusters with the complexity of each member.
 
     Taken from the original where `pictures` (a folder, or any other source) has one of that name,
@@ -437,27 +439,47 @@ def _originals(place: Path, wanted: set[str]) -> dict[str, tuple[float, float]]:
 # ----------------------------------------------------------------------------- telling
 
 
-def summary(found: Sequence[Cluster]) -> dict:
-    """The figures of all clusters together, JSON-able."""
+@dataclass(frozen=True)
+class Summary:
+    """The figures of all clusters together, JSON-able. Means are None where nothing was measured.
+
+    captions : how many clusters have captions of each kind, see `captions.Likeness`
+    """
+
+    clusters: int
+    pictures: int
+    keep: int
+    drop: int
+    least_likeness: float | None
+    byte_identical: int
+    captions: dict[str, int]
+    jaccard: float | None
+    text: float | None
+    text_x_jaccard: float | None
+    entropy: float | None
+    jpeg: float | None
+
+
+def summary(found: Sequence[Cluster]) -> Summary:
     members = [member for one in found for member in one.members]
     kinds = Counter(one.captions.words for one in found)
-    return {
-        "clusters": len(found),
-        "pictures": len(members),
-        "keep": sum(member.keep for member in members),
-        "drop": sum(not member.keep for member in members),
-        "least_likeness": min((member.likeness for member in members), default=None),
-        "byte_identical": sum(member.alias for member in members),
-        "captions": {k: kinds[k] for k in ("identical", "alike", "different", "missing")},
-        "jaccard": _mean(one.captions.jaccard for one in found),
-        "text": _mean(one.captions.text for one in found),
-        "text_x_jaccard": _mean(one.captions.product for one in found),
-        "entropy": _mean(member.entropy for member in members),
-        "jpeg": _mean(member.jpeg for member in members),
-    }
+    return Summary(
+        clusters=len(found),
+        pictures=len(members),
+        keep=sum(member.keep for member in members),
+        drop=sum(not member.keep for member in members),
+        least_likeness=min((member.likeness for member in members), default=None),
+        byte_identical=sum(member.alias for member in members),
+        captions={k: kinds[k] for k in ("identical", "alike", "different", "missing")},
+        jaccard=_mean(one.captions.jaccard for one in found),
+        text=_mean(one.captions.text for one in found),
+        text_x_jaccard=_mean(one.captions.product for one in found),
+        entropy=_mean(member.entropy for member in members),
+        jpeg=_mean(member.jpeg for member in members),
+    )
 
 
-def _mean(values) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return float(np.mean(there)) if there else None
 
@@ -466,37 +488,36 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
     """What a person reads: the counts, the clusters, what to do about them."""
     if not found:
         return f"{name}: no two pictures are more alike than {threshold:g}. Nothing to drop."
-    all_of_them = summary(found)
-    kinds = all_of_them["captions"]
+    every = summary(found)
+    kinds = every.captions
     lines = [
-        f"{name}: {all_of_them['pictures']} pictures in {len(found)} clusters of duplicates "
+        f"{name}: {every.pictures} pictures in {len(found)} clusters of duplicates "
         f"(similarity above {threshold:g}).",
-        f"Keep {all_of_them['keep']}, drop {all_of_them['drop']}"
-        + (f"; {all_of_them['byte_identical']} of these files are byte-identical to another."
-           if all_of_them["byte_identical"] else "."),
+        f"Keep {every.keep}, drop {every.drop}"
+        + (f"; {every.byte_identical} of these files are byte-identical to another."
+           if every.byte_identical else "."),
         "Captions within a cluster: "
         + ", ".join(f"{kinds[kind]} {kind}" for kind in kinds if kinds[kind])
         + ". Pictures that recur under one caption are memorised most.",
     ]  # fmt: skip
-    if all_of_them["jaccard"] is not None:
-        lines.append(f"Unigram overlap of captions: {all_of_them['jaccard']:.2f} (mean Jaccard).")
-        if all_of_them["text"] is None:
+    if every.jaccard is not None:
+        lines.append(f"Unigram overlap of captions: {every.jaccard:.2f} (mean Jaccard).")
+        if every.text is None:
             lines.append(
                 "Text similarity, the other factor of the paper's measure, was left out: "
                 "no text encoder was given (--text-encoder FOLDER)."
             )
         else:
             lines.append(
-                f"Text similarity {all_of_them['text']:.2f}, text × overlap "
-                f"{all_of_them['text_x_jaccard']:.2f}."
+                f"Text similarity {every.text:.2f}, text × overlap {every.text_x_jaccard:.2f}."
             )
-    if all_of_them["least_likeness"] <= threshold:
+    if every.least_likeness is not None and every.least_likeness <= threshold:
         far = sum(member.likeness <= threshold for one in found for member in one.dropped)
         lines.append(
             f"{far} of those to drop are alike to the one kept only by way of others (their figure "
             f"is {threshold:g} or less): look at these before you drop them."
         )
-    elif all_of_them["keep"] > len(found):
+    elif every.keep > len(found):
         lines.append(
             "Every picture to drop is a duplicate of one that is kept, not only of a chain."
         )
@@ -535,11 +556,11 @@ def _told(member: Member) -> str:
     return f"{word}  {member.source}  ({', '.join(notes)})" + (f"  {caption}" if caption else "")
 
 
-def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict:
+def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict[str, object]:
     return {
         "index": name,
         "threshold": threshold,
-        **summary(found),
+        **asdict(summary(found)),
         "jpeg_quality": JPEG_QUALITY,
         "members": [
             {
@@ -578,13 +599,8 @@ def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -
             (folder / file_name).write_text(text, encoding="utf-8")
         data = json.dumps(to_json(found, name, threshold), indent=1, ensure_ascii=False)
         (folder / "clusters.json").write_text(data, encoding="utf-8")
-        with open(folder / "clusters.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            columns = tuple(Member.__dataclass_fields__)
-            table.writerow(("cluster", *columns))
-            for number, one in enumerate(found, 1):
-                for member in one.members:
-                    table.writerow((number, *(getattr(member, column) for column in columns)))
+        rows = ((number, m) for number, one in enumerate(found, 1) for m in one.members)
+        terminal.write_csv(folder / "clusters.csv", "cluster", Member, rows)
     except OSError as error:
         raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
     return notes
@@ -595,9 +611,11 @@ def _list_name(kind: str, name: str) -> str:
     return f"{kind}.{name}.txt" if name else f"{kind}.txt"
 
 
-def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -> Image.Image:
+def draw(
+    found: Sequence[Cluster], index: Index, *, most: int = 40, columns: int = 8
+) -> Image.Image:
     """A contact sheet of the clusters, largest first: the kept picture in green, the others in red."""
-    parts = []
+    groups = []
     for number, one in enumerate(found[:most], 1):
         cells = []
         order = sorted(one.members, key=lambda m: (m.kept_id, not m.keep))
@@ -607,14 +625,14 @@ def draw(found: Sequence[Cluster], index, *, most: int = 40, columns: int = 8) -
                 lines[0] = f"{member.likeness:.2f}  {lines[0]}"
             if member.caption.strip():
                 lines.append(member.caption)
-            small = index.thumbnail(member.id)
-            cells.append(sheet.Cell(small, lines, "keep" if member.keep else "drop"))
-        parts.append((f"{number}. {title(one)}", cells))
+            frame = sheet.GOOD if member.keep else sheet.BAD
+            cells.append(sheet.Tile(index.thumbnail(member.id), lines, frame))
+        groups.append(sheet.Group(cells, f"{number}. {title(one)}"))
     total = sum(len(one.members) for one in found)
     heading = f"{total} pictures in {len(found)} clusters"
     if len(found) > most:
         heading += f"; the {most} largest"
-    return sheet.groups(parts, heading=heading, columns=columns, cell=128)
+    return sheet.draw(groups, heading=heading, columns=columns, side=128)
 
 
 # ------------------------------------------------------------------------- command line
@@ -687,7 +705,7 @@ def run(options: argparse.Namespace) -> int | None:
             found = measure(found, index, options.pictures)
         notes = write(options.out, found, index.name, threshold) if options.out else []
         if options.sheet:
-            _save(draw(found, index), options.sheet)
+            terminal.save(draw(found, index), options.sheet)
         if options.captions:
             written = _write_captions(options, index, found)
             notes.append(f"{written} captions written to {options.captions}")
@@ -718,11 +736,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.probability is not None and not 0 <= options.probability <= 1:
         raise AMGError("--probability must be between 0 and 1.")
     for folder in filter(None, (options.out, options.captions)):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
+        terminal.check_new(folder)
 
 
-def _write_captions(options: argparse.Namespace, index, found: Sequence[Cluster]) -> int:
+def _write_captions(options: argparse.Namespace, index: Index, found: Sequence[Cluster]) -> int:
     more = captions.extra_captions(options.more_captions) if options.more_captions else {}
     known: list[captions.Captioned] = []
     for one in found:
@@ -756,7 +773,7 @@ def _write_captions(options: argparse.Namespace, index, found: Sequence[Cluster]
     return sum(len(texts) for _, texts in made)
 
 
-def _words(options: argparse.Namespace, index) -> list[str]:
+def _words(options: argparse.Namespace, index: Index) -> list[str]:
     """What random words are drawn from: a file of words, or the captions of the index."""
     if options.method not in ("rc", "rt"):
         return []
@@ -766,10 +783,3 @@ def _words(options: argparse.Namespace, index) -> list[str]:
         return captions.vocabulary([options.words.read_text(encoding="utf-8-sig")])
     except (OSError, UnicodeDecodeError) as error:
         raise AMGError(f"Cannot read {options.words} ({error}): give a text file.") from error
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise AMGError(f"Cannot write the sheet {path} ({error}): give a .png to write.") from error

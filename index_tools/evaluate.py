@@ -8,16 +8,15 @@ and CLIP score where their weights are at hand; what was not measured says so.
 from __future__ import annotations
 
 import argparse
-import csv
 import heapq
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,14 +33,19 @@ from amg_core.probe import Probe
 
 from . import page, terminal
 from .captions import new_folder, whole
+from .intervals import bootstrap, mean, share, top_mean
+from .terminal import Progress
 
-TOP = 0.05  # of the pictures, by similarity
-RESAMPLES = 2000  # of the bootstrap
+if TYPE_CHECKING:
+    from amg_core.index import Index
+    from amg_core.index.sources.base import Source
+
 CIFAR_SIDE = 32  # the side at which the papers take nL2 of pixels
 WORST = 24  # pairs that are shown
 SHOWN_SIDE = 224  # pixels of a shown picture
 
-Progress = Callable[[int, int, str], None]
+ClipScorer = Callable[[Image.Image, str], float]
+Features = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ class Judged:
     neighbor: int
     source: str
     caption: str
+
+    def scores(self) -> list[str]:
+        """The figures in words."""
+        found = f"similarity {self.similarity:.3f}"
+        if self.nl2 is not None:
+            found = f"nL2 {self.nl2:.3f}, matched {-self.similarity:.3f}"
+        second = [] if self.zncc is None else [f"second judge {self.zncc:.2f}"]
+        return [found, f"closeness {self.closeness:.2f}", *second]
 
 
 @dataclass(frozen=True)
@@ -107,13 +119,17 @@ class Evaluation:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_nl2(self) -> bool:
+        """Whether nL2 was measured of every picture."""
+        return self.metric == "nl2" and all(one.nl2 is not None for one in self.judged)
+
     def values(self) -> list[float]:
         """What the histogram shows: nL2 where it was measured, else the similarity."""
         nl2 = [one.nl2 for one in self.judged if one.nl2 is not None]
-        plain = self.metric == "cosine" or len(nl2) < len(self.judged)
-        return [one.similarity for one in self.judged] if plain else nl2
+        return nl2 if self.is_nl2 else [one.similarity for one in self.judged]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, object]:
         return {
             "name": self.name,
             "figures": {key: asdict(figure) for key, figure in self.figures.items()},
@@ -124,40 +140,6 @@ class Evaluation:
 
 
 # --------------------------------------------------------------------------- the figures
-
-
-def top_mean(values: np.ndarray) -> float:
-    """Mean of the largest 5 % of the values, of one at least."""
-    count = max(1, round(TOP * len(values)))
-    return float(np.partition(values, len(values) - count)[len(values) - count :].mean())
-
-
-def bootstrap(
-    values: np.ndarray, statistic: Callable[[np.ndarray], float], resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """Percentile interval (95 %) of a statistic over pictures drawn again with replacement.
-
-    The draws have a generator and a seed of their own: the same values give the same interval.
-    """
-    rng = np.random.Generator(np.random.PCG64(0))
-    n = len(values)
-    drawn = [statistic(values[rng.integers(n, size=n)]) for _ in range(resamples)]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def share(hits: int, n: int) -> tuple[float, float, float]:
-    """Percentage with its 95 % interval (Wilson 1927).
-
-    Not by bootstrap: of 0 hits it would make "surely 0 %", however few pictures there are.
-    """
-    z = 1.959964
-    p = hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low = 0.0 if hits == 0 else middle - half
-    high = 1.0 if hits == n else middle + half
-    return 100 * p, 100 * low, 100 * high
 
 
 def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dict[str, Figure]:
@@ -172,12 +154,10 @@ def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dic
         made[f"{key}_top1"] = Figure(
             f"{label}, top 1", float(sign * (sign * values).max()), note="no interval: an extreme"
         )
-        low, high = bootstrap(values, lambda part: float(part.mean()))
-        made[f"{key}_mean"] = Figure(f"{label}, mean", float(values.mean()), low, high)
+        made[f"{key}_mean"] = Figure(f"{label}, mean", *mean(values))
 
     def portion(key: str, label: str, hits: Iterable[bool]) -> None:
-        value, low, high = share(sum(hits), n)
-        made[key] = Figure(label, value, low, high, "%")
+        made[key] = Figure(label, *share(sum(hits), n), "%")
 
     if metric == "cosine":
         values = np.array([one.similarity for one in judged])
@@ -210,10 +190,10 @@ def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dic
 
 def evaluate(
     probe: Probe,
-    source,
+    source: Source,
     *,
-    clip: Callable[[Image.Image, str], float] | None = None,
-    inception: Callable[[np.ndarray], np.ndarray] | None = None,
+    clip: ClipScorer | None = None,
+    inception: Features | None = None,
     reference: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -221,7 +201,7 @@ def evaluate(
 
     Parameters
     ----------
-    source : amg_core.index.sources.Source
+    source : Source
         The generated pictures; their captions are the prompts.
     clip : (picture, prompt) -> score, see `clip_scorer`
     inception : (H, W, 3) uint8 -> (D,) features, see `inception_features`
@@ -327,7 +307,7 @@ def small_jpeg(picture: Image.Image) -> bytes:
 # --------------------------------------------------------------------- optional measures
 
 
-def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
+def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
     """CLIP score: 100 × cosine of the picture's and the prompt's embeddings, below 0 counted as 0.
 
     From a local folder of the `transformers` library (config.json, tokenizer, model.safetensors).
@@ -384,7 +364,7 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu"):
     return score
 
 
-def inception_features(weights: Path, device: torch.device | str = "cpu"):
+def inception_features(weights: Path, device: torch.device | str = "cpu") -> Features:
     """The 2048 features of FID by torch-fidelity's port of the original Inception network.
 
     Parameters
@@ -424,7 +404,8 @@ def inception_features(weights: Path, device: torch.device | str = "cpu"):
     @torch.inference_mode()
     def features(pixels: np.ndarray) -> np.ndarray:
         picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-        return network(picture.to(device))[0][0].double().cpu().numpy()
+        row: Tensor = network(picture.to(device))[0][0]
+        return row.double().cpu().numpy()
 
     return features
 
@@ -451,9 +432,8 @@ def _clip_figure(scores: list[float], n: int, wanted: bool) -> Figure:
     if not scores:
         return Figure(label, None, note="no picture has a prompt: put captions beside them")
     values = np.array(scores)
-    low, high = bootstrap(values, lambda part: float(part.mean()))
     note = "" if len(scores) == n else f"{len(scores)} of {n} pictures have a prompt"
-    return Figure(label, float(values.mean()), low, high, note=note)
+    return Figure(label, *mean(values), note=note)
 
 
 def _fid_figure(features: list[np.ndarray], reference: np.ndarray | None) -> Figure:
@@ -485,7 +465,7 @@ def table(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def to_json(evaluations: Sequence[Evaluation], index) -> dict:
+def to_json(evaluations: Sequence[Evaluation], index: Index) -> dict[str, object]:
     from amg_core import __version__
 
     return {
@@ -497,7 +477,7 @@ def to_json(evaluations: Sequence[Evaluation], index) -> dict:
     }
 
 
-def write(folder: Path, evaluations: Sequence[Evaluation], index) -> None:
+def write(folder: Path, evaluations: Sequence[Evaluation], index: Index) -> None:
     """metrics.json, pairs.csv and index.html into a new folder."""
     new_folder(folder)
     data = to_json(evaluations, index)
@@ -505,19 +485,14 @@ def write(folder: Path, evaluations: Sequence[Evaluation], index) -> None:
     try:
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (folder / "metrics.json").write_text(text, encoding="utf-8")
-        with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            columns = tuple(Judged.__dataclass_fields__)
-            rows.writerow(("set", *columns))
-            for one in evaluations:
-                for judged in one.judged:
-                    rows.writerow((one.name, *(getattr(judged, column) for column in columns)))
+        pairs = ((one.name, judged) for one in evaluations for judged in one.judged)
+        terminal.write_csv(folder / "pairs.csv", "set", Judged, pairs)
         (folder / "index.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
 
 
-def _thumbnail(index, i: int) -> bytes | None:
+def _thumbnail(index: Index, i: int) -> bytes | None:
     """A JPEG of row i; None where the index holds no pictures."""
     try:
         return small_jpeg(index.thumbnail(i))
@@ -559,8 +534,9 @@ def run(options: argparse.Namespace) -> int | None:
     if (options.inception is None) != (options.fid_reference is None):
         raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")
     out = options.out
-    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AMGError(f"{out} is not empty, and nothing is overwritten: give a new one.")
+    if out:
+        terminal.check_new(out)
+        page.template()  # says now what is missing
     device = terminal.device(options.device)
     clip = clip_scorer(options.clip, device) if options.clip else None
     inception = reference = None
@@ -599,7 +575,7 @@ def run(options: argparse.Namespace) -> int | None:
     return None
 
 
-def features_of(source, inception: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def features_of(source: Source, inception: Features) -> np.ndarray:
     """(N, D) features of all readable pictures of a source. AMGError where there is none."""
     from amg_core.index.picture import Unreadable, decode
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amg_core.descriptors.registry import guarding
 from amg_core.errors import AMGError
@@ -12,6 +14,18 @@ from amg_core.limits import COPY
 from amg_core.optional import needed
 
 from . import terminal
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from amg_core.descriptors import Descriptor
+    from amg_core.index import Index
+    from amg_core.index.search import Searcher
+    from amg_core.index.shard import Shard
+    from amg_core.index.two_stage import Ranked
+
+Row = dict[str, object]  # of the table that is exported
 
 VERIFY = """\
 Read and hash every file of an index. With --search N, also search for N of its pictures, disturbed,
@@ -23,7 +37,7 @@ metadata/metadata_<n>.parquet or .jsonl, the layout of clip-retrieval; with --th
 small pictures the index keeps."""
 
 
-def register(commands) -> None:
+def register(commands: terminal.Commands) -> None:
     info = commands.add_parser(
         "info", help="what an index holds", description="Open an index and say what it holds."
     )
@@ -119,8 +133,25 @@ def _info(options: argparse.Namespace) -> None:
         print(f"  hash        {index.hash}")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A picture of the index, and how similar to the query, or how far from it, it is."""
+
+    id: int
+    value: float
+    source: str
+    caption: str
+
+    def to_json(self, measure: str) -> dict[str, object]:
+        """measure : what `value` is called there."""
+        return {
+            "id": self.id, measure: self.value, "source": self.source, "caption": self.caption
+        }  # fmt: skip
+
+
 def _search(options: argparse.Namespace) -> None:
     import torch
+    from PIL import Image
 
     from amg_core.index import Index
     from amg_core.index.picture import Unreadable, load_picture
@@ -129,7 +160,7 @@ def _search(options: argparse.Namespace) -> None:
 
     device = terminal.device(options.device)
     with Index.combine([Index.open(path) for path in options.index]) as index:
-        scale = _scale(index, options.scale)
+        scale = terminal.scale(index, options.scale)
         descriptor = terminal.descriptor_of(index.spec, options.weights)
         try:
             pixels = load_picture(options.picture).pixels
@@ -148,25 +179,25 @@ def _search(options: argparse.Namespace) -> None:
             close = float(Probe(searcher, descriptor).look_at_pictures(picture, scale).closeness)
         measure = "similarity" if metric == "cosine" else "distance"
         found = [
-            {"id": i, measure: value, "source": index.source(i), "caption": index.caption(i)}
+            Found(i, value, index.source(i), index.caption(i))
             for value, i in zip(values[0].tolist(), ids[0].tolist(), strict=True)
         ]
         if options.sheet:
-            _draw(options, index, pixels, found, measure)
+            _draw(options.sheet, index, Image.fromarray(pixels), found, measure)
     if options.json:
         terminal.print_json(
             picture=str(options.picture),
             scale=scale,
             closeness=close,
-            nearest=found,
+            nearest=[one.to_json(measure) for one in found],
             not_compared=missing,
         )
         return
     meaning = "1 = identical" if measure == "similarity" else "0 = identical"
     print(f"{measure} at scale {scale} ({meaning})")
-    for entry in found:
-        caption = f"  {' '.join(entry['caption'].split())}" if entry["caption"] else ""
-        print(f"{entry[measure]:10.4f}  #{entry['id']}  {entry['source']}{caption}")
+    for one in found:
+        caption = f"  {' '.join(one.caption.split())}" if one.caption else ""
+        print(f"{one.value:10.4f}  #{one.id}  {one.source}{caption}")
     if close is not None:
         print(
             f"closeness {max(0.0, close):.2f} (0 = as alike as pictures that are not in the index, copy "
@@ -180,7 +211,9 @@ def _search(options: argparse.Namespace) -> None:
         print(f"written: {options.sheet}")
 
 
-def _rerank(options: argparse.Namespace, searcher, clip, picture):
+def _rerank(
+    options: argparse.Namespace, searcher: Searcher, clip: Descriptor, picture: Tensor
+) -> tuple[Ranked, str, int]:
     """The candidates of a clip index by a finer descriptor: `Ranked`, its metric, its scale."""
     import torch
 
@@ -207,21 +240,15 @@ def _rerank(options: argparse.Namespace, searcher, clip, picture):
     return ranked, fine.spec.metric, search.scale
 
 
-def _draw(options: argparse.Namespace, index, pixels, found: list[dict], measure: str) -> None:
-    from PIL import Image
+def _draw(path: Path, index: Index, query: Image.Image, found: list[Found], measure: str) -> None:
+    from amg_core import sheet
 
-    from . import sheet
-
-    rows = [
-        (index.thumbnail(one["id"]), [f"{one[measure]:.4f}", one["source"], one["caption"]])
-        for one in found
-    ]
+    tiles = [sheet.Tile(query, ["query"], sheet.ASKED)]
+    for one in found:
+        lines = [f"{one.value:.4f}", one.source, one.caption]
+        tiles.append(sheet.Tile(index.thumbnail(one.id), lines))
     heading = f"{measure} to the pictures of {index.name}"
-    drawn = sheet.draw(Image.fromarray(pixels), rows, heading=heading)
-    try:
-        drawn.save(options.sheet)
-    except (OSError, ValueError) as error:
-        raise AMGError(f"Cannot write {options.sheet} ({error}): give a .png path.") from None
+    terminal.save(sheet.draw([sheet.Group(tiles)], heading=heading), path)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -229,20 +256,21 @@ def _verify(options: argparse.Namespace) -> None:
 
     with Index.open(options.index) as index:
         index.verify()
-        figures = _compare(index, options.search) if options.search else {}
+        engines = _compare(index, options.search) if options.search else {}
         if options.json:
-            terminal.print_json(path=str(index.path), count=index.count, sound=True, **figures)
+            more = {"search": engines} if engines else {}
+            terminal.print_json(path=str(index.path), count=index.count, sound=True, **more)
             return
         print(f"{index.path}: every file of {index.count} pictures is as it was written")
-        for engine, one in figures.get("search", {}).items():
+        for engine, one in engines.items():
             print(
                 f"  {engine}: nearest found {one['recall@1']:.2%} of {options.search}, "
                 f"50 nearest {one['recall@50']:.2%}, largest loss {one['loss']:.2g}"
             )
 
 
-def _compare(index, searches: int) -> dict:
-    """Recall and largest loss of similarity of each engine against exact search."""
+def _compare(index: Index, searches: int) -> dict[str, dict[str, float]]:
+    """Recall and largest loss of similarity, by engine, against exact search."""
     import numpy as np
     import torch
 
@@ -253,16 +281,15 @@ def _compare(index, searches: int) -> dict:
     noise = rng.standard_normal(rows.shape).astype(np.float32)
     noise *= np.linalg.norm(rows, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1)[:, None]
     query = torch.from_numpy(rows + noise * rng.uniform(0, 2, (searches, 1)).astype(np.float32))
-    engines = {}
     exact = Searcher(index, engine="exact").nearest(query, scale, 50)
     values, ids = Searcher(index, engine="pq4").nearest(query, scale, 50)
     same = [len(set(a) & set(b)) / len(a) for a, b in zip(exact[1].tolist(), ids.tolist())]  # noqa: B905
-    engines["pq4"] = {
+    pq4 = {
         "recall@1": float((ids[:, 0] == exact[1][:, 0]).float().mean()),
         "recall@50": sum(same) / len(same),
         "loss": float((values[:, 0] - exact[0][:, 0]).abs().max()),
     }
-    return {"search": engines}
+    return {"pq4": pq4}
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -270,13 +297,10 @@ def _export(options: argparse.Namespace) -> None:
 
     from amg_core.index import Index
 
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise AMGError(
-            f"{options.out} is not empty, and nothing is overwritten: give a new folder."
-        )
+    terminal.check_new(options.out)
     write = _parquet if options.metadata == "parquet" else _jsonl
     with Index.open(options.index) as index:
-        scale = _scale(index, options.scale)
+        scale = terminal.scale(index, options.scale)
         try:
             for name in ("img_emb", "metadata"):
                 (options.out / name).mkdir(parents=True)
@@ -284,7 +308,7 @@ def _export(options: argparse.Namespace) -> None:
             for number, shard in enumerate(index.shards):
                 rows = options.out / "img_emb" / f"img_emb_{number}.npy"
                 np.save(rows, np.asarray(shard.rows(scale)), allow_pickle=False)
-                table = [
+                table: list[Row] = [
                     {
                         "image_path": record.source,
                         "caption": record.caption,
@@ -307,7 +331,7 @@ def _export(options: argparse.Namespace) -> None:
             print(f"{options.out}: {index.count} rows of scale {scale}")
 
 
-def _parquet(path: Path, table: list[dict]) -> None:
+def _parquet(path: Path, table: list[Row]) -> None:
     step = "pip install pyarrow, or choose --metadata jsonl"
     parquet = needed("pyarrow.parquet", "Writing parquet", step)
     pyarrow = needed("pyarrow", "Writing parquet", step)
@@ -316,23 +340,15 @@ def _parquet(path: Path, table: list[dict]) -> None:
         parquet.write_table(columns, file)
 
 
-def _jsonl(path: Path, table: list[dict]) -> None:
+def _jsonl(path: Path, table: list[Row]) -> None:
     with open(path.with_suffix(".jsonl"), "w", encoding="utf-8") as file:
         for row in table:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _thumbnails(folder: Path, shard, first: int) -> None:
+def _thumbnails(folder: Path, shard: Shard, first: int) -> None:
     folder.mkdir(exist_ok=True)
     for row in range(shard.count):
         if (data := shard.thumbnail(row)) is not None:
             extension = "webp" if data[:4] == b"RIFF" else "jpg"
             (folder / f"{first + row:09}.{extension}").write_bytes(data)
-
-
-def _scale(index, wanted: int | None) -> int:
-    scale = wanted or index.spec.scales[-1]
-    if scale not in index.spec.scales:
-        scales = ", ".join(map(str, index.spec.scales))
-        raise AMGError(f"Index {index.name} has no scale {scale}: choose one of {scales}.")
-    return scale

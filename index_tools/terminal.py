@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import fnmatch
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
@@ -19,11 +20,14 @@ from amg_core.optional import optional
 
 if TYPE_CHECKING:
     import torch
+    from _typeshed import DataclassInstance
+    from PIL import Image
 
     from amg_core.descriptors import Descriptor, DescriptorSpec
-    from amg_core.index import Entry
+    from amg_core.index import Entry, Index
 
 Progress = Callable[[int, int, str], None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def count(text: str) -> int:
@@ -81,7 +85,7 @@ def progress_printer(stream: TextIO) -> Progress:
     if (module := optional("tqdm")) is None:
         return _lines(stream)
     tqdm = module.tqdm
-    bar: list = []
+    bar: list[Any] = []
     _bars.append(bar)
     live = stream.isatty()
 
@@ -98,7 +102,7 @@ def progress_printer(stream: TextIO) -> Progress:
     return show
 
 
-_bars: list[list] = []
+_bars: list[list[Any]] = []
 
 
 def close_bars() -> None:
@@ -185,6 +189,42 @@ def selection(options: argparse.Namespace) -> Selection:
         raise AMGError("No picture was named: give patterns, --picture, --caption or --from.")
 
     return Selection(names, hashes, patterns, options.caption, names - set(patterns))
+
+
+def scale(index: Index, wanted: int | None) -> int:
+    """The one that is wanted, or full detail. AMGError where the index has no such scale."""
+    scales = index.spec.scales
+    found = scales[-1] if wanted is None else wanted
+    if found not in scales:
+        known = ", ".join(map(str, scales))
+        raise AMGError(f"Index {index.name} has no scale {found}: choose one of {known}.")
+    return found
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """AMGError where it cannot be written."""
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise AMGError(f"Cannot write the sheet {path} ({error}): give a .png to write.") from error
+
+
+def check_new(folder: Path) -> None:
+    """AMGError where something lies in `folder`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
+
+
+def write_csv(
+    path: Path, first: str, kind: type[DataclassInstance], rows: Iterable[tuple[object, object]]
+) -> None:
+    """Rows of (value of the column `first`, an object of the dataclass `kind`)."""
+    columns = [field.name for field in fields(kind)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow((first, *columns))
+        for value, row in rows:
+            table.writerow((value, *(getattr(row, column) for column in columns)))
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:

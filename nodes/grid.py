@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import comfy.samplers
 from comfy_api.latest import io, ui
+from PIL import Image
 from torch import Tensor
 
 from ..amg_core import presets
+from ..amg_core import sheet as contact
 from ..amg_core.errors import AMGError
 from ..amg_core.session import Settings
 from . import hook, show
@@ -21,14 +23,13 @@ TERMS = ("despecification", "deduplication", "dissimilarity")
 ALL = "all three"
 MOST = 48  # drawings; more is a mistake in a list rather than a wish
 LARGEST = 3.0  # of a strength, as on the sliders
-SIDE, GAP, EDGE, HEAD, LINE = 256, 12, 14, 26, 18  # pixels
-INK, FAINT, BACK = (32, 33, 38), (118, 120, 128), (250, 250, 250)
+SIDE = 256  # pixels of a picture on the sheet
 # What a verdict comes to in the report -> its words, and their colour and that of the frame.
 OUTCOMES = {
-    "copy": ("COPY", (196, 30, 30)),
-    "cannot_tell": ("cannot tell", (190, 110, 0)),
-    "no_copy": ("no copy", (30, 130, 60)),
-    None: ("not judged", FAINT),
+    "copy": ("COPY", contact.BAD),
+    "cannot_tell": ("cannot tell", contact.UNSURE),
+    "no_copy": ("no copy", contact.GOOD),
+    None: ("not judged", contact.FAINT),
 }
 
 
@@ -262,62 +263,23 @@ def settings_of(preset: str, metric: str, term: str, strength: float, scale: flo
 def sheet(cells, columns: int, heading: str = ""):
     """Cells in reading order -> an RGB picture with settings, closeness and verdict under each.
 
-    Drawn with Pillow. Pictures are fitted into squares of 256 pixels, small ones enlarged up to
-    four times; the frame is red for a copy, orange where only the second judge finds
-    it alike, green for no copy, grey where nothing was judged.
+    Pictures are fitted into squares of 256 pixels; the frame is red for a copy, orange where only
+    the second judge finds it alike, green for no copy, grey where nothing was judged.
     """
-    from PIL import Image, ImageDraw
-
-    pitch = SIDE + 3 * LINE + GAP
-    size = (
-        2 * EDGE + columns * (SIDE + GAP) - GAP,
-        2 * EDGE + HEAD + -(-len(cells) // columns) * pitch - GAP,
-    )
-    image = Image.new("RGB", size, BACK)
-    brush = ImageDraw.Draw(image)
-    brush.text((EDGE, EDGE), heading, fill=INK, font=_font(16))
-    for place, cell in enumerate(cells):
-        x = EDGE + place % columns * (SIDE + GAP)
-        y = EDGE + HEAD + place // columns * pitch
-        colour, lines = _lines(cell)
-        small = _fitted(cell.picture)
-        at = (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2)
-        image.paste(small, at)
-        box = (at[0], at[1], at[0] + small.width - 1, at[1] + small.height - 1)
-        brush.rectangle(box, outline=colour, width=3)
-        for n, (text, ink) in enumerate(lines):
-            brush.text((x, y + SIDE + 3 + n * LINE), text, fill=ink, font=_font(14))
-    return image
+    group = contact.Group([_framed(cell) for cell in cells])
+    return contact.draw([group], heading=heading, columns=columns, side=SIDE)
 
 
-def _lines(cell: Cell) -> tuple[tuple, list[tuple[str, tuple]]]:
-    """Colour of the frame, and the lines under a picture with theirs."""
+def _framed(cell: Cell) -> contact.Tile:
+    """The picture in the colour of its verdict, and the lines under it."""
     found = cell.verdict
     word, colour = OUTCOMES[found and found["outcome"]]
-    lines = [(f"strength {cell.strength:g}  threshold x{cell.scale:g}", INK)]
+    lines = [f"strength {cell.strength:g}  threshold x{cell.scale:g}"]
     if found is not None:
         close = max(0.0, found["closeness"])
-        lines.append((f"closeness {close:.2f}", FAINT))
-    return colour, [*lines, (word, colour)]
-
-
-def _fitted(picture: Tensor):
-    """(H, W, 3) in [0, 1] -> RGB picture that fits into a cell."""
-    from PIL import Image
-
-    whole = Image.fromarray((picture * 255).round().byte().numpy())
-    scale = min(SIDE / whole.width, SIDE / whole.height, 4.0)
-    size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
-    return whole.resize(size, Image.Resampling.LANCZOS)
-
-
-def _font(size: int):
-    from PIL import ImageFont
-
-    try:
-        return ImageFont.load_default(size=size)
-    except TypeError:  # Pillow before 10.1
-        return ImageFont.load_default()
+        lines.append(f"closeness {close:.2f}")
+    picture = Image.fromarray((cell.picture * 255).round().byte().numpy())
+    return contact.Tile(picture, [*lines, (word, colour)], colour)
 
 
 def _verdicts(report: hook.Report, count: int) -> list[dict | None]:

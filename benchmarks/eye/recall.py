@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from amg_core.sheet import Group, Tile, draw
+
 from . import edits
 from .pictures import PHOTOGRAPH, STAMP, Library
-from .sheets import false_alarm_sheet, miss_sheet
 from .tables import Setting, Table, markdown, wilson
 
 FALSE_ALARMS = 0.01
@@ -160,13 +161,33 @@ def _sheets(setting: Setting, name: str, answers: list[Answer], limit: float) ->
     missed = [a for a, f in zip(answers, found, strict=True) if not f]
     missed.sort(key=lambda a: (-counts[a.edit], right(library, a), -a.similarity))
     alarms = sorted(answers, key=lambda a: -a.unrelated)
-    shown = lambda a: edited(setting, a.edit, a.source)[0]  # noqa: E731
-    miss_sheet(library, _few(missed, "edit", 2), shown, limit).save(
-        setting.out / f"misses_{name}.png"
-    )
-    false_alarm_sheet(library, _few(alarms, "source", 1), shown, limit).save(
-        setting.out / f"false_alarms_{name}.png"
-    )
+
+    def tiles(a: Answer, *rows: int) -> list[Tile]:
+        images = [edited(setting, a.edit, a.source)[0], *(library.rows[r].load() for r in rows)]
+        return [Tile(image) for image in images]
+
+    def miss(a: Answer) -> Group:
+        if right(library, a):
+            return Group(tiles(a, a.source), f"{a.edit}: its own, at {a.similarity:.3f}: too low")
+        return Group(
+            tiles(a, a.source, a.named), f"{a.edit}: {_named(library, a.similarity, a.named)}"
+        )
+
+    def alarm(a: Answer) -> Group:
+        told = _named(library, a.unrelated, a.unrelated_named)
+        return Group(tiles(a, a.unrelated_named), f"{a.edit}: {told}")
+
+    sheets = {
+        "misses": (map(miss, _few(missed, "edit", 2)), "Misses: query, source, named instead"),
+        "false_alarms": (map(alarm, _few(alarms, "source", 1)), "False alarms: query, row named"),
+    }
+    for kind, (groups, heading) in sheets.items():
+        sheet = draw([*groups], heading=f"{heading}. Threshold {limit:.3f}", columns=3, across=3)
+        sheet.save(setting.out / f"{kind}_{name}.png")
+
+
+def _named(library: Library, similarity: float, row: int) -> str:
+    return f"named at {similarity:.3f} {library.rows[row].path.stem}"
 
 
 def _few(answers: list[Answer], attribute: str, most: int, count: int = 24) -> list[Answer]:

@@ -17,11 +17,11 @@ from amg_core.limits import COPY, ZNCC
 from amg_core.probe import Probe
 from amg_demo.evaluate import kid, score
 from amg_demo.sheet import to_image
+from index_tools import intervals
 
 from .worlds import World
 
 Embed = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) -> unit rows (B, D)
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,7 @@ def _jpeg(picture: Tensor, quality: int = 40) -> Tensor:
 
 def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Mean of a − b over pairs, and its bootstrap interval (95 %): pairs are drawn together."""
-    rng = np.random.Generator(np.random.PCG64(1))
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    drawn = difference[rng.integers(len(difference), size=(RESAMPLES, len(difference)))].mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(difference.mean()), float(low), float(high)
+    return intervals.mean(np.asarray(a, np.float64) - np.asarray(b, np.float64), seed=1)
 
 
 def kid_interval(features: Tensor, real: Tensor, halves: int = 100) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from amg_core.limits import COPY
 from amg_core.plot import curve
 from amg_demo.sheet import sheet, side_by_side
-from index_tools.evaluate import bootstrap, share, top_mean
+from index_tools import intervals
 
 from .grade import Grades, Judges, Own, fooled, kid_interval, paired_difference, unseen
 from .methods import Drawing, Method, watch
@@ -37,21 +37,21 @@ Cell = tuple[float, float | None, float | None] | None
 
 
 def percentage(hits: Tensor) -> Cell:
-    return share(int(hits.sum()), len(hits)) if len(hits) else None
+    return intervals.share(int(hits.sum()), len(hits)) if len(hits) else None
 
 
 def mean(values: Tensor) -> Cell:
     array = values.double().numpy()
     if not len(array) or np.isnan(array).any():
         return None
-    return float(array.mean()), *bootstrap(array, lambda part: float(part.mean()))
+    return intervals.mean(array)
 
 
 def top5(values: Tensor, small: bool = False) -> Cell:
     array = (-values if small else values).double().numpy()
     sign = -1 if small else 1
-    low, high = sorted(sign * v for v in bootstrap(array, top_mean))
-    return sign * top_mean(array), low, high
+    low, high = sorted(sign * v for v in intervals.bootstrap(array, intervals.top_mean))
+    return sign * intervals.top_mean(array), low, high
 
 
 def pick(grades: Grades, rows: Tensor) -> Grades:

@@ -7,17 +7,18 @@ import csv
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amg_core import metrics
+from amg_core import metrics, sheet
 from amg_core.descriptors import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
-from index_tools import captions, dedup, sheet
+from index_tools import captions, dedup
 from tests.index.helpers import fill, paint
 
 Member = dedup.Member
@@ -110,6 +111,12 @@ def test_mirrored_pictures_are_duplicates():
     assert found[0, 1] > 0.99 and found[0, 0] > 0.99
     assert found[0, 2] < 0.7 and found[0, 3] < 0.7
     assert torch.allclose(found, found.T, atol=1e-4)
+
+
+def test_without_scipy_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.sparse.csgraph", None)
+    with pytest.raises(AMGError, match=r"Finding duplicates needs scipy: pip install scipy\."):
+        dedup.Components(3)
 
 
 def test_progress_covers_all_blocks(monkeypatch):
@@ -338,13 +345,15 @@ def test_wrong_numbers_are_refused(index):
 
 def test_a_sheet_of_what_was_found():
     red, blue = (Image.new("RGB", (50, 25), colour) for colour in ("red", "blue"))
-    drawn = sheet.draw(red, [(blue, ["0.91", "größe 漢字 " * 20])] * 7, heading="x", columns=4)
+    cells = [sheet.Tile(red, ["query"], sheet.ASKED)]
+    cells += [sheet.Tile(blue, ["0.91", "größe 漢字 " * 20])] * 7
+    drawn = sheet.draw([sheet.Group(cells)], heading="x", columns=4)
     pixels = np.asarray(drawn).reshape(-1, 3)
     assert (pixels == (255, 0, 0)).all(1).sum() > 5000
     assert (pixels == (0, 0, 255)).all(1).sum() > 7 * 5000
-    assert (pixels == sheet.MARK["query"]).all(1).sum() > 300
-    assert drawn.height > 2 * sheet.CELL
-    assert sheet.draw(None, []).size[0] > 0
+    assert (pixels == sheet.ASKED).all(1).sum() > 300
+    assert drawn.height > 2 * sheet.SIDE
+    assert sheet.draw([]).size[0] > 0
 
 
 def test_text_is_cut_to_the_width():
@@ -357,5 +366,5 @@ def test_text_is_cut_to_the_width():
 
 def test_a_sheet_ends_where_viewers_do(monkeypatch):
     monkeypatch.setattr(sheet, "MAX_SIDE", 900)
-    cell = sheet.Cell(Image.new("RGB", (9, 9)), ["x"])
-    assert sheet.groups([("t", [cell])] * 50).height < 1000
+    cell = sheet.Tile(Image.new("RGB", (9, 9)), ["x"])
+    assert sheet.draw([sheet.Group([cell], "t")] * 50).height < 1000

@@ -20,7 +20,7 @@ from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from amg_core.probe import Probe
-from index_tools import evaluate, page
+from index_tools import evaluate, intervals, page
 from tests.index.helpers import fill, paint
 
 
@@ -60,21 +60,21 @@ def probe(place, pixel):
 
 
 def test_top_mean_is_of_the_largest_twentieth():
-    assert evaluate.top_mean(np.arange(100.0)) == pytest.approx(np.arange(95, 100).mean())
-    assert evaluate.top_mean(np.array([1.0, 5.0, 2.0])) == 5
+    assert intervals.top_mean(np.arange(100.0)) == pytest.approx(np.arange(95, 100).mean())
+    assert intervals.top_mean(np.array([1.0, 5.0, 2.0])) == 5
 
 
 def test_shares_have_wilson_intervals():
-    assert evaluate.share(0, 100) == pytest.approx((0, 0, 3.70), abs=0.01)
-    assert evaluate.share(10, 100) == pytest.approx((10, 5.52, 17.44), abs=0.01)
-    assert evaluate.share(5, 5) == pytest.approx((100, 56.55, 100), abs=0.01)
+    assert intervals.share(0, 100) == pytest.approx((0, 0, 3.70), abs=0.01)
+    assert intervals.share(10, 100) == pytest.approx((10, 5.52, 17.44), abs=0.01)
+    assert intervals.share(5, 5) == pytest.approx((100, 56.55, 100), abs=0.01)
 
 
 def test_bootstrap_is_the_same_each_time_and_draws_from_nobody_else():
     values = np.random.default_rng(0).normal(3, 1, 400)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    low, high = evaluate.bootstrap(values, lambda part: float(part.mean()))
-    assert (low, high) == evaluate.bootstrap(values, lambda part: float(part.mean()))
+    low, high = intervals.bootstrap(values, lambda part: float(part.mean()))
+    assert (low, high) == intervals.bootstrap(values, lambda part: float(part.mean()))
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert states == after
     error = values.std() / 20  # of the mean of 400
@@ -224,10 +224,16 @@ def test_inception_weights_are_never_unpickled_freely(tmp_path, monkeypatch):
 def test_absent_packages_are_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(AMGError, match="pip install transformers"):
         evaluate.clip_scorer(tmp_path)
     with pytest.raises(AMGError, match="pip install torch-fidelity"):
         evaluate.inception_features(tmp_path / "x.pth")
+    with pytest.raises(AMGError, match=r"An interval needs scipy: pip install scipy\."):
+        intervals.share(1, 2)
+    with pytest.raises(AMGError, match="pip install jinja2, or leave --out away"):
+        page.template()
 
 
 # ------------------------------------------------------------------------------- telling

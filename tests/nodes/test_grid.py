@@ -74,9 +74,9 @@ def test_sheet(grid):
         at = np.argwhere((pixels == round(shade * 255)).all(axis=-1))
         top, left = at.min(axis=0)
         bottom, right = at.max(axis=0)
-        # 64 × 32 enlarged four times, three pixels of frame on each side.
-        assert (bottom - top + 1, right - left + 1) == (128 - 6, 256 - 6)
-        assert len(at) == (128 - 6) * (256 - 6)
+        # 64 × 32 enlarged four times, inside its frame.
+        assert (bottom - top + 1, right - left + 1) == (128, 256)
+        assert len(at) == 128 * 256
         seen.append((top, left, tuple(pixels[top - 1, left])))
     assert [colour for *_, colour in seen] == [grid.OUTCOMES[kind][1] for kind in kinds]
     assert seen[0][0] == seen[1][0] < seen[2][0] == seen[3][0]

@@ -1,0 +1,50 @@
+"""Figures over pictures, with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from amg_core.optional import needed
+
+TOP = 0.05  # of the pictures, by similarity
+RESAMPLES = 2000  # of the bootstrap
+
+Interval = tuple[float, float, float]  # value, low, high
+
+
+def top_mean(values: np.ndarray) -> float:
+    """Mean of the largest 5 % of the values, of one at least."""
+    count = max(1, round(TOP * len(values)))
+    return float(np.partition(values, len(values) - count)[len(values) - count :].mean())
+
+
+def share(hits: int, n: int) -> Interval:
+    """Percentage with its interval (Wilson 1927). AMGError where SciPy is missing.
+
+    Not by bootstrap: of 0 hits it would make "surely 0 %", however few pictures there are.
+    """
+    stats = needed("scipy.stats", "An interval", "pip install scipy")
+    low, high = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return 100 * hits / n, 100 * float(low), 100 * float(high)
+
+
+def bootstrap(
+    values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of a statistic over pictures drawn again with replacement.
+
+    The draws have a generator and a seed of their own: the same values give the same interval. By
+    hand, for SciPy's refuses a single picture.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    n = len(values)
+    drawn = [statistic(values[rng.integers(n, size=n)]) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean(values: np.ndarray, seed: int = 0) -> Interval:
+    """The mean, with its interval by bootstrap."""
+    return float(values.mean()), *bootstrap(values, lambda part: float(part.mean()), seed)
