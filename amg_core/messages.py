@@ -34,7 +34,7 @@ class Message:
         if sentence is None or {name for name, _ in PLACE.findall(sentence)} != set(self.values):
             raise ValueError(f"{self.code!r} with {sorted(self.values)} is in no catalogue")
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return {"code": self.code} | {name: _plain(value) for name, value in self.values.items()}
 
 
@@ -53,7 +53,7 @@ def words(told: Message | Iterable[Message], language: str = ENGLISH) -> str:
     )
 
 
-def to_json(told: Iterable[Message]) -> list[dict]:
+def to_json(told: Iterable[Message]) -> list[dict[str, Any]]:
     return [each.to_json() for each in told]
 
 
@@ -61,11 +61,13 @@ def to_json(told: Iterable[Message]) -> list[dict]:
 def catalogue(language: str) -> dict[str, str]:
     """Code -> sentence; {} for a language that there is not."""
     if language == ENGLISH:
-        return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+        english: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+        return english
     path = LOCALES / language / "main.json"
     if not language.isalpha() or not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))[GROUP]
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))[GROUP]
+    return found
 
 
 def _said(value: Any, decimals: str | None, language: str) -> str:

@@ -35,7 +35,9 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,7 +75,7 @@ _OPEN = (  # keys that hold no names
 
 
 def compose(
-    session: dict,
+    session: dict[str, Any],
     outcome: Outcome | None = None,
     *,
     judged_by: str = "",
@@ -82,8 +84,8 @@ def compose(
     seed: int | None = None,
     seeds: list[int | None] | None = None,
     versions: dict[str, str] | None = None,
-    **more,
-) -> dict:
+    **more: Any,
+) -> dict[str, Any]:
     """The report of one run.
 
     Parameters
@@ -117,8 +119,8 @@ def compose(
     return told
 
 
-def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
-    told: dict = {
+def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
         "samples": attempt.samples,
         "verdicts": [verdict.to_json() for verdict in attempt.verdicts],
     }
@@ -127,7 +129,7 @@ def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict:
     return told
 
 
-def travelling(report: dict, tells: str = ANONYMOUS) -> dict:
+def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]:
     """As it goes into a picture: numbers to 4 decimals, and no longer than LIMIT if it can be.
 
     tells : ANONYMOUS, without what `anonymous` takes out, or FULL.
@@ -136,12 +138,12 @@ def travelling(report: dict, tells: str = ANONYMOUS) -> dict:
     of later drawings, neighbours on the way, the curve. Verdicts, index, settings and versions always stay.
     """
 
-    def without(steps: list[dict]) -> list[dict]:
+    def without(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in step.items() if key != "moved"} for step in steps]
 
-    told = _rounded(anonymous(report) if tells == ANONYMOUS else report)
+    told: dict[str, Any] = _rounded(anonymous(report) if tells == ANONYMOUS else report)
     attempts = told["attempts"]
-    shorter = {
+    shorter: dict[str, Callable[[], dict[str, Any]]] = {
         "steps.moved": lambda: {
             "steps": without(told["steps"]),
             "attempts": [
@@ -161,14 +163,14 @@ def travelling(report: dict, tells: str = ANONYMOUS) -> dict:
     return told
 
 
-def anonymous(report: dict) -> dict:
+def anonymous(report: dict[str, Any]) -> dict[str, Any]:
     """The report without a name or a caption of the index; "left_out" names "names".
 
     Who has the index can check it all the same: the hash says which index it is, and row ids say which
     pictures. To anybody else both say nothing, not even whether a picture that he has is in there.
     """
 
-    def verdict(found: dict) -> dict:
+    def verdict(found: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in found.items() if not isinstance(value, str)}
         kept |= {
             "outcome": found["outcome"],
@@ -178,7 +180,7 @@ def anonymous(report: dict) -> dict:
         }
         return kept | {"words": in_words(message_of(kept))}
 
-    def attempt(made: dict) -> dict:
+    def attempt(made: dict[str, Any]) -> dict[str, Any]:
         kept = {key: made[key] for key in ("samples", "seed", "settings", "steps") if key in made}
         return kept | {"verdicts": [verdict(found) for found in made["verdicts"]]}
 
@@ -192,7 +194,7 @@ def anonymous(report: dict) -> dict:
     }
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
@@ -200,7 +202,7 @@ def _rounded(value):
     return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def check(report: dict) -> None:
+def check(report: dict[str, Any]) -> None:
     """AMGError, naming the key, unless `report` has the schema's shape."""
     if not isinstance(report, dict) or report.get("schema") not in (SCHEMA, *EARLIER):
         raise AMGError(f"This is no {SCHEMA}: it may come from a newer version of the plugin.")
@@ -209,7 +211,7 @@ def check(report: dict) -> None:
             raise AMGError(f"The report is damaged: {key} is not a {kind.__name__}.")
 
 
-def drawings(report: dict) -> list[tuple[str, dict]]:
+def drawings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
     name = report["index"]["name"]
     found = [(f"closeness to {name}", report)]
@@ -233,12 +235,12 @@ def step(session: Session) -> list[Message]:
     ]
 
 
-def words(report: dict, language: str = ENGLISH) -> str:
+def words(report: dict[str, Any], language: str = ENGLISH) -> str:
     """What became of the run, in one line for the artist."""
     return in_words(story(report), language)
 
 
-def story(report: dict) -> list[Message]:
+def story(report: dict[str, Any]) -> list[Message]:
     """What became of the run."""
     gaps = _gaps(report)
     if report["not_judged"]:
@@ -269,7 +271,7 @@ def story(report: dict) -> list[Message]:
     return told + gaps
 
 
-def story_of_one(report: dict) -> list[Message]:
+def story_of_one(report: dict[str, Any]) -> list[Message]:
     """The same of a report on one picture, which who reads it has before him."""
     (found,) = report["verdicts"]
     if found["copy"]:
@@ -282,7 +284,7 @@ def story_of_one(report: dict) -> list[Message]:
     return [first, message("closest", closeness=_close(found), limit=COPY)]
 
 
-def refusal(report: dict) -> str:
+def refusal(report: dict[str, Any]) -> str:
     """What to tell an artist who asked for a stop: the picture, its neighbour, what to change."""
     first, *rest = _copies(report)
     more = f" (and {len(rest)} more of the batch)" if rest else ""
@@ -295,7 +297,7 @@ def refusal(report: dict) -> str:
     )
 
 
-def of_picture(path: str | Path) -> dict[str, dict]:
+def of_picture(path: str | Path) -> dict[str, dict[str, Any]]:
     """The reports in a saved picture's metadata, by the id of the node that made each.
 
     Raises
@@ -318,7 +320,7 @@ def of_picture(path: str | Path) -> dict[str, dict]:
             f"that drops metadata. Take the file that Save Image wrote."
         )
     try:
-        reports = json.loads(text)
+        reports: dict[str, dict[str, Any]] = json.loads(text)
         for report in reports.values():
             check(report)
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -328,23 +330,23 @@ def of_picture(path: str | Path) -> dict[str, dict]:
     return reports
 
 
-def _copies(report: dict) -> list[dict]:
+def _copies(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [v for v in report["verdicts"] if v["copy"]]
 
 
-def _is(found: dict, outcome: str) -> bool:
+def _is(found: dict[str, Any], outcome: str) -> bool:
     """Whether a verdict has that outcome; "amg-report/1" has other names for them."""
     return found["outcome"] in (outcome, {NO_COPY: "clean", CANNOT_TELL: "unsure"}[outcome])
 
 
-def _still(bad: list[dict]) -> Message:
+def _still(bad: list[dict[str, Any]]) -> Message:
     pictures = [v["sample"] + 1 for v in bad]
     if len(pictures) == 1:
         return message("still_a_copy_one", picture=pictures[0])
     return message("still_a_copy_more", pictures=pictures)
 
 
-def _gaps(report: dict) -> list[Message]:
+def _gaps(report: dict[str, Any]) -> list[Message]:
     told = []
     if report.get("unseen_steps", 0):
         told.append(message("unseen_steps", count=report["unseen_steps"]))
@@ -354,7 +356,7 @@ def _gaps(report: dict) -> list[Message]:
     return told
 
 
-def _why(report: dict) -> Message:
+def _why(report: dict[str, Any]) -> Message:
     """Why nothing was judged."""
     code = report.get("not_judged_code")
     return (
@@ -368,16 +370,17 @@ def _pictures(samples: list[int]) -> str:
     )
 
 
-def _close(verdict: dict) -> float:
-    return max(0.0, verdict["closeness"])
+def _close(verdict: dict[str, Any]) -> float:
+    close: float = verdict["closeness"]
+    return max(0.0, close)
 
 
-def _before(report: dict, verdict: dict) -> float:
+def _before(report: dict[str, Any], verdict: dict[str, Any]) -> float:
     """Closeness of the first drawing of that picture."""
     first = report["attempts"][0]
     return _close(first["verdicts"][first["samples"].index(verdict["sample"])])
 
 
-def _seen_by(report: dict) -> Message:
+def _seen_by(report: dict[str, Any]) -> Message:
     by = report["judged_by"]
     return message("by_vae") if by == "vae" else message("by_decoder", decoder=by)

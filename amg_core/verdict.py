@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -53,13 +54,13 @@ class Verdict:
     def message(self) -> Message:
         return message_of(asdict(self))
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """With the message in English, for who reads the JSON."""
         told = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
         return told | {"words": words(self.message())}
 
 
-def message_of(found: Mapping) -> Message:
+def message_of(found: Mapping[str, Any]) -> Message:
     """Of a verdict in a report. Without the name of the picture it names its row; one of
     ``amg-report/1`` knows its words alone."""
     if "checks" not in found:
@@ -80,7 +81,7 @@ def message_of(found: Mapping) -> Message:
     return message("copy_by_second" if checks == {SECOND} else "copy_by_both", source=source)
 
 
-def reason_of(found: Mapping) -> Message:
+def reason_of(found: Mapping[str, Any]) -> Message:
     """Why the checks cannot tell, of a verdict in a report."""
     if found.get("reason") in REASONS:
         return message(found["reason"])
@@ -103,8 +104,9 @@ def verdict(
         The pictures that the guard steered each one away from.
     """
     named = [()] * len(pictures) if named is None else named
-    pairs = zip(pictures.split(1), named, strict=True)
-    return [_judge(probe, picture, rows) for picture, rows in pairs]
+    return [
+        _judge(probe, picture[None], rows) for picture, rows in zip(pictures, named, strict=True)
+    ]
 
 
 def kept_box(mask: Tensor) -> Box | None:
