@@ -8,8 +8,9 @@ seeds, and where the two are one picture, that is the whole index. `sscd_int8` i
 weights (see `rivals`); it has no gradient, and main needs none.
 
 Graded by what steered none of them alone: correlation of 16x16 grey pictures with the own training picture,
-the second check's score with it, and SSCD where it is installed. An escape is a picture that is a copy to
-any of these and that its verdict does not call one; each is shown on the sheet of its eye.
+and with any of them, the second check's score with the own, and SSCD where it is installed. An escape is a
+picture that is a copy to any of these and that its verdict does not call one; each is marked on the sheet of
+its eye. Without an index the verdict knows only the picture that it left: a copy of another one escapes it.
 """
 
 from __future__ import annotations
@@ -157,6 +158,9 @@ def figures(world: World, drawn: Drawing, plain: Tensor, sscd: SSCDInt8 | None) 
     copied = (zncc > OWN_ZNCC).numpy() | (np.array(score) > limits.REGISTERED)
     if own is not None:
         copied |= own > OWN_SSCD
+    near = judge.zncc_matrix(torch.cat([mine, mine.flip(-1)]), world.training)
+    near = near.amax(dim=1).reshape(2, count).amax(dim=0)
+    copied |= (near > limits.ZNCC).numpy()
     escapes = copied & ~np.array(drawn.called[:count] or [False] * count)
     with torch.inference_mode():
         seen = world.model.scorer(drawn.pictures)["subject"].softmax(dim=1)
@@ -165,6 +169,7 @@ def figures(world: World, drawn: Drawing, plain: Tensor, sscd: SSCDInt8 | None) 
     return {
         "zncc_mean": float(zncc.mean()), "zncc_worst": float(zncc.max()),
         "zncc_copies": int((zncc > OWN_ZNCC).sum()),
+        "near_worst": float(near.max()), "near_copies": int((near > limits.ZNCC).sum()),
         "score_worst": max(score), "score_copies": int((np.array(score) > limits.REGISTERED).sum()),
         "sscd_mean": None if own is None else float(own.mean()),
         "sscd_worst": None if own is None else float(own.max()),
@@ -187,6 +192,7 @@ def _line(name: str, one: dict, count: int) -> list[str]:
     return [
         name,
         f"{one['zncc_mean']:.2f} / {one['zncc_worst']:.2f} / {one['zncc_copies']}",
+        f"{one['near_worst']:.2f} / {one['near_copies']}",
         f"{one['score_worst']:.2f} / {one['score_copies']}",
         sscd,
         f"**{len(one['escapes'])}** ({100 * low:.0f}–{100 * high:.0f} %)",
@@ -240,7 +246,7 @@ def main() -> int:
             told[f"{name}: others called copies when plain"] = called
     heading = [
         f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
-        "second check worst / copies",
+        f"ZNCC with any of {len(world.training)}, worst / > {limits.ZNCC}", "second check worst / copies",
         f"own SSCD mean / worst / > {OWN_SSCD}", "escapes", "subject", "others identical",
     ]  # fmt: skip
     print("\n" + markdown(heading, lines))
