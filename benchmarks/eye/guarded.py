@@ -10,7 +10,7 @@ weights (see `rivals`); it has no gradient, and main needs none.
 Graded by what steered none of them alone: correlation of 16x16 grey pictures with the own training picture,
 and with any of them, the second check's score with the own, and SSCD where it is installed. An escape is a
 picture that is a copy to any of these and that its verdict does not call one; each is marked on the sheet
-of its eye. Without an index the verdict knows only the picture that it left: a copy of another one escapes it.
+of its eye. Without an index the verdict knows only the picture that was left: a copy of another escapes it.
 """
 
 from __future__ import annotations
