@@ -8,7 +8,7 @@ import stat
 from typing import BinaryIO
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A file, open for reading. OSError where there is none, or a folder, pipe or device instead."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, flags)
@@ -21,7 +21,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     raise OSError(errno.EINVAL, "not a file", str(path))
 
 
-def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
     """All of a file of at most `most` bytes, in the memory that these take.
 
     OSError for a longer one, for one that grows meanwhile, and as `open_regular`.
