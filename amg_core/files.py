@@ -10,7 +10,7 @@ from typing import BinaryIO
 from .errors import AMGError
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A file, open for reading. OSError where there is none, or a folder, pipe or device instead."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, flags)
@@ -23,7 +23,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     raise OSError(errno.EINVAL, "not a file", str(path))
 
 
-def there(path: str | os.PathLike) -> bool:
+def there(path: str | os.PathLike[str]) -> bool:
     """Whether anything is at `path`. AMGError where the system does not let this user look."""
     try:
         os.stat(path)
@@ -37,7 +37,7 @@ def there(path: str | os.PathLike) -> bool:
     return True
 
 
-def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
     """All of a file of at most `most` bytes, in the memory that these take.
 
     OSError for a longer one, for one that grows meanwhile, and as `open_regular`.

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import AMGError
@@ -34,6 +34,9 @@ SCORES = {
 }
 
 Measured = Sequence[dict[str, float]]  # of one prompt, as `statistics.measure` gives it
+Columns = dict[
+    str, list[list[float | None]]
+]  # statistic -> number of noises -> prompts: see `_columns`
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,6 @@ class Verdict:
         what = message("suspicious" if self.suspicious else "not_suspicious")
         return [what, message("score", kind=self.kind, score=self.score), share]
 
-    def to_json(self) -> dict:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -100,7 +100,7 @@ class Calibration:
     ordinary: list[Measured]
     memorised: list[Measured]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.ordinary) < FEWEST:
             raise AMGError(
                 f"prompts: {len(self.ordinary)} ordinary prompts cannot show what is ordinary. "
@@ -125,23 +125,24 @@ class Calibration:
             raise AMGError(f"score: {kind!r} compares noises. Set seeds to 2 or more.")
         return Scale(kind, n, names, self.ordinary, self.memorised)
 
-    def judge(
-        self, measured: Measured, kind: str, seeds: int | None = None, false_alarms: float = 0.01
-    ) -> Verdict:
-        """The verdict on what a prompt measured: see `scale`."""
-        return self.scale(kind, seeds).judge(measured, false_alarms)
-
 
 class Scale:
     """One score of one calibration, from n noises."""
 
-    def __init__(self, kind, n, names, ordinary, memorised):
+    def __init__(
+        self,
+        kind: str,
+        n: int,
+        names: Sequence[str],
+        ordinary: Sequence[Measured],
+        memorised: Sequence[Measured],
+    ) -> None:
         self.kind, self.n = kind, n
         self._laws = [(name, *robust([each[n - 1][name] for each in ordinary])) for name in names]
         self._middle, self._spread = 0.0, 1.0
         self._middle, self._spread = robust([self.score(each) for each in ordinary])
         self.ordinary = [self.score(each) for each in ordinary]
-        self._logistic = None
+        self._logistic: tuple[float, float] | None = None
         if memorised:
             self._logistic = logistic(self.ordinary, [self.score(each) for each in memorised])
 
@@ -303,7 +304,7 @@ def load(path: Path) -> Calibration:
         ) from error
 
 
-def _columns(prompts: Sequence[Measured]) -> dict[str, list]:
+def _columns(prompts: Sequence[Measured]) -> Columns:
     """Statistic -> for each number of noises, the values of all prompts (null where it has none)."""
     if not prompts:
         return {}
@@ -313,7 +314,7 @@ def _columns(prompts: Sequence[Measured]) -> dict[str, list]:
     }
 
 
-def _prompts(columns: dict[str, list], seeds: int) -> list[Measured]:
+def _prompts(columns: Columns, seeds: int) -> list[Measured]:
     """The inverse of `_columns`. ValueError where a number is missing or not finite."""
     if not columns:
         return []
@@ -329,7 +330,7 @@ def _prompts(columns: dict[str, list], seeds: int) -> list[Measured]:
             if name == "agreement" and i == 0:
                 continue
             for prompt, value in zip(prompts, row, strict=True):
-                if not math.isfinite(value):
+                if value is None or not math.isfinite(value):
                     raise ValueError(f"{name} holds {value}")
                 prompt[i][name] = float(value)
     return prompts

@@ -35,7 +35,7 @@ class Predictions:
     uncond: Tensor
     kind: str = EPSILON
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} is none of {', '.join(KINDS)}")
         if self.sigma <= 0 or (self.kind == FLOW and self.sigma > 1):
@@ -60,7 +60,8 @@ def unrescaled(noise: Tensor, input_scale: float) -> Tensor:
 def epsilon(p: Predictions, denoised: Tensor) -> Tensor:
     """The noise that `denoised` leaves: ε = (x − D)/σ; flow: (x − (1 − σ)·D)/σ."""
     share = 1 - p.sigma if p.kind == FLOW else 1.0
-    return (p.x - share * denoised) / p.sigma
+    noise: Tensor = (p.x - share * denoised) / p.sigma
+    return noise
 
 
 def output(p: Predictions, denoised: Tensor) -> Tensor:
@@ -68,10 +69,9 @@ def output(p: Predictions, denoised: Tensor) -> Tensor:
 
     ε: (x − D)/σ. v = √ᾱ·ε − √(1−ᾱ)·x0: (x − (1 + σ²)·D)/(σ·√(1 + σ²)). Flow, ε − x0: (x − D)/σ.
     """
-    if p.kind == V:
-        power = 1 + p.sigma**2
-        return (p.x - power * denoised) / (p.sigma * power**0.5)
-    return (p.x - denoised) / p.sigma
+    power = 1 + p.sigma**2 if p.kind == V else 1.0
+    told: Tensor = (p.x - power * denoised) / (p.sigma * power**0.5)
+    return told
 
 
 def deviation(p: Predictions) -> float:
@@ -88,19 +88,6 @@ def score_difference(p: Predictions) -> Tensor:
     if p.kind == FLOW and p.sigma > 0.99:
         return output(p, p.uncond) - output(p, p.cond)
     return -(epsilon(p, p.cond) - epsilon(p, p.uncond)) / deviation(p)
-
-
-def code_difference(p: Predictions) -> Tensor:
-    """What the authors' code takes the norm of, up to its sign.
-
-    ε networks: ε_c − ε_u. v networks: √ᾱ·(v_c − v_u)/(1 − ᾱ), which they call the score.
-    Flow networks, which they do not have: the difference of the outputs.
-    """
-    difference = output(p, p.cond) - output(p, p.uncond)
-    if p.kind == V:
-        alpha = 1 / (1 + p.sigma**2)
-        return difference * alpha**0.5 / (1 - alpha)
-    return difference
 
 
 def flat(x: Tensor) -> Tensor:

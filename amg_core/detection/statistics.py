@@ -24,9 +24,10 @@ NAMES = ("norm", "alignment", "alignment_pixelwise", "low_norm", "agreement")
 LOW = 0.041  # share of the noise schedule: the code's timesteps[-3] of 50 steps, 41 of 1,000
 
 
-def norm(p: Predictions, code: bool = False) -> Tensor:
-    """‖s_Δ‖₂ over all of a sample (B,); `code`: of what the authors' code takes it, see there."""
-    return of.flat(of.code_difference(p) if code else of.score_difference(p)).norm(dim=1)
+def norm(p: Predictions) -> Tensor:
+    """‖s_Δ‖₂ over all of a sample (B,)."""
+    norms: Tensor = of.flat(of.score_difference(p)).norm(dim=1)
+    return norms
 
 
 def alignment(p: Predictions) -> Tensor:
@@ -78,35 +79,3 @@ def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:
 def _running_mean(values: Tensor) -> Iterator[float]:
     values = values.cpu().double()  # not every accelerator knows float64
     yield from (values.cumsum(0) / torch.arange(1, len(values) + 1)).tolist()
-
-
-class RunningNorm:
-    """Wen et al.: ‖ε_c − ε_u‖ of each sample, met while sampling anyway, at the first step or the
-    mean over all. Costs no evaluation of the model.
-
-    >>> meter = RunningNorm()
-    >>> meter.add(predictions)  # once a step
-    >>> meter.first, meter.mean  # (B,) each
-    """
-
-    def __init__(self):
-        self.first: Tensor | None = None
-        self._sum: Tensor | None = None
-        self.steps = 0
-
-    def add(self, p: Predictions) -> Tensor:
-        """Take in one step; its norms (B,). ValueError where the size of the batch changes."""
-        difference = of.epsilon(p, p.cond) - of.epsilon(p, p.uncond)
-        norms = of.flat(difference).norm(dim=1).detach().cpu()
-        if self._sum is None:
-            self.first, self._sum = norms, torch.zeros_like(norms, dtype=torch.float64)
-        if len(norms) != len(self._sum):
-            raise ValueError(f"a batch of {len(norms)} after one of {len(self._sum)}")
-        self._sum += norms
-        self.steps += 1
-        return norms
-
-    @property
-    def mean(self) -> Tensor | None:
-        """Mean over the steps so far (B,); None before the first."""
-        return None if self._sum is None else (self._sum / self.steps).float()

@@ -6,31 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-
 from ..messages import Message, message
-from .predictions import Predictions
-from .statistics import norm
 
 GROUPS = 16  # a longer prompt is taken apart into this many groups of neighbouring words
-
-
-def gradient_significance(predict: Callable[[Tensor], Predictions], embedding: Tensor) -> Tensor:
-    """‖∂L/∂e_i‖₂ of every token i, L = mean ‖Δ‖ (Wen et al., ICLR 2024, §4.2). (1, T, C) -> (T,).
-
-    Differentiates the model: a backward pass, about twice the time and several times the memory of a
-    forward pass, and weights that are not inference tensors. `leave_out` needs neither.
-
-    Parameters
-    ----------
-    predict : callable
-        Embedding (1, T, C) -> predictions for n noises at the highest level, differentiable in it.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = embedding.detach().clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(norm(predict(leaf)).mean(), leaf)
-    return gradient[0].norm(dim=1)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +35,11 @@ from ..errors import AMGError
 from ..optional import needed
 from . import commit
 from . import format as fmt
+from .parquet import open_parquet
 from .shard import Record, ShardWriter, check_mapped
+
+if TYPE_CHECKING:
+    from .writer import BuildReport
 
 MODEL = "ViT-B/32"  # what clip-retrieval takes unless told otherwise
 BLOCK = 1 << 14  # rows at once
@@ -55,7 +60,7 @@ class Folder:
     faiss: Path | None = None
 
 
-def look(folder: str | os.PathLike) -> Folder:
+def look(folder: str | os.PathLike[str]) -> Folder:
     """Which files of `folder` hold embeddings and metadata.
 
     Raises
@@ -88,7 +93,7 @@ def look(folder: str | os.PathLike) -> Folder:
 
 
 def read_clip_retrieval(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
 ) -> Iterator[tuple[np.ndarray, list[Record]]]:
     """Blocks of rows (n, D) float32 as stored, and what is known of each; n <= BLOCK.
 
@@ -111,7 +116,9 @@ def read_clip_retrieval(
         )
     for i, path in enumerate(found.vectors):
         table = found.tables[i] if found.tables else None
-        if table is not None and (rows := _parquet(table).metadata.num_rows) != len(_open(path)):
+        if table is not None and (rows := open_parquet(table).metadata.num_rows) != len(
+            _open(path)
+        ):
             raise AMGError(
                 f"{table} has {rows} rows and {path} {len(_open(path))}: one of them is incomplete."
             )
@@ -124,13 +131,13 @@ def read_clip_retrieval(
 
 
 def import_clip_retrieval(
-    folder: str | os.PathLike,
-    out: str | os.PathLike,
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     model: str = MODEL,
     progress: Callable[[int, int, str], None] | None = None,
     *,
     replace_index: bool = False,
-):
+) -> BuildReport:
     """Make an index of the embeddings in `folder`, for `two_stage` or any search by CLIP.
 
     Rows are scaled to length 1 and kept as float16. Rows that are not finite or have no length are
@@ -213,7 +220,7 @@ def import_clip_retrieval(
 WIDTHS = {"b_32": 512, "b_16": 512, "l_14": 768, "h_14": 1024, "g_14": 1024, "bigg_14": 1280}
 
 
-def _check_width(folder: str | os.PathLike, width: int, model: str) -> None:
+def _check_width(folder: str | os.PathLike[str], width: int, model: str) -> None:
     """AMGError where vectors of this width cannot be the model's, as far as it is known."""
     size = spec_of(model).id.partition("clip_vit_")[2]
     expected = next((WIDTHS[s] for s in sorted(WIDTHS, key=len)[::-1] if size.startswith(s)), width)
@@ -308,7 +315,7 @@ def _number(path: Path) -> int:
 def _open(path: Path) -> np.ndarray:
     """The rows of a .npy file, mapped: (n, D) floats."""
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise AMGError(
             f"{path} is damaged or is no .npy file ({error}): fetch it again."
@@ -318,23 +325,13 @@ def _open(path: Path) -> np.ndarray:
     return values
 
 
-def _parquet(path: Path):
-    parquet = needed("pyarrow.parquet", f"Reading captions from {path}", "pip install pyarrow")
-    try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise AMGError(
-            f"{path} is damaged or is no Parquet file ({error}): fetch it again."
-        ) from error
-
-
 def _records(table: Path | None, stem: str, first: int) -> Iterator[Record]:
     """What a metadata file says of each row; names made of `stem` and the row where there is none."""
     if table is None:
         while True:
             yield Record(f"{stem}#{first}", "", "", 0, 0)
             first += 1
-    file = _parquet(table)
+    file = open_parquet(table)
     columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
     try:
         for batch in file.iter_batches(BLOCK, columns=columns):
@@ -345,7 +342,7 @@ def _records(table: Path | None, stem: str, first: int) -> Iterator[Record]:
         raise AMGError(f"{table} is damaged ({error}): fetch it again.") from error
 
 
-def _record(row: dict, otherwise: str) -> Record:
+def _record(row: Mapping[str, object], otherwise: str) -> Record:
     """A path that names a file, else the URL, else whatever names it."""
     path, url, key = (_text(row.get(name)) for name in ("image_path", "url", "key"))
     source = path if Path(path).suffix else url or path or key or otherwise
@@ -368,7 +365,7 @@ def _text(value: object) -> str:
 
 def _from_faiss(path: Path, tables: Sequence[Path]) -> Iterator[tuple[np.ndarray, list[Record]]]:
     index = _read_faiss(path)
-    rows = sum(_parquet(table).metadata.num_rows for table in tables)
+    rows = sum(open_parquet(table).metadata.num_rows for table in tables)
     if tables and rows != index.ntotal:
         raise AMGError(
             f"{path} has {index.ntotal} rows and its metadata {rows}: they do not belong together."
@@ -383,7 +380,7 @@ def _from_faiss(path: Path, tables: Sequence[Path]) -> Iterator[tuple[np.ndarray
         yield block, list(islice(records, len(block)))
 
 
-def _read_faiss(path: Path):
+def _read_faiss(path: Path) -> Any:  # faiss has no types
     """A FAISS index whose vectors can be had back as they were put in.
 
     Read through Python's own file: FAISS cannot open every path on Windows.

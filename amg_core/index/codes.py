@@ -27,12 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypedDict, TypeGuard
 
 import numpy as np
 import torch
 
 from ..files import open_regular
+from .exact import Stored
 
 VERSION = 1
 MAGIC = b"AMGPQ4\r\n"
@@ -58,6 +59,30 @@ BLENDS = (0.34, 0.72, 1.22, 1.90)  # x + t·(y - z): cosine 0.9, 0.7, 0.5, 0.35 
 RARE, RARE_Z = 0.9999, 3.719  # a quantile, and where a normal distribution has it
 
 
+Faiss = Any  # an index of faiss, which has no types
+
+
+class Wanted(TypedDict):
+    """What a cache file has to be of."""
+
+    version: int
+    rows: str | None  # names the rows; None: they have no name, and are not cached
+    count: int
+    dim: int
+    metric: str
+
+
+class Header(Wanted):
+    """The header of a cache file."""
+
+    width: int  # E
+    block_bytes: int  # of BLOCK rows
+    layout: str
+    sha256: str
+    tail: float
+    floor: float
+
+
 @dataclass(frozen=True)
 class Tables:
     """What codes mean: mean (D,), turn (D, E), centroids (M, 16, 4), all float32; E = 4 M."""
@@ -67,7 +92,7 @@ class Tables:
     centroids: np.ndarray
     cosine: bool
 
-    def empty(self) -> Any:
+    def empty(self) -> Faiss:
         """A FAISS index that encodes and searches, without rows."""
         import faiss
 
@@ -130,7 +155,7 @@ class Codes:
         Errors are never taken to be more narrowly spread than this.
     """
 
-    def __init__(self, tables: Tables, parts: Sequence[tuple[int, Any]], count: int) -> None:
+    def __init__(self, tables: Tables, parts: Sequence[tuple[int, Faiss]], count: int) -> None:
         self.tables, self.count, self._parts = tables, count, list(parts)
         self.tail, self.floor = 1.0, TINY
         self._threads = ThreadPoolExecutor(len(self._parts), "pq4", initializer=_one_thread)
@@ -143,7 +168,7 @@ class Codes:
         asked = [self.tables.asked(query) for query in queries]
         turned = np.concatenate([vector for vector, _ in asked])
 
-        def one(part: tuple[int, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def one(part: tuple[int, Faiss]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             start, index = part
             scores, ids = index.search(turned, min(amount, index.ntotal))
             scores = np.where(ids < 0, -np.inf, self._score(scores))
@@ -164,13 +189,15 @@ class Codes:
         return estimates if self.tables.cosine else -np.sqrt(np.maximum(estimates, 0))
 
 
-def open_codes(cache: Path | None, key: str | None, scale: int, rows: Any, cosine: bool) -> Codes:
+def open_codes(
+    cache: Path | None, key: str | None, scale: int, rows: Stored, cosine: bool
+) -> Codes:
     """Codes of `rows` (N, D), N >= 1: from the cache where it is of these rows and sound, else made.
 
     Nothing is cached where `cache` or `key` is None, or the folder cannot be written.
     """
     path = cache / f"pq4-{scale}.bin" if cache is not None and key else None
-    wanted = {
+    wanted: Wanted = {
         "version": VERSION, "rows": key, "count": rows.shape[0], "dim": rows.shape[1],
         "metric": "cosine" if cosine else "nl2",
     }  # fmt: skip
@@ -185,7 +212,7 @@ def open_codes(cache: Path | None, key: str | None, scale: int, rows: Any, cosin
         return _make(Path(folder) / "codes", wanted, rows)
 
 
-def _make(path: Path, wanted: dict, rows: Any) -> Codes:
+def _make(path: Path, wanted: Wanted, rows: Stored) -> Codes:
     """Build, calibrate, and put in place at `path`."""
     log.info("Making search codes of %d pictures, once: %s", rows.shape[0], path.parent)
     handle, name = tempfile.mkstemp(".tmp", "pq4-", path.parent)
@@ -198,7 +225,7 @@ def _make(path: Path, wanted: dict, rows: Any) -> Codes:
             raise OSError(f"{temporary} reads back otherwise than it was written")
         codes.tail, codes.floor = calibrate(codes, rows)
         with open(temporary, "r+b") as file:
-            file.write(_header(header | {"tail": codes.tail, "floor": codes.floor}))
+            file.write(_header({**header, "tail": codes.tail, "floor": codes.floor}))
         with suppress(OSError):  # on Windows, where another process reads the old one just now
             os.replace(temporary, path)
         return codes
@@ -206,7 +233,7 @@ def _make(path: Path, wanted: dict, rows: Any) -> Codes:
         temporary.unlink(missing_ok=True)
 
 
-def _write(file: Any, wanted: dict, rows: Any) -> dict:
+def _write(file: BinaryIO, wanted: Wanted, rows: Stored) -> Header:
     """Train, encode piece by piece, and write all but the calibration. Returns the header."""
     cosine = wanted["metric"] == "cosine"
     tables = train(sample(rows, TRAIN), cosine)
@@ -221,7 +248,8 @@ def _write(file: Any, wanted: dict, rows: Any) -> dict:
         piece = _codes_of(index).data
         file.write(piece)
         digests.append(hashlib.sha256(piece).digest())
-    header = wanted | {
+    header: Header = {
+        **wanted,
         "width": tables.turn.shape[1],
         "block_bytes": index.get_block_stride(),
         "layout": tables.layout(),
@@ -234,7 +262,7 @@ def _write(file: Any, wanted: dict, rows: Any) -> dict:
     return header
 
 
-def read(path: Path, wanted: dict) -> Codes | None:
+def read(path: Path, wanted: Wanted) -> Codes | None:
     """Codes from a cache file; None where it is absent, damaged, or not of the rows `wanted`."""
     try:
         return _read(path, wanted)
@@ -242,7 +270,7 @@ def read(path: Path, wanted: dict) -> Codes | None:
         return None
 
 
-def _sound(header: Any, wanted: dict) -> bool:
+def _sound(header: Any, wanted: Wanted) -> TypeGuard[Header]:
     """Whether it is a header of the rows `wanted`, with numbers that a file of codes can have."""
     if not isinstance(header, dict) or any(header.get(k) != v for k, v in wanted.items()):
         return False
@@ -254,7 +282,7 @@ def _sound(header: Any, wanted: dict) -> bool:
     return all(type(n) is float for n in (tail, floor)) and tail >= 1 and floor > 0
 
 
-def _read(path: Path, wanted: dict) -> Codes | None:
+def _read(path: Path, wanted: Wanted) -> Codes | None:
     with open_regular(path) as file:
         head = file.read(HEADER)
         if len(head) != HEADER or head[:8] != MAGIC:
@@ -264,7 +292,8 @@ def _read(path: Path, wanted: dict) -> Codes | None:
         header = json.loads(head[40:])
         if not _sound(header, wanted):
             return None
-        count, dim, width, stride = (header[n] for n in ("count", "dim", "width", "block_bytes"))
+        count, dim = header["count"], header["dim"]
+        width, stride = header["width"], header["block_bytes"]
         size = 4 * (dim + dim * width + CENTROIDS * width)
         blocks = -(-count // BLOCK)
         if os.fstat(file.fileno()).st_size != HEADER + size + blocks * stride:
@@ -279,7 +308,7 @@ def _read(path: Path, wanted: dict) -> Codes | None:
     threads = max(1, min(torch.get_num_threads(), MOST_THREADS, pieces // 4))
     bounds = [pieces * i // threads for i in range(threads + 1)]
 
-    def part(first: int, last: int) -> tuple[tuple[int, Any], list[bytes]]:
+    def part(first: int, last: int) -> tuple[tuple[int, Faiss], list[bytes]]:
         index, digests = tables.empty(), []
         start, stop = first * PIECE, min(last * PIECE, count)
         with open(path, "rb") as file:
@@ -355,7 +384,7 @@ def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return values, axes / np.maximum(np.linalg.norm(axes, axis=0), TINY)
 
 
-def calibrate(codes: Codes, rows: Any) -> tuple[float, float]:
+def calibrate(codes: Codes, rows: Stored) -> tuple[float, float]:
     """(tail, floor): how estimates err beyond the ranks that were looked at.
 
     Queries made of rows are searched for. After FIRST, 2 FIRST, … rows `spread` predicts the errors
@@ -403,7 +432,7 @@ def spread(errors: np.ndarray) -> tuple[float, float]:
     return float(window.mean()), float(window.std()) * (1 + 3 / np.sqrt(2 * len(window)))
 
 
-def sample(rows: Any, most: int) -> np.ndarray:
+def sample(rows: Stored, most: int) -> np.ndarray:
     """At most `most` rows, evenly random, the same every time."""
     count = rows.shape[0]
     if count <= most:
@@ -412,7 +441,7 @@ def sample(rows: Any, most: int) -> np.ndarray:
     return np.asarray(rows[np.sort(ids)])
 
 
-def _whole(rows: Any, cosine: bool) -> np.ndarray:
+def _whole(rows: np.ndarray, cosine: bool) -> np.ndarray:
     """Stored rows (n, D) in float32, of length 1 where cosines are meant (zero stays zero)."""
     rows = np.asarray(rows).astype(np.float32)
     if cosine:
@@ -422,24 +451,26 @@ def _whole(rows: Any, cosine: bool) -> np.ndarray:
 
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Matrix product by torch: its threads are those the host has set."""
-    return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    product: np.ndarray = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
 
 
-def _resize(index: Any, rows: int, stride: int) -> None:
+def _resize(index: Faiss, rows: int, stride: int) -> None:
     blocks = -(-rows // BLOCK)
     index.codes.resize(blocks * stride)
     index.ntotal, index.ntotal2 = rows, blocks * BLOCK
 
 
-def _codes_of(index: Any) -> np.ndarray:
+def _codes_of(index: Faiss) -> np.ndarray:
     """(bytes,) uint8 view of what a FAISS index holds. Valid while the index is not changed."""
     import faiss
 
     size = -(-index.ntotal // BLOCK) * index.get_block_stride()
-    return faiss.rev_swig_ptr(index.codes.get(), size)
+    codes: np.ndarray = faiss.rev_swig_ptr(index.codes.get(), size)
+    return codes
 
 
-def _header(header: dict) -> bytes:
+def _header(header: Header) -> bytes:
     text = json.dumps(header).encode().ljust(HEADER - 40)
     return MAGIC + hashlib.sha256(text).digest() + text
 
@@ -466,8 +497,8 @@ def _last(scores: np.ndarray) -> np.ndarray:
 
     FAISS does not return rows that have the least estimate it can express: they show as -inf here.
     """
-    finite = np.where(np.isfinite(scores), scores, np.inf)
-    return finite.min(1)
+    finite: np.ndarray = np.where(np.isfinite(scores), scores, np.inf).min(1)
+    return finite
 
 
 def _one_thread() -> None:

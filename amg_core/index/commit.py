@@ -14,10 +14,11 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import AMGError
 from . import format as fmt
@@ -163,7 +164,7 @@ def _step(index: Path, error: OSError | sqlite3.Error) -> str:
     return "choose a folder you may write to, or free space, then try again"
 
 
-def _patiently(move, source: Path, to: Path) -> None:
+def _patiently(move: Callable[[Path, Path], None], source: Path, to: Path) -> None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -192,7 +193,7 @@ def _locked(index: Path) -> Iterator[None]:
         file.close()
 
 
-def _take(path: Path):
+def _take(path: Path) -> BinaryIO | None:
     """The locked file, open; None where another process has it."""
     while True:
         file = open(path, "ab")  # noqa: SIM115 (held until the change ends)
@@ -213,7 +214,7 @@ def _take(path: Path):
         file.close()
 
 
-def _system_lock(file) -> None:
+def _system_lock(file: BinaryIO) -> None:
     if sys.platform == "win32":
         import msvcrt
 

@@ -10,8 +10,8 @@ alone: neither the batch, nor the chunking, nor TF32 can change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,10 +28,19 @@ UNIT = 2.0**-24  # unit roundoff of float32
 TINY = 1e-12
 
 
+class Stored(Protocol):
+    """Rows (N, D) as they are kept, of any float type: `shard.Rows`, or an array."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def __getitem__(self, key: slice | np.ndarray, /) -> np.ndarray: ...
+
+
 class Resident:
     """Rows (N, D) copied to the device once: float32 on a CPU, float16 elsewhere."""
 
-    def __init__(self, stored: Any, device: torch.device) -> None:
+    def __init__(self, stored: Stored, device: torch.device) -> None:
         self.shape, self.device = stored.shape, device
         dtype = torch.float32 if device.type == "cpu" else torch.float16
         self.values = torch.empty(stored.shape, dtype=dtype, device=device)
@@ -55,7 +64,7 @@ class Resident:
 class Mapped:
     """Rows (N, D) left where they are stored; only what is looked at comes to the device."""
 
-    def __init__(self, stored: Any, device: torch.device) -> None:
+    def __init__(self, stored: Stored, device: torch.device) -> None:
         self.shape, self.device, self._stored = stored.shape, device, stored
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -74,6 +83,7 @@ class Mapped:
 
 
 Rows = Resident | Mapped
+Gather = Callable[[Tensor], Tensor]  # (M,) int64 -> (M, D) float32 on the same device
 
 
 def fits(shape: Sequence[int], device: torch.device) -> bool:
@@ -86,7 +96,7 @@ def fits(shape: Sequence[int], device: torch.device) -> bool:
     return 2 * values <= GPU_BYTES
 
 
-def place(stored: Any, device: torch.device) -> Rows:
+def place(stored: Stored, device: torch.device) -> Rows:
     """Rows on the device where they fit, else read from their file chunk by chunk."""
     return (Resident if fits(stored.shape, device) else Mapped)(stored, device)
 
@@ -107,7 +117,7 @@ def nearest(
     For each query values (k,), best first, and ids (k,).
     """
     found = []
-    for batch in queries.split(max(1, SCORES // rows.shape[0])):
+    for batch in torch.split(queries, max(1, SCORES // rows.shape[0])):
         closeness, longest = _closeness(batch, rows, cosine)
         closeness[:, hidden] = -torch.inf
         for query, close in zip(batch, closeness, strict=True):
@@ -120,12 +130,13 @@ def nearest(
 
 def unit(vector: Tensor) -> Tensor:
     """(D,) scaled to length 1; a zero vector stays zero."""
-    return vector / vector.norm().clamp_min(TINY)
+    length: Tensor = vector.norm().clamp_min(TINY)
+    return vector / length
 
 
 def score(queries: Tensor, near: Tensor, squares: Tensor, cosine: bool) -> Tensor:
     """(B, M), larger = closer, approximate: cosine, or 2 q·x - |x|² (= |q|² - distance²)."""
-    product = (near @ queries.T).T
+    product: Tensor = (near @ queries.T).T
     return product / squares.sqrt().clamp_min(TINY) if cosine else 2 * product - squares
 
 
@@ -143,17 +154,18 @@ def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
     """Cosine or distance of BLOCK rows (BLOCK, D), directly: (BLOCK,) float32."""
     if cosine:
         length = near.square().sum(1).sqrt().clamp_min(TINY)
-        return ((near * query).sum(1) / length).clamp(-1, 1)
+        cosines: Tensor = (near * query).sum(1) / length
+        return cosines.clamp(-1, 1)
     return (near - query).square().sum(1).sqrt()
 
 
-def best(query: Tensor, gather: Any, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
+def best(query: Tensor, gather: Gather, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
     """The k best of rows `ids` (M,), measured in blocks of BLOCK whatever M is: values, positions.
 
     Among equal values the first comes first.
     """
     padded = torch.cat([ids, ids[:1].expand(-len(ids) % BLOCK)])
-    blocks = [measure(query, gather(block), cosine) for block in padded.split(BLOCK)]
+    blocks = [measure(query, gather(block), cosine) for block in torch.split(padded, BLOCK)]
     values, order = torch.sort(torch.cat(blocks)[: len(ids)], descending=cosine, stable=True)
     return values[:k], order[:k]
 
@@ -174,7 +186,7 @@ def _closeness(queries: Tensor, rows: Rows, cosine: bool) -> tuple[Tensor, float
     return result, float(longest.sqrt())
 
 
-def _chunks(stored: Any, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(stored: Stored, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
     """Stored rows from first to last, in float32 on the device."""
     step = _step(stored.shape[1], device)
     for start in range(0, stored.shape[0], step):

@@ -28,6 +28,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
@@ -42,6 +43,7 @@ SHARDS, CACHE, BUILD = "shards", "cache", ".build"
 HEADER_BYTES = 128
 THUMBNAIL_SIDE = 256
 MAX_MANIFEST_BYTES = 1 << 25
+Tree = dict[str, Any]  # of JSON; what a manifest may hold is checked by `_typed`
 METRICS = ("nl2", "cosine")
 
 SCHEMA = """
@@ -111,7 +113,7 @@ def lock_file(index: Path) -> Path:
     return index.with_name(f".{index.name}.amg-lock")
 
 
-def real(path: str | os.PathLike) -> Path:
+def real(path: str | os.PathLike[str]) -> Path:
     """Absolute path with links resolved."""
     return Path(os.path.realpath(path))
 
@@ -155,7 +157,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
     return data
 
 
-def _tree(manifest: Manifest) -> dict:
+def _tree(manifest: Manifest) -> Tree:
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -212,7 +214,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise _damaged(path, f"does not describe an index ({brief(error)})") from None
 
 
-def _typed(tree: dict) -> Manifest:
+def _typed(tree: Tree) -> Manifest:
     """Manifest from its JSON tree; ValueError, TypeError or KeyError where the tree is wrong."""
     spec = tree["descriptor"]
     for name in ("id", "metric", "preprocessing", "weights_sha256"):
@@ -241,7 +243,7 @@ def _typed(tree: dict) -> Manifest:
     return manifest
 
 
-def _shard(tree: dict, scales: list[int]) -> ShardEntry:
+def _shard(tree: Tree, scales: list[int]) -> ShardEntry:
     files = {
         name: FileEntry(entry["size"], entry["sha256"]) for name, entry in tree["files"].items()
     }
@@ -273,11 +275,11 @@ def _need(condition: bool, what: str = "files") -> None:
         raise ValueError(f"wrong {what}")
 
 
-def _dump(tree: dict) -> bytes:
+def _dump(tree: Tree) -> bytes:
     return (json.dumps(tree, indent=1, ensure_ascii=True) + "\n").encode()
 
 
-def _checksum(tree: dict) -> str:
+def _checksum(tree: Tree) -> str:
     return hashlib.sha256(_dump(tree)).hexdigest()
 
 

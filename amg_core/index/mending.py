@@ -162,7 +162,7 @@ def _inflated(packed: bytes, most: int) -> tuple[bytes, bool]:
     return b"".join(found)[:most], True
 
 
-def _up_to_damage(stream, piece: bytes) -> bytes:
+def _up_to_damage(stream: zlib._Decompress, piece: bytes) -> bytes:
     found = []
     try:
         for at in range(len(piece)):
@@ -200,7 +200,7 @@ def _raw(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
     return Mended(data[:cut] + bytes(end - cut), CUT) if some else None
 
 
-def _row_bytes(how: str | tuple, width: int) -> int:
+def _row_bytes(how: str | tuple[str, int], width: int) -> int:
     """Bytes of a row of a raw tile; 0 where that is not known."""
     mode, stride = how if isinstance(how, str) else how[0], 0 if isinstance(how, str) else how[1]
     return stride or -(-BITS.get(mode, 0) * width // 8)

@@ -72,7 +72,7 @@ def clear(folder: Path, tree: Tree, kept: Collection[str] = ()) -> None:
                 _remove_entry(entry, tree[pattern])
 
 
-def _remove_entry(entry: os.DirEntry, inside: Tree | None) -> None:
+def _remove_entry(entry: os.DirEntry[str], inside: Tree | None) -> None:
     path = Path(entry.path)
     with suppress(OSError):
         if is_link(path):

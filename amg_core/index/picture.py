@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..files import open_regular, read_bounded
+from ..files import brief, open_regular, read_bounded
 from .mending import mend
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def _pixels(data: bytes) -> tuple[np.ndarray, int, int]:
     except Image.DecompressionBombError:
         raise Unreadable(TOO_LARGE) from None
     except Exception as error:  # decoders raise nearly everything on damaged files
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise Unreadable(f"damaged ({reason})") from None
+        raise Unreadable(f"damaged ({brief(error, 160)})") from None
     if orientation >= 5:  # lies on its side
         width, height = height, width
     return pixels, width, height

@@ -25,7 +25,7 @@ search instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from torch import Tensor
 
 from . import codes as coding
 from . import exact
+
+if TYPE_CHECKING:
+    from .reader import Index
 
 MISS_BEST = 1e-5  # rows expected to be closer than the best that was found
 TRUST = 1000  # by what factor an extrapolated number of rows may undercut the bound on it
@@ -52,7 +55,7 @@ class Part:
     codes: coding.Codes | None
 
     @classmethod
-    def open(cls, index: Any, rows: Any, scale: int, start: int, cosine: bool) -> Part:
+    def open(cls, index: Index, rows: exact.Stored, scale: int, start: int, cosine: bool) -> Part:
         """From the cache of the index, or made now."""
         count = rows.shape[0]
         if count <= coding.SCAN:
@@ -80,7 +83,7 @@ def nearest(
     """As `exact.nearest`; `rows` are those of all parts together."""
     concealed = hidden.cpu().numpy()
     found = []
-    for batch in queries.split(BATCH):
+    for batch in torch.split(queries, BATCH):
         asked = batch.cpu().numpy()
         scans = [part.scan(asked, part.first) for part in parts]
         for b, query in enumerate(batch):
@@ -194,4 +197,5 @@ def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) ->
 
 def _beyond(z: Tensor | float) -> Tensor:
     """Q(z): how often a standard normal variable exceeds z."""
-    return 0.5 * torch.special.erfc(torch.as_tensor(z, dtype=torch.float64) / 2**0.5)
+    tail: Tensor = torch.special.erfc(torch.as_tensor(z, dtype=torch.float64) / 2**0.5)
+    return 0.5 * tail

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 VERIFIED = "verified.json"
+Stamp = list[int | str]  # see `_Verified`
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +79,9 @@ class Index:
         self.muted = self._ids_of(manifest.muted)
 
     @classmethod
-    def open(cls, path: str | os.PathLike, descriptor_spec: DescriptorSpec | None = None) -> Index:
+    def open(
+        cls, path: str | os.PathLike[str], descriptor_spec: DescriptorSpec | None = None
+    ) -> Index:
         """Open the index in folder `path`, read-only.
 
         Sizes and headers of all files are checked, and the content (SHA-256) of those that have
@@ -314,7 +317,7 @@ class _Verified:
 
     def __init__(self, cache: Path | None) -> None:
         self.path = cache / VERIFIED if cache else None
-        self.stamps: dict[str, list] = {}
+        self.stamps: dict[str, Stamp] = {}
         self.changed = False
         with suppress(OSError, ValueError, TypeError, RecursionError):
             if self.path:
@@ -322,14 +325,16 @@ class _Verified:
 
     def check(self, shard: Shard) -> None:
         """AMGError where a file of the shard is damaged."""
-        now: dict[str, list] = {
-            f"{shard.entry.path}/{name}": [*_touched(shard.folder / name), file.sha256]
+        found = {
+            f"{shard.entry.path}/{name}": (_touched(shard.folder / name), file.sha256)
             for name, file in shard.entry.files.items()
         }
+        now: dict[str, Stamp] = {name: [*told, sha256] for name, (told, sha256) in found.items()}
         if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
             shard.check()
             settled = time.time_ns() - self.MOMENT
-            self.stamps |= {name: stamp for name, stamp in now.items() if max(stamp[1:3]) < settled}
+            old = (name for name, (told, _) in found.items() if max(told[1:3]) < settled)
+            self.stamps |= {name: now[name] for name in old}
             self.changed = True
 
     def save(self) -> None:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -195,14 +194,14 @@ class Searcher:
             log.warning("Search codes cannot be made (%s): every row is read instead.", error)
             return None
 
-    def _faster(self, by_codes: Engine, stored: Any) -> bool:
+    def _faster(self, by_codes: Engine, stored: exact.Stored) -> bool:
         """Whether searching by codes takes less time than exact search."""
         codes = _cost(by_codes, _samples(stored, self.device, self._cosine))
         every = _exact_cost(stored, self.device, self._cosine)
         log.info("Index search: %.1f ms by codes, %.1f ms exact", codes * 1e3, every * 1e3)
         return codes < every
 
-    def _choose(self, stored: Any) -> str:
+    def _choose(self, stored: exact.Stored) -> str:
         """ "exact", "pq4", or "measure" where only time can tell."""
         if self.engine != "auto":
             return self.engine
@@ -240,7 +239,7 @@ class Searcher:
         return search
 
 
-def _samples(stored: Any, device: torch.device, cosine: bool) -> Tensor:
+def _samples(stored: exact.Stored, device: torch.device, cosine: bool) -> Tensor:
     """(2, D) queries to time with: half-way between two pictures, like a half-formed copy."""
     count = stored.shape[0]
     picked = np.asarray(stored[np.array([0, count // 3, count // 2, count - 1])])
@@ -252,7 +251,7 @@ def _samples(stored: Any, device: torch.device, cosine: bool) -> Tensor:
 def _cost(engine: Engine, queries: Tensor) -> float:
     """Seconds a query, the better of two after one to warm up."""
     times = []
-    for query in (queries[:1], *queries.split(1)):
+    for query in (queries[:1], *torch.split(queries, 1)):
         start = time.perf_counter()
         values = engine(query, 1)[0][0]
         float(values[0])  # waits for the device
@@ -260,7 +259,7 @@ def _cost(engine: Engine, queries: Tensor) -> float:
     return min(times[1:])
 
 
-def _exact_cost(stored: Any, device: torch.device, cosine: bool) -> float:
+def _exact_cost(stored: exact.Stored, device: torch.device, cosine: bool) -> float:
     """Seconds a query that exact search over all rows would take, from a slice of them."""
     count = stored.shape[0]
     part = stored[: min(SLICE, count)]
@@ -271,4 +270,4 @@ def _exact_cost(stored: Any, device: torch.device, cosine: bool) -> float:
     def engine(queries: Tensor, k: int) -> Found:
         return exact.nearest(queries, rows, k, cosine, none)
 
-    return _cost(engine, _samples(part, device, cosine)) * count / part.shape[0]
+    return _cost(engine, _samples(part, device, cosine)) * count / len(part)

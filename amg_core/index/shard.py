@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -20,6 +20,9 @@ from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
 from ..files import brief
 from . import format as fmt
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 STEPS = 10_000  # of SQLite's machine, between two looks at whether to go on
 MOST_VALUE = 1 << 24  # bytes of a text or a thumbnail that SQLite hands out
@@ -132,11 +135,13 @@ class Shard:
         }
         self._left = 0
         self._meta = self._open_meta()
-        self._hashes = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
+        self._hashes: np.memmap | None = _mapped(folder / fmt.HASHES, "|u1", entry.count, 32)
 
     @property
     def hashes(self) -> np.ndarray:
         """(n, 32) uint8, SHA-256 of each picture's file."""
+        if self._hashes is None:
+            raise ValueError("the index is closed")
         check_mapped(self._hashes)
         return self._hashes
 
@@ -163,7 +168,7 @@ class Shard:
             for row, found in enumerate(some, first):
                 yield self._record(row, found)
 
-    def _record(self, row: int, found: tuple) -> Record:
+    def _record(self, row: int, found: tuple[Any, ...]) -> Record:
         source, caption, width, height = found
         self._need(isinstance(source, str) and isinstance(caption, str), row)
         self._need(all(type(n) is int and 0 <= n < 1 << 31 for n in (width, height)), row)
@@ -196,8 +201,9 @@ class Shard:
         if not found:
             return None
         data = found[0][0]
-        self._need(isinstance(data, bytes) and len(data) <= MOST_THUMBNAIL, row)
-        return data
+        right = isinstance(data, bytes) and len(data) <= MOST_THUMBNAIL
+        self._need(right, row)
+        return bytes(data)
 
     def check(self) -> None:
         """Read and hash every byte. AMGError names the first file that is not as it was written."""
@@ -219,7 +225,7 @@ class Shard:
         if self._all(query) != [(self.count, 0, self.count - 1)]:
             raise AMGError(f"{path} has not the {self.count} pictures of the manifest: {MEND}.")
 
-    def _all(self, query: str, *values: int | str) -> list[tuple]:
+    def _all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
                 self._left = self._budget
@@ -295,7 +301,7 @@ class Rows:
 
     def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
         if isinstance(key, (int, np.integer)):
-            return self[np.array([key])][0]
+            return np.asarray(self[np.array([key])][0])
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step != 1:
@@ -331,7 +337,7 @@ class Rows:
             return np.empty((0, self.shape[1]), self.dtype)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 

@@ -20,6 +20,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -93,8 +94,8 @@ class BuildReport:
 
 
 def build(
-    source: str | os.PathLike | Source,
-    out: str | os.PathLike,
+    source: str | os.PathLike[str] | Source,
+    out: str | os.PathLike[str],
     descriptor: Descriptor,
     *,
     progress: Progress | None = None,
@@ -140,8 +141,8 @@ def build(
 
 
 def add(
-    source: str | os.PathLike | Source,
-    index: str | os.PathLike,
+    source: str | os.PathLike[str] | Source,
+    index: str | os.PathLike[str],
     descriptor: Descriptor,
     *,
     progress: Progress | None = None,
@@ -170,7 +171,7 @@ def add(
         return run.report(manifest)
 
 
-def remove(index: str | os.PathLike, chosen: Chosen) -> int:
+def remove(index: str | os.PathLike[str], chosen: Chosen) -> int:
     """Take the chosen files out of an index; returns how many they were.
 
     A picture leaves when its last file is chosen; before that, another of its files gives it its
@@ -206,7 +207,7 @@ def remove(index: str | os.PathLike, chosen: Chosen) -> int:
         return removed
 
 
-def mute(index: str | os.PathLike, chosen: Chosen, reason: str) -> int:
+def mute(index: str | os.PathLike[str], chosen: Chosen, reason: str) -> int:
     """Let searches pass over the chosen pictures: one's own, or public-domain art.
 
     They stay in the index, and stay muted when it is built again. Returns how many they are.
@@ -219,7 +220,7 @@ def mute(index: str | os.PathLike, chosen: Chosen, reason: str) -> int:
         return len(found)
 
 
-def unmute(index: str | os.PathLike, chosen: Chosen) -> int:
+def unmute(index: str | os.PathLike[str], chosen: Chosen) -> int:
     """Undo `mute` for the chosen pictures; returns how many they are."""
     target = fmt.real(index)
     with commit.changing(target), Index.open(target) as old:
@@ -231,7 +232,7 @@ def unmute(index: str | os.PathLike, chosen: Chosen) -> int:
 
 
 def merge(
-    indexes: Sequence[str | os.PathLike], out: str | os.PathLike, *, replace: bool = False
+    indexes: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, replace: bool = False
 ) -> int:
     """Make one index of several; returns its number of pictures.
 
@@ -414,13 +415,23 @@ _PART = f"{fmt.SHARDS}/{'0' * 16}"  # a part has no place in an index yet
 class _Run:
     """One reading of a source into an index."""
 
-    def __init__(self, source, out, descriptor, progress, batch, device, workers) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Source,
+        out: str | os.PathLike[str],
+        descriptor: Descriptor,
+        progress: Progress | None,
+        batch: int,
+        device: torch.device | str,
+        workers: int | None,
+    ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         self.started = time.perf_counter()
         self.out, self.target = Path(out), fmt.real(out)
-        is_path = isinstance(source, (str, os.PathLike))
-        self.source: Source = open_source(source) if is_path else source
+        if isinstance(source, (str, os.PathLike)):
+            source = open_source(source)
+        self.source = source
         self.descriptor, self.progress = descriptor, progress
         self.batch, self.device, self.workers = batch, device, workers
         self.skipped: list[tuple[str, str]] = []
@@ -533,7 +544,7 @@ class _Run:
         )
 
 
-def _close(file) -> None:
+def _close(file: TextIO) -> None:
     """Close a file of which no more is needed: what cannot be written is not missed."""
     with suppress(OSError):
         file.close()

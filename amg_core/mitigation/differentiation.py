@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AMGError
 
+Forward = Callable[..., Any]  # of a block: it takes and gives what the host's network does
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 GIB = 2**30
 
@@ -138,8 +140,8 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for block in out if "forward" not in vars(block)]
 
 
-def _twice(forward: Callable, ledger: Ledger) -> Callable:
-    def run(*args, **kwargs):
+def _twice(forward: Forward, ledger: Ledger) -> Forward:
+    def run(*args: Any, **kwargs: Any) -> Any:
         places = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
         names = [name for name, value in kwargs.items() if isinstance(value, Tensor)]
         tensors = [args[i] for i in places] + [kwargs[name] for name in names]
@@ -149,7 +151,7 @@ def _twice(forward: Callable, ledger: Ledger) -> Callable:
         rest = [dict(v) if isinstance(v, dict) else v for v in args]
         more = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
 
-        def again(*values: Tensor):
+        def again(*values: Tensor) -> Any:
             a = [dict(v) if isinstance(v, dict) else v for v in rest]
             k = {n: dict(v) if isinstance(v, dict) else v for n, v in more.items()}
             for i, value in zip(places, values, strict=False):
@@ -157,23 +159,34 @@ def _twice(forward: Callable, ledger: Ledger) -> Callable:
             k |= dict(zip(names, values[len(places) :], strict=True))
             return forward(*a, **k)
 
-        return _Twice.apply(again, ledger, *tensors)
+        return _Twice.apply(again, ledger, *tensors)  # type: ignore[no-untyped-call]  # of torch
 
     return run
+
+
+class _Context(Protocol):
+    """What autograd carries from the way there to the way back."""
+
+    run: Forward
+    ledger: Ledger
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _Twice(torch.autograd.Function):
     """A function of tensors whose inside is forgotten on the way there and made again on the way back."""
 
     @staticmethod
-    def forward(ctx, run: Callable, ledger: Ledger, *tensors: Tensor):
+    def forward(ctx: _Context, run: Forward, ledger: Ledger, *tensors: Tensor) -> Any:
         ctx.run, ctx.ledger = run, ledger
         ctx.save_for_backward(*tensors)
         # Blocks may write into what they are given, and the second run needs it as it was.
         return run(*(t.clone() for t in tensors))
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor | None):
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
         tensors = [
             t.detach().requires_grad_(need)

@@ -15,7 +15,7 @@ from ..guidance import expand
 
 def guidance_norm(cond: Tensor, uncond: Tensor, sigma: Tensor) -> Tensor:
     """‖ε_c − ε_u‖₂ of each sample (B,): ‖D_c − D_u‖₂/σ, whatever the model predicts itself."""
-    difference = (cond - uncond).float().flatten(1).norm(dim=1)
+    difference: Tensor = (cond - uncond).float().flatten(1).norm(dim=1)
     return difference / sigma.to(difference).clamp_min(1e-12)
 
 

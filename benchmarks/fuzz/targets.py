@@ -448,7 +448,7 @@ def _read_calibration(path: Path) -> str:
     parts: list[object] = [known]
     for kind in calibration.SCORES:
         try:
-            parts.append(known.judge(known.ordinary[0], kind))
+            parts.append(known.scale(kind).judge(known.ordinary[0]))
         except AMGError as error:  # too few noises for it
             parts.append(str(error))
     return _digest(parts)

@@ -172,7 +172,7 @@ def test_damaged_and_odd_folders(folder, tmp_path, monkeypatch):
         list(cr.read_clip_retrieval(folder))
     tables(folder, {0: 3, 1: 3})
     (folder / "metadata" / "metadata_1.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(AMGError, match=r"metadata_1\.parquet is damaged"):
+    with pytest.raises(AMGError, match=r"metadata_1\.parquet is not parquet, or is damaged"):
         cr.import_clip_retrieval(folder, tmp_path / "index")
     assert not (tmp_path / "index").exists()
     np.save(folder / "img_emb" / "img_emb_1.npy", np.array([{"a": 1}], dtype=object))

@@ -22,7 +22,7 @@ from .table import LISTS, TableSource
 __all__ = ["Chain", "Item", "Pictures", "Source", "open_source", "open_sources"]
 
 
-def open_source(path: str | os.PathLike) -> Source:
+def open_source(path: str | os.PathLike[str]) -> Source:
     """The pictures at `path`: a folder of pictures or tar shards, a zip, a tar, or a list.
 
     Raises
@@ -49,7 +49,7 @@ def open_source(path: str | os.PathLike) -> Source:
     )
 
 
-def open_sources(paths: Sequence[str | os.PathLike]) -> Source:
+def open_sources(paths: Sequence[str | os.PathLike[str]]) -> Source:
     """Several sources one after the other.
 
     The names of each begin with the last part of its path, "photos/a.png"; where two paths end

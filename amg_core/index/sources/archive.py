@@ -18,10 +18,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from ...errors import AMGError
-from ...files import read_bounded
+from ...files import brief, read_bounded
 from ..picture import MAX_FILE_BYTES, Unreadable
 from .base import Item, Names, inner, is_system, storable
 from .captions import MAX_JSON_BYTES, Captions, beside
@@ -36,6 +36,9 @@ from .kinds import (
     refusal_in_archive,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 TOO_BIG = f"file larger than {MAX_FILE_BYTES >> 20} MiB"
 MAX_HEADER_BYTES = 1 << 20  # of a long name or other extra of a tar member
 HELD_BYTES = 1 << 28  # of one WebDataset sample; a larger group of equal keys is none
@@ -45,10 +48,6 @@ HELD_FILES = 256
 def _refusal(name: str, size: int) -> str:
     """Why a member with this name cannot be used, "" where it can be tried."""
     return refusal_in_archive(name) or (TOO_BIG if size > MAX_FILE_BYTES else "")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 # --- zip ---------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class ZipSource:
     no picture.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.name = str(path)
         self.notes: list[str] = []
@@ -218,7 +217,7 @@ def _zip_read(
         with lock, archive.open(info) as file:
             return file.read(limit)  # no more than info.file_size, whatever the data unpacks to
     except Exception as error:  # decoders raise nearly everything on damaged files
-        raise Unreadable(f"damaged in the archive ({_reason(error)})") from None
+        raise Unreadable(f"damaged in the archive ({brief(error, 160)})") from None
 
 
 _LOCAL = struct.Struct("<4s5H3I2H")  # the header before each member of a zip
@@ -379,7 +378,7 @@ class TarSource:
             self.skipped.append(
                 (
                     storable(prefix.rstrip("/") or path.name),
-                    f"the archive is damaged or cut after {count} pictures ({_reason(error)}): "
+                    f"the archive is damaged or cut after {count} pictures ({brief(error, 160)}): "
                     f"what follows is missing; get a complete copy",
                 )
             )
@@ -413,10 +412,10 @@ class TarSource:
             if error.errno is not None:
                 reason = error.strerror or str(error)
                 raise AMGError(f"Cannot open {path} ({reason}): check the path.") from None
-            raise AMGError(f"{path} is damaged ({_reason(error)}): get it again.") from None
+            raise AMGError(f"{path} is damaged ({brief(error, 160)}): get it again.") from None
         except Exception as error:
             raise AMGError(
-                f"{path} is not a tar file, or is damaged at its start ({_reason(error)}): "
+                f"{path} is not a tar file, or is damaged at its start ({brief(error, 160)}): "
                 f"get it again."
             ) from None
 
@@ -483,7 +482,7 @@ def _announced(paths: Iterator[Path]) -> int:
     return total
 
 
-def _unpacked(path: Path):
+def _unpacked(path: Path) -> BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
     """The file, decompressed on the way where it is compressed."""
     with open(path, "rb") as file:
         start = file.read(6)
@@ -502,7 +501,7 @@ class _Tar(tarfile.TarFile):
     members: list[tarfile.TarInfo]  # the headers that were read; no stub names it
 
 
-def _tar(stream) -> _Tar:
+def _tar(stream: BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) -> _Tar:
     return _Tar.open(fileobj=stream, mode="r:", tarinfo=_Header)
 
 
@@ -518,14 +517,14 @@ class _Header(tarfile.TarInfo):
     """A header that reports damage, where tarfile takes it for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf, encoding, errors):
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.type in _EXTRAS and header.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError("a header of absurd length")
         return header
 
     @classmethod
-    def fromtarfile(cls, tar):
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # no stub; the mark at the end

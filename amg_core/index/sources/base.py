@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,7 @@ FILE_KEYS = (
     *("file_path", "image_file", "img", "img_path"),
 )
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+Fields: TypeAlias = dict[str, object]  # of a row of a list, or of a JSON object
 TEXT_KEYS = ("text", "caption", "prompt", "captions")
 # What operating systems leave between a person's pictures.
 SYSTEM_FOLDERS = frozenset(
@@ -124,15 +125,16 @@ def text_lines(file: BinaryIO) -> Iterator[str]:
             yield line.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
-def picture_name(record: dict) -> str:
+def picture_name(record: Fields) -> str:
     """The file a record (keys in lower case) names, "" where it names none."""
     for key in FILE_KEYS:
-        if isinstance(record.get(key), str) and record[key].strip():
-            return record[key].strip()
+        value = record.get(key)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
     return ""
 
 
-def caption_of(record: dict) -> str:
+def caption_of(record: Fields) -> str:
     """The caption of a record (keys in lower case), of several the first; "" where it has none."""
     for key in TEXT_KEYS:
         value = record.get(key)

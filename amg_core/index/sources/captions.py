@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from ...files import brief
-from .base import caption_of, clean, decode_text, picture_name, text_lines
+from .base import Fields, caption_of, clean, decode_text, picture_name, text_lines
 
 MAX_CAPTION_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
@@ -175,7 +175,7 @@ class _Table:
         self._rows = self._named = 0
         self._columns: dict[str, None] = {}
 
-    def enter(self, record: dict) -> None:
+    def enter(self, record: Fields) -> None:
         """Put one record's caption under its file name, unless one is there."""
         self._rows += 1
         if self._rows <= 100:
@@ -237,14 +237,14 @@ def beside(read: Callable[[str, int], bytes], *stems: str) -> str:
     return ""
 
 
-def json_records(lines: Iterable[str]) -> Iterator[tuple[int, dict | None]]:
+def json_records(lines: Iterable[str]) -> Iterator[tuple[int, Fields | None]]:
     """(line number, record with lower-case keys) of JSON lines; None where a line is no object."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, _json_object(line)
 
 
-def csv_records(lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
+def csv_records(lines: Iterable[str]) -> Iterator[tuple[int, Fields | str]]:
     """(line number, record with lower-case keys, or what is wrong) of a csv file with a header.
 
     The separator is the one that a first line ``sep=;`` names, as Excel writes it, else the one of
@@ -277,7 +277,7 @@ def csv_records(lines: Iterable[str]) -> Iterator[tuple[int, dict | str]]:
             yield rows.line_num + first, dict(zip(keys, row, strict=False))
 
 
-def _json_object(text: str) -> dict | None:
+def _json_object(text: str) -> Fields | None:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):

@@ -36,7 +36,7 @@ class FolderSource:
     is what `find(path)` gave, where that is known.
     """
 
-    def __init__(self, path: str | os.PathLike, found: Found | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], found: Found | None = None) -> None:
         self.path = Path(path)
         self.name = str(path)
         self.notes: list[str] = []
@@ -197,7 +197,7 @@ def _walk(
             yield prefix + name, ""
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from torch import Tensor
 
 from ...errors import AMGError
 from ..picture import pixel_hash
@@ -34,7 +35,10 @@ class Pictures:
     """
 
     def __init__(
-        self, images, captions: Sequence[str] | str | None = None, name: str = "pictures"
+        self,
+        images: Tensor | np.ndarray,
+        captions: Sequence[str] | str | None = None,
+        name: str = "pictures",
     ) -> None:
         shape = tuple(images.shape)
         images = images[None] if len(shape) == 3 else images
@@ -72,9 +76,9 @@ class Pictures:
             yield Item(source, clean(caption), partial(np.asarray, pixels))
 
 
-def _eight_bits(image) -> np.ndarray | None:
+def _eight_bits(image: Tensor | np.ndarray) -> np.ndarray | None:
     """(H, W, C) -> (H, W, 3) uint8, None where values are not finite."""
-    if hasattr(image, "detach"):  # a tensor; bfloat16 has no numpy counterpart
+    if isinstance(image, Tensor):  # bfloat16 has no numpy counterpart
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
     image = np.asarray(image)

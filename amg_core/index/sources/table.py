@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ...errors import AMGError
 from ...files import brief, open_regular
-from ...optional import needed
+from ..parquet import Parquet, open_parquet
 from ..picture import read_file
 from .base import (
     FILE_KEYS,
     TEXT_KEYS,
+    Fields,
     Item,
     Names,
     caption_of,
@@ -31,10 +34,21 @@ BYTE_KEYS = (
     *("image", "jpg", "jpeg", "png", "webp", "img", "picture", "bytes"),
     *("image_bytes", "image_data", "img_bytes"),
 )
-HELD = 0  # the key of a picture's bytes in a record; no text, which a file could spell
 LONGEST_NAME = 4096  # characters of a path
 ROWS_AT_ONCE = 32
+PYARROW = "pip install pyarrow (or save it as csv)"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: C: is a drive
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a list, by lower-case columns. `data`: its picture, where the list holds that itself;
+    `problem`: why nothing of it can be used."""
+
+    where: str
+    fields: Fields
+    data: bytes | None = None
+    problem: str = ""
 
 
 class TableSource:
@@ -50,7 +64,7 @@ class TableSource:
         The list cannot be read, or has no column for pictures; pyarrow is missing (parquet).
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.name = str(path)
         self.notes: list[str] = []
@@ -58,7 +72,7 @@ class TableSource:
         self._parquet = self.path.suffix.lower() == ".parquet"
         self._count = 0
         if self._parquet:
-            with self._opened() as table:
+            with closing(open_parquet(self.path, PYARROW)) as table:
                 self._count = table.metadata.num_rows
                 _columns(table, self.path)
         else:
@@ -71,33 +85,35 @@ class TableSource:
         self.notes.clear()
         self.skipped.clear()
         names, count, captioned = Names(), 0, 0
-        columns: tuple[str | int, ...] = ()
-        for where, record in self._parquet_rows() if self._parquet else self._text_rows():
+        columns: tuple[str, ...] = ()
+        for row in self._parquet_rows() if self._parquet else self._text_rows():
             count += 1
-            item = self._item(where, record, names)
-            columns = columns or (tuple(record) if isinstance(record, dict) else ())
+            item = self._item(row, names)
+            columns = columns or tuple(row.fields)
             captioned += isinstance(item, Item) and bool(item.caption)
             if isinstance(item, Item):
                 yield item
             else:
-                self.skipped.append((where, item))
+                self.skipped.append((row.where, item))
         self._count = count
         if not captioned:
-            known = brief(", ".join(str(name) for name in columns[:12] if name != HELD))
+            known = brief(", ".join(map(str, columns[:12])))
             self.notes.append(
                 f"{self.path} has no captions (it has: {known}): call their column text"
             )
 
-    def _item(self, where: str, record: dict | str, names: Names) -> Item | str:
+    def _item(self, row: _Row, names: Names) -> Item | str:
         """The picture of a row, or why there is none."""
-        if isinstance(record, str):
-            return record
-        name, caption = picture_name(record), caption_of(record)
+        if row.problem:
+            return row.problem
+        name, caption = picture_name(row.fields), caption_of(row.fields)
         if not name:  # "key" is a file in some lists, and a mere number in others
-            key = next((record[key] for key in ("key", "url") if record.get(key)), "")
+            key = row.fields.get("key") or row.fields.get("url")
             name = key.strip() if isinstance(key, str) else ""
-        if (data := record.get(HELD)) is not None:  # the picture itself
-            return Item(names(storable(inner(name)) or where), caption, partial(bytes, data))
+        if row.data is not None:
+            return Item(
+                names(storable(inner(name)) or row.where), caption, partial(bytes, row.data)
+            )
         if not name:
             return "names no picture"
         if ADDRESS.match(name):
@@ -118,55 +134,45 @@ class TableSource:
         first = next(self._text_rows(strict=True), None)
         if first is None:
             raise AMGError(f"{self.path} has no rows: give a list with a row for each picture.")
-        record = first[1]
-        if isinstance(record, dict) and not _names_files(record):
-            raise _no_column(self.path, record)
+        if not first.problem and not _names_files(first.fields):
+            raise _no_column(self.path, first.fields)
 
-    def _text_rows(self, strict: bool = False) -> Iterator[tuple[str, dict | str]]:
+    def _text_rows(self, strict: bool = False) -> Iterator[_Row]:
         try:
             with open_regular(self.path) as file:
                 if self.path.suffix.lower() in (".jsonl", ".ndjson"):
                     for number, found in json_records(text_lines(file)):
-                        yield f"line {number}", found or "not a JSON object"
+                        problem = "" if found else "not a JSON object"
+                        yield _Row(f"line {number}", found or {}, problem=problem)
                 else:
                     for number, record in csv_records(text_lines(file)):
-                        yield f"line {number}", record
+                        if isinstance(record, str):
+                            yield _Row(f"line {number}", {}, problem=record)
+                        else:
+                            yield _Row(f"line {number}", record)
         except OSError as error:
             if strict:
                 reason = error.strerror or str(error)
                 raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
-            yield "the rest", error.strerror or str(error)
+            yield _Row("the rest", {}, problem=error.strerror or str(error))
 
-    def _opened(self):
-        step = "pip install pyarrow (or save it as csv)"
-        parquet = needed("pyarrow.parquet", f"Reading {self.path}", step)
-        try:
-            return parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise AMGError(f"Cannot read {self.path} ({reason}): check the path.") from None
-        except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise AMGError(f"{self.path} is not parquet, or damaged ({reason}).") from None
-
-    def _parquet_rows(self) -> Iterator[tuple[str, dict | str]]:
-        """Records with lower-case keys; under HELD the bytes of the picture, if any."""
+    def _parquet_rows(self) -> Iterator[_Row]:
         number = 0
         try:
-            with self._opened() as table:
+            with closing(open_parquet(self.path, PYARROW)) as table:
                 held, columns = _columns(table, self.path)
                 for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
                     for row in batch.to_pylist():
                         number += 1
-                        yield f"row {number}", _record(row, held)
+                        yield _row(f"row {number}", row, held)
         except AMGError:
             raise
         except Exception as error:  # pyarrow raises nearly everything on damaged files
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            yield f"row {number + 1} and all after it", f"the list is damaged ({reason})"
+            problem = f"the list is damaged ({brief(error, 160)})"
+            yield _Row(f"row {number + 1} and all after it", {}, problem=problem)
 
 
-def _columns(table, path: Path) -> tuple[str, list[str]]:
+def _columns(table: Parquet, path: Path) -> tuple[str, list[str]]:
     """(column with the pictures or "", columns worth reading) of an open parquet file."""
     import pyarrow.types as types
 
@@ -176,8 +182,8 @@ def _columns(table, path: Path) -> tuple[str, list[str]]:
     def holds_bytes(name: str) -> bool:
         kind = schema.field(name).type
         if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return types.is_binary(kind) or types.is_large_binary(kind)
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     candidates = [lower[key] for key in BYTE_KEYS if key in lower]
     candidates += [name for name in schema.names if types.is_struct(schema.field(name).type)]
@@ -194,20 +200,18 @@ def _names_files(columns: Collection[str]) -> bool:
     return not set(FILE_KEYS).isdisjoint(columns) or ("key" in columns and "url" not in columns)
 
 
-def _record(row: dict, held: str) -> dict:
-    """A row with lower-case keys, its picture's bytes under HELD."""
-    record = {key.lower(): value for key, value in row.items() if key != held}
-    picture = row.get(held)
+def _row(where: str, told: Fields, held: str) -> _Row:
+    """A row of a parquet file whose pictures are in the column `held`, "" where in none."""
+    fields = {key.lower(): value for key, value in told.items() if key != held}
+    picture = told.get(held)
     if isinstance(picture, dict):  # as HuggingFace's datasets keep pictures
-        record[HELD] = picture.get("bytes")
         if isinstance(picture.get("path"), str):
-            record["file_name"] = picture["path"]
-    elif isinstance(picture, bytes):
-        record[HELD] = picture
-    return record
+            fields["file_name"] = picture["path"]
+        picture = picture.get("bytes")
+    return _Row(where, fields, picture if isinstance(picture, bytes) else None)
 
 
-def _no_column(path: Path, found) -> AMGError:
+def _no_column(path: Path, found: Iterable[str]) -> AMGError:
     columns = brief(", ".join(map(str, list(found)[:12])) or "none")
     hint = ""
     if "url" in {str(name).lower() for name in found}:
