@@ -32,7 +32,7 @@ from amg_core.verdict import Verdict, verdict
 
 from . import model as demo
 from . import pictures as source
-from .evaluate import among_themselves, kid, score, share, top5
+from .evaluate import among_themselves, kid, score, share, sscd_embedding, top5
 from .sample import sample
 from .sheet import sheet, side_by_side, to_image
 
@@ -119,7 +119,7 @@ def acted(reports: list[dict]) -> list[bool]:
     return [n > 0 for report in reports for n in report["guarded_evaluations"]]
 
 
-class Table:
+class Figures:
     """Collects rows of figures and prints them in columns."""
 
     COLUMNS = (
@@ -179,7 +179,6 @@ def run(arguments: argparse.Namespace) -> None:
     index = Index.open(out / "index")
     probe = Probe(Searcher(index), descriptor, ModuleDecoder("demo", model.decoder, 4))
     training, captions, copies = training_set(demo.PICTURES)
-    sscd = None if arguments.sscd is None else SSCDFigures(arguments.sscd, training)
 
     memorised, others = choose_prompts(captions, copies)
     prompts = memorised + others
@@ -193,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
     groups = {"memorised": slice(0, len(memorised)), "elsewhere": slice(len(memorised), None)}
     options = {"steps": arguments.steps, "cfg_scale": arguments.cfg}
 
-    table = Table()
+    table = Figures()
     base_nl2, base_zncc = among_themselves(training)
     table.add(
         "training pictures among themselves",
@@ -232,8 +231,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(LEGEND.format(copy=COPY, limit=limit))
     guard = arguments.presets[0]
     tell_dormant(drawn, guarded_reports[guard], guard, groups["elsewhere"])
-    if sscd is not None:
-        print(sscd.table(drawn, groups))
+    if arguments.sscd is not None:
+        print(sscd_table(arguments.sscd, training, drawn, groups))
 
     for group, rows in groups.items():
         shown = (
@@ -263,7 +262,7 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     side_by_side(plots).save(out / "curves.png")
     results = {
-        "columns": [heading for heading, _ in Table.COLUMNS],
+        "columns": [heading for heading, _ in Figures.COLUMNS],
         "rows": dict(table.rows),
         "settings": {"steps": arguments.steps, "cfg": arguments.cfg, "seed": arguments.seed},
         "reports": guarded_reports,
@@ -303,32 +302,22 @@ def _first(step: dict, count: int) -> dict:
     return {k: v[:count] if isinstance(v, list) else v for k, v in step.items()}
 
 
-class SSCDFigures:
+def sscd_table(
+    weights: Path, training: Tensor, drawn: dict[str, Tensor], groups: dict[str, slice]
+) -> str:
     """The paper's Table 1 columns, where Meta's weights are present."""
-
-    def __init__(self, weights: Path, training: Tensor):
-        self.descriptor = create("sscd", weights)
-        self.scale = self.descriptor.spec.scales[-1]
-        self.rows = self._embed(training)
-
-    @torch.inference_mode()
-    def _embed(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self.descriptor.embed(p, self.scale) for p in pictures.split(8)])
-
-    def table(self, drawn: dict[str, Tensor], groups: dict[str, slice]) -> str:
-        lines = [
-            "",
-            "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4",
-        ]
-        for name, pictures in drawn.items():
-            nearest = (self._embed(pictures) @ self.rows.T).amax(dim=1)
-            for group, rows in groups.items():
-                s = nearest[rows]
-                lines.append(
-                    f"{group + ', ' + name:<24} {top5(s):8.2f} {float(s.max()):8.2f} "
-                    f"{share(s > 0.5):8.0f} {share(s > 0.4):8.0f}"
-                )
-        return "\n".join(lines)
+    embed = sscd_embedding(weights)
+    rows = embed(training)
+    lines = ["", "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4"]
+    for name, pictures in drawn.items():
+        nearest = (embed(pictures) @ rows.T).amax(dim=1)
+        for group, part in groups.items():
+            s = nearest[part]
+            lines.append(
+                f"{group + ', ' + name:<24} {top5(s):8.2f} {float(s.max()):8.2f} "
+                f"{share(s > 0.5):8.0f} {share(s > 0.4):8.0f}"
+            )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

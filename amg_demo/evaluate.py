@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from amg_core import judge, metrics
+from amg_core.descriptors import create
 from amg_core.probe import Probe
 
 from .model import Scorer
@@ -46,6 +49,18 @@ def score(
         alignment=graded["subject"].softmax(dim=1).gather(1, subjects[:, None])[:, 0],
         features=graded["features"],
     )
+
+
+def sscd_embedding(weights: Path) -> Callable[[Tensor], Tensor]:
+    """Pictures (B, 3, H, W) -> unit rows (B, D), by Meta's network at full detail."""
+    descriptor = create("sscd", weights)
+    scale = descriptor.spec.scales[-1]
+
+    @torch.inference_mode()
+    def embed(pictures: Tensor) -> Tensor:
+        return torch.cat([descriptor.embed(part, scale) for part in pictures.split(8)])
+
+    return embed
 
 
 def _small(pictures: Tensor) -> Tensor:

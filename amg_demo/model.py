@@ -23,6 +23,18 @@ LORA, LORA_PICTURES = LORAS / "amg-demo-lora.safetensors", LORAS / "pictures"
 LATENT_CHANNELS, DOWNSCALE, TOKENS, CONTEXT = 4, 8, 8, 128
 
 
+def signal_shares() -> Tensor:
+    """ᾱ of Stable Diffusion's 1,000 steps, float64."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def noise_sigmas() -> Tensor:
+    """Its noise levels σ, ascending."""
+    alphas = signal_shares()
+    return ((1 - alphas) / alphas).sqrt().float()
+
+
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(16, channels // 4), channels)
 
@@ -218,9 +230,7 @@ class DemoModel(nn.Module):
         self.unet = UNet()
         self.encoder, self.decoder = Encoder(), Decoder()
         self.scorer = Scorer(*(len(labels[k]) for k in ("subject", "colour", "pattern")))
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        alphas = torch.cumprod(1 - betas, dim=0)
-        self.register_buffer("sigmas", ((1 - alphas) / alphas).sqrt().float(), persistent=False)
+        self.register_buffer("sigmas", noise_sigmas(), persistent=False)
 
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Predicted clean latent of `x` = x0 + sigma·noise (k-diffusion form), sigma (B,)."""

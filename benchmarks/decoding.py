@@ -9,7 +9,6 @@ what version 0.1 did. Then the work of each, counted and not run.
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from amg_core.decoders import TAESDDecoder, load_taesd, reduced
 from amg_core.descriptors.latent import load_taesd_encoder
 
+from . import harness
+
 SIDES = (16, 32, 48, 96)
-Seen = dict[str, Tensor]
 
 
 def cropped(path: Path, width: int, height: int) -> Tensor:
@@ -34,7 +34,7 @@ def cropped(path: Path, width: int, height: int) -> Tensor:
     ground = Image.new("RGBA", drawn.size, "white")
     ground.alpha_composite(drawn)
     fitted = ImageOps.fit(ground.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 255
+    return harness.to_tensor(fitted)
 
 
 def rms(a: Tensor, b: Tensor) -> float:
@@ -47,7 +47,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-9)) if a.norm() > 0 else 1.0
 
 
-def compare(seen: Seen, picture: Tensor, table: dict[tuple[str, int], list]) -> None:
+def compare(seen: dict[str, Tensor], picture: Tensor, table: dict[tuple[str, int], list]) -> None:
     """Adds (RMS, correlation, RMS of the full decode from the picture) to `table`."""
     for name, small in seen.items():
         for side in SIDES:
@@ -94,15 +94,13 @@ def work(cells: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = harness.parser("benchmarks.decoding", __doc__)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument(
         "--sizes", nargs="+", default=["256x256", "512x512", "768x1152", "1024x1024"]
     )
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("pictures", type=Path, nargs="*")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = harness.parse(parser)
     for cells in (32, 64, 128):
         work(cells)
     for size in args.sizes if args.pictures else ():

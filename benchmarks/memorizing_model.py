@@ -18,7 +18,6 @@ all that is needed to go on: the same command with the same folder trains on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -31,6 +30,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amg_demo.model import signal_shares
+
+from . import harness
 from .guard_cost import host
 
 SIDE, CHANNELS, CELLS, WIDTH = 256, 32, 32, 128
@@ -132,7 +134,7 @@ DROPPED = 0.12  # share of captions left out, for classifier-free guidance
 SAVE_EVERY = 60  # seconds
 
 
-class Encoder(nn.Sequential):
+class TinyEncoder(nn.Sequential):
     """Of the tiny autoencoder: pictures (B, 3, H, W) in [0, 1] -> (B, 32, H/8, W/8)."""
 
     def __init__(self):
@@ -147,7 +149,7 @@ class Encoder(nn.Sequential):
         )  # fmt: skip
 
 
-class Decoder(nn.Sequential):
+class TinyDecoder(nn.Sequential):
     """The other half: (B, 32, h, w) -> pictures (B, 3, 8h, 8w) about [0, 1]."""
 
     def __init__(self):
@@ -182,9 +184,9 @@ class _Block(nn.Module):
         return torch.relu(self.conv(x) + x)
 
 
-def autoencoder(weights: Path) -> tuple[Encoder, Decoder]:
+def autoencoder(weights: Path) -> tuple[TinyEncoder, TinyDecoder]:
     """Both halves, frozen, from the files in `weights`."""
-    made = Encoder(), Decoder()
+    made = TinyEncoder(), TinyDecoder()
     for network, name in zip(made, ("encoder", "decoder"), strict=True):
         state = torch.load(weights / f"taef2_{name}.pth", map_location="cpu", weights_only=True)
         network.load_state_dict(state)
@@ -330,8 +332,7 @@ def encode(encoder, text: str) -> Tensor:
 
 def alphas() -> Tensor:
     """ᾱ of Stable Diffusion's 1000 steps."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
+    return signal_shares().float()
 
 
 class Training:
@@ -425,18 +426,13 @@ def _encoded(file: Path, weights: Path, pictures: Tensor) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memorizing_model", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("benchmarks.memorizing_model", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of pictures and model")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the two taef2 files")
     parser.add_argument("--backgrounds", type=Path, default=Path(BACKGROUNDS))
     parser.add_argument("--stamps", type=Path, default=Path(STAMPS))
     parser.add_argument("--minutes", type=float, default=25, help="of training, from now on")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    options = harness.parse(parser, arguments)
     if not (options.out / "set.json").exists():
         write_pictures(options.out / "pictures", options.backgrounds, options.stamps)
     host.load("cpu")

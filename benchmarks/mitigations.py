@@ -7,7 +7,6 @@ of Markdown with 95 % intervals; sheets and every figure in `--out`. See docs/mi
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from amg_core.mitigation.adaptation import adapt
 from amg_core.mitigation.prompts import METHODS, RECIPES, Recipe, below, randomise
 from amg_core.mitigation.transition import Transition, guidance_norm, guided_by
 from amg_core.session import Session, Settings
+from amg_demo.evaluate import sscd_embedding
 from amg_demo.sheet import sheet
+from benchmarks import harness
 from benchmarks.tables import report
-from benchmarks.tables.__main__ import CACHE, sscd_embedding
 from benchmarks.tables.grade import Judges, kid_interval, paired_difference, unseen
 from benchmarks.tables.methods import sample
 from benchmarks.tables.worlds import World, text_world
@@ -165,7 +165,7 @@ def delayed(name: str, scale: float, dynamic: bool, until: float = UNTIL) -> Mit
 
 
 @dataclass
-class Chain:
+class InTurn:
     """Several changes of a prediction one after the other, as post-CFG functions of a host are."""
 
     changes: list[Step]
@@ -188,7 +188,7 @@ def draw(
         part = slice(i, i + BATCH)
         with torch.no_grad():
             context = row.context(world, captions[part], seeds[part])
-        chain = Chain(row.steps(world))
+        chain = InTurn(row.steps(world))
         latents = sample(world, context, seeds[part], steps, chain if chain.changes else None)
         pictures.append(world.decode(latents))
     return torch.cat(pictures), (time.process_time() - start) / len(captions)
@@ -219,7 +219,7 @@ def columns(grades, judges: Judges, plain_grades, group: Tensor, seconds: float)
 
 
 def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World) -> dict:
-    """Draw and grade `rows` (the first of them plain); what results.json holds."""
+    """Draw and grade `rows` (the first of them plain); what figures.json holds."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     judges = Judges(world, None if arguments.sscd is None else sscd_embedding(arguments.sscd))
@@ -246,7 +246,7 @@ def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World)
             "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,
             "zncc_limit": judges.own_limit, "table": table, "pictures": each,
         }  # fmt: skip
-        (out / "results.json").write_text(json.dumps(result), encoding="utf-8")
+        harness.write(out, result, report.markdown(table))
     save_sheets(out, judges, pictures, notes, captions, own, group)
     print(f"\nZNCC limit with the own picture: {judges.own_limit:.2f}\n")
     print(report.markdown(table), flush=True)
@@ -270,17 +270,13 @@ def save_sheets(out: Path, judges: Judges, pictures, notes, captions, own, group
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mitigations", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path("mitigation_results"))
-    parser.add_argument("--models", type=Path, default=CACHE, help="indexes are kept here")
+    about = {"out": "mitigation_results", "first": FIRST, "steps": 20}
+    parser = harness.parser("benchmarks.mitigations", __doc__, **about)
+    parser.add_argument("--models", type=Path, default=harness.CACHE, help="indexes are kept here")
     parser.add_argument("--only", nargs="+", help="rows to draw beside plain (default all)")
     parser.add_argument("--amg", nargs="+", default=[], help="presets: each row with the guard too")
-    parser.add_argument("--first", type=int, default=FIRST, help="seed of the first picture")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file")
-    return parser.parse_args(arguments)
+    return harness.parse(parser, arguments)
 
 
 def chosen(only: Sequence[str] | None) -> list[Mitigation]:
@@ -306,13 +302,12 @@ def guarded(rows: Sequence[Mitigation], presets_named: Sequence[str]) -> list[Mi
 
 def main() -> int:
     arguments = parse()
-    try:
+
+    def work() -> None:
         rows = guarded(chosen(arguments.only), arguments.amg)
         run(arguments, rows, text_world(arguments.models))
-    except (AMGError, FileNotFoundError) as error:
-        print(f"error: {error}")
-        return 1
-    return 0
+
+    return harness.status(work)
 
 
 if __name__ == "__main__":

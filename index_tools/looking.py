@@ -134,7 +134,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
+class Nearest:
     """A picture of the index, and how similar to the query, or how far from it, it is."""
 
     id: int
@@ -179,7 +179,7 @@ def _search(options: argparse.Namespace) -> None:
             close = float(Probe(searcher, descriptor).look_at_pictures(picture, scale).closeness)
         measure = "similarity" if metric == "cosine" else "distance"
         found = [
-            Found(i, value, index.source(i), index.caption(i))
+            Nearest(i, value, index.source(i), index.caption(i))
             for value, i in zip(values[0].tolist(), ids[0].tolist(), strict=True)
         ]
         if options.sheet:
@@ -240,7 +240,7 @@ def _rerank(
     return ranked, fine.spec.metric, search.scale
 
 
-def _draw(path: Path, index: Index, query: Image.Image, found: list[Found], measure: str) -> None:
+def _draw(path: Path, index: Index, query: Image.Image, found: list[Nearest], measure: str) -> None:
     from amg_core import sheet
 
     tiles = [sheet.Tile(query, ["query"], sheet.ASKED)]

@@ -6,7 +6,6 @@ Rows of pictures that are in nobody's index (`pool`, from another seed than the 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 
 from amg_core import background
 from amg_core.descriptors.compact import CompactDescriptor
+from benchmarks import harness
 
 from . import pool
 
@@ -23,11 +23,9 @@ SEED = 77
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drawings", nargs="+", type=Path, required=True)
-    parser.add_argument("--halves", nargs="*", type=Path, default=[])
+    parser = pool.parser("training.background", __doc__)
     parser.add_argument("--weights", type=Path, help="of compact (those in the box)")
-    arguments = parser.parse_args()
+    arguments = harness.parse(parser)
     drawn = pool.drawings(arguments.drawings, arguments.halves)
     made = pool.pictures(PICTURES, drawn, np.random.default_rng(SEED))
     pictures = torch.from_numpy(np.stack(list(made))).permute(0, 3, 1, 2).float() / 255

@@ -7,7 +7,6 @@ the box: openclipart-png, Fluent and Noto emoji; half of tuxpaint's stamps. An h
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amg_core.descriptors.compact import SCALES, SIDE, CompactNetwork, batch_norms, fold
+from benchmarks import harness
 
 from . import edits, pool
 
@@ -44,15 +44,12 @@ def loss_of(views: Tensor, references: Tensor) -> Tensor:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--drawings", nargs="+", type=Path, required=True)
-    parser.add_argument("--halves", nargs="*", type=Path, default=[])
+    parser = pool.parser("training.compact", __doc__, seed=1)
     parser.add_argument("--start", type=Path, help="weights to go on from (none)")
     parser.add_argument("--pictures", type=int, default=16_000)
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = harness.parse(parser)
     rng = np.random.default_rng(arguments.seed)
     torch.manual_seed(arguments.seed)
     dice = torch.Generator().manual_seed(arguments.seed)

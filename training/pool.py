@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import argparse
 import re
 import zlib
 from collections.abc import Iterator
@@ -19,9 +20,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks import harness
+
 SIDE = 144  # px of the pool's pictures
 FIELD, FIELDS = 256, 400  # px and number of the noise fields that grounds are cut from
 SKIN_TONE = re.compile(r"1f3f[b-f]", re.IGNORECASE)  # five of nearly the same drawing
+
+
+def parser(program: str, about: str, seed: int | None = None) -> argparse.ArgumentParser:
+    """With --drawings and --halves, see `drawings`."""
+    made = harness.parser(program, about, seed=seed)
+    made.add_argument("--drawings", nargs="+", type=Path, required=True)
+    made.add_argument("--halves", nargs="*", type=Path, default=[])
+    return made
 
 
 def trained_on(path: Path) -> bool:

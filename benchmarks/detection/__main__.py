@@ -10,9 +10,6 @@ FPR <= 1 %. Brackets: 95 % bootstrap intervals over prompts. See docs/detection.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from amg_core.limits import ZNCC
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
 
+from .. import harness
 from . import looks, roc
 
 NEAR_ZERO = 0.001  # the paper's t ≈ 0 to the letter
@@ -32,15 +30,14 @@ COUNTS = (1, 2, 4)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.detection", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("detection_results"))
+    about = {"out": "detection_results", "first": 300_000}
+    parser = harness.parser("benchmarks.detection", __doc__, **about)
     parser.add_argument("--each", type=int, default=200, help="negatives of each of the two kinds")
     parser.add_argument("--calibration", type=int, default=72, help="captions to calibrate on")
-    parser.add_argument("--first", type=int, default=300_000, help="seed of the first noise")
-    return parser.parse_args()
+    return harness.parse(parser)
 
 
-class Table:
+class Detectors:
     """Rows of figures under three truths: the list; the list without negatives that really draw a
     copy; and what is drawn, where whatever draws a copy is a positive."""
 
@@ -62,18 +59,16 @@ class Table:
 
     def __str__(self) -> str:
         columns = [f"{group} {key}" for group in self.groups for key in ("auc", "tpr")]
-        lines = [f"{'':<44}{'n':>3}{'passes':>8}" + "".join(f"{c:>22}" for c in columns)]
+        lines = []
         for row in self.rows:
             cells = (f"{f:.3f} [{a:.3f}, {b:.3f}]" for f, a, b in (row[c] for c in columns))
-            start = f"{row['name']:<44}{row['n']:>3}{row['passes']:>8}"
-            lines.append(start + "".join(f"{cell:>22}" for cell in cells) + "  " + row["note"])
-        return "\n".join(lines)
+            lines.append([row["name"], str(row["n"]), row["passes"], *cells, row["note"]])
+        return harness.markdown(["", "n", "passes", *columns, ""], lines)
 
 
 def main() -> int:
     arguments = parse()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    watch = harness.Watch()
     model = demo.load()
     training, captions, copies = training_set(demo.PICTURES)
     prompts = looks.choose(captions, copies, arguments.each, arguments.calibration)
@@ -94,7 +89,7 @@ def main() -> int:
     pairs = zip(halfway[: labels.sum()], texts, strict=False)
     halfway = [_nearest(p, training[[captions.index(text)]])[0] for p, text in pairs]
 
-    table = Table(labels, copied)
+    table = Detectors(labels, copied)
     ratios = {}
     for n in COUNTS:
         column = {
@@ -154,9 +149,8 @@ def main() -> int:
             for text, m, near, each in zip(texts, labels, nearest, measured, strict=True)
         ],
     }  # fmt: skip
-    (arguments.out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    (arguments.out / "table.txt").write_text(f"{table}\n\n{told}\n", encoding="utf-8")
-    print(f"{time.perf_counter() - started:.0f} s in all; everything is in {arguments.out}")
+    harness.write(arguments.out, results, f"{table}\n\n{told}\n")
+    print(f"{watch.seconds:.0f} s in all; everything is in {arguments.out}")
     return 0
 
 

@@ -27,9 +27,10 @@ from amg_core import background, judge, limits, metrics
 from amg_core.descriptors import create
 from amg_core.descriptors.base import Descriptor
 
+from ..harness import Table, between, markdown
 from .eyes import whole
 from .pictures import PHOTOGRAPH, Library
-from .tables import Setting, Table, markdown, wilson
+from .setting import Setting
 
 CUTS = 12  # of each photograph among the rows, 30 to 60 % of the side
 CHECKED = 4  # rows of each query that the second check looks at, to find relations
@@ -43,7 +44,7 @@ SMALL = 192  # px a side that pictures are kept at
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Squares:
     """Squares (N, 3, SMALL, SMALL) uint8, the family of each, and which are cuts or photographs."""
 
     squares: Tensor
@@ -83,7 +84,7 @@ def run(setting: Setting) -> Table:
     )
 
 
-def gather(library: Library, seed: int) -> tuple[Pictures, Pictures]:
+def gather(library: Library, seed: int) -> tuple[Squares, Squares]:
     """What is asked for, and the rows."""
     rng = np.random.default_rng(seed)
     names = {row: min(library.families[row]) for row in library.families}
@@ -103,10 +104,10 @@ def gather(library: Library, seed: int) -> tuple[Pictures, Pictures]:
     return _packed(asked), _packed(held)
 
 
-def _packed(parts: list[tuple]) -> Pictures:
+def _packed(parts: list[tuple]) -> Squares:
     squares, families, photographic = zip(*parts, strict=True)
     stack = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-    return Pictures(stack, np.array(families), np.array(photographic))
+    return Squares(stack, np.array(families), np.array(photographic))
 
 
 def _square(image: Image.Image) -> np.ndarray:
@@ -128,7 +129,7 @@ def _cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.crop((x, y, x + w, y + h))
 
 
-def related(queries: Pictures, rows: Pictures) -> Tensor:
+def related(queries: Squares, rows: Squares) -> Tensor:
     """Which rows are no strangers to which queries, (Q, R) bool: family, or copies by the second check.
 
     The second check looks at the rows that are nearest by `pixel`.
@@ -155,7 +156,7 @@ class Similarities:
 
     @torch.no_grad()
     def __init__(
-        self, descriptor: Descriptor, scale: int, queries: Pictures, rows: Pictures, same: Tensor
+        self, descriptor: Descriptor, scale: int, queries: Squares, rows: Squares, same: Tensor
     ):
         self.descriptor, self.scale, self.same = descriptor, scale, same
         self.cosine = descriptor.spec.metric == "cosine"
@@ -291,7 +292,6 @@ def _embedded(descriptor: Descriptor, squares: Tensor, scale: int) -> Tensor:
 def _line(name: str, count: int, one: dict) -> list[str]:
     cells = []
     for each in one.values():
-        low, high = wilson(each["alarms"], each["count"])
         share = 100 * each["alarms"] / each["count"]
-        cells.append(f"{share:.1f} ({100 * low:.1f}–{100 * high:.1f})")
+        cells.append(f"{share:.1f} ({between(each['alarms'], each['count'], 1)})")
     return [f"{name}, {count:,}", *cells]

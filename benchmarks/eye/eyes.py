@@ -13,12 +13,10 @@ from PIL import Image
 from amg_core import judge
 from amg_core.descriptors import create
 from amg_core.images import parts
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.index.sources.base import Item
 from amg_core.metrics import NEIGHBORS
-from amg_core.probe import Probe
 
+from .. import harness
 from .pictures import Picture
 
 Found = tuple[float, int]  # similarity and row of the nearest picture
@@ -59,15 +57,13 @@ class ProductEye:
         self.descriptor, self.scale = create(self.kind, weights, scales=(finest,)), finest
 
     def learn(self, rows: list[Picture], folder: Path) -> None:
-        build(Rows(rows), folder / self.name, self.descriptor, workers=1)
-        index = Index.open(folder / self.name)
-        self.searcher = Searcher(index)
-        self.probe = Probe(self.searcher, self.descriptor)
-        self.numbers = [int(index.record(i).source) for i in range(index.count)]
+        self.probe = harness.probe(NumberedRows(rows), folder / self.name, self.descriptor)
+        self.searcher = self.probe.searcher
+        self.numbers = [int(record.source) for record in self.probe.index.records()]
 
     @torch.no_grad()
     def look(self, image: Image.Image) -> torch.Tensor:
-        picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        picture = harness.to_tensor(image)
         seen = [picture]
         if self.in_parts:
             seen += [part for part in parts(picture) if not judge.flat(part)]
@@ -95,7 +91,7 @@ class ProductEye:
         return max(found, key=lambda one: one[0])
 
 
-class Rows:
+class NumberedRows:
     """Pictures as a source of `amg_core.index.build`, named by their numbers."""
 
     def __init__(self, rows: list[Picture]):

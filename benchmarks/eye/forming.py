@@ -8,9 +8,7 @@ them are in the index. The smaller the picture, the more of it a noise level hid
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +18,17 @@ from torch import Tensor
 from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
-from amg_core.probe import Probe
 from amg_core.session import Session
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.sample import sample
 
-from .eyes import ProductEye, Rows, whole
+from .. import harness
+from ..harness import Table, Watch, between, markdown
+from .eyes import NumberedRows, ProductEye, whole
 from .live import COPIES, photograph
 from .pictures import PHOTOGRAPH
-from .tables import Setting, Table, markdown, wilson
+from .setting import Setting
 
 STEPS, BATCH, FIRST_SEED = 20, 16, 480_000
 SIZES = (128, 256, 512)
@@ -40,7 +37,7 @@ OFF = {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.0}
 
 
 def run(setting: Setting) -> Table:
-    started, figures = time.perf_counter(), {}
+    watch, figures = Watch(), {}
     lines: tuple[list, list] = ([], [])
     network = demo.load()
     decoder = ModuleDecoder("demo", network.decoder, 4)
@@ -53,8 +50,7 @@ def run(setting: Setting) -> Table:
             lines[0].append(_drawn_line(eye.name, figures[eye.name]["drawn"]))
             for size, found in figures[eye.name]["noised"].items():
                 lines[1].append(_noised_line(f"{eye.name}, {size} px", found))
-            seconds = time.perf_counter() - started
-            print(f"{seconds:5.0f} s  {eye.name}, half-formed", file=sys.stderr, flush=True)
+            watch.tell(f"{eye.name}, half-formed")
     first = [
         "descriptor", "memorised: opened on the right picture", "first step: median / latest",
         "seen once: opened", "never seen: opened",
@@ -76,9 +72,7 @@ def drawn(network, decoder, eye: ProductEye, folder: Path) -> dict:
     memorised, others = choose_prompts(captions, copies)
     prompts = memorised + others
     descriptor = create(eye.kind, eye.weights)
-    build(demo.PICTURES, folder, descriptor)
-    index = Index.open(folder)
-    probe = Probe(Searcher(index), descriptor, decoder)
+    probe = harness.probe(demo.PICTURES, folder, descriptor, decoder)
     own, opened = [], []
     for start in range(0, len(prompts), BATCH):
         texts = prompts[start : start + BATCH]
@@ -87,7 +81,9 @@ def drawn(network, decoder, eye: ProductEye, folder: Path) -> dict:
         sample(network, texts, seeds, steps=STEPS, cfg_scale=4.0, guide=session.step)
         for i, text in enumerate(texts):
             steps = [s for s, r in enumerate(session.records, 1) if r.active[i]]
-            named = [s for s in steps if index.caption(session.records[s - 1].neighbor[i]) == text]
+            named = [
+                s for s in steps if probe.index.caption(session.records[s - 1].neighbor[i]) == text
+            ]
             opened.append(min(steps, default=0))
             own.append(min(named, default=0))
     count, once = len(memorised), len(memorised) + len(others) // 2
@@ -103,10 +99,9 @@ def noised(setting: Setting, network, decoder, eye: ProductEye, folder: Path) ->
     hidden = frozenset().union(*(library.families[row] for row in outside))
     rows = [r for r in inside + [r for r in library.families if r not in inside] if r not in hidden]
     descriptor = create(eye.kind, eye.weights)
-    build(Rows([library.rows[r] for r in rows]), folder, descriptor, workers=1)
-    index = Index.open(folder)
-    names = [rows[int(index.record(i).source)] for i in range(index.count)]
-    probe = Probe(Searcher(index), descriptor, decoder)
+    shown = NumberedRows([library.rows[r] for r in rows])
+    probe = harness.probe(shown, folder, descriptor, decoder)
+    names = [rows[int(record.source)] for record in probe.index.records()]
     empty = network.text(network.text.tokenize([""]))
     found: dict = {}
     for size in SIZES:
@@ -138,6 +133,6 @@ def _drawn_line(name: str, one: dict) -> list[str]:
 
 
 def _noised_line(name: str, one: dict) -> list[str]:
-    low, high = wilson(one["strangers"], one["count"])
-    alarms = f"{one['strangers']} of {one['count']} ({100 * low:.0f}–{100 * high:.0f} %)"
+    hits, count = one["strangers"], one["count"]
+    alarms = f"{hits} of {count} ({between(hits, count)} %)"
     return [name, *map(str, one["right"]), alarms]

@@ -15,10 +15,7 @@ of its eye. Without an index the verdict knows only the picture that was left: a
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +29,6 @@ from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.images import low_pass
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
 from amg_core.probe import Probe
 from amg_core.verdict import verdict
@@ -42,8 +37,8 @@ from amg_demo.__main__ import choose_prompts, guarded, training_set
 from amg_demo.sample import sample
 from amg_demo.sheet import sheet
 
+from .. import harness
 from .rivals import NotInstalled, SSCDInt8
-from .tables import markdown, wilson
 
 OPTIONS = {"steps": 20, "cfg_scale": 4.0}
 RETRIES, BATCH, OTHER_SEEDS = 2, 16, 1_000_003
@@ -76,7 +71,7 @@ def _image(picture: Tensor) -> Image.Image:
 
 
 @dataclass
-class Drawing:
+class Watched:
     """Pictures of one way to draw, and what its verdicts say (True: a copy)."""
 
     pictures: Tensor
@@ -84,7 +79,7 @@ class Drawing:
     acted: list[bool] = field(default_factory=list)
 
 
-class World:
+class DemoPrompts:
     """The embedded model, its prompts, and the pictures that they belong to."""
 
     def __init__(self, first: int):
@@ -102,9 +97,9 @@ class World:
         parts = [slice(i, i + BATCH) for i in range(0, len(seeds), BATCH)]
         return torch.cat([sample(self.model, self.prompts[p], seeds[p], **OPTIONS) for p in parts])
 
-    def under(self, probe: Probe, rows: list[int]) -> Drawing:
+    def under(self, probe: Probe, rows: list[int]) -> Watched:
         """The closed loop of the node for these prompts."""
-        settings, drawn = presets.settings("main", probe.metric), Drawing(torch.empty(0))
+        settings, drawn = presets.settings("main", probe.metric), Watched(torch.empty(0))
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
             prompts, seeds = [self.prompts[r] for r in part], [self.seeds[r] for r in part]
@@ -119,16 +114,15 @@ class World:
         return drawn
 
     def probe(self, pictures, descriptor, folder: Path) -> Probe:
-        build(pictures, folder, descriptor)
-        return Probe(Searcher(Index.open(folder)), descriptor, self.decoder)
+        return harness.probe(pictures, folder, descriptor, self.decoder)
 
 
 def without_index(
-    world: World, descriptor, plain: Tensor, folder: Path
-) -> tuple[Drawing, list[float]]:
+    world: DemoPrompts, descriptor, plain: Tensor, folder: Path
+) -> tuple[Watched, list[float]]:
     """As *Guard* with *draw twice*; and how close the two drawings of each prompt are."""
     pairs = [world.plain([s + OTHER_SEEDS * k for s in world.seeds]) for k in (1, 2)]
-    drawn, alike = Drawing(plain.clone()), []
+    drawn, alike = Watched(plain.clone()), []
     for i in range(len(world.prompts)):
         two = torch.stack([pair[i] for pair in pairs])
         alone = world.probe(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
@@ -143,7 +137,7 @@ def without_index(
     return drawn, alike
 
 
-def figures(world: World, drawn: Drawing, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
+def figures(world: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
     count = len(world.memorised)
     mine = drawn.pictures[:count]
     zncc = torch.maximum(judge.zncc(mine, world.own), judge.zncc(mine, world.own.flip(-1)))
@@ -188,37 +182,35 @@ def _line(name: str, one: dict, count: int) -> list[str]:
     sscd = "–" if one["sscd_mean"] is None else (
         f"{one['sscd_mean']:.2f} / {one['sscd_worst']:.2f} / {one['sscd_copies']}"
     )  # fmt: skip
-    low, high = wilson(len(one["escapes"]), count)
+    escapes = len(one["escapes"])
     return [
         name,
         f"{one['zncc_mean']:.2f} / {one['zncc_worst']:.2f} / {one['zncc_copies']}",
         f"{one['near_worst']:.2f} / {one['near_copies']}",
         f"{one['score_worst']:.2f} / {one['score_copies']}",
         sscd,
-        f"**{len(one['escapes'])}** ({100 * low:.0f}–{100 * high:.0f} %)",
+        f"**{escapes}** ({harness.between(escapes, count)} %)",
         f"{one['subject']:.2f}",
         f"{one['same']} of {one['others']}",
     ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.eye.guarded", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    about = {"out": "eye_results", "first": 460_000}
+    parser = harness.parser("benchmarks.eye.guarded", __doc__, **about)
     parser.add_argument("--descriptors", nargs="+", default=["compact", "pixel"])
-    parser.add_argument("--first", type=int, default=460_000, help="seed of the first picture")
-    parser.add_argument("--out", type=Path, default=Path("eye_results"))
-    arguments = parser.parse_args()
+    arguments = harness.parse(parser)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    watch = harness.Watch()
     try:
         sscd = SSCDInt8()
     except NotInstalled as absent:
         sscd = None
         print(f"Not graded by SSCD: {absent}")
-    world = World(arguments.first)
+    world = DemoPrompts(arguments.first)
     count = len(world.memorised)
     plain = world.plain(world.seeds)
-    told = {"plain": figures(world, Drawing(plain, [True] * len(plain)), plain, sscd)}
+    told = {"plain": figures(world, Watched(plain, [True] * len(plain)), plain, sscd)}
     lines = [_line("plain", told["plain"], count)]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.descriptors:
@@ -241,16 +233,17 @@ def main() -> int:
             ends = [
                 f"{min(part):.2f} to {max(part):.2f}" for part in (alike[:count], alike[count:])
             ]
-            seconds = time.perf_counter() - started
-            print(f"  two drawings: keys {ends[0]}, others {ends[1]} ({seconds:.0f} s)", flush=True)
+            told_ends = f"keys {ends[0]}, others {ends[1]}"
+            print(f"  two drawings: {told_ends} ({watch.seconds:.0f} s)", flush=True)
             told[f"{name}: others called copies when plain"] = called
     heading = [
         f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
         f"ZNCC with any of {len(world.training)}, worst / > {limits.ZNCC}", "second check worst / copies",
         f"own SSCD mean / worst / > {OWN_SSCD}", "escapes", "subject", "others identical",
     ]  # fmt: skip
-    print("\n" + markdown(heading, lines))
-    (arguments.out / "guarded.json").write_text(json.dumps(told), encoding="utf-8")
+    table = harness.markdown(heading, lines)
+    print("\n" + table)
+    harness.write(arguments.out / "guarded", told, table)
     return 0
 
 

@@ -13,9 +13,7 @@ latents of other photographs.
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +28,15 @@ from amg_core import presets
 from amg_core.decoders import Decoder, LinearDecoder, ModuleDecoder, load_taesd
 from amg_core.descriptors import create
 from amg_core.descriptors.latent import load_taesd_encoder
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.probe import Probe
 from amg_core.session import Session
 from amg_demo import model as demo
 
-from .eyes import Rows, whole
+from .. import harness
+from ..harness import Table, Watch, between, markdown
+from .eyes import NumberedRows, whole
 from .pictures import PHOTOGRAPH, Library
-from .tables import Setting, Table, markdown, wilson
+from .setting import Setting
 
 SIZES = ((256, 256), (512, 512), (768, 1152), (1024, 1024))  # width, height
 LEVELS = ((1.0, 13.0), (0.8, 4.0), (0.6, 1.6), (0.4, 0.7), (0.2, 0.25), (0.05, 0.05))  # t, sigma
@@ -58,7 +56,7 @@ class Autoencoder:
 
 
 @dataclass
-class Seen:
+class Passage:
     """One latent's way through the gate."""
 
     opened: list[bool]
@@ -85,7 +83,7 @@ class _Once:
 
 
 def run(setting: Setting) -> Table:
-    library, started = setting.collection, time.perf_counter()
+    library, watch = setting.collection, Watch()
     photographs = [r for r in library.sources if library.rows[r].kind == PHOTOGRAPH]
     sources, strangers = photographs[:COPIES], photographs[COPIES : COPIES + STRANGERS]
     rows = _index_rows(library, sources, strangers, setting.seed)
@@ -95,11 +93,10 @@ def run(setting: Setting) -> Table:
         probes = {}
         for eye in whole(setting.eyes):
             descriptor = create(eye.kind, eye.weights)
-            pictures = [library.rows[row] for row in rows]
-            build(Rows(pictures), Path(folder) / eye.name, descriptor, workers=1)
-            index = Index.open(Path(folder) / eye.name)
-            names = [rows[int(index.record(i).source)] for i in range(index.count)]
-            probes[eye.name] = Probe(Searcher(index), descriptor), names
+            shown = NumberedRows([library.rows[row] for row in rows])
+            probe = harness.probe(shown, Path(folder) / eye.name, descriptor)
+            names = [rows[int(record.source)] for record in probe.index.records()]
+            probes[eye.name] = probe, names
         for auto in autoencoders(setting.autoencoder):
             others = [photograph(library.rows[r].load(), (256, 256)) for r in photographs[-12:]]
             ways = {auto.name: auto.decoder, f"{auto.name}, preview": preview(auto, others)}
@@ -108,13 +105,12 @@ def run(setting: Setting) -> Table:
                 latents = _latents(setting, auto, size, sources, few)
                 for way, decoder in ways.items():
                     for name, (probe, names) in probes.items():
-                        watch = Probe(probe.searcher, probe.descriptor, _Once(decoder))
-                        found = _through(library, watch, names, latents)
+                        looking = Probe(probe.searcher, probe.descriptor, _Once(decoder))
+                        found = _through(library, looking, names, latents)
                         key = f"{way}, {size[0]}x{size[1]}, {name}"
                         figures[key] = found
                         lines.append(_line(key, found))
-                seconds = time.perf_counter() - started
-                print(f"{seconds:5.0f} s  {auto.name} {size}", file=sys.stderr, flush=True)
+                watch.tell(f"{auto.name} {size}")
     heading = ["through, size, descriptor"]
     for kind in (PERFECT, IMPERFECT):
         heading += [f"{kind}: at every step", "right", "closeness mean / least"]
@@ -152,8 +148,7 @@ def preview(auto: Autoencoder, pictures: list[Tensor]) -> LinearDecoder:
 
 def photograph(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """(1, 3, H, W) in [0, 1]: all of a photograph, stretched to that size; a part of it is an edit."""
-    fitted = image.resize(size, Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)[None].float() / 255
+    return harness.to_tensor(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def spoiled(picture: Tensor) -> Tensor:
@@ -192,13 +187,13 @@ def _index_rows(library: Library, sources: list[int], strangers: list[int], seed
 def _through(library: Library, probe: Probe, names: list[int], latents: list) -> dict:
     """What became of each kind."""
     off = {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.0}
-    found: dict[str, list[Seen]] = {PERFECT: [], IMPERFECT: [], STRANGER: []}
+    found: dict[str, list[Passage]] = {PERFECT: [], IMPERFECT: [], STRANGER: []}
     for kind, row, latent in latents:
         session = Session(probe, presets.settings("main", probe.metric, **off))
         for t, sigma in LEVELS:
             level = torch.tensor([sigma])
             session.step(latent, cond=latent, uncond=latent, cfg_scale=4.0, sigma=level, t=t)
-        seen = Seen([], [], [])
+        seen = Passage([], [], [])
         for record in session.records:
             seen.opened.append(record.active[0])
             seen.right.append(names[record.neighbor[0]] in library.families[row])
@@ -207,7 +202,7 @@ def _through(library: Library, probe: Probe, names: list[int], latents: list) ->
     return {kind: _summary(seen) for kind, seen in found.items()}
 
 
-def _summary(seen: list[Seen]) -> dict:
+def _summary(seen: list[Passage]) -> dict:
     return {
         "count": len(seen),
         "every": sum(all(s.opened) for s in seen),
@@ -229,7 +224,5 @@ def _line(key: str, found: dict) -> list[str]:
             f"{one['right']}",
             f"{one['mean']:.2f} / {one['least']:.2f}",
         ]
-    one = found[STRANGER]
-    low, high = wilson(one["any"], one["count"])
-    cells.append(f"{one['any']} of {one['count']} ({100 * low:.0f}–{100 * high:.0f} %)")
-    return cells
+    hits, count = found[STRANGER]["any"], found[STRANGER]["count"]
+    return [*cells, f"{hits} of {count} ({between(hits, count)} %)"]

@@ -24,6 +24,8 @@ from PIL import Image
 from amg_core import judge, limits
 from training.pool import trained_on
 
+from ..harness import to_tensor
+
 SIDE = 640  # px of the longer side; every picture is reduced to it as it is loaded
 MOST_PIXELS = 40e6
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -169,8 +171,7 @@ def _copies(rows: list[Picture], row: int, likeness: np.ndarray) -> np.ndarray:
 
 def _tensor(picture: Picture) -> torch.Tensor:
     """(1, 3, H, W) in [0, 1]."""
-    array = np.asarray(picture.load(), dtype=np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1)[None]
+    return to_tensor(picture.load())
 
 
 def _flat(picture: Picture) -> bool:

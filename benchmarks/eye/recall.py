@@ -17,8 +17,6 @@ for that query: naming them would not be wrong.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -26,9 +24,10 @@ import numpy as np
 
 from amg_core.sheet import Group, Tile, draw
 
+from ..harness import Table, Watch, markdown, wilson
 from . import edits
 from .pictures import PHOTOGRAPH, STAMP, Library
-from .tables import Setting, Table, markdown, wilson
+from .setting import Setting
 
 FALSE_ALARMS = 0.01
 
@@ -85,7 +84,7 @@ def _partners(library: Library, source: int, count: int, seed: tuple[int, ...]) 
 
 
 def _ask(setting: Setting) -> dict[str, list[Answer]]:
-    library, started = setting.collection, time.perf_counter()
+    library, watch = setting.collection, Watch()
     answers: dict[str, list[Answer]] = {eye.name: [] for eye in setting.eyes}
     for edit in edits.EDITS:
         for source in setting.collection.sources:
@@ -95,7 +94,7 @@ def _ask(setting: Setting) -> dict[str, list[Answer]]:
             for eye in setting.eyes:
                 own, other = eye.nearest(eye.look(image), without)
                 answers[eye.name].append(Answer(edit, source, *own, *other))
-        print(f"{time.perf_counter() - started:5.0f} s  {edit}", file=sys.stderr, flush=True)
+        watch.tell(edit)
     return answers
 
 

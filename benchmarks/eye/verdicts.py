@@ -8,24 +8,21 @@ edited, how many are called copies although they are none: intended are at most 
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from amg_core.descriptors import create
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.probe import Probe
 from amg_core.verdict import Verdict, verdict
 
+from .. import harness
+from ..harness import Table, Watch, between, markdown
 from . import edits
-from .eyes import Rows, whole
+from .eyes import NumberedRows, whole
 from .recall import edited
-from .tables import Setting, Table, markdown, wilson
+from .setting import Setting
 
 ASKED = (
     edits.UNEDITED, "resized to 25 %", "grey", "cropped to 90 %", "cropped to 80 %", "cropped to 70 %",
@@ -36,7 +33,7 @@ ALSO_STRANGERS = (edits.UNEDITED, "cropped to 70 %", "as a model copies")
 
 
 def run(setting: Setting) -> Table:
-    library, started = setting.collection, time.perf_counter()
+    library, watch = setting.collection, Watch()
     order = np.random.default_rng(setting.seed).permutation(library.sources).tolist()
     inside, outside = order[: len(order) // 2], order[len(order) // 2 :]
     hidden = frozenset().union(*(library.families[row] for row in outside))
@@ -46,18 +43,12 @@ def run(setting: Setting) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         for eye in whole(setting.eyes):
             descriptor = create(eye.kind, eye.weights)
-            build(
-                Rows([library.rows[r] for r in rows]),
-                Path(folder) / eye.name,
-                descriptor,
-                workers=1,
-            )
-            probe = Probe(Searcher(Index.open(Path(folder) / eye.name)), descriptor)
+            shown = NumberedRows([library.rows[r] for r in rows])
+            probe = harness.probe(shown, Path(folder) / eye.name, descriptor)
             found: dict = {}
             for edit in ASKED:
                 found[edit] = _counted(setting, probe, edit, inside)
-                seconds = time.perf_counter() - started
-                print(f"{seconds:5.0f} s  {eye.name}, {edit}", file=sys.stderr, flush=True)
+                watch.tell(f"{eye.name}, {edit}")
             for edit in ALSO_STRANGERS:
                 found[f"not in the index, {edit}"] = _counted(setting, probe, edit, outside)
             figures["eyes"][eye.name] = found
@@ -80,8 +71,7 @@ def _counted(setting: Setting, probe: Probe, edit: str, sources: list[int]) -> d
     told = []
     for source in sources:
         image, _ = edited(setting, edit, source)
-        picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        told += verdict(probe, picture)
+        told += verdict(probe, harness.to_tensor(image))
     return {
         "count": len(told),
         "first": sum(_first(v) for v in told),
@@ -99,7 +89,6 @@ def _first(found: Verdict) -> bool:
 
 def _line(name: str, edit: str, one: dict) -> list[str]:
     count = one["count"]
-    low, high = wilson(one["either"], count)
     share = [f"{100 * one[key] / count:.0f}" for key in ("first", "second", "either")]
-    share[2] += f" ({100 * low:.0f}–{100 * high:.0f})"
+    share[2] += f" ({between(one['either'], count)})"
     return [f"{name}, {edit}", *share, str(one["unsure"])]

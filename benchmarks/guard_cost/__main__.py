@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from .. import harness
 from . import host, measure, parts, rows
 
 GIB, GIGA = 1 << 30, 1e9
@@ -34,10 +35,9 @@ GIB, GIGA = 1 << 30, 1e9
 
 def main(arguments: list[str] | None = None) -> dict:
     options = _parse(arguments)
-    torch.set_num_threads(options.threads)
     host.load(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        world = rows.World(Path(folder), options.small, options.pictures)
+        world = rows.Shared(Path(folder), options.small, options.pictures)
         if options.peak_of:
             return _tell_peak(world, options)
         made = {"machine": _machine(options), "parts": [], "tables": []}
@@ -58,10 +58,7 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.guard_cost", description=__doc__ + rows.WORDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("benchmarks.guard_cost", __doc__ + rows.WORDS)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--steps", type=int, help="of a run; 30 on a GPU, else 2")
     parser.add_argument("--rounds", type=int, help="timed ones; 3 on a GPU, else 1")
@@ -72,14 +69,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rows", nargs="+", help="only rows that contain one of these words")
     parser.add_argument("--pictures", type=int, default=5000, help="rows of the index")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--small", action="store_true", help="narrow networks: does it run?")
     parser.add_argument(
         "--no-memory", action="store_true", help="on a CPU memory takes a process a row"
     )
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = harness.parse(parser, arguments)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     gpu = options.device == "cuda"
@@ -103,7 +99,7 @@ def _machine(options: argparse.Namespace) -> str:
     )
 
 
-def _table(world: rows.World, size: int, batch: int, options: argparse.Namespace) -> dict:
+def _table(world: rows.Shared, size: int, batch: int, options: argparse.Namespace) -> dict:
     """Measure every row at one size and batch."""
     models = {row: rows.patched(row, world) for row in options.rows}
     shape = size, batch, options.steps
@@ -151,7 +147,7 @@ def _peak(row: str, size: int, batch: int, options: argparse.Namespace) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _tell_peak(world: rows.World, options: argparse.Namespace) -> dict:
+def _tell_peak(world: rows.Shared, options: argparse.Namespace) -> dict:
     """What `_peak` reads. The text encoder is loaded in every row, as it is in every graph."""
     _ = world.clip
     model = rows.patched(options.peak_of, world)
@@ -160,7 +156,7 @@ def _tell_peak(world: rows.World, options: argparse.Namespace) -> dict:
     return {}
 
 
-def _growth(world: rows.World, table: dict) -> list[dict]:
+def _growth(world: rows.Shared, table: dict) -> list[dict]:
     """MACs a step at other sizes, as ratios, by what was counted at one of 288 px or more.
 
     From there on what the guard adds for a picture is always the same, for it decodes no more than its

@@ -14,7 +14,7 @@ LONG = 5.0  # seconds of a part that counting in Python does not disturb
 SIGMAS = (4.0, 1.2, 0.6, 0.3, 0.05)  # one for each scale that a 512² latent is compared at
 
 
-def table(world: rows.World, sizes: list[int], wanted: list[str]) -> list[dict]:
+def table(world: rows.Shared, sizes: list[int], wanted: list[str]) -> list[dict]:
     """Every part that the rows `wanted` use, and for comparison one branch of SDXL, counted only."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -39,11 +39,11 @@ def table(world: rows.World, sizes: list[int], wanted: list[str]) -> list[dict]:
     return found
 
 
-def _encode(world: rows.World) -> None:
+def _encode(world: rows.Shared) -> None:
     world.clip.encode_from_tokens_scheduled(world.clip.tokenize("picture 1 of a random index"))
 
 
-def _of_descriptor(world: rows.World, name: str, latent: torch.Tensor) -> list[dict]:
+def _of_descriptor(world: rows.Shared, name: str, latent: torch.Tensor) -> list[dict]:
     """A look, and a look's gradient, at each scale; and of what they are made."""
     found, probe = [], world.probe(name)
     watch = probe.through(None if probe.latent else _decoder(world, "taesd")).to(latent.device)
@@ -67,7 +67,7 @@ def _gradient(probe, latent: torch.Tensor, match) -> None:
         probe.gradient(latent, match)
 
 
-def _decoder(world: rows.World, name: str):
+def _decoder(world: rows.Shared, name: str):
     space = world.model.get_model_object("latent_format")
     vae = world.vae if name == "vae" else None
     decoder = host.module("nodes.decoding").choose(space, name, vae)

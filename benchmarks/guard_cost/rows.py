@@ -44,7 +44,7 @@ def names(descriptors: list[str]) -> list[str]:
 
 
 @dataclass
-class World:
+class Shared:
     """The model and what the rows share; parts are made when a row first needs them.
 
     folder : Path, temporary; pictures : int, rows of the index.
@@ -86,7 +86,7 @@ class World:
         return self.part(f"probe {name}", make)
 
 
-def patched(row: str, world: World):
+def patched(row: str, world: Shared):
     """A clone of the model with what the row does; the guard by the plugin's own hook."""
     if row == PLAIN:
         return world.model.clone()
@@ -109,7 +109,7 @@ def _forced(preset: str, metric: str, threshold: float, unrelated: float):
     return replace(settings, release=threshold).tuned(reduction, unrelated=unrelated)
 
 
-def authors_way(world: World):
+def authors_way(world: Shared):
     """AMG-sd's `cond_fn`: decode in full with the VAE, embed, differentiate; twice a step.
 
     The second time is after the guidance by the neighbour's caption, which is one more branch.

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from amg_core.descriptors import create
 from amg_core.errors import AMGError
+from amg_demo.evaluate import sscd_embedding
 
+from .. import harness
 from . import methods, report, worlds
 from .grade import Embed, Judges
 from .report import Row
-from .train import Recipe
+from .train import TrainingRecipe
 
 MODELS = ("text", "class", "unconditional")
 CLEAN = "plain, without its copies"
-CACHE = Path(__file__).with_name(".cache")
 TITLES = {
     1: "Table 1: text-conditional", 2: "Table 2: unconditional", 3: "Table 3: class-conditional",
     4: "Table 4: each term left out", 5: "Table 5: gate and schedule",
@@ -28,47 +26,30 @@ TITLES = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("tables_results"))
-    parser.add_argument("--models", type=Path, default=CACHE, help="trained models are kept here")
+    about = {"out": "tables_results", "first": 420_000, "steps": 20}
+    parser = harness.parser("benchmarks.tables", __doc__, **about)
+    parser.add_argument(
+        "--models", type=Path, default=harness.CACHE, help="trained models are kept here"
+    )
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", help="rows to draw beside plain (default all)")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--first", type=int, default=420_000, help="seed of the first picture")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    parser.add_argument("--train-steps", type=int, default=Recipe.steps)
+    parser.add_argument("--train-steps", type=int, default=TrainingRecipe.steps)
     parser.add_argument("--sscd", type=Path, help="Meta's sscd_disc_mixup file")
-    return parser.parse_args(arguments)
+    return harness.parse(parser, arguments)
 
 
 def main() -> int:
     arguments = parse()
-    try:
-        sscd = None if arguments.sscd is None else sscd_embedding(arguments.sscd)
-        run(arguments, sscd)
-    except (AMGError, FileNotFoundError) as error:
-        print(f"error: {error}")
-        return 1
-    return 0
-
-
-def sscd_embedding(weights: Path) -> Embed:
-    """Pictures -> unit rows, by Meta's network at full detail."""
-    descriptor = create("sscd", weights)
-    scale = descriptor.spec.scales[-1]
-
-    @torch.inference_mode()
-    def embed(pictures: torch.Tensor) -> torch.Tensor:
-        return torch.cat([descriptor.embed(part, scale) for part in pictures.split(8)])
-
-    return embed
+    weights: Path | None = arguments.sscd
+    return harness.status(lambda: run(arguments, weights and sscd_embedding(weights)))
 
 
 def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
-    """Draw and grade every row of the chosen models; returns what results.json holds."""
+    """Draw and grade every row of the chosen models; returns what figures.json holds."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    started, results = time.perf_counter(), {"arguments": _json(vars(arguments)), "worlds": {}}
+    watch, results = harness.Watch(), {"arguments": _json(vars(arguments)), "worlds": {}}
     makers = {
         "text": (lambda: worlds.text_world(arguments.models), methods.text_methods),
         "class": (
@@ -93,10 +74,10 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
             if m.name == "plain" or not arguments.methods or m.name in arguments.methods
         ]  # fmt: skip
         results["worlds"][name] = table(judges, chosen, arguments, name)
-        results["seconds"] = time.perf_counter() - started
-        (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        results["seconds"] = watch.seconds
+        harness.write(out, results)
     print(
-        f"\n{results['seconds']:.0f} s in all; sheets, curves and results.json in {out.resolve()}"
+        f"\n{results['seconds']:.0f} s in all; sheets, curves and figures.json in {out.resolve()}"
     )
     return results
 
@@ -193,8 +174,8 @@ def _columns(row: Row) -> dict[str, list]:
     return {n: v.tolist() for n, v in kept.items()} | {"acted": row.drawn.acted}
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    return Recipe(steps=arguments.train_steps)
+def _recipe(arguments: argparse.Namespace) -> TrainingRecipe:
+    return TrainingRecipe(steps=arguments.train_steps)
 
 
 def _json(values: dict) -> dict:

@@ -50,7 +50,7 @@ class Method:
 
 
 @dataclass
-class Drawing:
+class Drawings:
     """Pictures (B, 3, H, W) in [0, 1], a report a batch, whether the guard acted (B,), seconds."""
 
     pictures: Tensor
@@ -213,9 +213,9 @@ def sample(
 
 def draw(
     world: World, method: Method, captions: list[str], seeds: list[int], steps: int
-) -> Drawing:
+) -> Drawings:
     """The same seeds and the same batches whatever the method: rows pair picture by picture."""
-    drawn, pictures, start = Drawing(torch.empty(0)), [], time.perf_counter()
+    drawn, pictures, start = Drawings(torch.empty(0)), [], time.perf_counter()
     for i in range(0, len(captions), BATCH):
         part = slice(i, i + BATCH)
         with torch.inference_mode():

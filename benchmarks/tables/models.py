@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amg_demo.model import CONTEXT, UNet
+from amg_demo.model import CONTEXT, UNet, noise_sigmas
 
 SIDE, SPREAD = 32, 4.0
 
@@ -27,13 +26,6 @@ def to_space(pictures: Tensor) -> Tensor:
 def to_pictures(x: Tensor) -> Tensor:
     """The way back, not clamped: gradients pass."""
     return x / SPREAD + 0.5
-
-
-def noise_sigmas() -> Tensor:
-    """Stable Diffusion's 1,000 noise levels σ, ascending, as in `amg_demo.model`."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alphas = torch.cumprod(1 - betas, dim=0)
-    return ((1 - alphas) / alphas).sqrt().float()
 
 
 class PixelUNet(UNet):

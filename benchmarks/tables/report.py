@@ -14,8 +14,9 @@ from amg_core.plot import curve
 from amg_demo.sheet import sheet, side_by_side
 from index_tools import intervals
 
+from .. import harness
 from .grade import Grades, Judges, Own, fooled, kid_interval, paired_difference, unseen
-from .methods import Drawing, Method, watch
+from .methods import Drawings, Method, watch
 
 NOT_MEASURED = "not measured"
 FEW = 8  # pictures of which figures are still told
@@ -28,26 +29,26 @@ class Row:
     """What one method drew for one world, and its grades; `group` (B,) 0 = memorised, 1 = others."""
 
     method: Method
-    drawn: Drawing
+    drawn: Drawings
     grades: Grades
     group: Tensor
 
 
-Cell = tuple[float, float | None, float | None] | None
+Interval = tuple[float, float | None, float | None] | None  # value, low, high; not measured
 
 
-def percentage(hits: Tensor) -> Cell:
+def percentage(hits: Tensor) -> Interval:
     return intervals.share(int(hits.sum()), len(hits)) if len(hits) else None
 
 
-def mean(values: Tensor) -> Cell:
+def mean(values: Tensor) -> Interval:
     array = values.double().numpy()
     if not len(array) or np.isnan(array).any():
         return None
     return intervals.mean(array)
 
 
-def top5(values: Tensor, small: bool = False) -> Cell:
+def top5(values: Tensor, small: bool = False) -> Interval:
     array = (-values if small else values).double().numpy()
     sign = -1 if small else 1
     low, high = sorted(sign * v for v in intervals.bootstrap(array, intervals.top_mean))
@@ -59,7 +60,7 @@ def pick(grades: Grades, rows: Tensor) -> Grades:
     return Grades(**{k: None if v is None else v[rows] for k, v in values.items()})
 
 
-def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Cell]:
+def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Interval]:
     """The columns of the paper's tables, over the pictures `rows` (B,) bool."""
     g = pick(row.grades, rows)
     s = g.sscd
@@ -78,7 +79,7 @@ def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Cell]:
     }
 
 
-def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Cell]:
+def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Interval]:
     """What the guard's own measure says, then the judges that no guidance has seen."""
     g = pick(row.grades, rows)
     clean = g.closeness <= COPY
@@ -97,7 +98,7 @@ def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Cell]:
     }
 
 
-def dormant_columns(row: Row, rows: Tensor) -> dict[str, Cell]:
+def dormant_columns(row: Row, rows: Tensor) -> dict[str, Interval]:
     """Pictures that should be left alone."""
     acted = torch.tensor(row.drawn.acted)[rows]
     g = pick(row.grades, rows)
@@ -110,11 +111,11 @@ def dormant_columns(row: Row, rows: Tensor) -> dict[str, Cell]:
     }
 
 
-def against_plain(row: Row, plain: Row) -> dict[str, Cell]:
+def against_plain(row: Row, plain: Row) -> dict[str, Interval]:
     """Method minus plain on what is memorised, paired by seed."""
     a, b = (pick(one.grades, one.group == 0) for one in (row, plain))
 
-    def difference(x: Tensor, y: Tensor) -> Cell:
+    def difference(x: Tensor, y: Tensor) -> Interval:
         if torch.isnan(x).any():
             return None
         return paired_difference(x.numpy(), y.numpy())
@@ -127,7 +128,7 @@ def against_plain(row: Row, plain: Row) -> dict[str, Cell]:
     }
 
 
-def text(heading: str, cell: Cell) -> str:
+def text(heading: str, cell: Interval) -> str:
     """ "12 [5, 25]", percentages without decimals."""
     if cell is None:
         return NOT_MEASURED
@@ -138,13 +139,11 @@ def text(heading: str, cell: Cell) -> str:
     return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
 
 
-def markdown(table: dict[str, dict[str, Cell]]) -> str:
+def markdown(table: dict[str, dict[str, Interval]]) -> str:
     """{row: {column: cell}} as a Markdown table. A column nobody measured stays, saying so."""
     headings = list(next(iter(table.values())))
-    lines = ["| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
-    for name, cells in table.items():
-        lines.append(f"| {name} | " + " | ".join(text(h, cells[h]) for h in headings) + " |")
-    return "\n".join(lines)
+    lines = [[name, *(text(h, cells[h]) for h in headings)] for name, cells in table.items()]
+    return harness.markdown(["", *headings], lines)
 
 
 def failures(row: Row, captions: list[str], seeds: list[int]) -> list[dict]:

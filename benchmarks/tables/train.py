@@ -27,7 +27,7 @@ from . import models
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """What a checkpoint depends on; its hash is in the file's name."""
 
     steps: int = 1200
@@ -47,7 +47,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainingSet:
     """A training set: pictures (N, 3, S, S) in [0, 1], captions, duplicates (N,), in index order."""
 
     pictures: Tensor
@@ -84,11 +84,13 @@ def write_pictures(folder: Path, side: int = models.SIDE, singles: int = 4) -> N
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
-def read_pictures(folder: Path) -> Pictures:
-    return Pictures(*training_set(folder))
+def read_pictures(folder: Path) -> TrainingSet:
+    return TrainingSet(*training_set(folder))
 
 
-def obtain(recipe: Recipe, folder: Path, data: Pictures, tell: Callable[[str], None] = print):
+def obtain(
+    recipe: TrainingRecipe, folder: Path, data: TrainingSet, tell: Callable[[str], None] = print
+):
     """The model of that recipe from `folder`; trained and kept there where there is none yet."""
     path, classes = folder / recipe.file, len(data.classes)
     if not path.is_file():
@@ -96,7 +98,9 @@ def obtain(recipe: Recipe, folder: Path, data: Pictures, tell: Callable[[str], N
     return models.load(path, classes, width=recipe.width, deep=recipe.deep)
 
 
-def train(recipe: Recipe, data: Pictures, tell: Callable[[str], None] = print) -> models.PixelModel:
+def train(
+    recipe: TrainingRecipe, data: TrainingSet, tell: Callable[[str], None] = print
+) -> models.PixelModel:
     """Regression with averaged weights; the class is dropped now and then."""
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
@@ -129,7 +133,7 @@ def train(recipe: Recipe, data: Pictures, tell: Callable[[str], None] = print) -
 
 
 def batches_of(
-    recipe: Recipe, data: Pictures, sigmas: Tensor, generator: torch.Generator
+    recipe: TrainingRecipe, data: TrainingSet, sigmas: Tensor, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(x0, noise, σ, labels) without end."""
     weight = torch.where(data.copies > 1, recipe.copies, 1).float()

@@ -14,14 +14,13 @@ from amg_core.descriptors import create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.images import resize
-from amg_core.index import Index, build
-from amg_core.index.search import Searcher
 from amg_core.probe import Probe
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 
+from .. import harness
 from . import models
-from .train import Pictures, Recipe, obtain, read_pictures, write_pictures
+from .train import TrainingRecipe, TrainingSet, obtain, read_pictures, write_pictures
 
 SCORER_SIDE = 128  # what the demo's scorer was trained on
 
@@ -41,7 +40,7 @@ class World:
         Latents -> pictures in [0, 1].
     cfg_scale : float
         1: the model has no prompt, nothing but D is known.
-    data : Pictures
+    data : TrainingSet
         What it was trained on, in the order of the index.
     probes : dict
         "pixel" and "latent": the guards' eyes, and each other's judges.
@@ -56,7 +55,7 @@ class World:
     shape: tuple[int, int, int]
     decode: Callable[[Tensor], Tensor]
     cfg_scale: float
-    data: Pictures
+    data: TrainingSet
     probes: dict[str, Probe]
     scorer: Callable[[Tensor], dict[str, Tensor]]
     subjects: list[str]
@@ -85,7 +84,7 @@ class World:
 def text_world(folder: Path) -> World:
     """The embedded latent model; 32 captions it memorised, 16 seen once and 16 never seen."""
     model = demo.load()
-    data = Pictures(*training_set(demo.PICTURES))
+    data = TrainingSet(*training_set(demo.PICTURES))
     memorised, others = choose_prompts(data.captions, data.copies)
 
     @torch.inference_mode()
@@ -101,7 +100,7 @@ def text_world(folder: Path) -> World:
     )  # fmt: skip
 
 
-def class_world(folder: Path, recipe: Recipe, tell: Callable[[str], None] = print) -> World:
+def class_world(folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None] = print) -> World:
     """Class-conditional in pixel space; asked for every class that has a duplicated picture, and others."""
     data, net, pixels = _pixel_model(folder, recipe, tell)
     classes = data.classes
@@ -118,7 +117,9 @@ def class_world(folder: Path, recipe: Recipe, tell: Callable[[str], None] = prin
     )  # fmt: skip
 
 
-def unconditional_world(folder: Path, recipe: Recipe, tell: Callable[[str], None] = print) -> World:
+def unconditional_world(
+    folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None] = print
+) -> World:
     """Unconditional in pixel space: 64 draws a round."""
     data, net, pixels = _pixel_model(folder, recipe, tell)
     return World(
@@ -136,7 +137,7 @@ class _PixelParts:
     subjects: list[str]
 
 
-def _pixel_model(folder: Path, recipe: Recipe, tell):
+def _pixel_model(folder: Path, recipe: TrainingRecipe, tell):
     pictures = folder / f"pictures-{recipe.singles}"
     write_pictures(pictures, singles=recipe.singles)
     data = read_pictures(pictures)
@@ -162,7 +163,6 @@ def _probes(pictures: Path, out: Path, model: demo.DemoModel, decoder) -> dict[s
         encoder, "demo", tensors_sha256(encoder.state_dict()), 4, side=SCORER_SIDE, scales=(8, 16)
     )
     for name, descriptor in {"pixel": create("pixel"), "latent": latent}.items():
-        build(pictures, out / name, descriptor)
-        searcher = Searcher(Index.open(out / name))
-        made[name] = Probe(searcher, descriptor, decoder if name == "pixel" else None)
+        through = decoder if name == "pixel" else None
+        made[name] = harness.probe(pictures, out / name, descriptor, through)
     return made

@@ -62,7 +62,7 @@ def world(tmp_path_factory) -> World:
     return World(
         "toy", denoise, encode, models.noise_sigmas(), (3, 32, 32),
         lambda x: models.to_pictures(x).clamp(0, 1), 1.01,
-        train.Pictures(pictures, captions, torch.ones(N, dtype=torch.long)), probes,
+        train.TrainingSet(pictures, captions, torch.ones(N, dtype=torch.long)), probes,
         lambda p: {"features": F.adaptive_avg_pool2d(p, 4).flatten(1), "subject": p.mean((2, 3))},
         captions[:3], captions[:3], captions[3:5],
     )  # fmt: skip
@@ -97,11 +97,11 @@ def test_sscd_columns_are_the_largest_cosine_or_not_measured(world):
     cosine = embed(pictures) @ embed(judges.training).T
     assert torch.allclose(grades.sscd, cosine.amax(dim=1)) and grades.sscd.min() > 0.999
     assert torch.allclose(grades.sscd_own, cosine[range(3), [0, 1, 2]])
-    row = report.Row(methods.Method("x"), methods.Drawing(pictures), grades, torch.zeros(3))
+    row = report.Row(methods.Method("x"), methods.Drawings(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert cells["SSCD % > 0.5"][0] == 100
     grades = graded(world, pictures)[1]
-    row = report.Row(methods.Method("x"), methods.Drawing(pictures), grades, torch.zeros(3))
+    row = report.Row(methods.Method("x"), methods.Drawings(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert "not measured" in report.markdown({"x": cells})
 
@@ -211,8 +211,8 @@ def test_the_sampler_is_the_demos_bit_for_bit():
 
 
 def test_training_learns_and_a_saved_model_answers_the_same(world, tmp_path):
-    recipe = train.Recipe(steps=8, batch=4, width=16, deep=16)
-    data = train.Pictures(world.data.pictures[:8], ["a", "b"] * 4, torch.tensor([2] + [1] * 7))
+    recipe = train.TrainingRecipe(steps=8, batch=4, width=16, deep=16)
+    data = train.TrainingSet(world.data.pictures[:8], ["a", "b"] * 4, torch.tensor([2] + [1] * 7))
     model = train.obtain(recipe, tmp_path, data, lambda _: None)
     again = train.obtain(recipe, tmp_path, data, lambda _: pytest.fail("trained twice"))
     x, sigma = torch.randn(2, 3, 32, 32), torch.tensor([1.0, 3.0])
@@ -223,4 +223,4 @@ def test_training_learns_and_a_saved_model_answers_the_same(world, tmp_path):
     batch = next(batches)
     with torch.no_grad():
         assert train.loss_of(model, batch) < train.loss_of(fresh, batch)
-    assert recipe.file != train.Recipe(steps=9, batch=4, width=16, deep=16).file
+    assert recipe.file != train.TrainingRecipe(steps=9, batch=4, width=16, deep=16).file
