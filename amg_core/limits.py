@@ -13,6 +13,9 @@ hundred of them reaches, and 1 the same picture.
 from __future__ import annotations
 
 import bisect
+from typing import TypeVar
+
+from torch import Tensor
 
 from .descriptors import registry
 from .descriptors.base import DescriptorSpec
@@ -34,6 +37,8 @@ ROWS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 BACKGROUND_NEAREST = 10
 SHARE = 0.25
 
+Usual = TypeVar("Usual", float, Tensor)
+
 
 def levels(spec: DescriptorSpec, scale: int, rows: int) -> tuple[float, float]:
     """Similarities whose closeness is 0 and COPY, in an index of `rows` pictures."""
@@ -42,7 +47,7 @@ def levels(spec: DescriptorSpec, scale: int, rows: int) -> tuple[float, float]:
     return table[nearest][min(bisect.bisect_left(ROWS, rows), len(ROWS) - 1)]
 
 
-def shift(spec: DescriptorSpec, scale: int, usual):
+def shift(spec: DescriptorSpec, scale: int, usual: Usual) -> Usual:
     """What to add to the levels of a query that is `usual` similar to its nearest background pictures.
 
     usual : float, or a Tensor of them.

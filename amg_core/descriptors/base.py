@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,11 +43,11 @@ class DescriptorSpec:
         """The name that `registry.create` takes."""
         return self.id.partition("_")[0]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"scales": list(self.scales)}
 
     @classmethod
-    def from_json(cls, data: dict) -> DescriptorSpec:
+    def from_json(cls, data: dict[str, Any]) -> DescriptorSpec:
         return cls(**(data | {"scales": tuple(int(s) for s in data["scales"])}))
 
 
@@ -128,7 +128,7 @@ def subset(wanted: Sequence[int] | None, possible: tuple[int, ...]) -> tuple[int
     return chosen
 
 
-def full_precision(device: torch.device) -> AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """No autocast: a row must not depend on what the host has switched on."""
     try:
         return torch.autocast(device.type, enabled=False)

@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,7 +183,7 @@ def centre(pictures: Tensor, side: int) -> Tensor:
 # ---------------------------------------------------------------- files and names
 
 
-def _find(path: Path) -> tuple[Path, dict]:
+def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     """The weights file, and what a config.json beside it says of the image encoder."""
     folder = path if path.is_dir() else path.parent
     file = path
@@ -281,7 +282,9 @@ def _checked(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int):
+def _network(
+    state: Mapping[str, Tensor], activation: str, heads: int, side: int
+) -> torch.nn.Module:
     """transformers' CLIPVisionModelWithProjection on these very tensors, frozen."""
     parts = ("CLIPVisionConfig", "CLIPVisionModelWithProjection")
     step = "pip install transformers"
@@ -311,7 +314,8 @@ def _network(state: Mapping[str, Tensor], activation: str, heads: int, side: int
         if getattr(module, "position_ids", None) is not None:
             count = len(state["vision_model.embeddings.position_embedding.weight"])
             module.position_ids = torch.arange(count)[None]
-    return network.float().eval().requires_grad_(False)
+    frozen: torch.nn.Module = network.float().eval().requires_grad_(False)
+    return frozen
 
 
 KIND = Kind(

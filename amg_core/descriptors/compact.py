@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ class CompactDescriptor:
             self.network = network.eval().requires_grad_(False)
 
     @classmethod
-    def from_file(cls, path: Path | None = None, **options) -> CompactDescriptor:
+    def from_file(cls, path: Path | None = None, **options: Any) -> CompactDescriptor:
         """The descriptor in the box, or one trained anew.
 
         Raises
@@ -149,7 +150,8 @@ class CompactDescriptor:
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
         small = resize(self.shrink(pictures, scale), SIDE)
         with full_precision(small.device):
-            return self.network(small)
+            rows: Tensor = self.network(small)
+        return rows
 
     def to(self, device: torch.device | str) -> CompactDescriptor:
         self.network.to(device)

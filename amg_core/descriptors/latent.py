@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +219,7 @@ class LatentDescriptor:
             )
 
 
-def _parts(spec: DescriptorSpec) -> dict:
+def _parts(spec: DescriptorSpec) -> dict[str, Any]:
     found = _PREPROCESSING.fullmatch(spec.preprocessing)
     if not found:
         raise AMGError(

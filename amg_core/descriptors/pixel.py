@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class PixelDescriptor:
         self.spec = replace(self.spec, scales=subset(scales, self.spec.scales))
 
     @classmethod
-    def from_file(cls, path: Path | None = None, **options) -> PixelDescriptor:
+    def from_file(cls, path: Path | None = None, **options: Any) -> PixelDescriptor:
         """There is no file; one that is given is not looked at."""
         return cls(**options)
 

@@ -90,7 +90,8 @@ class Kind:
     @property
     def space(self) -> str:
         """See `Descriptor`."""
-        return self.descriptor.space
+        space: str = self.descriptor.space
+        return space
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +145,7 @@ def of(spec: DescriptorSpec) -> Kind:
     return _known()[spec.kind]
 
 
-def create(name: str, weights: str | Path | None = None, **options) -> Descriptor:
+def create(name: str, weights: str | Path | None = None, **options: Any) -> Descriptor:
     """The descriptor of that name. Weights are loaded now, and not before.
 
     Parameters
@@ -162,7 +163,8 @@ def create(name: str, weights: str | Path | None = None, **options) -> Descripto
     """
     kind = named(name)
     with _refusing(kind):
-        return kind.descriptor.from_file(_path(weights), **options)
+        made: Descriptor = kind.descriptor.from_file(_path(weights), **options)
+    return made
 
 
 def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descriptor:
@@ -175,7 +177,7 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
     """
     kind, path = of(spec), _path(weights)
     with _refusing(kind):
-        made = kind.descriptor.for_spec(spec, path)
+        made: Descriptor = kind.descriptor.for_spec(spec, path)
     if made.spec == spec:
         return made
     if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:

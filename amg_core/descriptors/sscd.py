@@ -204,7 +204,8 @@ class SSCDDescriptor:
             if scale != self.side:
                 pictures = low_pass(pictures, scale)
             pictures = (resize(pictures, self.side) - self._mean) / self._std
-            return self._network(pictures)
+            rows: Tensor = self._network(pictures)
+        return rows
 
     def to(self, device: torch.device | str) -> SSCDDescriptor:
         """Move the weights; leaves inference_mode by itself. Returns self."""
