@@ -159,7 +159,8 @@ def _twice(forward: Forward, ledger: Ledger) -> Forward:
             k |= dict(zip(names, values[len(places) :], strict=True))
             return forward(*a, **k)
 
-        return _Twice.apply(again, ledger, *tensors)  # type: ignore[no-untyped-call]  # of torch
+        twice: Forward = _Twice.apply  # which torch has no types for
+        return twice(again, ledger, *tensors)
 
     return run
 
