@@ -25,7 +25,6 @@ draw without a guard is counted, and nothing else is asked of it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import sys
@@ -103,11 +102,13 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), options)
         started = time.monotonic()
-        with contextlib.suppress(KeyboardInterrupt):  # what was found so far counts
-            for number, cell in enumerate(chosen):
-                counts.update(world.tried(cell))
-                if number % 10 == 9:
-                    print(f"{number + 1} cells, {time.monotonic() - started:.0f} s", flush=True)
+        for number, cell in enumerate(chosen):
+            if time.monotonic() - started > 60 * options.minutes:
+                print(f"stopped after {number} cells")
+                break
+            counts.update(world.tried(cell))
+            if number % 10 == 9:
+                print(f"{number + 1} cells, {time.monotonic() - started:.0f} s", flush=True)
     wrong = _print(counts)
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
@@ -124,6 +125,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--every", type=int, default=1,
         help="only every so many cells; 29: each sampler, and each guider in each way, at least once",
     )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=600.0, help="stop after so many")
     parser.add_argument("--descriptor", default="compact", help="as in Build Memorization Index")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the pictures of what went wrong")
