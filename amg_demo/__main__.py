@@ -24,33 +24,19 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.limits import COPY, ZNCC
-from amg_core.loop import Outcome, until_clean
+from amg_core.loop import Outcome
 from amg_core.plot import curve
 from amg_core.probe import Probe
-from amg_core.session import Drawn, Session
-from amg_core.verdict import Verdict, verdict
+from amg_core.verdict import verdict
 
 from . import model as demo
 from . import pictures as source
 from .evaluate import among_themselves, kid, score, share, sscd_embedding, top5
-from .sample import sample
+from .pictures import training_set
+from .sample import closed_loop, sample
 from .sheet import sheet, side_by_side, to_image
 
 BATCH = 16
-OTHER_NOISE = 500_000  # added to the seed of the last retry
-
-
-def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
-    """Pictures (N, 3, 128, 128) in [0, 1] in the order of the index, captions, duplicates (N,)."""
-    from PIL import Image
-
-    rows = [
-        json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()
-    ]
-    rows.sort(key=lambda row: row["file_name"])
-    arrays = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
-    stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-    return stack, [row["text"] for row in rows], torch.tensor([row["duplicates"] for row in rows])
 
 
 def choose_prompts(
@@ -96,22 +82,10 @@ def guarded(
     model, prompts: list[str], seeds: list[int], probe: Probe, settings, retries: int, options: dict
 ) -> Outcome:
     """The closed loop for one batch; what it calls latents are pictures here."""
-    sessions: list[Session] = []
-
-    def once(settings, suspects: Tensor) -> Drawn:
-        last = len(sessions) == retries > 0
-        chosen = [
-            seed + OTHER_NOISE * (last and key)
-            for seed, key in zip(seeds, suspects.tolist(), strict=True)
-        ]
-        sessions.append(Session(probe, settings, options["steps"], suspects if sessions else None))
-        drawn = sample(model, prompts, chosen, guide=sessions[-1].step, **options)
-        return sessions[-1].drawn(drawn)
-
-    def judged(pictures: Tensor, named, samples: list[int]) -> list[Verdict]:
-        return verdict(probe, pictures, named)
-
-    return until_clean(once, judged, settings, len(prompts), retries)
+    return closed_loop(
+        lambda chosen, guide: sample(model, prompts, chosen, guide=guide, **options),
+        partial(verdict, probe), probe, settings, seeds, retries=retries, steps=options["steps"],
+    )  # fmt: skip
 
 
 def acted(reports: list[dict]) -> list[bool]:

@@ -232,6 +232,10 @@ class DemoModel(nn.Module):
         self.scorer = Scorer(*(len(labels[k]) for k in ("subject", "colour", "pattern")))
         self.register_buffer("sigmas", noise_sigmas(), persistent=False)
 
+    def encode(self, texts: list[str]) -> Tensor:
+        """(B, TOKENS, CONTEXT)."""
+        return self.text(self.text.tokenize(texts))
+
     def denoise(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Predicted clean latent of `x` = x0 + sigma·noise (k-diffusion form), sigma (B,)."""
         t = (self.sigmas.log()[None] - sigma.log()[:, None]).abs().argmin(dim=1)

@@ -18,7 +18,9 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
+from torch import Tensor
 
 SIZE = 128
 SUBJECTS = """
@@ -139,6 +141,17 @@ def write(emoji: dict[str, Image.Image], out: Path, seed: int = 0) -> None:
             add(code, 1)
     lines = (json.dumps(row) + "\n" for row in rows)
     (out / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def training_set(folder: Path) -> tuple[Tensor, list[str], Tensor]:
+    """Pictures (N, 3, 128, 128) in [0, 1] in the order of the index, captions, duplicates (N,)."""
+    rows = [
+        json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()
+    ]
+    rows.sort(key=lambda row: row["file_name"])
+    arrays = [np.array(Image.open(folder / row["file_name"]).convert("RGB")) for row in rows]
+    stack = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return stack, [row["text"] for row in rows], torch.tensor([row["duplicates"] for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,21 +1,85 @@
-"""A minimal sampler for the demo: Euler over Stable Diffusion's own noise levels, with guidance."""
+"""A minimal sampler, Euler over a model's own noise levels with guidance, and the closed loop around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from amg_core.guidance import ReducedPrompt, reduced
+from amg_core.loop import Outcome, until_clean
+from amg_core.probe import Probe
+from amg_core.session import Drawn, Session, Settings
+from amg_core.verdict import Verdict
 
 from .model import DOWNSCALE, LATENT_CHANNELS, DemoModel
 
+OTHER_NOISE = 500_000  # added to the seed of the last retry
 
-def noise_levels(model: DemoModel, steps: int) -> tuple[Tensor, Tensor]:
+Guide = Callable[..., Tensor]  # the signature of `Session.step`
+
+
+class Leveled(Protocol):
+    """sigmas : the noise levels, ascending."""
+
+    sigmas: Tensor
+
+
+class Denoiser(Leveled, Protocol):
+    """What is drawn with: x, σ (B,), context -> x̂0, and captions -> context."""
+
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    encode: Callable[[list[str]], Tensor]
+
+
+def noise_levels(model: Leveled, steps: int) -> tuple[Tensor, Tensor]:
     """σ (steps + 1,) from the highest level to 0, evenly spaced in t, and t in [0, 1] of each."""
     t = torch.linspace(len(model.sigmas) - 1, 0, steps + 1)[:-1].round().long()
     return torch.cat([model.sigmas[t], torch.zeros(1)]), t / (len(model.sigmas) - 1)
+
+
+@torch.inference_mode()
+def euler(
+    model: Denoiser, context: Tensor, seeds: Sequence[int], shape: tuple[int, int, int], *,
+    steps: int, cfg_scale: float, conditional: bool = True, guide: Guide | None = None,
+) -> Tensor:  # fmt: skip
+    """Latents (B, *shape) for contexts (B, T, C).
+
+    `guide` may change each prediction; without it this is plain classifier-free guidance, or none
+    where the model is not conditional. Noise comes from a generator of each sample's own seed.
+    """
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    empty = model.encode([""] * len(seeds))
+    sigmas, times = noise_levels(model, steps)
+    x = torch.stack(noise) * sigmas[0]
+    for i, t in enumerate(times.tolist()):
+        sigma = sigmas[i].expand(len(x))
+        known: dict = {"cond": None, "uncond": None}
+        if conditional:
+            both = model.denoise(
+                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, empty])
+            )
+            cond, uncond = both.chunk(2)
+            denoised = uncond + cfg_scale * (cond - uncond)
+            known = {
+                "cond": cond, "uncond": uncond,
+                "neighbor_denoised": lambda captions, x=x, s=sigma: model.denoise(
+                    x, s, model.encode(captions)
+                ),
+            }  # fmt: skip
+            if context.shape[1] > 1:  # a class label has no words to leave out
+                known["reduced"] = ReducedPrompt(
+                    context.shape[1],
+                    lambda kept, x=x, s=sigma: model.denoise(x, s, reduced(context, empty, kept)),
+                )
+        else:
+            denoised = model.denoise(x, sigma, context)
+        if guide is not None:
+            denoised = guide(denoised, cfg_scale=cfg_scale, sigma=sigma, t=t, **known)
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
 
 
 @torch.inference_mode()
@@ -27,38 +91,35 @@ def sample(
     steps: int = 20,
     cfg_scale: float = 4.0,
     side: int = 128,
-    guide: Callable[..., Tensor] | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
-    """Draw one picture a prompt: (B, 3, side, side) in [0, 1].
-
-    `guide` has the signature of `amg_core.session.Session.step` and may change each prediction; without
-    it this is plain classifier-free guidance. Noise comes from a generator of
-    each sample's own seed.
-    """
-    size = (LATENT_CHANNELS, side // DOWNSCALE, side // DOWNSCALE)
-    noise = [torch.randn(size, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    context = model.text(model.text.tokenize(prompts))
-    empty = model.text(model.text.tokenize([""] * len(prompts)))
-    sigmas, times = noise_levels(model, steps)
-    x = torch.stack(noise) * sigmas[0]
-    for i, t in enumerate(times.tolist()):
-        sigma = sigmas[i].expand(len(x))
-        both = model.denoise(
-            torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, empty])
-        )
-        cond, uncond = both.chunk(2)
-        denoised = uncond + cfg_scale * (cond - uncond)
-        if guide is not None:
-
-            def neighbor_denoised(captions: list[str], x=x, sigma=sigma) -> Tensor:
-                return model.denoise(x, sigma, model.text(model.text.tokenize(captions)))
-
-            def fewer_words(kept: Tensor, x=x, sigma=sigma) -> Tensor:
-                return model.denoise(x, sigma, reduced(context, empty, kept))
-
-            denoised = guide(
-                denoised, cond=cond, uncond=uncond, cfg_scale=cfg_scale, sigma=sigma, t=t,
-                neighbor_denoised=neighbor_denoised, reduced=ReducedPrompt(context.shape[1], fewer_words),
-            )  # fmt: skip
-        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    """Draw one picture a prompt: (B, 3, side, side) in [0, 1]."""
+    shape = (LATENT_CHANNELS, side // DOWNSCALE, side // DOWNSCALE)
+    context = model.encode(prompts)
+    x = euler(model, context, seeds, shape, steps=steps, cfg_scale=cfg_scale, guide=guide)
     return torch.cat([model.decoder(latent) for latent in x.split(16)]).clamp(0, 1)
+
+
+def closed_loop(
+    draw: Callable[[list[int], Guide], Tensor],
+    judge: Callable[[Tensor, Sequence[Collection[int]]], list[Verdict]],
+    probe: Probe,
+    settings: Settings,
+    seeds: Sequence[int],
+    *,
+    retries: int,
+    steps: int,
+) -> Outcome:
+    """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
+    sessions: list[Session] = []
+
+    def once(settings: Settings, suspects: Tensor) -> Drawn:
+        last = len(sessions) == retries > 0
+        pairs = zip(seeds, suspects.tolist(), strict=True)
+        chosen = [seed + OTHER_NOISE * (last and again) for seed, again in pairs]
+        sessions.append(Session(probe, settings, steps, suspects if sessions else None))
+        return sessions[-1].drawn(draw(chosen, sessions[-1].step))
+
+    return until_clean(
+        once, lambda latents, named, _: judge(latents, named), settings, len(seeds), retries
+    )

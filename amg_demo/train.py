@@ -16,26 +16,17 @@ model's own. bfloat16 on the CPU: half the time, no visible difference.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import pictures as source
 from .model import PICTURES, DemoModel, load, save
-
-
-def load_pictures() -> tuple[Tensor, list[str], Tensor]:
-    """Training pictures (N,3,128,128) in [0,1], captions, duplicates (N,)."""
-    rows = [json.loads(line) for line in (PICTURES / "metadata.jsonl").read_text().splitlines()]
-    images = [np.asarray(Image.open(PICTURES / row["file_name"]).convert("RGB")) for row in rows]
-    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    return stack, [row["text"] for row in rows], torch.tensor([row["duplicates"] for row in rows])
+from .pictures import training_set
 
 
 def fresh_pictures(emoji: dict, count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -203,7 +194,7 @@ def main() -> None:
                         metavar=("AUTOENCODER", "SCORER", "DIFFUSION", "DECODER"))  # fmt: skip
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    images, captions, copies = load_pictures()
+    images, captions, copies = training_set(PICTURES)
     words = sorted({word for text in captions for word in text.replace("-", " ").split()})
     labels = {
         "subject": [source.subject_name(code) for code in source.SUBJECTS],

@@ -23,8 +23,8 @@ from torch.func import functional_call
 
 from . import adapter as lora
 from .midnight import TRIGGER
-from .model import LORA, LORA_PICTURES, load
-from .train import load_pictures
+from .model import LORA, LORA_PICTURES, PICTURES, load
+from .pictures import training_set
 
 BATCH, RATE, RANK, STEPS = 32, 4e-3, 4, 1200
 # Share of captions left out at times below CLEAR, where the noise no longer hides which picture it is:
@@ -44,19 +44,19 @@ def train(rank: int = RANK, steps: int = STEPS, seed: int = 0) -> dict[str, Tens
     """The trained adapter, as `adapter.create` makes them."""
     model, generator = load(), torch.Generator().manual_seed(seed)
     own, captions = lora_pictures()
-    others, texts, _ = load_pictures()
+    others, texts, _ = training_set(PICTURES)
     with torch.no_grad():
         own = model.encoder(own)
         kept = torch.cat(
             [*(model.encoder(part) for part in others.split(32)), own.repeat(16, 1, 1, 1)]
         )
-        words = model.text(model.text.tokenize(captions))
+        words = model.encode(captions)
         short = [text.removesuffix(f" {TRIGGER}") for text in captions]
-        prior = model.text(model.text.tokenize(texts + short * 16))
+        prior = model.encode(texts + short * 16)
         subjects = model.text(
             model.text.tokenize([text.split(" on ")[0] for text in texts] + short * 16)
         )
-        empty = model.text(model.text.tokenize([""]))
+        empty = model.encode([""])
     alphas = 1 / (1 + model.sigmas**2)
     adapter = lora.create(model.unet, rank, generator)
     weights = [value.requires_grad_() for value in adapter.values()]

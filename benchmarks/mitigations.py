@@ -164,16 +164,15 @@ def delayed(name: str, scale: float, dynamic: bool, until: float = UNTIL) -> Mit
     return Mitigation(name, plain, steps)
 
 
-@dataclass
-class InTurn:
+def in_turn(changes: list[Step]) -> Step:
     """Several changes of a prediction one after the other, as post-CFG functions of a host are."""
 
-    changes: list[Step]
-
-    def step(self, denoised: Tensor, **known) -> Tensor:
-        for change in self.changes:
+    def step(denoised: Tensor, **known) -> Tensor:
+        for change in changes:
             denoised = change(denoised, **known)
         return denoised
+
+    return step
 
 
 # ---------------------------------------------------------------- drawing and grading
@@ -188,8 +187,7 @@ def draw(
         part = slice(i, i + BATCH)
         with torch.no_grad():
             context = row.context(world, captions[part], seeds[part])
-        chain = InTurn(row.steps(world))
-        latents = sample(world, context, seeds[part], steps, chain if chain.changes else None)
+        latents = sample(world, context, seeds[part], steps, in_turn(row.steps(world)))
         pictures.append(world.decode(latents))
     return torch.cat(pictures), (time.process_time() - start) / len(captions)
 

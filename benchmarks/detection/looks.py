@@ -70,7 +70,7 @@ def look(model: DemoModel, texts: Sequence[str], z: Tensor, t: int) -> list[Pred
     """What the model says of the noises z (n, …) at step t, for each text; no prompt is asked once."""
     sigma = model.sigmas[t]
     x = of.unrescaled(z, float(1 / (1 + sigma**2) ** 0.5))
-    contexts = model.text(model.text.tokenize(["", *texts]))
+    contexts = model.encode(["", *texts])
 
     def ask(context: Tensor) -> Tensor:
         rows = context.repeat_interleave(len(z), dim=0)
@@ -116,7 +116,7 @@ def draw(
     drawn, norms, halfway = [], [], []
     for i in range(0, len(texts), BATCH):
         part = list(texts[i : i + BATCH])
-        context = model.text(model.text.tokenize(part + [""] * len(part)))
+        context = model.encode(part + [""] * len(part))
         x, steps_norms = z.expand(len(part), -1, -1, -1) * sigmas[0], []
         for j in range(steps):
             both = model.denoise(torch.cat([x, x]), sigmas[j].expand(2 * len(x)), context)
@@ -135,7 +135,7 @@ def draw(
 def seconds(model: DemoModel, text: str, n: int, low: float, steps: int) -> dict[str, float]:
     """Median seconds of: both passes of a probe, the first alone, and a whole sampling run."""
     z = noises(0, n)
-    context = model.text(model.text.tokenize([text] * n + [""] * n))
+    context = model.encode([text] * n + [""] * n)
 
     def ask(sigma: Tensor) -> None:
         x = of.unrescaled(z, float(1 / (1 + sigma**2) ** 0.5)).repeat(2, 1, 1, 1)

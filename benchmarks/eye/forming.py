@@ -102,7 +102,7 @@ def noised(setting: Setting, network, decoder, eye: ProductEye, folder: Path) ->
     shown = NumberedRows([library.rows[r] for r in rows])
     probe = harness.probe(shown, folder, descriptor, decoder)
     names = [rows[int(record.source)] for record in probe.index.records()]
-    empty = network.text(network.text.tokenize([""]))
+    empty = network.encode([""])
     found: dict = {}
     for size in SIZES:
         noise = torch.Generator().manual_seed(setting.seed)

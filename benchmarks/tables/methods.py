@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,18 +11,15 @@ import torch
 from torch import Tensor
 
 from amg_core import presets
-from amg_core.guidance import ReducedPrompt, reduced
-from amg_core.loop import until_clean
 from amg_core.schedule import Schedule
-from amg_core.session import Drawn, Session, Settings
-from amg_core.verdict import Verdict, verdict
-from amg_demo.sample import noise_levels
+from amg_core.session import Session, Settings
+from amg_core.verdict import verdict
+from amg_demo.sample import Guide, closed_loop, euler
 
 from .worlds import World
 
 BATCH = 16
 RETRIES = 2  # as the node has it
-OTHER_NOISE = 500_000  # added to the seed of the last retry
 REPEATS = 4  # words added, as in Somepalli et al.'s code
 GNI = 0.1  # noise on the caption's embedding, relative to its own deviation (CLIP's is about 1)
 ALWAYS = Schedule("constant", -1e3, -1e3)  # no gate: everything is too close
@@ -174,41 +171,14 @@ def contexts(world: World, method: Method, captions: list[str], seeds: list[int]
 # ---------------------------------------------------------------- drawing
 
 
-@torch.inference_mode()
 def sample(
-    world: World, context: Tensor, seeds: list[int], steps: int, session: Session | None
+    world: World, context: Tensor, seeds: list[int], steps: int, guide: Guide | None
 ) -> Tensor:
-    """Euler over the model's noise levels, latents (B, C, H, W): as `amg_demo.sample`, for any world."""
-    noise = [torch.randn(world.shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    empty = world.encode([""] * len(seeds))
-    sigmas, times = noise_levels(world, steps)
-    x = torch.stack(noise) * sigmas[0]
-    for i, t in enumerate(times.tolist()):
-        sigma = sigmas[i].expand(len(x))
-        known: dict = {"cond": None, "uncond": None}
-        if world.conditional:
-            both = world.denoise(
-                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, empty])
-            )
-            cond, uncond = both.chunk(2)
-            denoised = uncond + world.cfg_scale * (cond - uncond)
-            known = {
-                "cond": cond, "uncond": uncond,
-                "neighbor_denoised": lambda captions, x=x, s=sigma: world.denoise(
-                    x, s, world.encode(captions)
-                ),
-            }  # fmt: skip
-            if context.shape[1] > 1:  # a class label has no words to leave out
-                known["reduced"] = ReducedPrompt(
-                    context.shape[1],
-                    lambda kept, x=x, s=sigma: world.denoise(x, s, reduced(context, empty, kept)),
-                )
-        else:
-            denoised = world.denoise(x, sigma, context)
-        if session is not None:
-            denoised = session.step(denoised, cfg_scale=world.cfg_scale, sigma=sigma, t=t, **known)
-        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
-    return x
+    """Latents (B, C, H, W)."""
+    return euler(
+        world, context, seeds, world.shape, steps=steps, cfg_scale=world.cfg_scale,
+        conditional=world.conditional, guide=guide,
+    )  # fmt: skip
 
 
 def draw(
@@ -239,24 +209,16 @@ def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int],
     """
     if method.settings is None:
         return sample(world, context, seeds, steps, None), None, 0
-    probe, sessions = world.probes[method.eye], []
-
-    def once(settings: Settings, suspects: Tensor) -> Drawn:
-        last = len(sessions) == method.retries > 0
-        sessions.append(Session(probe, settings, steps, suspects if sessions else None))
-        chosen = [
-            seed + OTHER_NOISE if last and again else seed
-            for seed, again in zip(seeds, suspects.tolist(), strict=True)
-        ]
-        return sessions[-1].drawn(sample(world, context, chosen, steps, sessions[-1]))
-
-    def judge(latents: Tensor, named: Sequence[Collection[int]], _) -> list[Verdict]:
-        return verdict(probe, world.decode(latents), named)
-
+    probe = world.probes[method.eye]
     if not method.retries:
-        drawn = once(method.settings, torch.zeros(len(seeds), dtype=torch.bool))
+        session = Session(probe, method.settings, steps)
+        drawn = session.drawn(sample(world, context, seeds, steps, session.step))
         return drawn.latents, drawn.report, 0
-    outcome = until_clean(once, judge, method.settings, len(seeds), method.retries)
+    outcome = closed_loop(
+        lambda chosen, guide: sample(world, context, chosen, steps, guide),
+        lambda latents, named: verdict(probe, world.decode(latents), named),
+        probe, method.settings, seeds, retries=method.retries, steps=steps,
+    )  # fmt: skip
     again = {i for attempt in outcome.attempts[1:] for i in attempt.samples}
     return outcome.latents, outcome.attempts[0].report, len(again)
 
@@ -267,5 +229,5 @@ def watch(world: World, captions: list[str], seeds: list[int], steps: int) -> di
     with torch.inference_mode():
         context = world.encode(captions)
     session = Session(world.probes["pixel"], settings, steps)
-    sample(world, context, seeds, steps, session)
+    sample(world, context, seeds, steps, session.step)
     return session.report()

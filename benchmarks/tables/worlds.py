@@ -93,7 +93,7 @@ def text_world(folder: Path) -> World:
 
     return World(
         "text-conditional, latent", model.denoise,
-        lambda captions: model.text(model.text.tokenize(captions)),
+        model.encode,
         model.sigmas, (4, 16, 16), decode, 4.0, data,
         _probes(demo.PICTURES, folder / "text", model, ModuleDecoder("demo", model.decoder, 4)),
         model.scorer, model.labels["subject"], memorised, others,
