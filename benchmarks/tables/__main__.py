@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
         ]  # fmt: skip
         results["worlds"][name] = table(judges, chosen, arguments, name)
         results["seconds"] = watch.seconds
-        harness.write(out, results)
+        harness.write(out, results, _text(results["worlds"].values()))
     print(
         f"\n{results['seconds']:.0f} s in all; sheets, curves and figures.json in {out.resolve()}"
     )
@@ -172,6 +172,11 @@ def _columns(row: Row) -> dict[str, list]:
     kept = {n: getattr(g, n) for n in (*names, "alignment", "same")}
     kept = {n: v for n, v in kept.items() if v is not None and not torch.isnan(v).any()}
     return {n: v.tolist() for n, v in kept.items()} | {"acted": row.drawn.acted}
+
+
+def _text(tables_of_worlds: Iterable[dict]) -> str:
+    parts = [part for world in tables_of_worlds for part in world["tables"].items()]
+    return "\n".join(f"### {title}\n\n{report.markdown(part)}" for title, part in parts)
 
 
 def _recipe(arguments: argparse.Namespace) -> TrainingRecipe:
