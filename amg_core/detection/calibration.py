@@ -59,7 +59,6 @@ class Verdict:
     chance: float
     probability: float
     suspicious: bool
-    false_alarms: float
     kind: str
     ordinary: int
 
@@ -168,9 +167,8 @@ class Scale:
             slope, offset = self._logistic
             probability = _sigmoid(slope * score + offset)
         return Verdict(
-            score, chance, probability, chance < false_alarms, false_alarms, self.kind,
-            len(self.ordinary),
-        )  # fmt: skip
+            score, chance, probability, chance < false_alarms, self.kind, len(self.ordinary)
+        )
 
 
 def median(values: Iterable[float]) -> float:
