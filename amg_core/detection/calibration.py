@@ -60,7 +60,6 @@ class Verdict:
     chance: float
     probability: float
     suspicious: bool
-    false_alarms: float
     kind: str
     ordinary: int
 
@@ -164,9 +163,8 @@ class Scale:
             slope, offset = self._logistic
             probability = _sigmoid(slope * score + offset)
         return Verdict(
-            score, chance, probability, chance < false_alarms, false_alarms, self.kind,
-            len(self.ordinary),
-        )  # fmt: skip
+            score, chance, probability, chance < false_alarms, self.kind, len(self.ordinary)
+        )
 
 
 def median(values: Iterable[float]) -> float:

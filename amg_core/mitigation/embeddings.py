@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-GNI = 0.1  # Somepalli et al. 2023
 MASKED = 0.7  # of the padding: all of it, and pictures collapse
 
 
