@@ -21,12 +21,11 @@ NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors"),
-        *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
+        *("pytest", "ruff", "mypy", "vulture"),
         *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }
-WORKERS = ("-n", str(min(2, os.cpu_count() or 1)), "--dist", "loadfile")  # more take much memory
 # Before the tests.
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["vulture"])
 
@@ -67,7 +66,7 @@ def main() -> int:
     for step in CHECKS:
         if code := subprocess.run([python, "-m", *step], cwd=ROOT).returncode:
             return code
-    return subprocess.run([python, "-m", "pytest", *WORKERS, *rest], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # several at work: a core each
-    torch.set_num_threads(1)
 
 FROM_HOST = ("sampler_name", "scheduler", "index_name")  # combos whose options are not ours
 

@@ -8,7 +8,7 @@ seeds, and where the two are one picture, that is the whole index. `sscd_int8` i
 weights (see `rivals`); it has no gradient, and main needs none.
 
 Graded by what steered none of them alone: correlation of 16x16 grey pictures with the own training picture,
-and with any of them, the second check's score with the own, and SSCD where it is installed. An escape is a
+the second check's score with the own and with any of them, and SSCD where it is installed. An escape is a
 picture that is a copy to any of these and that its verdict does not call one; each is marked on the sheet
 of its eye. Without an index the verdict knows only the picture that was left: a copy of another escapes it.
 """
@@ -152,9 +152,8 @@ def figures(world: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | 
     copied = (zncc > OWN_ZNCC).numpy() | (np.array(score) > limits.REGISTERED)
     if own is not None:
         copied |= own > OWN_SSCD
-    near = judge.zncc_matrix(torch.cat([mine, mine.flip(-1)]), world.training)
-    near = near.amax(dim=1).reshape(2, count).amax(dim=0)
-    copied |= (near > limits.ZNCC).numpy()
+    near = _nearest(mine, world.training)
+    copied |= near > limits.REGISTERED
     escapes = copied & ~np.array(drawn.called[:count] or [False] * count)
     with torch.inference_mode():
         seen = world.model.scorer(drawn.pictures)["subject"].softmax(dim=1)
@@ -163,7 +162,7 @@ def figures(world: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | 
     return {
         "zncc_mean": float(zncc.mean()), "zncc_worst": float(zncc.max()),
         "zncc_copies": int((zncc > OWN_ZNCC).sum()),
-        "near_worst": float(near.max()), "near_copies": int((near > limits.ZNCC).sum()),
+        "near_worst": float(near.max()), "near_copies": int((near > limits.REGISTERED).sum()),
         "score_worst": max(score), "score_copies": int((np.array(score) > limits.REGISTERED).sum()),
         "sscd_mean": None if own is None else float(own.mean()),
         "sscd_worst": None if own is None else float(own.max()),
@@ -172,6 +171,20 @@ def figures(world: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | 
         "subject": float(subject[:count].mean()), "same": int(same.sum()), "others": len(same),
         "acted_on_others": sum(drawn.acted[count:]), "zncc": zncc.tolist(),
     }  # fmt: skip
+
+
+def _nearest(pictures: Tensor, training: Tensor) -> np.ndarray:
+    """The second check's score (N,) with the most alike of the training pictures that correlate most.
+
+    The correlation alone is no judge of that: of 32 prompts that the model has never seen, 21 are above
+    `limits.ZNCC` with one of its 632 pictures, of the same emoji on another ground.
+    """
+    close = torch.maximum(
+        judge.zncc_matrix(pictures, training), judge.zncc_matrix(pictures.flip(-1), training)
+    )
+    ids = close.topk(limits.CANDIDATES, dim=1).indices
+    pairs = zip(pictures, ids, strict=True)
+    return np.array([float(judge.registered(p[None], training[i]).score.max()) for p, i in pairs])
 
 
 def _marks(one: dict) -> list[tuple[str, bool]]:
@@ -186,8 +199,8 @@ def _line(name: str, one: dict, count: int) -> list[str]:
     return [
         name,
         f"{one['zncc_mean']:.2f} / {one['zncc_worst']:.2f} / {one['zncc_copies']}",
-        f"{one['near_worst']:.2f} / {one['near_copies']}",
         f"{one['score_worst']:.2f} / {one['score_copies']}",
+        f"{one['near_worst']:.2f} / {one['near_copies']}",
         sscd,
         f"**{escapes}** ({harness.between(escapes, count)} %)",
         f"{one['subject']:.2f}",
@@ -238,7 +251,7 @@ def main() -> int:
             told[f"{name}: others called copies when plain"] = called
     heading = [
         f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
-        f"ZNCC with any of {len(world.training)}, worst / > {limits.ZNCC}", "second check worst / copies",
+        "second check worst / copies", f"with any of {len(world.training)}",
         f"own SSCD mean / worst / > {OWN_SSCD}", "escapes", "subject", "others identical",
     ]  # fmt: skip
     table = harness.markdown(heading, lines)
