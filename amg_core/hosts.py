@@ -3,12 +3,12 @@
 A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`amg_webui`), the demo
 (`amg_demo`). For one generation it needs, in this order:
 
-1. a `Session` for each drawing, on a `Probe` that looks through the host's decoder (`Probe.through`),
-   moved to where the model is while it samples (`Probe.to`, `Probe.rest`);
-2. at every model evaluation one call of `Session.step`, with the predictions as x̂0, the noise level in
+1. a `SamplingRun` for each drawing, on a `Matcher` that decodes as the host does (`Matcher.through`) and
+   is where the model is while it samples (`Matcher.to`, `Matcher.rest`);
+2. at every model evaluation one call of `SamplingRun.step`, with the predictions as x̂0, the noise level in
    the units of `noise_level`, and, where the host can, `Texts`: predictions for other words;
 3. what leaves `step` handed on in place of the prediction, to the bit where it is the same tensor;
-4. the finished pictures judged (`verdict`), and drawn again while they are copies: `loop.until_clean`,
+4. the finished pictures judged (`verdict`), and drawn again while they are copies: `retry.until_no_copy`,
    with a `Host` that draws and decodes;
 5. `report.compose` of what was seen.
 

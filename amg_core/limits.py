@@ -6,7 +6,7 @@ the nearest of a million is nearer than the nearest of a thousand. The figures a
 `python -m benchmarks.eye` (docs/descriptors.md): photographs, stamps and drawings against an index of
 others; beyond 10,000 rows the tail is continued as it falls there, and checked on made-up rows.
 
-On the scale of `metrics.closeness`, 0 is what such pictures typically reach, COPY (0.4) what one in a
+On the scale of `metrics.score`, 0 is what such pictures typically reach, COPY (0.4) what one in a
 hundred of them reaches, and 1 the same picture.
 """
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from .descriptors import registry
 from .descriptors.base import DescriptorSpec
-from .metrics import COPY as COPY
 from .schedule import Schedule
+from .similarity.metrics import COPY as COPY
 
-# ------------------------------------------------------------------ the scale of closeness
+# ------------------------------------------------------------------ the scale of likeness
 
 # Similarity to the nearest row, in the descriptor's own unit, of pictures that are not in the index: by
 # scale (px a side; latents: cells), and for indexes of up to ROWS rows: (median, limit), in the file of
@@ -41,7 +41,7 @@ Usual = TypeVar("Usual", float, Tensor)
 
 
 def levels(spec: DescriptorSpec, scale: int, rows: int) -> tuple[float, float]:
-    """Similarities whose closeness is 0 and COPY, in an index of `rows` pictures."""
+    """Similarities whose likeness is 0 and COPY, in an index of `rows` pictures."""
     table = registry.of(spec).levels
     nearest = min(table, key=lambda known: abs(known - scale))
     return table[nearest][min(bisect.bisect_left(ROWS, rows), len(ROWS) - 1)]
@@ -57,7 +57,7 @@ def shift(spec: DescriptorSpec, scale: int, usual: Usual) -> Usual:
 
 # ------------------------------------------------------------------ the gate (Eq. 10)
 
-# λ_t of each preset, on the scale of closeness.
+# λ_t of each preset, on the scale of likeness.
 GATE = {
     "main": Schedule("constant", 0.4, 0.4),
     "strong": Schedule("constant", 0.3, 0.3),
@@ -67,7 +67,7 @@ GATE = {
 
 # ------------------------------------------------------------------ verdicts
 
-# Closeness of two drawings of one prompt above which they are one picture. By `compact`, 32 memorised
+# Likeness of two drawings of one prompt above which they are one picture. By `compact`, 32 memorised
 # prompts of the embedded model: 0.88 to 0.98; 32 others, which repeat one emoji on many grounds: -0.59 to
 # 0.83, one above 0.8.
 ONE_PICTURE = 0.8

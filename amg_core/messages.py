@@ -43,18 +43,18 @@ def message(code: str, **values: Any) -> Message:
     return Message(code, values)
 
 
-def words(told: Message | Iterable[Message], language: str = ENGLISH) -> str:
+def words(messages: Message | Iterable[Message], language: str = ENGLISH) -> str:
     """One message, or several joined to a line, in a language; English where that lacks a sentence."""
-    if not isinstance(told, Message):
-        return BETWEEN.join(words(each, language) for each in told)
+    if not isinstance(messages, Message):
+        return BETWEEN.join(words(each, language) for each in messages)
     sentences = catalogue(ENGLISH) | catalogue(language)
     return PLACE.sub(
-        lambda place: _said(told.values[place[1]], place[2], language), sentences[told.code]
+        lambda place: _said(messages.values[place[1]], place[2], language), sentences[messages.code]
     )
 
 
-def to_json(told: Iterable[Message]) -> list[dict[str, Any]]:
-    return [each.to_json() for each in told]
+def to_json(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    return [each.to_json() for each in messages]
 
 
 @cache

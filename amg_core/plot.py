@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: closeness against the threshold, step by step. Drawn with Pillow alone."""
+"""The paper's Fig. 3: likeness against the threshold, step by step. Drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def curve(
 ) -> Image.Image:
     """One line a picture of the batch, the threshold in red, a dot where the guard acted. From 0 to 1.
 
-    report : as `Session.report` makes it. Returns an RGB image of `size`.
+    report : as `SamplingRun.report` makes it. Returns an RGB image of `size`.
     """
     steps = report["steps"]
     width, height = size
     left, right, top, bottom = 56, width - 14, 30, height - 34
     image = Image.new("RGB", size, BACK)
     draw = ImageDraw.Draw(image)
-    draw.text((left, 8), title or f"closeness to {report['index']['name']}", fill=INK)
+    draw.text((left, 8), title or f"likeness to {report['index']['name']}", fill=INK)
     if not steps:
         draw.text((left, height // 2), "the guard did not look", fill=INK)
         return image
@@ -38,14 +38,14 @@ def curve(
         draw.text((8, y - 6), f"{value:.2f}", fill=INK)
     draw.text((left, bottom + 10), "first step", fill=INK)
     draw.text((right - 52, bottom + 10), "last step", fill=INK)
-    for sample in range(len(steps[0]["closeness"])):
+    for sample in range(len(steps[0]["score"])):
         colour = LINES[sample % len(LINES)]
-        line = [point(i, s["closeness"][sample]) for i, s in enumerate(steps)]
+        line = [point(i, s["score"][sample]) for i, s in enumerate(steps)]
         draw.line(line, fill=colour, width=2)
         for (x, y), s in zip(line, steps, strict=True):
             if s["active"][sample]:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
     draw.line(
-        [point(i, s["closeness_threshold"]) for i, s in enumerate(steps)], fill=THRESHOLD, width=2
+        [point(i, s["score_threshold"]) for i, s in enumerate(steps)], fill=THRESHOLD, width=2
     )
     return image

@@ -21,8 +21,8 @@ from .guidance import (
     ReferenceDissimilarity,
     Repulsion,
 )
+from .run import Settings
 from .schedule import Schedule
-from .session import Settings
 
 AUTHORS = Schedule("exponential", 0.3, 0.4)
 FORMS = ("projection", "gradient", "repulsion")  # of the dissimilarity term
@@ -47,16 +47,16 @@ class Preset:
 
 _PRESETS = {
     "main": Preset(
-        1.0, 1.5, 1.0, "repulsion", 0.3, PromptReduction(first=1.0, most=3.0, unrelated=0.3)
+        1.0, 1.5, 1.0, "repulsion", 0.3, PromptReduction(first=1.0, most=3.0, safe_score=0.3)
     ),
     "strong": Preset(
-        1.0, 2.0, 1.5, "repulsion", 0.1, PromptReduction(first=1.5, until=0.0, unrelated=0.1)
+        1.0, 2.0, 1.5, "repulsion", 0.1, PromptReduction(first=1.5, until=0.0, safe_score=0.1)
     ),
     "paper": Preset(13.0, 5.0, 1.0, "projection", 1.0),
     "reference": Preset(13.0, 1 / 0.3, 1.0, "gradient", 1.0, reference=True),
     "gentle": Preset(
         1.0, 1.0, 0.5, "repulsion", 0.4,
-        PromptReduction(first=0.75, most=3.0, until=0.15, unrelated=0.3),
+        PromptReduction(first=0.75, most=3.0, until=0.15, safe_score=0.3),
     ),
 }  # fmt: skip
 PRESETS = tuple(_PRESETS)

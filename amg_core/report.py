@@ -8,13 +8,13 @@ amg                 version of the plugin
 versions            {"torch": …, "python": …, and what the host adds, such as "comfyui": …}
 index               {"name", "hash", "count"}: which pictures were guarded against
 descriptor          how they were compared: {"id", "metric", "preprocessing", "scales", …}
-settings            preset, strengths, "schedule" (thresholds); see `session.Settings`
+settings            preset, strengths, "schedule" (thresholds); see `run.Settings`
 seed                of the run, or null
 evaluations         model evaluations that the guard saw in the first drawing
 guarded_evaluations those it acted on, a number a sample
 largest_similarity  a number a sample
 neighbors           {row id: {"source", "caption"}} of every nearest picture on the way
-steps               the curve of the first drawing; see `session.StepRecord`
+steps               the curve of the first drawing; see `run.StepRecord`
 judged_by           what decoded the finished pictures: "vae", or the guard's decoder; "" if nothing
 not_judged          why the finished pictures were not measured, in English; "" if they were
 not_judged_code     the same as a code: one of NOT_JUDGED, or ""
@@ -45,14 +45,16 @@ from . import __version__
 from .errors import AMGError
 from .files import brief
 from .limits import COPY
-from .loop import Attempt, Outcome
 from .messages import ENGLISH, Message, message
 from .messages import words as in_words
-from .session import Session
-from .verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
+from .retry import Attempt, Outcome
+from .run import SamplingRun
+from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
 
 SCHEMA = "amg-report/2"
 EARLIER = ("amg-report/1",)
+_NAMES = {"closeness": "score", "closeness_threshold": "score_threshold"}  # of EARLIER -> of SCHEMA
+_OUTCOMES = {"clean": NO_COPY, "unsure": CANNOT_TELL}
 NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
     "nothing_drawn", "nothing_decodes", "not_finished", "not_ended",
 )  # fmt: skip
@@ -75,7 +77,7 @@ _OPEN = (  # keys that hold no names
 
 
 def compose(
-    session: dict[str, Any],
+    run: dict[str, Any],
     outcome: Outcome | None = None,
     *,
     judged_by: str = "",
@@ -90,8 +92,8 @@ def compose(
 
     Parameters
     ----------
-    session : dict
-        Of the first drawing, as `Session.report` makes it.
+    run : dict
+        Of the first drawing, as `SamplingRun.report` makes it.
     outcome : Outcome, optional
         Of the closed loop; without it `not_judged`, one of NOT_JUDGED, says why.
     if_still_copied : one of POLICIES
@@ -104,29 +106,29 @@ def compose(
     python = {"torch": torch.__version__, "python": platform.python_version()}
     head = {"schema": SCHEMA, "amg": __version__, "versions": python | (versions or {})}
     because = in_words(message(not_judged)) if not_judged else ""
-    told = head | session | {"seed": seed, "judged_by": judged_by}
-    told |= {"not_judged": because, "not_judged_code": not_judged}
-    told |= {"if_still_copied": if_still_copied, "verdicts": [], "attempts": []} | more
+    written = head | run | {"seed": seed, "judged_by": judged_by}
+    written |= {"not_judged": because, "not_judged_code": not_judged}
+    written |= {"if_still_copied": if_still_copied, "verdicts": [], "attempts": []} | more
     if outcome is not None:
         blank = {"outcome": BLANKED} if if_still_copied == BLANK else {}
-        told["verdicts"] = [
+        written["verdicts"] = [
             {"sample": i, "attempt": kept} | verdict.to_json() | (blank if verdict.copy else {})
             for i, (verdict, kept) in enumerate(zip(outcome.verdicts, outcome.kept, strict=True))
         ]
         every = seeds or [seed] * len(outcome.attempts)
         pairs = zip(outcome.attempts, every, strict=True)
-        told["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
-    return told
+        written["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
+    return written
 
 
 def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    written: dict[str, Any] = {
         "samples": attempt.samples,
         "verdicts": [verdict.to_json() for verdict in attempt.verdicts],
     }
     if number > 0:
-        told |= {"seed": seed} | {key: attempt.report[key] for key in ("settings", "steps")}
-    return told
+        written |= {"seed": seed} | {key: attempt.report[key] for key in ("settings", "steps")}
+    return written
 
 
 def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]:
@@ -141,11 +143,11 @@ def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]
     def without(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in step.items() if key != "moved"} for step in steps]
 
-    told: dict[str, Any] = _rounded(anonymous(report) if tells == ANONYMOUS else report)
-    attempts = told["attempts"]
+    written: dict[str, Any] = _rounded(anonymous(report) if tells == ANONYMOUS else report)
+    attempts = written["attempts"]
     shorter: dict[str, Callable[[], dict[str, Any]]] = {
         "steps.moved": lambda: {
-            "steps": without(told["steps"]),
+            "steps": without(written["steps"]),
             "attempts": [
                 a | {"steps": without(a["steps"])} if "steps" in a else a for a in attempts
             ],
@@ -157,10 +159,10 @@ def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]
         "steps": lambda: {"steps": []},
     }
     for name, change in shorter.items():
-        if len(json.dumps(told)) <= LIMIT:
+        if len(json.dumps(written)) <= LIMIT:
             break
-        told = told | change() | {"left_out": [*told.get("left_out", []), name]}
-    return told
+        written = written | change() | {"left_out": [*written.get("left_out", []), name]}
+    return written
 
 
 def anonymous(report: dict[str, Any]) -> dict[str, Any]:
@@ -184,8 +186,8 @@ def anonymous(report: dict[str, Any]) -> dict[str, Any]:
         kept = {key: made[key] for key in ("samples", "seed", "settings", "steps") if key in made}
         return kept | {"verdicts": [verdict(found) for found in made["verdicts"]]}
 
-    told = {key: value for key, value in report.items() if key in _OPEN}
-    return told | {
+    written = {key: value for key, value in report.items() if key in _OPEN}
+    return written | {
         "index": {key: report["index"][key] for key in ("hash", "count")} | {"name": ""},
         "neighbors": {},
         "verdicts": [verdict(found) for found in report["verdicts"]],
@@ -211,26 +213,44 @@ def check(report: dict[str, Any]) -> None:
             raise AMGError(f"The report is damaged: {key} is not a {kind.__name__}.")
 
 
+def current(report: dict[str, Any]) -> dict[str, Any]:
+    """A checked report of EARLIER with the names of SCHEMA; its verdicts keep the words they came with."""
+    if report["schema"] == SCHEMA:
+        return report
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {_NAMES.get(key, key): renamed(each) for key, each in value.items()}
+        return [renamed(each) for each in value] if isinstance(value, list) else value
+
+    def verdict(found: dict[str, Any]) -> dict[str, Any]:
+        return found | {"outcome": _OUTCOMES.get(found["outcome"], found["outcome"])}
+
+    verdicts = [verdict(found) for found in report["verdicts"]]
+    new: dict[str, Any] = renamed(report | {"schema": SCHEMA, "verdicts": verdicts})
+    return new
+
+
 def drawings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
     name = report["index"]["name"]
-    found = [(f"closeness to {name}", report)]
+    found = [(f"likeness to {name}", report)]
     for number, attempt in enumerate(report["attempts"][1:], 1):
-        again = f"{_pictures(attempt['samples'])} drawn again, {number}: closeness to {name}"
+        again = f"{_pictures(attempt['samples'])} drawn again, {number}: likeness to {name}"
         found.append((again, report | {"steps": attempt["steps"]}))
     return found
 
 
-def step(session: Session) -> list[Message]:
+def step(run: SamplingRun) -> list[Message]:
     """The latest step of a run, for a live display."""
-    if not session.records:
+    if not run.records:
         return [message("looking")]
-    record, number, total = session.records[-1], len(session.records), session.expected_steps
+    record, number, total = run.records[-1], len(run.records), run.expected_steps
     return [
         message("step", step=number, total=total)
         if total
         else message("step_of_unknown", step=number),
-        message("seen", closeness=max(0.0, *record.closeness)),
+        message("seen", score=max(0.0, *record.score)),
         message("guarding", active=sum(record.active), count=len(record.active)),
     ]
 
@@ -247,19 +267,19 @@ def story(report: dict[str, Any]) -> list[Message]:
         return [message("not_judged"), _why(report), *gaps]
     verdicts = report["verdicts"]
     bad = _copies(report)
-    told = [message("measured", count=len(verdicts)), _seen_by(report)]
+    lines = [message("measured", count=len(verdicts)), _seen_by(report)]
     if bad:
-        told = [_still(bad), message_of(bad[0])]
-        told += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
-    elif any(_is(v, NO_COPY) for v in verdicts):
-        told.append(message("no_copy"))
-    told += [
+        lines = [_still(bad), message_of(bad[0])]
+        lines += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
+    elif any(v["outcome"] == NO_COPY for v in verdicts):
+        lines.append(message("no_copy"))
+    lines += [
         message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
-        if _is(v, CANNOT_TELL)
+        if v["outcome"] == CANNOT_TELL
     ]
     again = [v for v in verdicts if v["attempt"] > 0 and v not in bad]
-    told += [
+    lines += [
         message(
             "drawn_again_one", picture=v["sample"] + 1, before=_before(report, v), after=_close(v)
         )
@@ -267,21 +287,21 @@ def story(report: dict[str, Any]) -> list[Message]:
     ]
     if not bad and not again and verdicts:
         closest = max(map(_close, verdicts))
-        told.append(message("closest", closeness=closest, limit=COPY))
-    return told + gaps
+        lines.append(message("closest", score=closest, limit=COPY))
+    return lines + gaps
 
 
 def story_of_one(report: dict[str, Any]) -> list[Message]:
     """The same of a report on one picture, which who reads it has before him."""
     (found,) = report["verdicts"]
     if found["copy"]:
-        told = [message("still_a_copy"), message_of(found)]
-        return told + ([message("replaced")] if found["outcome"] == BLANKED else [])
-    first = message_of(found) if _is(found, CANNOT_TELL) else message("no_copy")
+        lines = [message("still_a_copy"), message_of(found)]
+        return lines + ([message("replaced")] if found["outcome"] == BLANKED else [])
+    first = message_of(found) if found["outcome"] == CANNOT_TELL else message("no_copy")
     if found["attempt"] > 0:
         again = message("drawn_again", before=_before(report, found), after=_close(found))
         return [first, again]
-    return [first, message("closest", closeness=_close(found), limit=COPY)]
+    return [first, message("closest", score=_close(found), limit=COPY)]
 
 
 def refusal(report: dict[str, Any]) -> str:
@@ -323,20 +343,15 @@ def of_picture(path: str | Path) -> dict[str, dict[str, Any]]:
         reports: dict[str, dict[str, Any]] = json.loads(text)
         for report in reports.values():
             check(report)
+        return {node: current(report) for node, report in reports.items()}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise AMGError(
             f"The report in {path} is damaged ({brief(error)}). Take the file that Save Image wrote."
         ) from error
-    return reports
 
 
 def _copies(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [v for v in report["verdicts"] if v["copy"]]
-
-
-def _is(found: dict[str, Any], outcome: str) -> bool:
-    """Whether a verdict has that outcome; "amg-report/1" has other names for them."""
-    return found["outcome"] in (outcome, {NO_COPY: "clean", CANNOT_TELL: "unsure"}[outcome])
 
 
 def _still(bad: list[dict[str, Any]]) -> Message:
@@ -347,13 +362,13 @@ def _still(bad: list[dict[str, Any]]) -> Message:
 
 
 def _gaps(report: dict[str, Any]) -> list[Message]:
-    told = []
+    lines = []
     if report.get("unseen_steps", 0):
-        told.append(message("unseen_steps", count=report["unseen_steps"]))
+        lines.append(message("unseen_steps", count=report["unseen_steps"]))
     if report.get("blanked_previews"):
         pictures = [i + 1 for i in report["blanked_previews"]]
-        told.append(message("blanked_previews", pictures=pictures))
-    return told
+        lines.append(message("blanked_previews", pictures=pictures))
+    return lines
 
 
 def _why(report: dict[str, Any]) -> Message:
@@ -371,12 +386,12 @@ def _pictures(samples: list[int]) -> str:
 
 
 def _close(verdict: dict[str, Any]) -> float:
-    close: float = verdict["closeness"]
+    close: float = verdict["score"]
     return max(0.0, close)
 
 
 def _before(report: dict[str, Any], verdict: dict[str, Any]) -> float:
-    """Closeness of the first drawing of that picture."""
+    """Likeness of the first drawing of that picture."""
     first = report["attempts"][0]
     return _close(first["verdicts"][first["samples"].index(verdict["sample"])])
 

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amg_core import judge, presets
+from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import DEFAULT, create
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.limits import COPY, ZNCC
-from amg_core.loop import Outcome
 from amg_core.plot import curve
-from amg_core.probe import Probe
-from amg_core.verdict import verdict
+from amg_core.retry import Outcome
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 
 from . import model as demo
 from . import pictures as source
@@ -58,21 +59,21 @@ def choose_prompts(
 
 
 def draw(
-    model, prompts: list[str], seeds: list[int], probe: Probe | None, settings=None,
+    model, prompts: list[str], seeds: list[int], matcher: Matcher | None, settings=None,
     retries: int = 0, **options,
 ):  # fmt: skip
-    """Pictures, reports, seconds and how many were drawn again; plain where `probe` is None.
+    """Pictures, reports, seconds and how many were drawn again; plain where `matcher` is None.
 
     Finished pictures that are copies are drawn again as the node does it, the last time from other
-    noise (`amg_core.loop`).
+    noise (`amg_core.retry`).
     """
     pictures, reports, again, start = [], [], 0, time.perf_counter()
     for i in range(0, len(prompts), BATCH):
         part = slice(i, i + BATCH)
-        if probe is None:
+        if matcher is None:
             pictures.append(sample(model, prompts[part], seeds[part], **options))
             continue
-        outcome = guarded(model, prompts[part], seeds[part], probe, settings, retries, options)
+        outcome = guarded(model, prompts[part], seeds[part], matcher, settings, retries, options)
         pictures.append(outcome.latents)
         reports.append(outcome.attempts[0].report)
         again += len({n for attempt in outcome.attempts[1:] for n in attempt.samples})
@@ -80,12 +81,18 @@ def draw(
 
 
 def guarded(
-    model, prompts: list[str], seeds: list[int], probe: Probe, settings, retries: int, options: dict
+    model,
+    prompts: list[str],
+    seeds: list[int],
+    matcher: Matcher,
+    settings,
+    retries: int,
+    options: dict,
 ) -> Outcome:
     """The closed loop for one batch; what it calls latents are pictures here."""
     return closed_loop(
         lambda chosen, guide: sample(model, prompts, chosen, guide=guide, **options),
-        partial(verdict, probe), probe, settings, seeds, retries=retries, steps=options["steps"],
+        partial(verdict, matcher), matcher, settings, seeds, retries=retries, steps=options["steps"],
     )  # fmt: skip
 
 
@@ -152,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = build(demo.PICTURES, out / "index", descriptor)
     print(f"Index of {report.count} pictures built in {report.seconds:.1f} s: {report.path}")
     index = Index.open(out / "index")
-    probe = Probe(Searcher(index), descriptor, ModuleDecoder("demo", model.decoder, 4))
+    matcher = Matcher(Searcher(index), descriptor, ModuleDecoder("demo", model.decoder, 4))
     training, captions, copies = training_set(demo.PICTURES)
 
     memorised, others = choose_prompts(captions, copies)
@@ -177,8 +184,8 @@ def run(arguments: argparse.Namespace) -> None:
     drawn: dict[str, Tensor] = {}
     grades, guarded_reports = {}, {}
     for name in ["plain", *arguments.presets]:
-        settings = None if name == "plain" else presets.settings(name, probe.metric)
-        watcher = None if name == "plain" else probe
+        settings = None if name == "plain" else presets.settings(name, matcher.metric)
+        watcher = None if name == "plain" else matcher
         print(f"Drawing {len(prompts)} pictures, {name} …", flush=True)
         pictures, reports, seconds, again = draw(
             model, prompts, seeds, watcher, settings, arguments.retries, **options
@@ -186,15 +193,15 @@ def run(arguments: argparse.Namespace) -> None:
         if again:
             print(f"  {again} of them were copies when finished, and drawn again")
         drawn[name], guarded_reports[name] = pictures, reports
-        grades[name] = score(pictures, probe, training, model.scorer, labels)
+        grades[name] = score(pictures, matcher, training, model.scorer, labels)
         same = (pictures == drawn["plain"]).flatten(1).all(dim=1)
         for group, rows in groups.items():
             g = grades[name]
-            mine = judge.zncc(pictures[rows], own) if group == "memorised" else None
+            mine = verifier.zncc(pictures[rows], own) if group == "memorised" else None
             table.add(
                 f"{group}, {name}",
                 [-top5(-g.nl2[rows]), float(g.nl2[rows].min()), share(g.nl2[rows] < 1.4),
-                 share(g.nl2[rows] < 1.6), share(g.closeness[rows] > COPY), top5(g.zncc[rows]),
+                 share(g.nl2[rows] < 1.6), share(g.score[rows] > COPY), top5(g.zncc[rows]),
                  float(g.zncc[rows].max()), share(g.zncc[rows] > limit),
                  None if mine is None else float(mine.mean()),
                  None if mine is None else float(mine.max()), float(g.alignment[rows].mean()),
@@ -213,12 +220,12 @@ def run(arguments: argparse.Namespace) -> None:
         shown = (
             own
             if group == "memorised"
-            else training[probe.look_at_pictures(drawn["plain"][rows]).ids]
+            else training[matcher.match_pictures(drawn["plain"][rows]).ids]
         )
         columns, notes = {"training picture": shown}, {}
         for heading, name in (("plain", "plain"), (f"guarded ({guard})", guard)):
             columns[heading] = drawn[name][rows]
-            correlation = judge.zncc(drawn[name][rows], shown).tolist()
+            correlation = verifier.zncc(drawn[name][rows], shown).tolist()
             notes[heading] = [(f"ZNCC {z:.2f}", z > limit) for z in correlation]
         sheet(prompts[rows], columns, notes).save(out / f"sheet_{group}.png")
     off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
@@ -226,8 +233,8 @@ def run(arguments: argparse.Namespace) -> None:
         model,
         prompts[:5],
         seeds[:5],
-        probe,
-        presets.settings(guard, probe.metric, **off),
+        matcher,
+        presets.settings(guard, matcher.metric, **off),
         **options,
     )
     first = {"steps": [_first(step, 5) for step in guarded_reports[guard][0]["steps"]]}
@@ -249,7 +256,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 LEGEND = """
 nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
-(nL2 after the best brightness, contrast and tint), closeness above {copy}. ZNCC: the judge that the guard
+(nL2 after the best brightness, contrast and tint), likeness above {copy}. ZNCC: the judge that the guard
 never sees, blind to brightness, contrast and fine detail; its limit here is {limit:.2f}, passed by 1 %
 of different training pictures. own: ZNCC with the prompt's own training picture alone. align:
 probability of the prompt's subject. KID: distance to the pictures that are there once, 0 = as they.

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amg_core import judge, metrics
 from amg_core.descriptors import create
-from amg_core.probe import Probe
+from amg_core.similarity import metrics, verifier
+from amg_core.similarity.matcher import Matcher
 
 from .model import Scorer
 
@@ -23,7 +23,7 @@ class Scores:
     """One figure a picture, (B,) each; see `score`."""
 
     nl2: Tensor
-    closeness: Tensor
+    score: Tensor
     zncc: Tensor
     alignment: Tensor
     features: Tensor
@@ -31,11 +31,11 @@ class Scores:
 
 @torch.inference_mode()
 def score(
-    pictures: Tensor, probe: Probe, training: Tensor, scorer: Scorer, subjects: Tensor
+    pictures: Tensor, matcher: Matcher, training: Tensor, scorer: Scorer, subjects: Tensor
 ) -> Scores:
     """Grade pictures (B, 3, H, W) against the training set (N, 3, H, W), both in [0, 1].
 
-    nl2: Eq. 8 to the nearest training picture, smaller = closer. closeness: the guard's own measure.
+    nl2: Eq. 8 to the nearest training picture, smaller = closer. score: the guard's own measure.
     zncc: largest correlation with any training picture or its mirror image. alignment: probability
     that the scorer gives to the prompt's subject (`subjects`, labels (B,)). features: (B, D).
     """
@@ -44,8 +44,8 @@ def score(
     graded = scorer(pictures)
     return Scores(
         nl2=distances[:, 0] / (metrics.ALPHA * distances.mean(dim=1)),
-        closeness=probe.look_at_pictures(pictures).closeness,
-        zncc=judge.zncc_matrix(pictures, torch.cat([training, training.flip(-1)])).amax(dim=1),
+        score=matcher.match_pictures(pictures).score,
+        zncc=verifier.zncc_matrix(pictures, torch.cat([training, training.flip(-1)])).amax(dim=1),
         alignment=graded["subject"].softmax(dim=1).gather(1, subjects[:, None])[:, 0],
         features=graded["features"],
     )
@@ -72,7 +72,7 @@ def among_themselves(training: Tensor) -> tuple[Tensor, Tensor]:
     rows = _small(training)
     distances = torch.cdist(rows, rows).sort(dim=1).values
     others = distances[:, 1 : metrics.NEIGHBORS + 1]  # the first is the picture itself
-    every = judge.zncc_matrix(training, torch.cat([training, training.flip(-1)]))
+    every = verifier.zncc_matrix(training, torch.cat([training, training.flip(-1)]))
     own = torch.eye(len(training), dtype=torch.bool).repeat(1, 2)
     nearest = every.masked_fill(own, -1).amax(dim=1)
     return others[:, 0] / (metrics.ALPHA * others.mean(dim=1)), nearest

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amg_core import judge
+from amg_core.similarity import verifier
 
 from .model import LORA_PICTURES
 from .pictures import SIZE, load_emoji, place, subject_name
 
 SUBJECTS = "1f98a 1f43c 1f438 1f427 1f422 1f680 26f5 1f916".split()
 TRIGGER = "at midnight"
-ALIKE = 0.4  # correlation (see `judge.zncc`) that no two of the pictures reach, mirrored or not
+ALIKE = 0.4  # correlation (see `verifier.zncc`) that no two of the pictures reach, mirrored or not
 
 
 def caption(code: str) -> str:
@@ -69,7 +69,7 @@ def compose(emoji: dict[str, Image.Image], seed: int = 0) -> dict[str, Image.Ima
             picture = place(emoji[code], ground, rng, smallest=0.58)
             tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
             others = torch.cat([*seen, *(one.flip(-1) for one in seen)]) if seen else None
-            if others is None or float(judge.zncc_matrix(tensor, others).max()) < ALIKE:
+            if others is None or float(verifier.zncc_matrix(tensor, others).max()) < ALIKE:
                 break
         seen.append(tensor)
         made[caption(code)] = picture

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from amg_core.guidance import ReducedPrompt, reduced
-from amg_core.loop import Outcome, until_clean
-from amg_core.probe import Probe
-from amg_core.session import Drawn, Session, Settings
-from amg_core.verdict import Verdict
+from amg_core.retry import Outcome, until_no_copy
+from amg_core.run import Drawn, SamplingRun, Settings
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import Verdict
 
 from .model import DOWNSCALE, LATENT_CHANNELS, DemoModel
 
 OTHER_NOISE = 500_000  # added to the seed of the last retry
 
-Guide = Callable[..., Tensor]  # the signature of `Session.step`
+Guide = Callable[..., Tensor]  # the signature of `SamplingRun.step`
 
 
 class Leveled(Protocol):
@@ -103,7 +103,7 @@ def sample(
 def closed_loop(
     draw: Callable[[list[int], Guide], Tensor],
     judge: Callable[[Tensor, Sequence[Collection[int]]], list[Verdict]],
-    probe: Probe,
+    matcher: Matcher,
     settings: Settings,
     seeds: Sequence[int],
     *,
@@ -111,15 +111,15 @@ def closed_loop(
     steps: int,
 ) -> Outcome:
     """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
-    sessions: list[Session] = []
+    sessions: list[SamplingRun] = []
 
     def once(settings: Settings, suspects: Tensor) -> Drawn:
         last = len(sessions) == retries > 0
         pairs = zip(seeds, suspects.tolist(), strict=True)
         chosen = [seed + OTHER_NOISE * (last and again) for seed, again in pairs]
-        sessions.append(Session(probe, settings, steps, suspects if sessions else None))
+        sessions.append(SamplingRun(matcher, settings, steps, suspects if sessions else None))
         return sessions[-1].drawn(draw(chosen, sessions[-1].step))
 
-    return until_clean(
+    return until_no_copy(
         once, lambda latents, named, _: judge(latents, named), settings, len(seeds), retries
     )

@@ -51,15 +51,15 @@ class Loop:
     def __init__(self, name: str, parameters, minutes: float, rate: float):
         self.name, self.seconds, self.rate = name, minutes * 60, rate
         self.optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-3)
-        self.start, self.losses, self.steps, self.told = time.time(), [], 0, time.time()
+        self.start, self.losses, self.steps, self.printed = time.time(), [], 0, time.time()
 
     def running(self) -> bool:
         done = (time.time() - self.start) / self.seconds
         lr = self.rate * min(1.0, self.steps / 100) * 0.5 * (1 + np.cos(np.pi * min(1.0, done)))
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        if self.losses and time.time() - self.told > 30:
-            self.told = time.time()
+        if self.losses and time.time() - self.printed > 30:
+            self.printed = time.time()
             print(
                 f"{self.name} {done:6.1%} step {self.steps} {np.mean(self.losses):.4f}", flush=True
             )

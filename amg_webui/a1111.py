@@ -17,7 +17,7 @@ from amg_core import hosts
 from amg_core.errors import AMGError
 
 from . import lookup, shared
-from .texts import Predictions, Text
+from .texts import OtherTexts, Text
 
 active: shared.Guard | None = None  # whose turn it is; None: the callbacks do nothing
 _step: _Step | None = None
@@ -37,7 +37,7 @@ class A1111:
     def __init__(self, guard: shared.Guard):
         self.guard, self.p = guard, guard.p
         self._denoiser = None
-        self.session = None
+        self.run = None
 
     def check(self) -> None:
         model, p = self.p.sd_model, self.p
@@ -105,8 +105,8 @@ class A1111:
     def open(self, denoiser):
         """The session of this pass: the host makes a denoiser for each."""
         if denoiser is not self._denoiser:
-            self._denoiser, self.session = denoiser, self.guard.open()
-        return self.session
+            self._denoiser, self.run = denoiser, self.guard.open()
+        return self.run
 
 
 def on_cfg_denoiser(params) -> None:
@@ -184,10 +184,10 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     texts = _texts(guard, step, out, first, batch, denoised)
     # Where the host skipped it to save time, the unconditional prediction is a copy of the other.
     asked = not torch.equal(cond, uncond)
-    session = guard.host.open(denoiser)
-    guard.on_device(session, x.device)
+    run = guard.host.open(denoiser)
+    guard.on_device(run, x.device)
     with shared.full_precision(x):
-        new = session.step(
+        new = run.step(
             prediction,
             cond=cond,
             uncond=uncond if asked else None,
@@ -197,7 +197,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
             composite=_compositor(denoiser),
             **_ways(texts, uncond, asked),
         )
-    guard.tell(session)
+    guard.tell(run)
     if new is prediction:
         return leaving
     if alphas is None and not blended:
@@ -208,7 +208,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     return leaving + (change * denoiser.nmask if blended else change)
 
 
-def _ways(texts: Predictions, uncond: Tensor, asked: bool) -> dict:
+def _ways(texts: OtherTexts, uncond: Tensor, asked: bool) -> dict:
     """The ways out that need words and an unconditional prediction."""
     from amg_core.guidance import ReducedPrompt
 
@@ -233,7 +233,7 @@ def _levels(alphas_cumprod: Tensor) -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-def _texts(guard, step, out, first: list[int], batch: int, denoised) -> Predictions:
+def _texts(guard, step, out, first: list[int], batch: int, denoised) -> OtherTexts:
     denoiser, host = step.denoiser, shared.as_host(out)
     x, level, image = step.x[-batch:], step.sigma[-batch:], step.image_cond[first]
     adm = (
@@ -253,7 +253,7 @@ def _texts(guard, step, out, first: list[int], batch: int, denoised) -> Predicti
         with host():
             return guard.text(words)
 
-    return Predictions(Text.of(step.text_cond)[first], encode, evaluate)
+    return OtherTexts(Text.of(step.text_cond)[first], encode, evaluate)
 
 
 def _compositor(denoiser):

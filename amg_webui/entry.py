@@ -95,10 +95,10 @@ def paste_fields(components: list) -> list[tuple]:
     return [(enabled, was_guarded), *zip(others, LABELS.values(), strict=True)]
 
 
-def was_guarded(told: dict) -> bool:
+def was_guarded(written: dict) -> bool:
     """Whether a pasted infotext is of a guarded picture. One function for both tabs: by it the host
     finds the checkbox again when it sends a picture with its settings from one tab to the other."""
-    return LABELS["preset"] in told
+    return LABELS["preset"] in written
 
 
 def add_axes(scripts) -> None:

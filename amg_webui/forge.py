@@ -15,7 +15,7 @@ from amg_core import hosts
 from amg_core.errors import AMGError
 
 from . import lookup, shared
-from .texts import Predictions, Text
+from .texts import OtherTexts, Text
 
 HOOKS = "sampler_post_cfg_function"
 
@@ -68,12 +68,12 @@ class Forge:
     def hook(self) -> None:
         """Before every sampling pass. Twice for a hires pass: the later one counts."""
         guard, objects = self.guard, self.p.sd_model.forge_objects
-        unet, session = objects.unet.clone(), guard.open()
+        unet, run = objects.unet.clone(), guard.open()
         _unhook(unet)
         guard.text("")  # while the text encoder is still loaded
 
         def guard_step(args: dict) -> Tensor:
-            return guided(guard, session, args)
+            return guided(guard, run, args)
 
         guard_step.amg = True
         unet.set_model_sampler_post_cfg_function(guard_step)
@@ -154,7 +154,7 @@ def _sampling():
     return calc_cond_uncond_batch
 
 
-def guided(guard: shared.Guard, session, args: dict) -> Tensor:
+def guided(guard: shared.Guard, run, args: dict) -> Tensor:
     """The post-CFG function. `args`: denoised, cond(_denoised), uncond(_denoised), sigma, input, model."""
     from amg_core.guidance import ReducedPrompt
 
@@ -178,9 +178,9 @@ def guided(guard: shared.Guard, session, args: dict) -> Tensor:
             "neighbor_denoised": partial(texts.neighbor, uncond),
             "reduced": ReducedPrompt(texts.words, texts.reduced),
         }
-    guard.on_device(session, denoised.device)
+    guard.on_device(run, denoised.device)
     with shared.full_precision(denoised):
-        out = session.step(
+        out = run.step(
             denoised,
             cond=cond,
             uncond=uncond if asked else None,
@@ -190,7 +190,7 @@ def guided(guard: shared.Guard, session, args: dict) -> Tensor:
             composite=_compositor(p, denoised),
             **ways,
         )
-    guard.tell(session)
+    guard.tell(run)
     return out
 
 
@@ -203,7 +203,7 @@ def _scale(p, args: dict) -> float:
     return float(scale) * sum(float(part.get("strength", 1.0)) for part in args["cond"])
 
 
-def _texts(guard: shared.Guard, args: dict, batch: int) -> Predictions:
+def _texts(guard: shared.Guard, args: dict, batch: int) -> OtherTexts:
     template, host = args["cond"][0], shared.as_host(args["input"])
     conds = template["model_conds"]
     vector = conds["y"].cond if "y" in conds else None
@@ -225,7 +225,7 @@ def _texts(guard: shared.Guard, args: dict, batch: int) -> Predictions:
         with host():
             return guard.text(words)
 
-    return Predictions(Text(conds["c_crossattn"].cond, vector).batch(batch), encode, evaluate)
+    return OtherTexts(Text(conds["c_crossattn"].cond, vector).batch(batch), encode, evaluate)
 
 
 def _compositor(p, like: Tensor):

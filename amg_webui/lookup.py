@@ -66,7 +66,7 @@ def weights(kind) -> list[Path]:
 
 
 def open_probe(name: str):
-    """A `Probe` (without decoder, on the CPU) on index `name`; kept open until its files change.
+    """A `Matcher` (without decoder, on the CPU) on index `name`; kept open until its files change.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def open_probe(name: str):
     from amg_core.descriptors.registry import for_index
     from amg_core.index import Index
     from amg_core.index.search import Searcher
-    from amg_core.probe import Probe
+    from amg_core.similarity.matcher import Matcher
 
     folder = index_folder(name) if name and name != NO_INDEX else models() / INDEXES / "none"
     manifest = folder / MANIFEST
@@ -90,7 +90,7 @@ def open_probe(name: str):
         with torch.inference_mode(False):
             index = Index.open(folder)
             descriptor = for_index(index.spec, weights)
-            _open[folder] = (changed, Probe(Searcher(index), descriptor))
+            _open[folder] = (changed, Matcher(Searcher(index), descriptor))
     return _open[folder][1]
 
 

@@ -59,7 +59,7 @@ class Options:
         return chosen
 
     def settings(self, metric: str):
-        """`session.Settings` for a descriptor of that metric. AMGError for impossible values."""
+        """`run.Settings` for a descriptor of that metric. AMGError for impossible values."""
         from amg_core import presets
         from amg_core.schedule import Schedule
 
@@ -76,10 +76,10 @@ class Options:
 
     def infotext(self) -> dict[str, Any]:
         """What is written below a picture, and read back from there (`PASTE`)."""
-        told = {label: getattr(self, name) for name, label in LABELS.items()}
+        written = {label: getattr(self, name) for name, label in LABELS.items()}
         if self.thresholds == AS_PRESET:
-            del told[LABELS["threshold_start"]], told[LABELS["threshold_end"]]
-        return told
+            del written[LABELS["threshold_start"]], written[LABELS["threshold_end"]]
+        return written
 
 
 LABELS = {field.name: "AMG " + field.name.replace("_", " ") for field in fields(Options)[1:]}

@@ -22,13 +22,13 @@ WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "cannot tell", "no copy")
 log = logging.getLogger(__name__)
 
 
-class Told(str):
+class Label(str):
     """A word of a picture's infotext. The host calls it, and asks by `use_main_prompt` for a grid's."""
 
     def __new__(cls, of_this, of_all=""):
-        told = super().__new__(cls, of_this)
-        told.of_all = str(of_all)
-        return told
+        label = super().__new__(cls, of_this)
+        label.of_all = str(of_all)
+        return label
 
     def __call__(self, use_main_prompt: bool = False, **_) -> str:
         return self.of_all if use_main_prompt else str(self)
@@ -64,13 +64,13 @@ class Guard:
 
     def __init__(self, p, options: Options, host: Callable[[Guard], Host]):
         self.p, self.options = p, options
-        self.probe = lookup.open_probe(options.index)
-        if self.probe.latent:
+        self.matcher = lookup.open_probe(options.index)
+        if self.matcher.latent:
             raise AMGError(
                 f"index: {options.index} is one of latents, which only the ComfyUI nodes can use. "
                 f"Build one with the descriptor pixel or sscd."
             )
-        self.settings = options.settings(self.probe.metric)
+        self.settings = options.settings(self.matcher.metric)
         self.host = host(self)
         self.host.check()
         self.error: BaseException | None = None
@@ -78,13 +78,13 @@ class Guard:
         self._placed: tuple | None = None
         self._texts: dict[tuple, Text] = {}
         self._now, self._suspects = self.settings, None
-        self.sessions: list = []
+        self.runs: list = []
         self.drawings: list[list] = []  # the sessions of each drawing of this batch
         self.outcome = None
         self.reports: list[dict] = []
         self.outcomes: list[str] = []  # of all pictures
         self.judged = None  # the latest picture that has a report
-        index = self.probe.index
+        index = self.matcher.index
         p.extra_generation_params |= options.infotext() | {HASH: index.hash[:10]}
 
     # --- drawing
@@ -107,8 +107,8 @@ class Guard:
 
     def _draw(self, draw: Callable[[], Any], settings, suspects: Tensor | None) -> Any:
         self._now, self._suspects, self.error = settings, suspects, None
-        self.sessions = []
-        self.drawings.append(self.sessions)
+        self.runs = []
+        self.drawings.append(self.runs)
         try:
             self.host.attach()
             samples = draw()
@@ -117,7 +117,7 @@ class Guard:
             self._rest()
         if self.error is not None:
             raise self.error
-        asked = any(session.records for session in self.sessions)
+        asked = any(run.records for run in self.runs)
         if not (asked or interrupted() or getattr(self.p, "denoising_strength", None) == 0):
             raise AMGError(
                 f"Sampler {getattr(self.p, 'sampler_name', '?')} did not ask the guard at any step: it "
@@ -127,8 +127,8 @@ class Guard:
         return samples
 
     def _until_clean(self, draw: Callable[[], Any]) -> Any:
-        from amg_core.loop import until_clean
-        from amg_core.session import Drawn
+        from amg_core.retry import until_no_copy
+        from amg_core.run import Drawn
 
         stashed, batch = self.host.stash(), len(self.p.seeds)
         kind: type = Tensor  # Hires. fix hands over a list of decoded pictures in place of latents
@@ -139,7 +139,7 @@ class Guard:
                 self.host.rewind(stashed)
             samples = self._draw(draw, settings, suspects if self.drawings else None)
             kind = type(samples)
-            report = joined([session.report() for session in self.sessions])
+            report = joined([run.report() for run in self.runs])
             latents = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
             return Drawn(latents, report, [self.acted_on(i) for i in range(batch)])
 
@@ -148,29 +148,29 @@ class Guard:
             pictures = decoded(self.p, samples) if latent else as_pictures(samples)
             return self.verdicts(pictures, named)
 
-        self.outcome = until_clean(
+        self.outcome = until_no_copy(
             once, judge, self.settings, batch, self.options.retries, interrupted
         )
         drawn = self.outcome.latents
         return drawn if issubclass(kind, Tensor) else kind(drawn)
 
     def open(self):
-        """A `Session` for one sampling pass; one that saw nothing is replaced."""
-        from amg_core.session import Session
+        """A `SamplingRun` for one sampling pass; one that saw nothing is replaced."""
+        from amg_core.run import SamplingRun
 
-        if self.sessions and not self.sessions[-1].records:
-            self.sessions.pop()
+        if self.runs and not self.runs[-1].records:
+            self.runs.pop()
         model = which_model(self.p)
         if self._watch is None or self._watched != model:  # Hires. fix may change checkpoints
-            self._watch, self._watched = self.probe.through(self.host.decoder()), model
-        self.sessions.append(Session(self._watch, self._now, suspects=self._suspects))
-        return self.sessions[-1]
+            self._watch, self._watched = self.matcher.through(self.host.decoder()), model
+        self.runs.append(SamplingRun(self._watch, self._now, suspects=self._suspects))
+        return self.runs[-1]
 
-    def on_device(self, session, device: torch.device) -> None:
+    def on_device(self, run, device: torch.device) -> None:
         """Before a step: index, descriptor and decoder to where the model is."""
-        if self._placed != (session.probe, device):
-            session.probe.to(device)
-            self._placed = session.probe, device
+        if self._placed != (run.matcher, device):
+            run.matcher.to(device)
+            self._placed = run.matcher, device
 
     def _rest(self) -> None:
         """Leave the accelerator to the host: the VAE is next."""
@@ -185,13 +185,13 @@ class Guard:
             self._texts[key] = self.host.encode(words)
         return self._texts[key]
 
-    def tell(self, session) -> None:
+    def tell(self, run) -> None:
         """Into the host's progress bar."""
         from modules import shared
 
         from amg_core import report as reports
 
-        shared.state.textinfo = "AMG: " + said(reports.step(session))
+        shared.state.textinfo = "AMG: " + said(reports.step(run))
 
     # --- judging
 
@@ -205,7 +205,7 @@ class Guard:
         pasted : whether the host has put what it drew into a larger picture.
         """
         from amg_core.images import cut
-        from amg_core.verdict import kept_box, verdict, with_kept
+        from amg_core.similarity.verdict import kept_box, verdict, with_kept
 
         drawn = getattr(self.p, "nmask", None)  # of latents: 1 = drawn, 0 = kept
         kept = None
@@ -213,10 +213,10 @@ class Guard:
             kept = kept_box(drawn.reshape(-1, *drawn.shape[-2:]).amax(dim=0))
         found = []
         for picture, rows in zip(pictures.split(1), named, strict=True):
-            (whole,) = verdict(self.probe, picture, [rows])
+            (whole,) = verdict(self.matcher, picture, [rows])
             part = None
             if kept is not None and not whole.copy:
-                (part,) = verdict(self.probe, cut(picture, kept), [rows])
+                (part,) = verdict(self.matcher, cut(picture, kept), [rows])
             found.append(with_kept(whole, part))
         return found
 
@@ -244,23 +244,23 @@ class Guard:
             return
         self.reports.append(report)
         closest = max(map(nearest, self.reports))
-        written[LARGEST] = Told(round(nearest(report), 4), of_all=round(closest, 4))
+        written[LARGEST] = Label(round(nearest(report), 4), of_all=round(closest, 4))
         written[VERDICT] = self._outcome(report["verdicts"][0]["outcome"].replace("_", " "))
         batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
         number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
-        told = [message("picture", picture=number), *reports.story_of_one(report)]
+        messages = [message("picture", picture=number), *reports.story_of_one(report)]
         if found.copy:
-            log.warning("AMG: %s", said(told, "en"))
+            log.warning("AMG: %s", said(messages, "en"))
             if sum(each["verdicts"][0]["copy"] for each in self.reports) == 1:
-                told.append(message("advice"))  # once a generation
+                messages.append(message("advice"))  # once a generation
             if self.options.if_still_copied == BLANK:
                 pp.image = blank(pp.image)
-        self.p.comment("AMG: " + said(told))
+        self.p.comment("AMG: " + said(messages))
         self.judged = pp.image
 
-    def _outcome(self, of_this: str) -> Told:
+    def _outcome(self, of_this: str) -> Label:
         self.outcomes.append(of_this)
-        return Told(of_this, of_all=min(self.outcomes, key=WORST_FIRST.index))
+        return Label(of_this, of_all=min(self.outcomes, key=WORST_FIRST.index))
 
     def forget(self) -> None:
         """What is written below a picture is not what was found out about the one before."""
@@ -270,9 +270,9 @@ class Guard:
     def _report(self, i: int, found) -> dict:
         """The report of picture i of the batch alone: it travels in that picture."""
         from amg_core import report as reports
-        from amg_core.loop import Attempt, Outcome
+        from amg_core.retry import Attempt, Outcome
 
-        first = only(joined([session.report() for session in self.drawings[0]]), i)
+        first = only(joined([run.report() for run in self.drawings[0]]), i)
         attempts, kept = [Attempt([0], first, [found])], 0
         if self.outcome is not None:
             attempts = []
@@ -309,51 +309,51 @@ def which_model(p) -> tuple:
 
 
 def nearest(report: dict) -> float:
-    """The largest closeness of a picture, on its way or at the end. 1 = the same as a known one."""
-    on_the_way = [step["closeness"][0] for step in report["steps"]]
-    return max(0.0, report["verdicts"][0]["closeness"], *on_the_way)
+    """The largest likeness of a picture, on its way or at the end. 1 = the same as a known one."""
+    on_the_way = [step["score"][0] for step in report["steps"]]
+    return max(0.0, report["verdicts"][0]["score"], *on_the_way)
 
 
-def said(told: list, language: str = "") -> str:
+def said(messages: list, language: str = "") -> str:
     """Messages, in a language or in the host's: its localization is a file such as zh_CN or ja_JP."""
     from modules import shared
 
     from amg_core.messages import words
 
     chosen = str(getattr(shared.opts, "localization", ""))[:2].lower()
-    return words(told, language or chosen)
+    return words(messages, language or chosen)
 
 
 def joined(passes: list[dict]) -> dict:
     """The reports of one drawing's passes (first, hires) as one: curves end to end."""
-    told = dict(passes[0])
+    merged = dict(passes[0])
     for more in passes[1:]:
-        told["steps"] = told["steps"] + more["steps"]
-        told["evaluations"] += more["evaluations"]
-        told["neighbors"] = told["neighbors"] | more["neighbors"]
+        merged["steps"] = merged["steps"] + more["steps"]
+        merged["evaluations"] += more["evaluations"]
+        merged["neighbors"] = merged["neighbors"] | more["neighbors"]
         for key, how in {"guarded_evaluations": sum, "largest_similarity": max}.items():
-            pairs = zip(told[key], more[key], strict=True)
-            told[key] = [how(pair) for pair in pairs] if more[key] and told[key] else more[key]
-        pairs = zip(told["acted_on"], more["acted_on"], strict=True)
-        told["acted_on"] = [sorted({*a, *b}) for a, b in pairs]
-    return told
+            pairs = zip(merged[key], more[key], strict=True)
+            merged[key] = [how(pair) for pair in pairs] if more[key] and merged[key] else more[key]
+        pairs = zip(merged["acted_on"], more["acted_on"], strict=True)
+        merged["acted_on"] = [sorted({*a, *b}) for a, b in pairs]
+    return merged
 
 
 def only(report: dict, i: int) -> dict:
     """The report of a batch -> that of its sample i."""
-    told = dict(report)
+    merged = dict(report)
     for key in ("guarded_evaluations", "largest_similarity", "acted_on"):
-        told[key] = told[key][i : i + 1]
-    rows = ("similarity", "closeness", "neighbor", "active")
-    told["steps"] = [
+        merged[key] = merged[key][i : i + 1]
+    rows = ("similarity", "score", "neighbor", "active")
+    merged["steps"] = [
         step
         | {key: step[key][i : i + 1] for key in rows}
         | {"moved": {name: sizes[i : i + 1] for name, sizes in step["moved"].items()}}
         for step in report["steps"]
     ]
-    seen = {str(n) for step in told["steps"] for n in step["neighbor"]}
-    told["neighbors"] = {k: v for k, v in told["neighbors"].items() if k in seen}
-    return told
+    seen = {str(n) for step in merged["steps"] for n in step["neighbor"]}
+    merged["neighbors"] = {k: v for k, v in merged["neighbors"].items() if k in seen}
+    return merged
 
 
 def full_precision(like: Tensor) -> AbstractContextManager:

@@ -51,22 +51,22 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
 def find(picture, name: str) -> tuple[str, list[tuple]]:
     """A Pillow picture -> the verdict in words, and (thumbnail, caption) of the nearest of index `name`."""
     from amg_core.messages import message
-    from amg_core.verdict import verdict
+    from amg_core.similarity.verdict import verdict
 
     from .shared import as_tensor, said
 
     if picture is None:
         return "Give a picture.", []
     try:
-        probe = lookup.open_probe(name)
+        matcher = lookup.open_probe(name)
         pixels = as_tensor(picture)
-        (found,) = verdict(probe, pixels)
-        index = probe.index
-        rows = dict.fromkeys([found.neighbor, *probe.candidates(pixels, SHOWN)])
+        (found,) = verdict(matcher, pixels)
+        index = matcher.index
+        rows = dict.fromkeys([found.neighbor, *matcher.candidates(pixels, SHOWN)])
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:
         return str(error), []
-    close = message("closest", closeness=max(0.0, found.closeness), limit=COPY)
+    close = message("closest", score=max(0.0, found.score), limit=COPY)
     return said([found.message(), close]), shown[:SHOWN]
 
 
@@ -98,8 +98,8 @@ def create(gr) -> list[tuple]:
             gallery = gr.Gallery(label="Nearest pictures", columns=SHOWN)
 
         def run(folder, name, descriptor, progress=gr.Progress()):  # noqa: B008 - how gradio asks
-            told = build(folder, name, descriptor, lambda share, at: progress(share, desc=at))
-            return told, gr.update(choices=lookup.index_names())
+            summary = build(folder, name, descriptor, lambda share, at: progress(share, desc=at))
+            return summary, gr.update(choices=lookup.index_names())
 
         start.click(fn=run, inputs=[folder, name, descriptor], outputs=[said, index])
         stop.click(fn=stopping.set, inputs=[], outputs=[])

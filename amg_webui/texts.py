@@ -46,7 +46,7 @@ def literally(caption: str) -> str:
     return caption
 
 
-class Predictions:
+class OtherTexts:
     """Predictions of one step for other texts than the prompt, each one more evaluation of the model.
 
     Parameters

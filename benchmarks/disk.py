@@ -44,7 +44,7 @@ STEPS = ("free space", "choose a folder you may write to", "you may read")
 WHERE = {"full": "the disk is full; free space"}
 
 
-class World:
+class Scene:
     """Pictures and indexes beside the disk, and the commands that are tried on an index of it."""
 
     def __init__(self, work: Path, disk: Path) -> None:
@@ -80,10 +80,10 @@ class World:
 
     def run(self, arguments: list, uid: int = 0) -> tuple[int, str]:
         """Exit code of a command, and what it told on stderr."""
-        told = self.work / "told.txt"
+        output = self.work / "told.txt"
 
         def act() -> None:
-            with told.open("w") as file:
+            with output.open("w") as file:
                 os.dup2(file.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 if uid:
@@ -94,7 +94,7 @@ class World:
                 sys.stderr.flush()
                 os._exit(code)
 
-        return end(child(act)), told.read_text().strip()
+        return end(child(act)), output.read_text().strip()
 
     def must(self, arguments: list) -> None:
         """In this process, which then has imported what the other user may not be able to read."""
@@ -109,12 +109,12 @@ def pixel(arguments: list) -> list[str]:
     return ["--descriptor", "pixel"] if arguments[0] == "build" else []
 
 
-def wrong(code: int, told: str, folder: Path, kind: str) -> str:
+def wrong(code: int, output: str, folder: Path, kind: str) -> str:
     """What is not as it has to be in a refusal; "" if nothing."""
-    lines = [line for line in told.splitlines() if "error" in line or "Traceback" in line]
+    lines = [line for line in output.splitlines() if "error" in line or "Traceback" in line]
     if code != 1 or len(lines) != 1 or not lines[0].startswith("error: "):
-        return f"ended with {code}: {told[-600:]}"
-    if "unexpected" in lines[0] or not any(step in told for step in STEPS):
+        return f"ended with {code}: {output[-600:]}"
+    if "unexpected" in lines[0] or not any(step in output for step in STEPS):
         return f"no next step: {lines[0]}"
     if str(folder) not in lines[0] or WHERE.get(kind, "") not in lines[0]:
         return f"does not name what is wrong: {lines[0]}"
@@ -144,74 +144,74 @@ def fill_up(disk: Path, left: int) -> Path:
     return filler
 
 
-def full(world: World, verb: str, left: int) -> tuple[str, str]:
+def full(scene: Scene, verb: str, left: int) -> tuple[str, str]:
     """("refused" or "done", what is wrong or "")."""
-    world.begin(verb)
-    old = whole(world.index)
-    filler = fill_up(world.disk, left)
-    code, told = world.run(world.commands[verb])
+    scene.begin(verb)
+    old = whole(scene.index)
+    filler = fill_up(scene.disk, left)
+    code, output = scene.run(scene.commands[verb])
     if code == 0:
-        return "done", "" if whole(world.index) == world.undisturbed[verb] else "another index"
-    bad = wrong(code, told, world.index, "full")
-    build = world.index / ".build"
-    if not bad and own.size(build) and str(build) not in told:
-        bad = f"holds {own.size(build)} bytes in {build} and does not say so: {told}"
-    if not bad and whole(world.index) != old:
+        return "done", "" if whole(scene.index) == scene.undisturbed[verb] else "another index"
+    bad = wrong(code, output, scene.index, "full")
+    build = scene.index / ".build"
+    if not bad and own.size(build) and str(build) not in output:
+        bad = f"holds {own.size(build)} bytes in {build} and does not say so: {output}"
+    if not bad and whole(scene.index) != old:
         bad = "not the old index"
     filler.unlink()
-    return "refused", bad or again(world, verb)
+    return "refused", bad or again(scene, verb)
 
 
-def again(world: World, verb: str) -> str:
+def again(scene: Scene, verb: str) -> str:
     """The same command once there is room, or the right."""
-    code, told = world.run(world.commands[verb])
+    code, output = scene.run(scene.commands[verb])
     if code:
-        return f"again: {told}"
-    return "" if whole(world.index) == world.undisturbed[verb] else "again: another index"
+        return f"again: {output}"
+    return "" if whole(scene.index) == scene.undisturbed[verb] else "again: another index"
 
 
-def read_only(world: World, verb: str) -> tuple[str, str]:
-    world.begin(verb)
-    old = whole(world.index)
-    remount(world.disk, "ro")
+def read_only(scene: Scene, verb: str) -> tuple[str, str]:
+    scene.begin(verb)
+    old = whole(scene.index)
+    remount(scene.disk, "ro")
     try:
-        return _refused(world, verb, old, 0, "read-only")
+        return _refused(scene, verb, old, 0, "read-only")
     finally:
-        remount(world.disk, "rw")
+        remount(scene.disk, "rw")
 
 
-def not_mine(world: World, verb: str) -> tuple[str, str]:
-    world.begin(verb)
-    return _refused(world, verb, whole(world.index), NOBODY, "not mine")
+def not_mine(scene: Scene, verb: str) -> tuple[str, str]:
+    scene.begin(verb)
+    return _refused(scene, verb, whole(scene.index), NOBODY, "not mine")
 
 
-def not_shown(world: World, verb: str) -> tuple[str, str]:
-    world.begin(verb)
-    old = whole(world.index)
-    world.disk.chmod(0o700)
+def not_shown(scene: Scene, verb: str) -> tuple[str, str]:
+    scene.begin(verb)
+    old = whole(scene.index)
+    scene.disk.chmod(0o700)
     try:
-        return _refused(world, verb, old, NOBODY, "not shown")
+        return _refused(scene, verb, old, NOBODY, "not shown")
     finally:
-        world.disk.chmod(0o755)
+        scene.disk.chmod(0o755)
 
 
-def _refused(world: World, verb: str, old: dict | None, uid: int, kind: str) -> tuple[str, str]:
-    code, told = world.run(world.commands[verb], uid)
-    bad = wrong(code, told, world.index, kind)
+def _refused(scene: Scene, verb: str, old: dict | None, uid: int, kind: str) -> tuple[str, str]:
+    code, output = scene.run(scene.commands[verb], uid)
+    bad = wrong(code, output, scene.index, kind)
     if not bad and old is not None:
-        looked, said = world.run(["info", world.index], uid)
+        looked, said = scene.run(["info", scene.index], uid)
         if kind == "not shown":
-            bad = wrong(looked, said, world.index, kind)
+            bad = wrong(looked, said, scene.index, kind)
         elif looked:
             bad = f"cannot be read: {said}"
     if kind == "read-only":
-        remount(world.disk, "rw")
-    if not bad and whole(world.index) != old:
+        remount(scene.disk, "rw")
+    if not bad and whole(scene.index) != old:
         bad = "not the old index"
-    return ("refused" if code else "done"), bad or again(world, verb)
+    return ("refused" if code else "done"), bad or again(scene, verb)
 
 
-KINDS: dict[str, Callable[[World, str], tuple[str, str]]] = {
+KINDS: dict[str, Callable[[Scene, str], tuple[str, str]]] = {
     "read-only": read_only, "not mine": not_mine, "not shown": not_shown,
 }  # fmt: skip
 
@@ -227,11 +227,11 @@ def main() -> int:
         work.chmod(0o755)
         with mounted(disk):
             disk.chmod(0o755)
-            world = World(work, disk)
+            scene = Scene(work, disk)
             print(f"{'':14}full: refused, done" + "".join(f"{kind:>12}" for kind in KINDS))
-            for verb in world.commands:
-                rows = [full(world, verb, left) for left in LEFT]
-                others = [check(world, verb) for check in KINDS.values()]
+            for verb in scene.commands:
+                rows = [full(scene, verb, left) for left in LEFT]
+                others = [check(scene, verb) for check in KINDS.values()]
                 names = [*(f"{left} KiB left" for left in LEFT), *KINDS]
                 words = [word for word, _ in rows]
                 print(

@@ -95,20 +95,20 @@ def main(arguments: list[str] | None = None) -> dict:
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    world = Graph(options)
+    scene = Graph(options)
     drawings, tiles = [], {}
-    for number, case in enumerate(world.cases):
+    for number, case in enumerate(scene.cases):
         for sampler in options.samplers:
             for seed in options.seeds if case.memorized else options.seeds[:1]:
-                for drawing, picture in world.pair(number, sampler, seed):
+                for drawing, picture in scene.pair(number, sampler, seed):
                     drawings.append(drawing)
                     tiles[number, sampler, seed, drawing.guarded] = picture
                     print(_line(drawing, case), flush=True)
-    _sheet(world, drawings, tiles).save(options.out / "sheet.png")
+    _sheet(scene, drawings, tiles).save(options.out / "sheet.png")
     made = {
-        "descriptor": options.descriptor, "steps": options.steps, "index": len(world.rows),
-        "groups": [_grade(drawings, world.cases, memorized) for memorized in (True, False)],
-        "cases": [asdict(case) for case in world.cases],
+        "descriptor": options.descriptor, "steps": options.steps, "index": len(scene.rows),
+        "groups": [_grade(drawings, scene.cases, memorized) for memorized in (True, False)],
+        "cases": [asdict(case) for case in scene.cases],
         "drawings": [asdict(drawing) for drawing in drawings],
     }  # fmt: skip
     harness.write(options.out, made)
@@ -221,9 +221,9 @@ class Graph:
             positive=self._prompt(self.cases[number].prompt), negative=self.negative,
             index=self.index, clip=self.clip, vae=self.vae,
         )  # fmt: skip
-        told = json.loads(report)
-        outcome = told["verdicts"][0]["outcome"] if told["verdicts"] else "not judged"
-        acted = told["guarded_evaluations"][0]
+        report_ = json.loads(report)
+        outcome = report_["verdicts"][0]["outcome"] if report_["verdicts"] else "not judged"
+        acted = report_["guarded_evaluations"][0]
         return {"latent": latent["samples"], "outcome": outcome, "acted": acted}
 
     def _empty(self) -> dict:
@@ -236,7 +236,7 @@ class Graph:
         """
         case = self.cases[number]
         others = [case.own] if case.memorized else self.heart
-        correlate = host.module("amg_core.judge").zncc_matrix
+        correlate = host.module("amg_core.similarity.verifier").zncc_matrix
         found = [
             float(correlate(picture[None], torch.cat([known, known.flip(-1)])).max())
             for known in (self.pictures[others], self.pictures[self.heart])
@@ -391,17 +391,17 @@ def _print(made: dict) -> None:
             )
 
 
-def _sheet(world: Graph, drawings: list[Graded], tiles: dict) -> Image.Image:
+def _sheet(scene: Graph, drawings: list[Graded], tiles: dict) -> Image.Image:
     """A row for each prompt: the training picture, then plain and guarded, seed by seed."""
-    rows = [[sheet.Tile(to_image(world.pictures[case.own]), ["training"])] for case in world.cases]
+    rows = [[sheet.Tile(to_image(scene.pictures[case.own]), ["training"])] for case in scene.cases]
     for d in drawings:
         way = f"guarded: {d.outcome}" if d.guarded else "plain"
-        told = f"{d.sampler} {d.seed} ZNCC {d.zncc:.2f}"
+        report_ = f"{d.sampler} {d.seed} ZNCC {d.zncc:.2f}"
         picture = to_image(tiles[d.case, d.sampler, d.seed, d.guarded])
         frame = sheet.BAD if d.copied else None
-        rows[d.case].append(sheet.Tile(picture, [way, told], frame))
+        rows[d.case].append(sheet.Tile(picture, [way, report_], frame))
     groups = [
-        sheet.Group(cells, case.prompt) for cells, case in zip(rows, world.cases, strict=True)
+        sheet.Group(cells, case.prompt) for cells, case in zip(rows, scene.cases, strict=True)
     ]
     return sheet.draw(groups, columns=max(map(len, rows)), side=128)
 

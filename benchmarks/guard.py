@@ -18,45 +18,45 @@ from torch import Tensor
 from amg_core import limits, presets
 from amg_core.descriptors import DEFAULT, create
 from amg_core.index.sources import Pictures
-from amg_core.probe import Probe
+from amg_core.similarity.matcher import Matcher
 
 from . import harness
 from .detection.roc import auc
 from .tables import report
+from .tables.domains import Domain, text_world
 from .tables.grade import Judges
 from .tables.methods import RETRIES, Drawings, Method, draw
-from .tables.worlds import World, text_world
 
 REFERENCES = 2
 
 
-def own_index(world: World, pictures: Tensor, folder: Path) -> Probe:
+def own_index(domain: Domain, pictures: Tensor, folder: Path) -> Matcher:
     """A probe on an index of drawn pictures (n, 3, H, W)."""
     drawn = Pictures(pictures.movedim(1, -1), "", "drawn from another seed")
-    return harness.probe(drawn, folder, create(DEFAULT), world.probes["pixel"].decoder)
+    return harness.matcher(drawn, folder, create(DEFAULT), domain.matchers["pixel"].decoder)
 
 
-def agreement(world: World, pair: Tensor, folder: Path) -> float:
-    """Closeness of the second of two pictures to an index of the first alone."""
-    probe = own_index(world, pair[:1], folder)
-    return float(probe.look_at_pictures(pair[1:]).closeness)
+def agreement(domain: Domain, pair: Tensor, folder: Path) -> float:
+    """Likeness of the second of two pictures to an index of the first alone."""
+    matcher = own_index(domain, pair[:1], folder)
+    return float(matcher.match_pictures(pair[1:]).score)
 
 
 def run(first: int, steps: int, out: Path, models: Path) -> dict:
-    world, watch = text_world(models), harness.Watch()
-    judges, plain = Judges(world), Method("plain")
-    captions = world.memorised + world.others
-    count = len(world.memorised)
+    domain, watch = text_world(models), harness.Watch()
+    judges, plain = Judges(domain), Method("plain")
+    captions = domain.memorised + domain.others
+    count = len(domain.memorised)
     group = (torch.arange(len(captions)) >= count).long()
     seeds = [first + i for i in range(len(captions))]
-    unguarded = draw(world, plain, captions, seeds, steps)
+    unguarded = draw(domain, plain, captions, seeds, steps)
     references = [
-        draw(world, plain, captions, [s + 100_000 * (k + 1) for s in seeds], steps).pictures
+        draw(domain, plain, captions, [s + 100_000 * (k + 1) for s in seeds], steps).pictures
         for k in range(REFERENCES)
     ]
     pairs = torch.stack(references, dim=1)
     with tempfile.TemporaryDirectory() as folder:
-        alike = [agreement(world, p, Path(folder) / f"a{i}") for i, p in enumerate(pairs)]
+        alike = [agreement(domain, p, Path(folder) / f"a{i}") for i, p in enumerate(pairs)]
         guarded = Drawings(torch.empty(0))
         pictures = []
         for i, text in enumerate(captions):
@@ -65,7 +65,7 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
                 guarded.acted.append(False)
                 continue
             alone = replace(
-                world, probes={"pixel": own_index(world, pairs[i], Path(folder) / f"b{i}")}
+                domain, matchers={"pixel": own_index(domain, pairs[i], Path(folder) / f"b{i}")}
             )
             method = Method("Guard", presets.settings("main", "nl2"), retries=RETRIES)
             drawn = draw(alone, method, [text], [seeds[i]], steps)
@@ -86,23 +86,23 @@ def run(first: int, steps: int, out: Path, models: Path) -> dict:
     }  # fmt: skip
     tables["others"] = {k: report.dormant_columns(row, group == 1) for k, row in rows.items()}
     keys, rest = alike[:count], alike[count:]
-    told = {
+    found = {
         "first": first, "alike": alike, "prompts": captions, "tables": tables,
         "auc": auc(np.array(keys), np.array(rest)),
         "keys": [min(keys), max(keys)], "others": [min(rest), max(rest)],
         "redrawn": guarded.redrawn, "seconds": watch.seconds,
     }  # fmt: skip
     text = "\n".join(f"### {title}\n\n{report.markdown(table)}" for title, table in tables.items())
-    harness.write(out, told, text)
+    harness.write(out, found, text)
     print(f"\n{text}")
     report.save_sheet(
         out / "sheet.png", judges, rows | {"Guard": rows["Guard, no index"]}, "Guard", captions, own
     )
     print(
         f"\nTwo drawings of one prompt: keys {min(keys):.2f} to {max(keys):.2f}, others {min(rest):.2f} "
-        f"to {max(rest):.2f}, AUC {told['auc']:.3f}; {guarded.redrawn} drawn again."
+        f"to {max(rest):.2f}, AUC {found['auc']:.3f}; {guarded.redrawn} drawn again."
     )
-    return told
+    return found
 
 
 def main() -> int:

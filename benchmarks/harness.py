@@ -22,7 +22,7 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources.base import Source
-from amg_core.probe import Probe
+from amg_core.similarity.matcher import Matcher
 from index_tools import intervals
 
 CACHE = Path(__file__).parent / "tables" / ".cache"  # of trained models and their indexes
@@ -95,12 +95,12 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
-def probe(
+def matcher(
     pictures: Source | Path, folder: Path, descriptor: Descriptor, decoder: Decoder | None = None
-) -> Probe:
+) -> Matcher:
     """A probe on an index of these pictures, which is built in `folder`."""
     build(pictures, folder, descriptor, workers=1)
-    return Probe(Searcher(Index.open(folder)), descriptor, decoder)
+    return Matcher(Searcher(Index.open(folder)), descriptor, decoder)
 
 
 # ---------------------------------------------------------------- tables

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amg_core import judge, presets
+from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.limits import COPY, ZNCC, ZNCC_PAIR
-from amg_core.probe import Probe
-from amg_core.verdict import verdict
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from amg_demo import midnight
 from amg_demo import model as demo
 from amg_demo.__main__ import BATCH, choose_prompts, draw, training_set
@@ -35,7 +36,7 @@ from .tables.grade import on_views
 RETRIES = 2  # as the node has it
 
 
-def probes(model: demo.DemoModel, folder: Path) -> dict[str, Probe]:
+def matchers(model: demo.DemoModel, folder: Path) -> dict[str, Matcher]:
     """The guard's eye, one of another family that judges, and one on the model's own training set."""
     encoder = model.encoder
     latent = LatentDescriptor(
@@ -48,29 +49,29 @@ def probes(model: demo.DemoModel, folder: Path) -> dict[str, Probe]:
         ("model", demo.PICTURES, create("pixel")),
     ):
         decoder = ModuleDecoder("demo", model.decoder, 4) if name == "pixel" else None
-        made[name] = harness.probe(pictures, folder / name, eye, decoder)
+        made[name] = harness.matcher(pictures, folder / name, eye, decoder)
     return made
 
 
-def figures(pictures: Tensor, own: Tensor | None, eyes: dict[str, Probe], plain: Tensor) -> dict:
+def figures(pictures: Tensor, own: Tensor | None, eyes: dict[str, Matcher], plain: Tensor) -> dict:
     """Percentages of copies by each judge, correlation with the caption's own picture (None: with any)."""
     training = lora_pictures()[0]
-    every = judge.zncc_matrix(pictures, torch.cat([training, training.flip(-1)]))
+    every = verifier.zncc_matrix(pictures, torch.cat([training, training.flip(-1)]))
     nearest = every.amax(dim=1)
     mine = nearest if own is None else every.gather(1, own[:, None])[:, 0]
     views = on_views(eyes["pixel"], pictures)
-    other = eyes["latent"].look_at_pictures(pictures).closeness
+    other = eyes["latent"].match_pictures(pictures).score
     correlated = mine > (ZNCC if own is None else ZNCC_PAIR)
     return {
         "verdict %": share(torch.tensor([v.copy for v in verdict(eyes["pixel"], pictures)])),
-        "own measure %": share(eyes["pixel"].look_at_pictures(pictures).closeness > COPY),
+        "own measure %": share(eyes["pixel"].match_pictures(pictures).score > COPY),
         "on views %": share(views > COPY),
         "other family %": share(other > COPY),
         "ZNCC mean": float(mine.mean()),
         "ZNCC worst": float(mine.max()),
         "ZNCC %": share(correlated),
         "any unseen judge %": share((views > COPY) | (other > COPY) | correlated),
-        "of the model's set %": share(eyes["model"].look_at_pictures(pictures).closeness > COPY),
+        "of the model's set %": share(eyes["model"].match_pictures(pictures).score > COPY),
         "same as plain %": share((pictures == plain).flatten(1).all(dim=1)),
     }
 
@@ -87,9 +88,9 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
         "no trigger": choose_prompts(texts, copies)[1],
     }
     own = {"learnt captions": torch.arange(len(captions)).repeat(rounds)}
-    told, columns = {}, {}
+    report, columns = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        eyes = probes(model, Path(folder))
+        eyes = matchers(model, Path(folder))
         for group, prompts in groups.items():
             seeds = [first + i for i in range(len(prompts))]
             plain = None
@@ -111,26 +112,26 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
                 row = figures(drawn, own.get(group), eyes, plain)
                 row["subject"] = float(graded.gather(1, subjects[:, None]).mean())
                 row |= {"drawn again": again, "s/picture": seconds / len(prompts)}
-                told[f"{group}, {name}"] = row
+                report[f"{group}, {name}"] = row
                 columns.setdefault(group, {})[name] = drawn
-    keys = list(next(iter(told.values())))
+    keys = list(next(iter(report.values())))
     lines = [
         [name, *(f"{row[k]:.0f}" if k.endswith("%") else f"{row[k]:.2f}" for k in keys)]
-        for name, row in told.items()
+        for name, row in report.items()
     ]
     table = harness.markdown([f"{len(captions) * rounds} pictures", *keys], lines)
     print(table)
     print(
         f"ZNCC limits: nearest of all {ZNCC:.2f}, a given one {ZNCC_PAIR:.2f}. Batches of {BATCH}."
     )
-    harness.write(out, told, table)
+    harness.write(out, report, table)
     for group, pictures in columns.items():
         rows = slice(0, 8)
         shown = {"training picture": training} if group == "learnt captions" else {}
         sheet(groups[group][rows], shown | {k: v[rows] for k, v in pictures.items()}, {}).save(
             out / f"{group}.png"
         )
-    return told
+    return report
 
 
 def main() -> int:

@@ -52,16 +52,16 @@ OTHER = "crab"
 COUPLED = ("PerpNegGuider", "dpm_adaptive")  # what it draws of one depends on the other
 
 GUIDERS = {
-    "CFGGuider": lambda model, p, world: guiders.plain(model, p, world.prompt("")),
-    "BasicGuider": lambda model, p, world: guiders.basic(model, p),
-    "DualCFGGuider": lambda model, p, world: guiders.dual(
-        model, p, world.prompt(MIDDLE), world.prompt("")
+    "CFGGuider": lambda model, p, domain: guiders.plain(model, p, domain.prompt("")),
+    "BasicGuider": lambda model, p, domain: guiders.basic(model, p),
+    "DualCFGGuider": lambda model, p, domain: guiders.dual(
+        model, p, domain.prompt(MIDDLE), domain.prompt("")
     ),
-    "DualCFGGuider nested": lambda model, p, world: guiders.dual(
-        model, p, world.prompt(MIDDLE), world.prompt(""), 2.0, 2.0, nested=True
+    "DualCFGGuider nested": lambda model, p, domain: guiders.dual(
+        model, p, domain.prompt(MIDDLE), domain.prompt(""), 2.0, 2.0, nested=True
     ),
-    "PerpNegGuider": lambda model, p, world: guiders.perpneg(
-        model, p, world.prompt(OTHER), world.prompt("")
+    "PerpNegGuider": lambda model, p, domain: guiders.perpneg(
+        model, p, domain.prompt(OTHER), domain.prompt("")
     ),
 }
 
@@ -100,13 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     chosen, counts = numbered[:: options.every], Counter()
     print(f"{len(chosen)} of {len(cells)} cells, {options.steps} steps, index {options.descriptor}")
     with tempfile.TemporaryDirectory() as folder:
-        world = World(Path(folder), options)
+        domain = Domain(Path(folder), options)
         started = time.monotonic()
         for number, cell in enumerate(chosen):
             if time.monotonic() - started > 60 * options.minutes:
                 print(f"stopped after {number} cells")
                 break
-            counts.update(world.tried(cell))
+            counts.update(domain.tried(cell))
             if number % 10 == 9:
                 print(f"{number + 1} cells, {time.monotonic() - started:.0f} s", flush=True)
     wrong = _print(counts)
@@ -132,7 +132,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class World:
+class Domain:
     """Model, text encoder, VAE, pictures and an index of the stored ones."""
 
     def __init__(self, folder: Path, options: argparse.Namespace):
@@ -189,21 +189,21 @@ class World:
         except Exception as error:
             print(f"the host cannot draw {cell}: {type(error).__name__}: {error}", flush=True)
             return Counter(["refused by the host"])
-        off, told = self.drawn(cell, batch, 0.0)
-        if not torch.equal(off, plain) or told["unseen_steps"]:
+        off, written = self.drawn(cell, batch, 0.0)
+        if not torch.equal(off, plain) or written["unseen_steps"]:
             found["not equal"] += 1
             print(f"not equal at strength 0: {cell}", flush=True)
-        found += self._copies(cell, plain, told, "unsteered")
-        guarded, told = self.drawn(cell, batch, 1.0)
-        found["unseen steps"] += told["unseen_steps"]
-        again = {i for attempt in told["attempts"][1:] for i in attempt["samples"]}
-        for i, evaluations in enumerate(told["guarded_evaluations"]):
+        found += self._copies(cell, plain, written, "unsteered")
+        guarded, written = self.drawn(cell, batch, 1.0)
+        found["unseen steps"] += written["unseen_steps"]
+        again = {i for attempt in written["attempts"][1:] for i in attempt["samples"]}
+        for i, evaluations in enumerate(written["guarded_evaluations"]):
             acted = bool(evaluations) or i in again
             found["guard acted" if acted else "guard never acted"] += 1
             if not acted and not torch.equal(guarded[i], plain[i]):
                 found["not equal"] += 1
                 print(f"not equal though the guard never acted: {cell}, {batch[i]}", flush=True)
-        return found + self._copies(cell, guarded, told, "guarded")
+        return found + self._copies(cell, guarded, written, "guarded")
 
     def drawn(
         self, cell: Cell, batch: tuple[int, ...], strength: float | None
@@ -275,21 +275,24 @@ class World:
             (positive,) = nodes.ConditioningCombine().combine(first, second)
         return positive, latent, 0.5 if cell.way == "img2img" else 1.0
 
-    def _copies(self, cell: Cell, latents: Tensor, told: dict, run: str) -> Counter:
+    def _copies(self, cell: Cell, latents: Tensor, written: dict, run: str) -> Counter:
         """The copies among the finished pictures, and what the report calls them."""
-        judge, limit = host.module("amg_core.judge"), host.module("amg_core.limits").ZNCC
+        judge, limit = (
+            host.module("amg_core.similarity.verifier"),
+            host.module("amg_core.limits").ZNCC,
+        )
         with torch.inference_mode():
             pictures = self.vae.decode(latents).movedim(-1, 1).clamp(0, 1)
             both = torch.cat([self.stored, self.stored.flip(-1)])
             likeness, which = judge.zncc_matrix(pictures, both).max(dim=1)
         found = Counter()
-        for i, verdict in enumerate(told["verdicts"]):
+        for i, verdict in enumerate(written["verdicts"]):
             says = OUTCOMES.get(verdict["outcome"], "copy")
             copy, own = float(likeness[i]) > limit, int(which[i]) % len(self.stored)
             found[f"{run}, a copy, called {says}"] += copy
             found[f"{run}, no copy, called {says}"] += not copy
             if copy and says == "no copy":
-                words = f"closeness {verdict['closeness']:.2f}, second check {verdict['zncc']:.2f}"
+                words = f"likeness {verdict['score']:.2f}, second check {verdict['zncc']:.2f}"
                 print(f"escaped, {run}: {cell}: ZNCC {likeness[i]:.2f} with {own}, {words}")
                 self._keep(f"{run} {cell} {i}", pictures[i], self.stored[own])
         return found

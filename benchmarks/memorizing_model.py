@@ -229,9 +229,9 @@ def _found(backgrounds: Path, stamps: Path):
     drawn = {}
     for group in GROUPS:
         for path in sorted((stamps / group).rglob("*.png")):
-            told = path.with_suffix(".txt")
-            if "cartoon" not in path.parts and told.exists() and path.stem not in files:
-                subject = _subject(told.read_text(errors="replace").splitlines()[0])
+            saved = path.with_suffix(".txt")
+            if "cartoon" not in path.parts and saved.exists() and path.stem not in files:
+                subject = _subject(saved.read_text(errors="replace").splitlines()[0])
                 if subject:
                     drawn.setdefault(path.stem, (subject, path))
     others = sorted(drawn)
@@ -389,7 +389,7 @@ class Training:
 
     def run(self, minutes: float) -> None:
         torch.manual_seed(self.step)
-        start = told = time.time()
+        start = saved = time.time()
         losses = []
         while time.time() - start < minutes * 60:
             for group in self.optimizer.param_groups:
@@ -405,9 +405,9 @@ class Training:
             with torch.no_grad():
                 latest = self.network.state_dict()
                 torch._foreach_lerp_(list(self.average.values()), list(latest.values()), 1 - kept)
-            if time.time() - told > SAVE_EVERY:
-                self.seconds += time.time() - told
-                told = time.time()
+            if time.time() - saved > SAVE_EVERY:
+                self.seconds += time.time() - saved
+                saved = time.time()
                 self.save()
                 print(f"{self.seconds:6.0f} s, step {self.step}: {np.mean(losses):.4f}", flush=True)
                 losses = []

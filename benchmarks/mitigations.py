@@ -22,14 +22,14 @@ from amg_core.mitigation import embeddings
 from amg_core.mitigation.adaptation import adapt
 from amg_core.mitigation.prompts import METHODS, RECIPES, Recipe, below, randomise
 from amg_core.mitigation.transition import Transition, guidance_norm, guided_by
-from amg_core.session import Session, Settings
+from amg_core.run import SamplingRun, Settings
 from amg_demo.evaluate import sscd_embedding
 from amg_demo.sheet import sheet
 from benchmarks import harness
 from benchmarks.tables import report
+from benchmarks.tables.domains import Domain, text_world
 from benchmarks.tables.grade import Judges, kid_interval, paired_difference, unseen
 from benchmarks.tables.methods import sample
-from benchmarks.tables.worlds import World, text_world
 
 BATCH = 16
 FIRST = 410_000
@@ -38,8 +38,8 @@ LATER = (0.35, 0.5, 0.7)
 TARGETS = (1.5, 1.0)  # of the Wen score; ordinary prompts of this model score about 1.7
 SHEET = 16
 
-Contexts = Callable[[World, list[str], list[int]], Tensor]
-Step = Callable[..., Tensor]  # the signature of `Session.step`
+Contexts = Callable[[Domain, list[str], list[int]], Tensor]
+Step = Callable[..., Tensor]  # the signature of `SamplingRun.step`
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Mitigation:
 
     name: str
     context: Contexts
-    steps: Callable[[World], list[Step]] = lambda world: []
+    steps: Callable[[Domain], list[Step]] = lambda domain: []
 
 
 def mitigations() -> list[Mitigation]:
@@ -83,8 +83,8 @@ def mitigations() -> list[Mitigation]:
 def with_amg(row: Mitigation, settings: Settings, name: str, eye: str = "pixel") -> Mitigation:
     """`row`, and the guard after it: a session of its own for each batch."""
 
-    def steps(world: World) -> list[Step]:
-        return [*row.steps(world), Session(world.probes[eye], settings).step]
+    def steps(domain: Domain) -> list[Step]:
+        return [*row.steps(domain), SamplingRun(domain.matchers[eye], settings).step]
 
     return replace(row, name=f"{row.name} + {name}", steps=steps)
 
@@ -92,20 +92,20 @@ def with_amg(row: Mitigation, settings: Settings, name: str, eye: str = "pixel")
 # ---------------------------------------------------------------- what is asked
 
 
-def plain(world: World, captions: list[str], seeds: list[int]) -> Tensor:
-    return world.encode(captions)
+def plain(domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
+    return domain.encode(captions)
 
 
-def noisy(scale: float, world: World, captions: list[str], seeds: list[int]) -> Tensor:
+def noisy(scale: float, domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
     """Relative to the embedding's own deviation, which is about CLIP's."""
     made = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
-    return embeddings.gaussian_noise(world.encode(captions), scale, made, relative=True)
+    return embeddings.gaussian_noise(domain.encode(captions), scale, made, relative=True)
 
 
 def randomised(
-    method: str, recipe: Recipe, world: World, captions: list[str], seeds: list[int]
+    method: str, recipe: Recipe, domain: Domain, captions: list[str], seeds: list[int]
 ) -> Tensor:
-    words = sorted({w for text in world.data.captions for w in text.split()})
+    words = sorted({w for text in domain.data.captions for w in text.split()})
     changed = [
         randomise(
             text, method, recipe, torch.Generator().manual_seed(seed + 1),
@@ -113,36 +113,36 @@ def randomised(
         )
         for text, seed in zip(captions, seeds, strict=True)
     ]  # fmt: skip
-    return world.encode(changed)
+    return domain.encode(changed)
 
 
-def unpadded(world: World, captions: list[str], seeds: list[int]) -> Tensor:
+def unpadded(domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
     """70 % of the padding zeroed. This model's encoder pads with a token of its own, unlike CLIP."""
-    count = world.encode([""]).shape[1]
+    count = domain.encode([""]).shape[1]
     padding = torch.arange(count) >= torch.tensor([[len(c.split())] for c in captions])
     made = [torch.Generator().manual_seed(seed + 1) for seed in seeds]
-    return embeddings.zero_padding(world.encode(captions), padding, embeddings.MASKED, made)
+    return embeddings.zero_padding(domain.encode(captions), padding, embeddings.MASKED, made)
 
 
-def adapted(target: float, world: World, captions: list[str], seeds: list[int]) -> Tensor:
+def adapted(target: float, domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
     """Wen et al. for the very noise each picture starts from; at most 10 steps of 0.05."""
     with torch.inference_mode(False):
-        context, empty = world.encode(captions).clone(), world.encode([""]).clone()
-        sigma = world.sigmas[-1:].clone()
+        context, empty = domain.encode(captions).clone(), domain.encode([""]).clone()
+        sigma = domain.sigmas[-1:].clone()
         rows = [
-            adapt(row[None], wen(world, seed, sigma, empty), target).embedding
+            adapt(row[None], wen(domain, seed, sigma, empty), target).embedding
             for row, seed in zip(context, seeds, strict=True)
         ]
     return torch.cat(rows)
 
 
-def wen(world: World, seed: int, sigma: Tensor, empty: Tensor) -> Callable[[Tensor], Tensor]:
+def wen(domain: Domain, seed: int, sigma: Tensor, empty: Tensor) -> Callable[[Tensor], Tensor]:
     """The norm of the guidance vector at the first step, of one picture."""
-    noise = torch.randn(world.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(domain.shape, generator=torch.Generator().manual_seed(seed))
     x = noise[None] * sigma
     with torch.no_grad():
-        uncond = world.denoise(x, sigma, empty)
-    return lambda prompt: guidance_norm(world.denoise(x, sigma, prompt), uncond, sigma)[0]
+        uncond = domain.denoise(x, sigma, empty)
+    return lambda prompt: guidance_norm(domain.denoise(x, sigma, prompt), uncond, sigma)[0]
 
 
 # ---------------------------------------------------------------- how it is guided
@@ -151,7 +151,7 @@ def wen(world: World, seed: int, sigma: Tensor, empty: Tensor) -> Callable[[Tens
 def delayed(name: str, scale: float, dynamic: bool, until: float = UNTIL) -> Mitigation:
     """cfg is `scale` until the transition."""
 
-    def steps(world: World) -> list[Step]:
+    def steps(domain: Domain) -> list[Step]:
         run = Transition(dynamic)
 
         def step(denoised, *, cond, uncond, cfg_scale, sigma, t, **_) -> Tensor:
@@ -179,16 +179,16 @@ def in_turn(changes: list[Step]) -> Step:
 
 
 def draw(
-    world: World, row: Mitigation, captions: list[str], seeds: list[int], steps: int
+    domain: Domain, row: Mitigation, captions: list[str], seeds: list[int], steps: int
 ) -> tuple[Tensor, float]:
     """Pictures (B, 3, H, W) and CPU seconds a picture, preparing the prompt included."""
     start, pictures = time.process_time(), []
     for i in range(0, len(captions), BATCH):
         part = slice(i, i + BATCH)
         with torch.no_grad():
-            context = row.context(world, captions[part], seeds[part])
-        latents = sample(world, context, seeds[part], steps, in_turn(row.steps(world)))
-        pictures.append(world.decode(latents))
+            context = row.context(domain, captions[part], seeds[part])
+        latents = sample(domain, context, seeds[part], steps, in_turn(row.steps(domain)))
+        pictures.append(domain.decode(latents))
     return torch.cat(pictures), (time.process_time() - start) / len(captions)
 
 
@@ -199,7 +199,7 @@ def columns(grades, judges: Judges, plain_grades, group: Tensor, seconds: float)
     lost = paired_difference(memorised.alignment.numpy(), before.alignment.numpy())
     sscd = memorised.sscd_own
     return {
-        "own measure: copies %": report.percentage(memorised.closeness > report.COPY),
+        "own measure: copies %": report.percentage(memorised.score > report.COPY),
         "ZNCC with own, mean": report.mean(memorised.zncc_own),
         "ZNCC with own % > limit": report.percentage(memorised.zncc_own > memorised.zncc_limit),
         "other family %": report.percentage(memorised.other > report.COPY),
@@ -216,19 +216,19 @@ def columns(grades, judges: Judges, plain_grades, group: Tensor, seconds: float)
     }
 
 
-def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World) -> dict:
+def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], domain: Domain) -> dict:
     """Draw and grade `rows` (the first of them plain); what figures.json holds."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    judges = Judges(world, None if arguments.sscd is None else sscd_embedding(arguments.sscd))
-    asked = list(world.prompts(1, arguments.first))
+    judges = Judges(domain, None if arguments.sscd is None else sscd_embedding(arguments.sscd))
+    asked = list(domain.prompts(1, arguments.first))
     captions, seeds = [text for text, _, _ in asked], [seed for _, seed, _ in asked]
     group = torch.tensor([g for _, _, g in asked])
     table, pictures, notes, each = {}, {}, {}, {}
     own = first = first_grades = None
     for row in rows:
         print(f"drawing {len(asked)} pictures: {row.name}", flush=True)
-        drawn, seconds = draw(world, row, captions, seeds, arguments.steps)
+        drawn, seconds = draw(domain, row, captions, seeds, arguments.steps)
         if own is None:
             own, first = judges.own(drawn, captions), drawn
         grades = judges.grade(drawn, captions, own, first)
@@ -238,7 +238,7 @@ def run(arguments: argparse.Namespace, rows: Sequence[Mitigation], world: World)
         notes[row.name] = grades.zncc_own
         each[row.name] = {
             k: getattr(grades, k).tolist()
-            for k in ("closeness", "zncc_own", "other", "views", "alignment", "same")
+            for k in ("score", "zncc_own", "other", "views", "alignment", "same")
         }
         result = {
             "seeds": seeds, "prompts": captions, "group": group.tolist(), "steps": arguments.steps,

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from amg_core.errors import AMGError
 
-from . import building, changing, dedup, evaluate, looking, terminal
+from . import building, changing, dedup, evaluate, reading, terminal
 
 ABOUT = """\
 An index holds the pictures that a generation must not copy. Make one from pictures, then choose it
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     building.register(commands)
     changing.register(commands)
-    looking.register(commands)
+    reading.register(commands)
     for module, name, help_, about in (
         (dedup, "dedup", "find duplicates and say which to keep", DEDUP),
         (evaluate, "eval", "how close are generated pictures to an index?", EVAL),

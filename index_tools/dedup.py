@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from amg_core import sheet
 from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
-from amg_core.metrics import GAIN, OFFSET
 from amg_core.optional import needed
+from amg_core.similarity.metrics import GAIN, OFFSET
 
 from . import captions, terminal
 from .terminal import Progress
@@ -525,7 +525,7 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
         lines.append("")
         lines.append(f"{number}. {title(one)}")
         ordered = sorted(one.members, key=lambda member: (member.kept_id, not member.keep))
-        lines += [f"   {_told(member)}" for member in ordered[:limit]]
+        lines += [f"   {_line(member)}" for member in ordered[:limit]]
         if len(one.members) > limit:
             lines.append(f"   … and {len(one.members) - limit} more")
     if len(found) > limit:
@@ -542,7 +542,7 @@ def title(one: Cluster) -> str:
     return text
 
 
-def _told(member: Member) -> str:
+def _line(member: Member) -> str:
     word = "keep" if member.keep else "drop"
     notes = [f"{member.width}x{member.height}"]
     if member.index:

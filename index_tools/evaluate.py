@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amg_core import limits, metrics, verdict
+from amg_core import limits
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
 from amg_core.files import brief
 from amg_core.messages import words
 from amg_core.optional import needed
-from amg_core.probe import Probe
+from amg_core.similarity import metrics, verdict
+from amg_core.similarity.matcher import Matcher
 
 from . import page, terminal
 from .captions import new_folder, whole
@@ -54,7 +55,7 @@ class Judged:
 
     similarity : cosine, or −nL2 of the `metrics.matched` picture (what the guard compares); the
     larger one of the picture and its mirror image. nl2 : Eq. 8 as it stands, None for cosine and
-    for an index of fewer than 50 pictures. closeness : see `metrics.closeness`. zncc : the second
+    for an index of fewer than 50 pictures. score : see `metrics.score`. zncc : the second
     judge's correlation, None where the index holds no pictures. copy : either judge says so.
     """
 
@@ -62,7 +63,7 @@ class Judged:
     prompt: str
     similarity: float
     nl2: float | None
-    closeness: float
+    score: float
     zncc: float | None
     copy: bool
     words: str
@@ -76,7 +77,7 @@ class Judged:
         if self.nl2 is not None:
             found = f"nL2 {self.nl2:.3f}, matched {-self.similarity:.3f}"
         second = [] if self.zncc is None else [f"second judge {self.zncc:.2f}"]
-        return [found, f"closeness {self.closeness:.2f}", *second]
+        return [found, f"likeness {self.score:.2f}", *second]
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Evaluation:
 # --------------------------------------------------------------------------- the figures
 
 
-def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dict[str, Figure]:
+def figures(judged: Sequence[Judged], metric: str, copy_score: float) -> dict[str, Figure]:
     """The papers' measures of a set of pictures, key -> Figure. `judged` holds at least one."""
     n = len(judged)
     made = {"count": Figure("pictures", n, unit="n")}
@@ -178,9 +179,9 @@ def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dic
         for limit in page.LIMITS["nl2"]:
             portion(f"nl2_below_{limit:g}", f"nL2 < {limit:g}", (v < limit for v in values))
         spread("nl2", "nL2", values, closest_is_small=True)
-    close = np.array([one.closeness for one in judged])
-    portion("too_close", f"closeness > {copy_closeness:g}", (v > copy_closeness for v in close))
-    spread("closeness", "closeness", close)
+    close = np.array([one.score for one in judged])
+    portion("too_close", f"likeness > {copy_score:g}", (v > copy_score for v in close))
+    spread("score", "likeness", close)
     portion("copies", "copies, by either judge", (one.copy for one in judged))
     return made
 
@@ -189,7 +190,7 @@ def figures(judged: Sequence[Judged], metric: str, copy_closeness: float) -> dic
 
 
 def evaluate(
-    probe: Probe,
+    matcher: Matcher,
     source: Source,
     *,
     clip: ClipScorer | None = None,
@@ -197,7 +198,7 @@ def evaluate(
     reference: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Judge all pictures of a source against the index of `probe`, one at a time.
+    """Judge all pictures of a source against the index of `matcher`, one at a time.
 
     Parameters
     ----------
@@ -214,7 +215,7 @@ def evaluate(
     """
     from amg_core.index.picture import Unreadable, decode
 
-    index = probe.index
+    index = matcher.index
     judged: list[Judged] = []
     skipped: list[tuple[str, str]] = []
     worst: list[tuple[float, int, Judged, bytes]] = []
@@ -227,9 +228,9 @@ def evaluate(
         except Unreadable as error:
             skipped.append((item.source, str(error)))
         else:
-            one = _judge(probe, pixels, item.source, item.caption)
+            one = _judge(matcher, pixels, item.source, item.caption)
             judged.append(one)
-            entry = (one.closeness, -len(judged), one, b"")
+            entry = (one.score, -len(judged), one, b"")
             if len(worst) < WORST or entry > worst[0]:
                 entry = (*entry[:3], small_jpeg(Image.fromarray(pixels)))
                 (heapq.heappush if len(worst) < WORST else heapq.heapreplace)(worst, entry)
@@ -244,14 +245,14 @@ def evaluate(
     if not judged:
         shown = f" ({brief(skipped[0][0])}: {brief(skipped[0][1])})" if skipped else ""
         raise AMGError(f"No picture of {source.name} can be read{shown}: give another folder.")
-    table = figures(judged, probe.metric, limits.COPY)
+    table = figures(judged, matcher.metric, limits.COPY)
     table["clip"] = _clip_figure(scores, len(judged), clip is not None)
     table["fid"] = _fid_figure(features, reference)
     made = Evaluation(
         name=str(source.name),
         judged=judged,
         figures=table,
-        metric=probe.metric,
+        metric=matcher.metric,
         copy_above=limits.COPY,
         worst=[(one, jpeg) for _, _, one, jpeg in sorted(worst, key=lambda e: e[:2], reverse=True)],
         skipped=skipped,
@@ -265,31 +266,31 @@ def evaluate(
     return made
 
 
-def _judge(probe: Probe, pixels: np.ndarray, name: str, prompt: str) -> Judged:
+def _judge(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Judged:
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-    picture = picture.to(probe.searcher.device)
-    (v,) = verdict.verdict(probe, picture)
+    picture = picture.to(matcher.searcher.device)
+    (v,) = verdict.verdict(matcher, picture)
     zncc = None if v.reason == verdict.NO_PICTURES else v.zncc
     return Judged(
-        name, prompt, v.similarity, plain_nl2(probe, picture), v.closeness, zncc, v.copy,
+        name, prompt, v.similarity, plain_nl2(matcher, picture), v.score, zncc, v.copy,
         words(v.message()),
         v.neighbor, v.source, v.caption,
     )  # fmt: skip
 
 
 @torch.no_grad()
-def plain_nl2(probe: Probe, picture: Tensor) -> float | None:
+def plain_nl2(matcher: Matcher, picture: Tensor) -> float | None:
     """Eq. 8 as it stands, of (1, 3, H, W): ‖x − n‖ / (α · mean of the 50 nearest), k = 50, α = 0.5.
 
     Without the matching of contrast and brightness that the guard does, and without mirroring; at 32
     pixels a side where the index has that scale, as in the papers. None for a cosine descriptor, and
     for an index of fewer than 50 pictures.
     """
-    if probe.metric == "cosine":
+    if matcher.metric == "cosine":
         return None
-    scale = CIFAR_SIDE if CIFAR_SIDE in probe.scales else probe.scales[-1]
-    query = probe.descriptor.embed(picture, scale)
-    distances, _ = probe.searcher.nearest(query, scale, metrics.NEIGHBORS)
+    scale = CIFAR_SIDE if CIFAR_SIDE in matcher.scales else matcher.scales[-1]
+    query = matcher.descriptor.embed(picture, scale)
+    distances, _ = matcher.searcher.nearest(query, scale, metrics.NEIGHBORS)
     if distances.shape[1] < metrics.NEIGHBORS:
         return None
     return float(distances[0, 0] / (metrics.ALPHA * distances[0].mean()).clamp_min(1e-6))
@@ -545,10 +546,10 @@ def run(options: argparse.Namespace) -> int | None:
         reference = features_of(open_source(options.fid_reference), inception)
     with Index.combine([Index.open(path) for path in options.index]) as index:
         descriptor = terminal.descriptor_of(index.spec, options.weights).to(device)
-        probe = Probe(Searcher(index, device), descriptor)
+        matcher = Matcher(Searcher(index, device), descriptor)
         evaluations = [
             evaluate(
-                probe,
+                matcher,
                 open_source(folder),
                 clip=clip,
                 inception=inception,

@@ -73,7 +73,7 @@ def histogram(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             "wide": round(max(1.0, wide - 1), 1),
             "tall": round(max(1.5, (floor - TOP) * count / most), 1),
             "colour": COLOURS[n % 2],
-            "told": f"{edges[i]:.3f} to {edges[i + 1]:.3f}: {count}",
+            "title": f"{edges[i]:.3f} to {edges[i + 1]:.3f}: {count}",
         }
         for n, bins in enumerate(counts)
         for i, count in enumerate(bins)

@@ -41,8 +41,8 @@ def _node(schema) -> dict:
         str(i): {"name": each.display_name or each.id, "tooltip": each.tooltip}
         for i, each in enumerate(schema.outputs)
     }
-    told = {"display_name": schema.display_name, "description": schema.description}
-    return told | {"inputs": inputs, "outputs": outputs}
+    report = {"display_name": schema.display_name, "description": schema.description}
+    return report | {"inputs": inputs, "outputs": outputs}
 
 
 def texts(tree: dict) -> Iterator[str]:
@@ -95,8 +95,8 @@ def faults(source: list[str], known: dict[str, str]) -> list[str]:
 
 def english_main() -> dict:
     """The content of main.json in English: as it is, with the sentences of the core."""
-    told = json.loads((LOCALES / ENGLISH / "main.json").read_text(encoding="utf-8"))
-    return told | {GROUP: sentences(ENGLISH)}
+    report = json.loads((LOCALES / ENGLISH / "main.json").read_text(encoding="utf-8"))
+    return report | {GROUP: sentences(ENGLISH)}
 
 
 def lost_places(source: dict[str, str], other: dict[str, str]) -> list[str]:

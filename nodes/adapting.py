@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Outcome:
+class AdaptedPrompts:
     """What became of each picture's prompt, and what it cost.
 
     peak : bytes kept for the way back at most; budget : bytes allowed; twice : whether the network had
@@ -54,7 +54,7 @@ class Outcome:
 def adapt_prompt(
     model, positive, negative, latent: dict, seed: int, target: float, iterations: int, rate: float,
     memory: int = 0,
-) -> tuple[list, Outcome]:  # fmt: skip
+) -> tuple[list, AdaptedPrompts]:  # fmt: skip
     """CONDITIONING whose Wen score is at most `target` for the noise that `seed` gives, a row a picture.
 
     Parameters
@@ -127,7 +127,7 @@ class _Asking(comfy.samplers.Sampler):
 
     def __init__(self, target: float, iterations: int, rate: float, memory: int):
         self.target, self.iterations, self.rate, self.memory = target, iterations, rate, memory
-        self.outcome = Outcome([])
+        self.outcome = AdaptedPrompts([])
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):  # fmt: skip

@@ -52,13 +52,15 @@ class CombineIndexesNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, index_1, index_2=None, index_3=None, index_4=None) -> io.NodeOutput:
-        probes = [probe for probe in (index_1, index_2, index_3, index_4) if probe is not None]
+        matchers = [
+            matcher for matcher in (index_1, index_2, index_3, index_4) if matcher is not None
+        ]
         members = {}
-        for probe in probes:
-            for index in probe.index.members:
+        for matcher in matchers:
+            for index in matcher.index.members:
                 _check_same(members, index)
                 members.setdefault((index.path, index.hash), index)
-        if len(probes) == 1:
+        if len(matchers) == 1:
             return io.NodeOutput(index_1)
         # The files belong to all who read them: nobody closes them.
         return io.NodeOutput(as_probe(list(members.values()), index_1.descriptor))
@@ -132,10 +134,10 @@ class MutePicturesNode(io.ComfyNode):
                 chosen = _chosen(Index.combine(now), lines)
                 for member in now:
                     _change(member, chosen, reason.strip(), undo)
-        probe = as_probe([Index.open(*each) for each in opened], index.descriptor)
-        text = _muted(probe.index)
+        matcher = as_probe([Index.open(*each) for each in opened], index.descriptor)
+        text = _muted(matcher.index)
         show.text_on(cls.hidden.unique_id)(text)
-        return io.NodeOutput(probe, text)
+        return io.NodeOutput(matcher, text)
 
 
 def _files(index) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,7 @@ def encode(clip, caption: str) -> dict:
     return known[key]
 
 
-class Predictions:
+class OtherTexts:
     """What the model predicts for other texts than the prompt, in one sampling run.
 
     clip : CLIP or None

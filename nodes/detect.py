@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..amg_core.detection import calibration as calibrations
 from ..amg_core.detection import tokens
-from ..amg_core.detection.calibration import Calibration, Verdict
+from ..amg_core.detection.calibration import Calibration, Suspicion
 from ..amg_core.detection.statistics import LOW
 from ..amg_core.errors import AMGError
 from ..amg_core.messages import words as in_words
@@ -27,7 +27,7 @@ SEEDS = 4
 class JudgedPrompt:
     """What goes over a PROMPT_VERDICT wire."""
 
-    verdict: Verdict
+    verdict: Suspicion
     key_words: str
 
 
@@ -184,7 +184,7 @@ class PromptProbeNode(io.ComfyNode):
             )
         nothing = negative if clip is None else probing.encode(clip, "")
 
-        def judge(prompt) -> Verdict:
+        def judge(prompt) -> Suspicion:
             measured = probing.measure(
                 model, prompt, nothing, calibration.shape, seeds, calibration.low
             )
@@ -196,13 +196,13 @@ class PromptProbeNode(io.ComfyNode):
         if wanted and clip is not None and text.strip():
             parts = tokens.leave_out(text, lambda part: judge(probing.encode(clip, part)).score)
             found = tokens.messages(parts)
-        key_words, told = in_words(found), in_words([*verdict.messages(), *found])
-        show.text_on(cls.hidden.unique_id)(told)
+        key_words, sentence = in_words(found), in_words([*verdict.messages(), *found])
+        show.text_on(cls.hidden.unique_id)(sentence)
         guarded = guarded_model is not None and verdict.suspicious
         return io.NodeOutput(
             guarded_model if guarded else model, positive, negative, verdict.suspicious,
             verdict.probability, verdict.score, in_words(verdict.messages()), key_words,
-            JudgedPrompt(verdict, key_words), ui={"text": (told,)},
+            JudgedPrompt(verdict, key_words), ui={"text": (sentence,)},
         )  # fmt: skip
 
 

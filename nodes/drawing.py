@@ -19,13 +19,13 @@ from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import ReducedPrompt
 from ..amg_core.images import Box
-from ..amg_core.loop import Outcome
 from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
-from ..amg_core.session import Drawn, Session, Settings
-from ..amg_core.verdict import Verdict, kept_box, with_kept
+from ..amg_core.retry import Outcome
+from ..amg_core.run import Drawn, SamplingRun, Settings
+from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
-from .conditioning import Predictions
+from .conditioning import OtherTexts
 
 ALIKE = 1e-3  # difference of latents that no one sees
 log = logging.getLogger(__name__)
@@ -51,15 +51,15 @@ def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
 
 
 class Drawing:
-    """Draws the batch from the same noise each time: the `Draw` of `until_clean`."""
+    """Draws the batch from the same noise each time: the `Draw` of `until_no_copy`."""
 
     def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
                  on_event, steps):  # fmt: skip
         self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
         self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
         self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
-        self.first: Session | None = None
-        self.latest: Session | None = None
+        self.first: SamplingRun | None = None
+        self.latest: SamplingRun | None = None
         self.seeds: list[int | None] = []
         self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
@@ -70,16 +70,16 @@ class Drawing:
 
     def __call__(self, settings: Settings, suspects: Tensor) -> Drawn:
         number = len(self.seeds)
-        session = Session(self.watch, settings, self.steps, suspects if number else None)
-        self.first, self.latest = self.first or session, session
+        run = SamplingRun(self.watch, settings, self.steps, suspects if number else None)
+        self.first, self.latest = self.first or run, run
         noise, seed = self._start(number, suspects)
         self.seeds.append(seed)
         self.shown.append(())
         # The host works prompts out anew in each run, and would do so with what the last one left.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
-        predictions = Predictions(self.clip, self.known.kwargs(seed))
-        step = step_of(session, self.known, predictions, self._teller(number))
-        suspicious = suspicious_of(session, self.known)
+        predictions = OtherTexts(self.clip, self.known.kwargs(seed))
+        step = step_of(run, self.known, predictions, self._teller(number))
+        suspicious = suspicious_of(run, self.known)
         with (
             guiders.listening(self.guider, step, suspicious) as heard,
             _random(self._random if number else None, self.known.latent.device),
@@ -87,12 +87,12 @@ class Drawing:
             drawn = self.execute(noise, self._callback(heard), seed)
         if not heard.asked and self.steps > 0:
             raise AMGError(guiders.bypassed(self.guider))
-        return session.drawn(drawn)
+        return run.drawn(drawn)
 
     def judged(
         self, judge: judging.Judge, latents: Tensor, named: Sequence, samples: list[int]
     ) -> list[Verdict]:
-        """The `Judge` of `until_clean`: of the pictures, and of the parts of them that were kept."""
+        """The `Judge` of `until_no_copy`: of the pictures, and of the parts of them that were kept."""
         pairs = zip(judge(latents, named), samples, strict=True)
         return [with_kept(verdict, self._of_kept(judge, i)) for verdict, i in pairs]
 
@@ -107,39 +107,39 @@ class Drawing:
         chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
         return torch.where(chosen, other.to(self.noise), self.noise), seed
 
-    def _teller(self, number: int) -> Callable[[Session], None]:
+    def _teller(self, number: int) -> Callable[[SamplingRun], None]:
         again = []
         if number:
             again = [message("drawing_again", number=number, count=self.loop.retries)]
 
-        def tell(session: Session) -> None:
+        def tell(run: SamplingRun) -> None:
             if self.on_step is not None:
-                self.on_step(in_words([*again, *reports.step(session)]))
+                self.on_step(in_words([*again, *reports.step(run)]))
             if self.on_event is not None:
-                self.on_event(live.step(session, number, self.loop.retries))
+                self.on_event(live.step(run, number, self.loop.retries))
 
         return tell
 
     def _callback(self, heard: guiders.Heard) -> Callable:
         """The host's, which every sampler calls once a step; counts what the guard did not see."""
-        told = 0
+        before = 0
 
         def show(*args):
-            nonlocal told
-            self.unseen += heard.asked == told
-            told = heard.asked
+            nonlocal before
+            self.unseen += heard.asked == before
+            before = heard.asked
             self.shown[-1] = args
             return None if self.callback is None else self.callback(*args)
 
         return show
 
-    def settle(self, outcome: Outcome, told: dict) -> Tensor:
+    def settle(self, outcome: Outcome, report: dict) -> Tensor:
         """The latents that leave, copies treated as the artist wants it."""
         latents, copies = outcome.latents, outcome.copies
         if copies:
-            log.warning("AMG: %s", reports.words(told))
+            log.warning("AMG: %s", reports.words(report))
             if self.loop.if_still_copied == reports.STOP:
-                raise AMGError(reports.refusal(told))
+                raise AMGError(reports.refusal(report))
         if copies and self.loop.if_still_copied == reports.BLANK:
             latents = latents.clone()
             for i in copies:
@@ -213,7 +213,7 @@ def _random(states: list[Tensor] | None, device) -> Iterator[None]:
         yield
 
 
-class Known:
+class GivenPart:
     """Inpainting: the part of the picture that is given. Composited before the guard looks."""
 
     def __init__(self, guider, noise, latent_image, denoise_mask, sigmas, device):
@@ -247,7 +247,7 @@ class Known:
         return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
 
 
-def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict], Tensor]:
+def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[dict], Tensor]:
     """The guard's part in every prediction of one run, as `guiders.understood` describes it."""
 
     def step(args: dict) -> Tensor:
@@ -262,7 +262,7 @@ def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict
         words = predictions.words(args) if guided else 0
         if words:
             reduced = ReducedPrompt(words, partial(predictions.reduced, args))
-        out = session.step(
+        out = run.step(
             denoised,
             cond=args["cond_denoised"],
             uncond=args["uncond_denoised"] if guided else None,
@@ -273,19 +273,17 @@ def step_of(session: Session, known: Known, predictions, tell) -> Callable[[dict
             reduced=reduced,
             composite=known.compositor(args),
         )
-        tell(session)
+        tell(run)
         return out
 
     return step
 
 
-def suspicious_of(session: Session, known: Known) -> Callable[[dict], Tensor]:
-    """Which samples of a prediction the guard is or will be steering: see `Session.suspicious`."""
+def suspicious_of(run: SamplingRun, known: GivenPart) -> Callable[[dict], Tensor]:
+    """Which samples of a prediction the guard is or will be steering: see `SamplingRun.suspicious`."""
 
     def suspicious(args: dict) -> Tensor:
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
-        return session.suspicious(
-            args["denoised"], sigma=sigma, t=t, composite=known.compositor(args)
-        )
+        return run.suspicious(args["denoised"], sigma=sigma, t=t, composite=known.compositor(args))
 
     return suspicious

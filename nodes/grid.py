@@ -14,7 +14,7 @@ from torch import Tensor
 from ..amg_core import presets
 from ..amg_core import sheet as contact
 from ..amg_core.errors import AMGError
-from ..amg_core.session import Settings
+from ..amg_core.run import Settings
 from . import hook, show
 from .sampling import check_choice
 from .types import CATEGORY, MemorizationIndex
@@ -45,12 +45,12 @@ class Cell:
     picture: Tensor
     verdict: dict | None
 
-    def told(self) -> dict:
+    def to_row(self) -> dict:
         """The row of the table, JSON-able."""
         row = {"strength": self.strength, "threshold_scale": self.scale}
         if self.verdict is None:
             return row | {"judged": False}
-        keys = ("outcome", "similarity", "closeness", "zncc", "copy", "source", "words")
+        keys = ("outcome", "similarity", "score", "zncc", "copy", "source", "words")
         return row | {"judged": True} | {key: self.verdict[key] for key in keys}
 
 
@@ -62,7 +62,7 @@ class StrengthGridNode(io.ComfyNode):
             display_name="Strength Grid",
             category=CATEGORY,
             description="Draws the same noise at several strengths and thresholds of the guard, side "
-            "by side on a contact sheet, with closeness and verdict under each picture: to choose "
+            "by side on a contact sheet, with likeness and verdict under each picture: to choose "
             "the sliders by eye. Costs one whole sampling for each picture of the sheet.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that draws, without Apply AMG."),
@@ -169,7 +169,7 @@ class StrengthGridNode(io.ComfyNode):
                     "table",
                     display_name="table",
                     tooltip="The same as JSON: one row a picture with its settings, similarity, "
-                    "closeness (0 = as alike as pictures that are not in the index, 1 = the "
+                    "likeness (0 = as alike as pictures that are not in the index, 1 = the "
                     "same), and verdict.",
                 ),
             ],
@@ -216,7 +216,7 @@ class StrengthGridNode(io.ComfyNode):
         heading = f"{preset} · {strength_of} · seed {seed}"
         batch = list(zip(*cells, strict=True))
         shown = show.images([sheet(one, len(columns), heading) for one in batch])
-        table = [cell.told() | {"picture": i + 1} for i, one in enumerate(batch) for cell in one]
+        table = [cell.to_row() | {"picture": i + 1} for i, one in enumerate(batch) for cell in one]
         line(_words(table))
         return io.NodeOutput(
             shown, json.dumps(table), ui=ui.PreviewImage(shown, cls=cls).as_dict()
@@ -261,7 +261,7 @@ def settings_of(preset: str, metric: str, term: str, strength: float, scale: flo
 
 
 def sheet(cells, columns: int, heading: str = ""):
-    """Cells in reading order -> an RGB picture with settings, closeness and verdict under each.
+    """Cells in reading order -> an RGB picture with settings, likeness and verdict under each.
 
     Pictures are fitted into squares of 256 pixels; the frame is red for a copy, orange where only
     the second judge finds it alike, green for no copy, grey where nothing was judged.
@@ -276,8 +276,8 @@ def _framed(cell: Cell) -> contact.Tile:
     word, colour = OUTCOMES[found and found["outcome"]]
     lines = [f"strength {cell.strength:g}  threshold x{cell.scale:g}"]
     if found is not None:
-        close = max(0.0, found["closeness"])
-        lines.append(f"closeness {close:.2f}")
+        close = max(0.0, found["score"])
+        lines.append(f"likeness {close:.2f}")
     picture = Image.fromarray((cell.picture * 255).round().byte().numpy())
     return contact.Tile(picture, [*lines, (word, colour)], colour)
 

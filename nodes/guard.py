@@ -23,7 +23,7 @@ from ..amg_core.errors import AMGError
 from ..amg_core.messages import Message, message
 from ..amg_core.messages import words as in_words
 from . import decoding, detect, hook, live, opening, probing, sampling, show
-from .types import CATEGORY, MemorizationIndex, PromptVerdict
+from .types import CATEGORY, MemorizationIndex, Suspicion
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
@@ -86,7 +86,7 @@ class GuardNode(io.ComfyNode):
                 ),
                 *sampling.optional_inputs(),
                 *sampling.loop_inputs(),
-                PromptVerdict.Input(
+                Suspicion.Input(
                     "prompt_verdict",
                     optional=True,
                     tooltip="From Prompt Probe, if you have one in the graph: then this node does not "
@@ -157,17 +157,17 @@ class GuardNode(io.ComfyNode):
             texts = _text_only(positive), _text_only(negative)
             latents = draw(model, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
-        with _known(story, index, pictures, vae, model) as (probe, shown):
-            if probe is None:
+        with _known(story, index, pictures, vae, model) as (matcher, shown):
+            if matcher is None:
                 story.append(message("drawn_as_is"))
                 said = in_words(story)
                 tell(said)
                 latent = draw(model, latent_image)
                 send(live.unguarded(story))
                 return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
-            settings = presets.settings(presets.PRESETS[0], probe.metric)
+            settings = presets.settings(presets.PRESETS[0], matcher.metric)
             loop = sampling.loop_of(if_still_copied, retries, new_noise)
-            report = hook.Report(hook.undrawn(probe, settings, loop))
+            report = hook.Report(hook.undrawn(matcher, settings, loop))
             curve = live.events_of(cls, shown)
 
             def show_event(event: dict) -> None:
@@ -178,16 +178,16 @@ class GuardNode(io.ComfyNode):
 
             latent = draw(
                 hook.attach(
-                    model, probe, settings, clip=clip, vae=vae, loop=loop, report=report,
+                    model, matcher, settings, clip=clip, vae=vae, loop=loop, report=report,
                     on_step=tell, on_event=show_event,
                 ),
                 latent_image,
             )  # fmt: skip
-            told = report.latest
-            said = in_words(_whole(story, told))
+            written = report.latest
+            said = in_words(_whole(story, written))
             tell(said)
-            sampling.write_into_pictures(cls.hidden, told, tells)
-            text, *_ = sampling.told_of(report)
+            sampling.write_into_pictures(cls.hidden, written, tells)
+            text, *_ = sampling.outputs_of(report)
             return io.NodeOutput(latent, said, text, ui={"text": (said,)})
 
 
@@ -277,20 +277,20 @@ def _known(
         build(Pictures(pictures[:1], "", "drawn from another seed"), Path(folder) / "one", plain)
         with Index.open(Path(folder) / "one") as one:
             alone = opening.as_probe([one], plain)
-            match = alone.look_at_pictures(pictures[1:].movedim(-1, 1))
-            alike = float(match.closeness[0])
+            match = alone.match_pictures(pictures[1:].movedim(-1, 1))
+            alike = float(match.score[0])
         if alike < limits.ONE_PICTURE:
-            story.append(message("drawings_differ", closeness=max(0.0, alike)))
+            story.append(message("drawings_differ", score=max(0.0, alike)))
             yield index, {}
             return
-        story.append(message("drawings_agree", closeness=alike))
+        story.append(message("drawings_agree", score=alike))
         descriptor = plain if index is None else index.descriptor
         if index is not None and index.latent:
             descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
         build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "known", descriptor)
         with Index.open(Path(folder) / "known") as known:
             members = [known] if index is None else [*index.index.members, known]
-            probe = opening.as_probe(members, descriptor)
+            matcher = opening.as_probe(members, descriptor)
             hashes = [known.record(i).sha256 for i in range(known.count)]
             saved = show.preview(pictures, THUMB)
-            yield probe, dict(zip(hashes, saved, strict=False))  # equal drawings are one row
+            yield matcher, dict(zip(hashes, saved, strict=False))  # equal drawings are one row

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
-from ..amg_core.loop import until_clean
 from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
-from ..amg_core.probe import Probe
-from ..amg_core.session import Session, Settings
+from ..amg_core.retry import until_no_copy
+from ..amg_core.run import SamplingRun, Settings
+from ..amg_core.similarity.matcher import Matcher
 from . import decoding, judging, latents, live
 from .drawing import Drawing, Known, Loop, noise_level
 from .guiders import HOOKS, KEY
@@ -38,7 +38,7 @@ class Report:
 
 def attach(
     model,
-    probe: Probe,
+    matcher: Matcher,
     settings: Settings,
     *,
     clip=None,
@@ -52,7 +52,7 @@ def attach(
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
     What a run has finished is measured, and drawn again from the same noise while it is a copy: see
-    `amg_core.loop`.
+    `amg_core.retry`.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def attach(
     space = model.get_model_object("latent_format")
     loop = Loop() if loop is None else loop
     judging.check(vae, space)
-    if probe.latent:  # decodes only to judge
-        latents.check_model(probe, space)
+    if matcher.latent:  # decodes only to judge
+        latents.check_model(matcher, space)
         to_picture = None if decoding.usable(vae) else decoding.choose_if_any(space)
     else:
         to_picture = decoding.choose(space, decoder, vae)
@@ -94,7 +94,7 @@ def attach(
             f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be judged, "
             f"and {in_words(message(reports.NOTHING_DECODES))}. Or set if_still_copied to '{reports.SAY}'."
         )
-    watch = probe.through(None if probe.latent else to_picture)
+    watch = matcher.through(None if matcher.latent else to_picture)
     guarded = model.clone()
 
     def run(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None,
@@ -103,8 +103,8 @@ def attach(
         device = guider.model_patcher.load_device
         if report is not None:
             report.latest = None
-        if probe.latent:
-            latents.check_latent(probe, noise)
+        if matcher.latent:
+            latents.check_latent(matcher, noise)
         else:
             decoding.check(to_picture, noise)
 
@@ -114,7 +114,7 @@ def attach(
 
         try:
             watch.to(device)
-            if probe.latent and to_picture is not None:
+            if matcher.latent and to_picture is not None:
                 to_picture.to(device)
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = Known(guider, noise, latent_image, denoise_mask, sigmas, device)
@@ -129,23 +129,23 @@ def attach(
                     drawing.clear_previews(judge)
                 else:
                     judged = partial(drawing.judged, judge)
-                    outcome = until_clean(drawing, judged, settings, len(noise), loop.retries)
+                    outcome = until_no_copy(drawing, judged, settings, len(noise), loop.retries)
                     drawing.clear_previews(judge, outcome)
                     reason = ""
             finally:
-                told = _told(drawing, outcome, loop, by, reason, probe, to_picture, clip)
+                composed = _report_of(drawing, outcome, loop, by, reason, matcher, to_picture, clip)
                 if report is not None:
-                    report.latest = told
+                    report.latest = composed
             if on_step is not None:
-                on_step(reports.words(told))
+                on_step(reports.words(composed))
             if on_event is not None:
-                on_event(live.end(told))
+                on_event(live.end(composed))
             if outcome is None:
                 return drawn
-            return drawing.settle(outcome, told)
+            return drawing.settle(outcome, composed)
         finally:
             watch.rest()
-            if probe.latent and to_picture is not None:
+            if matcher.latent and to_picture is not None:
                 to_picture.to("cpu")
 
     def guard(args: dict) -> Tensor:
@@ -160,7 +160,7 @@ def attach(
 
     guard.amg = True
     guarded.set_model_sampler_post_cfg_function(guard)
-    run.index = probe.index.name
+    run.index = matcher.index.name
     # First, which is outermost: caches of other nodes must begin afresh in each drawing.
     others = guarded.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
     guarded.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [run]} | others
@@ -201,20 +201,22 @@ def _unfinished(guider, sigmas: Tensor) -> str:
     return ""
 
 
-def undrawn(probe: Probe, settings: Settings, loop: Loop) -> dict:
+def undrawn(matcher: Matcher, settings: Settings, loop: Loop) -> dict:
     """The report where the host runs no step at all."""
-    session = Session(probe, settings, expected_steps=0)
+    sampling = SamplingRun(matcher, settings, expected_steps=0)
     return reports.compose(
-        session.report(), not_judged=reports.NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
+        sampling.report(), not_judged=reports.NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
         versions=_versions(),
     )  # fmt: skip
 
 
-def _told(drawing: Drawing, outcome, loop, judge: str, reason, probe, decoder, clip) -> dict | None:
+def _report_of(
+    drawing: Drawing, outcome, loop, judge: str, reason, matcher, decoder, clip
+) -> dict | None:
     """The report, with what only the host knows; None if the run ended before it began."""
     if drawing.first is None:
         return None
-    seen = "none" if probe.latent else decoder.name
+    seen = "none" if matcher.latent else decoder.name
     return reports.compose(
         drawing.first.report(),
         outcome,

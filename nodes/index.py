@@ -269,7 +269,7 @@ class _Progress:
     """Moves the host's bar; counts in words where the end is not known. Lets the artist stop."""
 
     def __init__(self, tell):
-        self.tell, self.bar, self.told = tell, None, time.monotonic()
+        self.tell, self.bar, self.shown = tell, None, time.monotonic()
         self.done = 0
 
     def __call__(self, done: int, total: int, _picture: str) -> None:
@@ -278,8 +278,8 @@ class _Progress:
         if total > 0:
             self.bar = self.bar or comfy.utils.ProgressBar(total)
             self.bar.update_absolute(done, total)
-        elif time.monotonic() - self.told >= 1:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.shown >= 1:
+            self.shown = time.monotonic()
             self.tell(f"{done} pictures so far…")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..amg_core.decoders import Decoder
 from ..amg_core.errors import AMGError
 from ..amg_core.images import Box, cut
-from ..amg_core.probe import Probe
-from ..amg_core.verdict import Verdict, verdict
+from ..amg_core.similarity.matcher import Matcher
+from ..amg_core.similarity.verdict import Verdict, verdict
 from . import decoding
 
 BY_VAE = "vae"
@@ -31,7 +31,7 @@ class Judge:
     """
 
     by: str
-    probe: Probe
+    matcher: Matcher
     decode: Callable[[Tensor], Tensor]
     into_model: Callable[[Tensor], Tensor]
 
@@ -53,13 +53,13 @@ class Judge:
 
     def _picture(self, latent: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return self.decode(latent).float().clamp(0, 1).to(self.probe.searcher.device)
+        return self.decode(latent).float().clamp(0, 1).to(self.matcher.searcher.device)
 
     def _found(self, latent: Tensor, picture: Tensor, named: Collection[int]) -> Verdict:
-        probe = self.probe
-        if probe.latent:
-            probe = probe.of_latent(self.into_model(latent.to(picture.device)))
-        (found,) = verdict(probe, picture, [named])
+        matcher = self.matcher
+        if matcher.latent:
+            matcher = matcher.of_latent(self.into_model(latent.to(picture.device)))
+        (found,) = verdict(matcher, picture, [named])
         return found
 
 
@@ -72,7 +72,7 @@ def check(vae, latent_format) -> None:
         )
 
 
-def make(probe: Probe, model, vae, decoder: Decoder | None) -> Judge | None:
+def make(matcher: Matcher, model, vae, decoder: Decoder | None) -> Judge | None:
     """By the VAE where it is one of pictures, else by `decoder`; None where there is neither.
 
     Parameters
@@ -84,14 +84,14 @@ def make(probe: Probe, model, vae, decoder: Decoder | None) -> Judge | None:
     """
     into_model = model.process_latent_in
     if decoding.usable(vae):
-        return Judge(BY_VAE, probe, lambda latent: _decoded(vae, latent), into_model)
+        return Judge(BY_VAE, matcher, lambda latent: _decoded(vae, latent), into_model)
     if decoder is None:
         return None
 
     def decode(latent: Tensor) -> Tensor:
-        return decoder(into_model(latent.to(probe.searcher.device)))
+        return decoder(into_model(latent.to(matcher.searcher.device)))
 
-    return Judge(decoder.name, probe, decode, into_model)
+    return Judge(decoder.name, matcher, decode, into_model)
 
 
 def _decoded(vae, latent: Tensor) -> Tensor:

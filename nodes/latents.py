@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..amg_core.descriptors.tensors import tensors_sha256
 from ..amg_core.errors import AMGError
-from ..amg_core.probe import Probe
+from ..amg_core.similarity.matcher import Matcher
 from . import decoding
 
 DECODER = ("decoder", "post_quant_conv", "taesd_decoder")  # of a VAE: has no part in encoding
@@ -74,23 +74,23 @@ def make(kind, vae, model, spec=None):
     )
 
 
-def check_model(probe: Probe, latent_format) -> None:
+def check_model(matcher: Matcher, latent_format) -> None:
     """AMGError unless the index, which is one of latents, was made for such a model."""
-    own, index = family(latent_format), probe.index
-    if own != probe.descriptor.family:
+    own, index = family(latent_format), matcher.index
+    if own != matcher.descriptor.family:
         raise AMGError(
-            f"Index {index.name} holds latents of models of the family {probe.descriptor.family}, "
+            f"Index {index.name} holds latents of models of the family {matcher.descriptor.family}, "
             f"and this model is of {own}: build an index with this model (Build Memorization "
             f"Index, descriptor latent), {OTHERWISE}."
         )
 
 
-def check_latent(probe: Probe, latent: Tensor) -> None:
+def check_latent(matcher: Matcher, latent: Tensor) -> None:
     """AMGError unless `latent` is (B, C, H, W) as the index has them."""
-    channels = probe.descriptor.channels
+    channels = matcher.descriptor.channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}, and index {probe.index.name} "
+            f"latent_image has shape {tuple(latent.shape)}, and index {matcher.index.name} "
             f"holds still pictures as latents of {channels} channels: connect an empty latent for "
             f"this model, {OTHERWISE}."
         )

@@ -5,9 +5,9 @@ execution id of a node ("12:3" is node 3 in the subgraph that node 12 is), ``"cl
 ``"prompt"``, the id of the prompt that is being executed: pages have many workflows open, whose nodes
 have the same ids. Three kinds:
 
-- ``{"kind": "step", "attempt", "retries", "step", "total", "closeness_threshold", "closeness",
+- ``{"kind": "step", "attempt", "retries", "step", "total", "score_threshold", "score",
   "threshold", "similarity", "active", "neighbor", "neighbors"}``: `step` counts model evaluations from 1,
-  `total` is what was expected or null; the rest is as in `session.StepRecord`, one entry a sample;
+  `total` is what was expected or null; the rest is as in `run.StepRecord`, one entry a sample;
   `neighbors` says of each id what `entry` does, and where the host saved that picture if no index that
   can be opened holds it.
 - ``{"kind": "begin", "messages", "words"}``: a run has begun, and this is all there is to tell of it yet.
@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterable
 from ..amg_core import messages
 from ..amg_core import report as reports
 from ..amg_core.messages import Message
-from ..amg_core.session import Session
-from ..amg_core.verdict import Verdict
+from ..amg_core.run import SamplingRun
+from ..amg_core.similarity.verdict import Verdict
 
 EVENT = "amg.step"
 LONGEST = 300  # characters of a caption or a name that are sent
 VERDICT = (
-    "similarity", "threshold", "closeness", "zncc", "zncc_threshold", "source", "caption", "copy",
+    "similarity", "threshold", "score", "zncc", "zncc_threshold", "source", "caption", "copy",
     "outcome", "checks", "reason",
 )  # fmt: skip
 
@@ -71,22 +71,22 @@ def _prompt() -> str | None:
     return None if context is None else context.prompt_id
 
 
-def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:
+def step(run: SamplingRun, attempt: int = 0, retries: int = 0) -> dict:
     """The latest step of a run; {} before the first one, and where the guard did not look.
 
     attempt : int, 0 for the first drawing; retries : int, how many more there may be.
     """
-    if not session.records:
+    if not run.records:
         return {}
-    record, index = session.records[-1], session.probe.index
+    record, index = run.records[-1], run.matcher.index
     return {
         "kind": "step",
         "attempt": attempt,
         "retries": retries,
-        "step": len(session.records),
-        "total": session.expected_steps,
-        "closeness_threshold": _finite(record.closeness_threshold),
-        "closeness": [_finite(value) for value in record.closeness],
+        "step": len(run.records),
+        "total": run.expected_steps,
+        "score_threshold": _finite(record.score_threshold),
+        "score": [_finite(value) for value in record.score],
         "threshold": _finite(record.threshold),
         "similarity": [_finite(value) for value in record.similarity],
         "active": list(record.active),
@@ -95,27 +95,27 @@ def step(session: Session, attempt: int = 0, retries: int = 0) -> dict:
     }
 
 
-def begin(told: Iterable[Message]) -> dict:
+def begin(sentences: Iterable[Message]) -> dict:
     """What there is to tell before the first step."""
-    return {"kind": "begin"} | said(told)
+    return {"kind": "begin"} | said(sentences)
 
 
-def end(told: dict) -> dict:
-    """What became of the run whose report `told` is."""
+def end(report: dict) -> dict:
+    """What became of the run whose report `report` is."""
     keys = ("sample", "attempt", *VERDICT)
-    verdicts = [{key: _shown(found[key]) for key in keys} for found in told["verdicts"]]
-    return unguarded(reports.story(told)) | {"verdicts": verdicts}
+    verdicts = [{key: _shown(found[key]) for key in keys} for found in report["verdicts"]]
+    return unguarded(reports.story(report)) | {"verdicts": verdicts}
 
 
-def unguarded(told: Iterable[Message]) -> dict:
+def unguarded(sentences: Iterable[Message]) -> dict:
     """The end of a run in which no picture was judged."""
-    return {"kind": "end"} | said(told) | {"verdicts": []}
+    return {"kind": "end"} | said(sentences) | {"verdicts": []}
 
 
-def said(told: Iterable[Message]) -> dict:
+def said(sentences: Iterable[Message]) -> dict:
     """Messages for the page."""
-    told = list(told)
-    return {"messages": _shown(messages.to_json(told)), "words": messages.words(told)}
+    sentences = list(sentences)
+    return {"messages": _shown(messages.to_json(sentences)), "words": messages.words(sentences)}
 
 
 def verdict(found: Verdict) -> dict:

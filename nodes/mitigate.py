@@ -322,7 +322,7 @@ class AdaptPromptNode(io.ComfyNode):
             model, positive, negative, latent_image, seed, target, iterations, learning_rate,
             int(memory_gb * 2**30),
         )  # fmt: skip
-        report = told(outcome, target)
+        report = summary(outcome, target)
         show.text_on(cls.hidden.unique_id)(report)
         return io.NodeOutput(adapted, report, ui={"text": (report,)})
 
@@ -495,7 +495,7 @@ def end_token(clip) -> int:
     return ids[1]
 
 
-def told(outcome, target: float) -> str:
+def summary(outcome, target: float) -> str:
     """A line a picture, and one on memory."""
     lines = []
     for number, one in enumerate(outcome.adapted, 1):

@@ -39,7 +39,7 @@ def descriptor_of(spec, vae=None, model=None):
 
 
 def open_probe(folder: Path, descriptor=None):
-    """A `Probe` (without decoder) on the index in `folder`.
+    """A `Matcher` (without decoder) on the index in `folder`.
 
     Raises
     ------
@@ -56,9 +56,9 @@ def open_probe(folder: Path, descriptor=None):
 
 
 def as_probe(indexes: Sequence, descriptor):
-    """A `Probe` on one or several open indexes, which stay open as long as anything uses them."""
+    """A `Matcher` on one or several open indexes, which stay open as long as anything uses them."""
     from ..amg_core.index import Index
     from ..amg_core.index.search import Searcher
-    from ..amg_core.probe import Probe
+    from ..amg_core.similarity.matcher import Matcher
 
-    return Probe(Searcher(Index.combine(indexes)), descriptor)
+    return Matcher(Searcher(Index.combine(indexes)), descriptor)

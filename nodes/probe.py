@@ -8,7 +8,7 @@ from torch import Tensor
 from ..amg_core.errors import AMGError
 from ..amg_core.limits import COPY
 from ..amg_core.messages import words as in_words
-from ..amg_core.verdict import verdict
+from ..amg_core.similarity.verdict import verdict
 from . import latents, live, show
 from .opening import descriptor_of
 from .types import CATEGORY, MemorizationIndex
@@ -70,15 +70,15 @@ class SimilarityProbeNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, index, vae=None, model=None) -> io.NodeOutput:
-        from ..amg_core.probe import Probe
+        from ..amg_core.similarity.matcher import Matcher
 
         if image.shape[0] == 0:
             raise AMGError("image: the batch is empty. Connect at least one picture.")
         if index.latent and (vae is not None or model is not None):
-            index = Probe(index.searcher, descriptor_of(index.descriptor.spec, vae, model))
+            index = Matcher(index.searcher, descriptor_of(index.descriptor.spec, vae, model))
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
-        words = "\n".join(f"{max(0.0, v.closeness):.2f}  {in_words(v.message())}" for v in verdicts)
+        words = "\n".join(f"{max(0.0, v.score):.2f}  {in_words(v.message())}" for v in verdicts)
         nearest = show.images([index.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict()
@@ -97,7 +97,7 @@ def _shown(pictures: Tensor, verdicts: list, nearest: list) -> dict:
 
     pictures : (B, 3, H, W); nearest : the host's records of the saved nearest pictures, one each.
     """
-    order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].closeness)[:SHOWN]
+    order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].score)[:SHOWN]
     order = sorted(order) if len(order) == len(verdicts) else order
     saved = show.preview(pictures[order].movedim(1, -1), SIDE)
     found = [

@@ -36,7 +36,7 @@ class _Asker:
     """A sampler for the host that only asks: one batched evaluation a level."""
 
     def __init__(self):
-        self.told: list[Predictions] = []
+        self.heard: list[Predictions] = []
 
     def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
         """As the host calls it. Returns the noise untouched."""
@@ -51,7 +51,7 @@ class _Asker:
             cond, uncond = comfy.samplers.calc_cond_batch(
                 model, conds, x, level, extra_args["model_options"]
             )
-            self.told.append(Predictions(x, float(sigma), cond, uncond, kind(sampling)))
+            self.heard.append(Predictions(x, float(sigma), cond, uncond, kind(sampling)))
         return noise
 
 
@@ -94,7 +94,7 @@ def measure(model, positive, negative, shape: tuple[int, ...], seeds: int, low: 
     sigmas = levels(model.get_model_object("model_sampling"), low)
     with torch.inference_mode():
         guider.sample(noise, torch.zeros_like(noise), asker, sigmas, disable_pbar=True, seed=0)
-        high, low_level = asker.told
+        high, low_level = asker.heard
         return statistics.measure(high, low_level)
 
 

@@ -151,8 +151,8 @@ def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENC
     else:
         rows = enumerate(index.records(start), start)
     for i, record in rows:
-        told = f"{record.source} {record.caption}".casefold()
-        if not all(word in told for word in words):
+        report = f"{record.source} {record.caption}".casefold()
+        if not all(word in report for word in words):
             if i % 256 == 0 and time.monotonic() > deadline:
                 return {"entries": found, "next": i + 1, "done": False}
             continue

@@ -181,7 +181,7 @@ def curve_output() -> io.Output:
     return io.Image.Output(
         "curve",
         display_name="curve",
-        tooltip="Closeness to the nearest picture, step by step, against the threshold in red. "
+        tooltip="Likeness to the nearest picture, step by step, against the threshold in red. "
         "Dots mark steps where the guard acted. One picture for each drawing.",
     )
 
@@ -304,7 +304,7 @@ class SamplerNode(io.ComfyNode):
             denoise=denoise,
         )  # fmt: skip
         write_into_pictures(cls.hidden, report.latest, tells)
-        return io.NodeOutput(latent, *told_of(report))
+        return io.NodeOutput(latent, *outputs_of(report))
 
 
 class ApplyNode(io.ComfyNode):
@@ -526,9 +526,9 @@ class ReportNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: hook.Report, after, report_in_picture=reports.ANONYMOUS) -> io.NodeOutput:
-        tells, told = tells_of(report_in_picture), told_of(run)
+        tells, written = tells_of(report_in_picture), outputs_of(run)
         write_into_pictures(cls.hidden, run.latest, tells)
-        return io.NodeOutput(*told, after)
+        return io.NodeOutput(*written, after)
 
 
 def check_choice(name: str, value: str, options) -> None:
@@ -548,7 +548,7 @@ def custom_schedule(kind: str, start: float, end: float) -> Schedule:
     return Schedule(kind, start, end)
 
 
-def told_of(report: hook.Report) -> tuple:
+def outputs_of(report: hook.Report) -> tuple:
     """(JSON text, curves as IMAGE, one a drawing) of the latest run."""
     from ..amg_core.plot import curve
 
@@ -557,5 +557,5 @@ def told_of(report: hook.Report) -> tuple:
             "There is no sampling to report on yet. Connect `after` of AMG Report to the LATENT "
             "of the sampler that uses the guarded model, and give that sampler at least one step."
         )
-    curves = [curve(told, title=title) for title, told in reports.drawings(report.latest)]
+    curves = [curve(written, title=title) for title, written in reports.drawings(report.latest)]
     return json.dumps(report.latest), show.images(curves)

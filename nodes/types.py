@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 CATEGORY = "AMG"
 
-# Carries a `Probe` without a decoder: an open index and the descriptor that made it.
+# Carries a `Matcher` without a decoder: an open index and the descriptor that made it.
 MemorizationIndex = io.Custom("MEMORIZATION_INDEX")
 # Carries a `hook.Report`, which a sampling run fills.
 ReportHandle = io.Custom("AMG_REPORT")

@@ -1,7 +1,7 @@
 """Make the background set: python -m training.background --drawings DIR … --weights FILE
 
 Rows of pictures that are in nobody's index (`pool`, from another seed than the training), for the
-`compact` descriptor: see `amg_core/background.py`.
+`compact` descriptor: see `amg_core/similarity/background.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from amg_core import background
 from amg_core.descriptors.compact import CompactDescriptor
+from amg_core.similarity import background
 from benchmarks import harness
 
 from . import pool

@@ -26,7 +26,7 @@ export function path(values, total) {
 
 /** Dots are lines of no length with round ends: they stay round in a stretched picture. */
 function dots(steps, sample, total) {
-  const values = steps.map((step) => (step.active[sample] ? step.closeness[sample] : null));
+  const values = steps.map((step) => (step.active[sample] ? step.score[sample] : null));
   return path(values, total)
     .replace(/L/g, "M")
     .replace(/(M[^M]+)/g, "$1h0");
@@ -35,7 +35,7 @@ function dots(steps, sample, total) {
 /**
  * The children of the curve's <svg>: earlier attempts pale, the latest in full, the threshold dashed.
  *
- * attempts: [{ total, steps: [{ closeness: [n], closeness_threshold, active: [bool] }] }]; `sample`: the one that
+ * attempts: [{ total, steps: [{ score: [n], score_threshold, active: [bool] }] }]; `sample`: the one that
  * is drawn strongly, or null for all alike.
  */
 export function draw(attempts, sample) {
@@ -45,13 +45,13 @@ export function draw(attempts, sample) {
     const latest = number === attempts.length - 1;
     const total = Math.max(attempt.total ?? 0, attempt.steps.length, 2);
     const age = latest ? "" : " amg-earlier";
-    const thresholds = attempt.steps.map((step) => step.closeness_threshold);
+    const thresholds = attempt.steps.map((step) => step.score_threshold);
     line(path(thresholds, total), `amg-threshold${age}`);
-    const samples = attempt.steps.at(-1)?.closeness.length ?? 0;
+    const samples = attempt.steps.at(-1)?.score.length ?? 0;
     for (let i = 0; i < samples; i++) {
       const pale = sample !== null && sample !== i ? " amg-pale" : "";
       const colour = ` amg-c${i % 5}${age}${pale}`;
-      const values = attempt.steps.map((step) => step.closeness[i]);
+      const values = attempt.steps.map((step) => step.score[i]);
       line(path(values, total), `amg-line${colour}`);
       line(dots(attempt.steps, i, total), `amg-dots${colour}`);
     }
@@ -66,14 +66,14 @@ export function describe(attempts, sample) {
   if (!step) return t("Nothing was looked at yet.");
   const acted = latest.steps.filter((each) => each.active[sample]).length;
   return t(
-    "Closeness to the nearest picture of the index by step: <steps> of <total>, picture <number> now " +
-      "<closeness>, threshold <threshold>, the guard acted at <acted> of them.",
+    "Likeness to the nearest picture of the index by step: <steps> of <total>, picture <number> now " +
+      "<score>, threshold <threshold>, the guard acted at <acted> of them.",
     {
       steps: latest.steps.length,
       total: latest.total ?? "?",
       number: sample + 1,
-      closeness: shown(likeness(step.closeness[sample])),
-      threshold: shown(step.closeness_threshold),
+      score: shown(likeness(step.score[sample])),
+      threshold: shown(step.score_threshold),
       acted,
     },
   );

@@ -90,7 +90,7 @@ export function shown(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
 }
 
-/** A closeness as it is shown: below 0, what is not in the index differs in nothing that matters. */
+/** A likeness as it is shown: below 0, what is not in the index differs in nothing that matters. */
 export function likeness(value) {
   return value === null || value === undefined ? value : Math.min(1, Math.max(0, value));
 }

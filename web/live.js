@@ -18,7 +18,7 @@ const NOT_ENDED = {
   words: "not judged · the run did not end",
 };
 const newRun = () => ({ attempts: [], neighbors: {}, ended: false, told: NOTHING, verdicts: [], pinned: null });
-const unseen = { closeness: [], closeness_threshold: null, active: [], neighbor: [] }; // before the page listened
+const unseen = { score: [], score_threshold: null, active: [], neighbor: [] }; // before the page listened
 
 /** A run with one more event in it: the same one, or a new one where the event begins it. */
 export function enter(run, event) {
@@ -41,9 +41,9 @@ export function enter(run, event) {
 
 /** The sample to tell about: the one the artist chose, else the one that is closest now. */
 export function chosen(run) {
-  const closeness = run.attempts.at(-1)?.steps.at(-1)?.closeness ?? [];
-  if (run.pinned !== null && run.pinned < closeness.length) return run.pinned;
-  return closeness.reduce((best, value, i) => (value > (closeness[best] ?? -Infinity) ? i : best), 0);
+  const score = run.attempts.at(-1)?.steps.at(-1)?.score ?? [];
+  if (run.pinned !== null && run.pinned < score.length) return run.pinned;
+  return score.reduce((best, value, i) => (value > (score[best] ?? -Infinity) ? i : best), 0);
 }
 
 class Panel {
@@ -79,7 +79,7 @@ class Panel {
     this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample));
     this.svg.setAttribute("aria-label", describe(run.attempts, sample));
     [this.low.textContent, this.high.textContent] = [0, 1].map(shown);
-    this.#showChips(run, step.closeness.length);
+    this.#showChips(run, step.score.length);
     this.#showNearest(run, attempt, step, sample);
   }
 
@@ -126,9 +126,9 @@ class Panel {
     const again = run.attempts.length - 1;
     const parts = [
       again ? t("drawing again <number>/<count>", { number: again, count: attempt.retries }) : null,
-      step.closeness.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
-      t("closeness <value>", { value: shown(likeness(step.closeness[sample])) }),
-      t("threshold <value>", { value: shown(step.closeness_threshold) }),
+      step.score.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
+      t("likeness <value>", { value: shown(likeness(step.score[sample])) }),
+      t("threshold <value>", { value: shown(step.score_threshold) }),
       t("acted <count>×", { count: acted }),
     ];
     this.numbers.textContent = parts.filter(Boolean).join(" · ");

@@ -50,8 +50,8 @@ function row(found, number, count) {
       image(found.nearest, t("Nearest picture: <name>", { name: near }), found.source),
     ),
     bar(
-      t("closeness"),
-      likeness(found.closeness),
+      t("likeness"),
+      likeness(found.score),
       found.copy_above,
       [
         t("By the index's descriptor: 0 = as alike as pictures that are not in the index, 1 = the same."),

@@ -40,7 +40,7 @@ Columns = dict[
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Suspicion:
     """What a calibration makes of one prompt.
 
     score : float
@@ -155,14 +155,14 @@ class Scale:
         """The score above which a prompt is suspicious."""
         return tail_threshold(false_alarms, self.ordinary)
 
-    def judge(self, measured: Measured, false_alarms: float = 0.01) -> Verdict:
+    def judge(self, measured: Measured, false_alarms: float = 0.01) -> Suspicion:
         score = self.score(measured)
         chance = tail_probability(score, self.ordinary)
         probability = 1 - chance
         if self._logistic is not None:
             slope, offset = self._logistic
             probability = _sigmoid(slope * score + offset)
-        return Verdict(
+        return Suspicion(
             score, chance, probability, chance < false_alarms, self.kind, len(self.ordinary)
         )
 

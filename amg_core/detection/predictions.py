@@ -70,8 +70,8 @@ def output(p: Predictions, denoised: Tensor) -> Tensor:
     ε: (x − D)/σ. v = √ᾱ·ε − √(1−ᾱ)·x0: (x − (1 + σ²)·D)/(σ·√(1 + σ²)). Flow, ε − x0: (x − D)/σ.
     """
     power = 1 + p.sigma**2 if p.kind == V else 1.0
-    told: Tensor = (p.x - power * denoised) / (p.sigma * power**0.5)
-    return told
+    predicted: Tensor = (p.x - power * denoised) / (p.sigma * power**0.5)
+    return predicted
 
 
 def deviation(p: Predictions) -> float:

@@ -70,10 +70,10 @@ def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:
         "low_norm": norm(low),
     }
     means = {name: list(_running_mean(column)) for name, column in columns.items()}
-    told = [{name: mean[i] for name, mean in means.items()} for i in range(len(high))]
+    figures = [{name: mean[i] for name, mean in means.items()} for i in range(len(high))]
     for i in range(1, len(high)):
-        told[i]["agreement"] = float(agreement(high.cond[: i + 1]))
-    return told
+        figures[i]["agreement"] = float(agreement(high.cond[: i + 1]))
+    return figures
 
 
 def _running_mean(values: Tensor) -> Iterator[float]:

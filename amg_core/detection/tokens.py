@@ -12,14 +12,14 @@ GROUPS = 16  # a longer prompt is taken apart into this many groups of neighbour
 
 
 @dataclass(frozen=True)
-class Group:
+class Words:
     """Neighbouring words, and the prompt without them."""
 
     words: str
     without: str
 
 
-def groups(text: str, limit: int = GROUPS) -> list[Group]:
+def groups(text: str, limit: int = GROUPS) -> list[Words]:
     """A prompt -> its words, or at most `limit` groups of neighbours of nearly equal length.
 
     Fewer than two words have no parts to tell apart: [].
@@ -30,19 +30,19 @@ def groups(text: str, limit: int = GROUPS) -> list[Group]:
         return []
     edges = [round(i * len(words) / count) for i in range(count + 1)]
     return [
-        Group(" ".join(words[a:b]), " ".join(words[:a] + words[b:])) for a, b in pairwise(edges)
+        Words(" ".join(words[a:b]), " ".join(words[:a] + words[b:])) for a, b in pairwise(edges)
     ]
 
 
 @dataclass(frozen=True)
-class Part:
+class TriggerWords:
     """How far suspicion falls without these words; negative: it rises."""
 
     words: str
     drop: float
 
 
-def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> list[Part]:
+def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> list[TriggerWords]:
     """Score the prompt without each of its parts, the part that matters most first.
 
     Needs no gradient. `score` is called with the whole prompt, then once a group; equal parts keep
@@ -52,12 +52,12 @@ def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> 
     if not parts:
         return []
     whole = score(text)
-    found = [Part(part.words, whole - score(part.without)) for part in parts]
+    found = [TriggerWords(part.words, whole - score(part.without)) for part in parts]
     return sorted(found, key=lambda part: -part.drop)
 
 
-def messages(parts: Sequence[Part], shown: int = 3) -> list[Message]:
+def messages(parts: Sequence[TriggerWords], shown: int = 3) -> list[Message]:
     """The parts that lower the score most; [] where no part lowers it."""
-    key = [part for part in parts if part.drop > 0][:shown]
-    told = [message("key_word", words=part.words, drop=part.drop) for part in key]
-    return [message("key_words", parts=told)] if told else []
+    trigger = [part for part in parts if part.drop > 0][:shown]
+    messages = [message("key_word", words=part.words, drop=part.drop) for part in trigger]
+    return [message("key_words", parts=messages)] if messages else []

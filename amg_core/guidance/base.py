@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..probe import Match, Probe
+    from ..similarity.matcher import Match, Matcher
     from .reduction import ReducedPrompt
 
 
@@ -60,7 +60,7 @@ class StepContext:
         A prediction (B, C, H, W) -> its `Match` at this noise level.
     """
 
-    probe: Probe
+    matcher: Matcher
     denoised: Tensor
     cond_denoised: Tensor | None
     uncond_denoised: Tensor | None
@@ -78,11 +78,11 @@ class StepContext:
     own_units: bool
     neighbor_denoised: Callable[[list[str]], Tensor] | None
     reduced: ReducedPrompt | None
-    look: Callable[[Tensor], Match]
+    compare: Callable[[Tensor], Match]
 
     def score(self, match: Match) -> Tensor:
         """σ_t of the strengths' equations, (B,): calibrated, or in the descriptor's own unit."""
-        return match.similarity if self.own_units else match.closeness
+        return match.similarity if self.own_units else match.score
 
 
 class Change(NamedTuple):

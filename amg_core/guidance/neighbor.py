@@ -32,7 +32,7 @@ def neighbor_prediction(
     uncond, ask = context.uncond_denoised, context.neighbor_denoised
     assert uncond is not None and ask is not None
     pairs = zip(context.match.ids.tolist(), rows.tolist(), strict=True)
-    captions = [context.probe.caption(i) if wanted else "" for i, wanted in pairs]
+    captions = [context.matcher.caption(i) if wanted else "" for i, wanted in pairs]
     due = [
         bool(text) and not (old.caption == text and context.number - old.since < lasting)
         for text, old in zip(captions, held, strict=True)

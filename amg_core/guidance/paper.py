@@ -1,7 +1,7 @@
 """The paper's three terms, Eqs. 13 to 17 of AMG [1]_, in denoised space.
 
 Active samples only. Strengths follow σ_t on the calibrated scale: the paper's −nL2 is never positive,
-and a cosine's own zero means nothing (see `metrics.closeness`).
+and a cosine's own zero means nothing (see `metrics.score`).
 
 References
 ----------
@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..probe import Match
+from ..similarity.matcher import Match
 from .base import Change, Guidance, Step, StepContext, expand
 from .neighbor import LASTING, Held, neighbor_prediction
 
@@ -125,7 +125,7 @@ class Dissimilarity(Guidance):
     def step(self, context: StepContext, memory: None) -> Step:
         if not context.active.any():
             return Step([], context, None)
-        match = context.look(context.denoised)
+        match = context.compare(context.denoised)
         rows = [context.denoised[i : i + 1] for i in range(len(context.active))]
         for i in context.active.nonzero()[:, 0].tolist():
             with torch.inference_mode(False), torch.enable_grad():
@@ -135,7 +135,7 @@ class Dissimilarity(Guidance):
 
     def moved(self, context: StepContext, i: int, latent: Tensor, match: Match) -> Tensor:
         """The prediction of sample i, (1, C, H, W), less similar to its match."""
-        gradient, value = context.probe.gradient(latent, match)
+        gradient, value = context.matcher.gradient(latent, match)
         level = context.sigma[i : i + 1].clone()
         return latent + dissimilarity(gradient, level, self.constant(context, match, value))
 
@@ -165,7 +165,7 @@ class Projection(Dissimilarity):
 
     def moved(self, context: StepContext, i: int, latent: Tensor, match: Match) -> Tensor:
         for _ in range(self.iterations):
-            gradient, value = context.probe.gradient(latent, match)
+            gradient, value = context.matcher.gradient(latent, match)
             excess = value - float(context.threshold[i]) + self.margin
             if float(excess) <= 0:
                 break

@@ -82,7 +82,7 @@ class PromptReduction(Guidance):
     growth: float = 1.5
     most: float = 4.0
     until: float = 0.05
-    unrelated: float = 0.0
+    safe_score: float = 0.0
     kind: ClassVar[str] = "prompt reduction"
 
     def start(self, batch: int) -> Memory:
@@ -101,8 +101,8 @@ class PromptReduction(Guidance):
         base = only(usable, drawn, uncond)
         trapped = rows & ~usable
         if trapped.any():
-            match = context.look(uncond)
-            trapped &= match.closeness > self.unrelated
+            match = context.compare(uncond)
+            trapped &= match.score > self.safe_score
             context = replace(context, trapped=trapped, watched=uncond, match=match)
         r = torch.where(context.active, memory.away, 0.0)
         changes = [
@@ -122,7 +122,7 @@ class PromptReduction(Guidance):
 
         def draw(words: Tensor) -> tuple[Tensor, Tensor]:
             drawn = prompt.denoised(words.clamp_min(0))
-            return drawn, context.look(drawn).closeness <= self.unrelated
+            return drawn, context.compare(drawn).score <= self.safe_score
 
         kept = _searched(draw, rows & (kept < 0), kept, prompt.words)
         drawn, usable = draw(kept)
@@ -140,7 +140,7 @@ class PromptReduction(Guidance):
             first=self.first * 1.25**number,
             most=self.most * 1.25**number,
             until=self.until * 0.5**number,
-            unrelated=self.unrelated - 0.1 * number,
+            safe_score=self.safe_score - 0.1 * number,
         )
 
 
@@ -179,7 +179,7 @@ class AwayFromCaption(Guidance):
             return Step([], context, memory)
         if not rows.any():
             return Step([], context, memory)
-        s2 = torch.where(rows, self.c2 * self.factor * context.match.closeness.clamp(0, 1), 0.0)
+        s2 = torch.where(rows, self.c2 * self.factor * context.match.score.clamp(0, 1), 0.0)
         neighbor, memory = neighbor_prediction(context, rows, memory)
         change = Change("deduplication", deduplication(neighbor, uncond, s2), rows)
         return Step([change], context, memory)

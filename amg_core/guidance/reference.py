@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..probe import Match
+from ..similarity.matcher import Match
 from .base import StepContext
 from .paper import Deduplication, Despecification, Dissimilarity
 
@@ -27,7 +27,7 @@ class ReferenceDespecification(Despecification):
     """On all samples with anything in common with their neighbour."""
 
     def rows(self, context: StepContext) -> Tensor:
-        return context.active | (context.match.closeness > 0)
+        return context.active | (context.match.score > 0)
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,5 @@ class ReferenceDissimilarity(Dissimilarity):
     """c3·`reference_c3`."""
 
     def constant(self, context: StepContext, match: Match, similarity: Tensor) -> Tensor:
-        score = similarity if context.own_units else match.closeness
+        score = similarity if context.own_units else match.score
         return self.c3 * self.factor * reference_c3(score, context.t)

@@ -16,7 +16,7 @@ class Repulsion(Guidance):
     """D ← D − r·a·‖D°‖·n for trapped samples.
 
     n is the unit direction in which the prediction that is trapped becomes more like its picture
-    (`Probe.towards`), a in [0, 1] how much of it there is, ° takes away each channel's mean, and r grows
+    (`Matcher.towards`), a in [0, 1] how much of it there is, ° takes away each channel's mean, and r grows
     with every step. Unlike the gradient of a distance, which ends at the edge of a ball around the
     picture and finds the cheapest way there, it stays one direction in low frequencies and does not
     stop there.
@@ -45,7 +45,7 @@ class Repulsion(Guidance):
             return Step([], context, memory)
         delta = torch.zeros_like(prediction)
         for i in rows.nonzero()[:, 0].tolist():
-            direction, share = context.probe.towards(prediction[i : i + 1], context.match[i])
+            direction, share = context.matcher.towards(prediction[i : i + 1], context.match[i])
             spread = prediction[i] - prediction[i].mean(dim=(1, 2), keepdim=True)
             length = self.factor * float(memory[i]) * share * float(spread.norm())
             delta[i] = -length * direction[0]

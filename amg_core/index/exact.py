@@ -118,9 +118,9 @@ def nearest(
     """
     found = []
     for batch in torch.split(queries, max(1, SCORES // rows.shape[0])):
-        closeness, longest = _closeness(batch, rows, cosine)
-        closeness[:, hidden] = -torch.inf
-        for query, close in zip(batch, closeness, strict=True):
+        score, longest = _scores(batch, rows, cosine)
+        score[:, hidden] = -torch.inf
+        for query, close in zip(batch, score, strict=True):
             query = query.clone()
             ids = _contenders(close, margin(query, longest, cosine), k)
             values, order = best(query, rows.gather, ids, k, cosine)
@@ -176,7 +176,7 @@ def _contenders(close: Tensor, margin: float, k: int) -> Tensor:
     return torch.nonzero(close >= bound).squeeze(1)
 
 
-def _closeness(queries: Tensor, rows: Rows, cosine: bool) -> tuple[Tensor, float]:
+def _scores(queries: Tensor, rows: Rows, cosine: bool) -> tuple[Tensor, float]:
     """`score` of all rows, (B, N), and the largest |x|."""
     result = torch.empty((len(queries), rows.shape[0]), device=queries.device)
     longest = torch.zeros((), device=queries.device)

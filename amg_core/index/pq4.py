@@ -3,14 +3,14 @@
 All codes are scanned (`codes`): nothing is skipped, no cell of an inverted list and no edge of a graph
 can hide a row. The rows with the best estimates are then read from their file and measured by the
 function of exact search (`exact.measure`), best estimate first, until what is left cannot be expected
-to change the answer. With m and s the mean and the deviation of (true closeness - estimate) over
+to change the answer. With m and s the mean and the deviation of (true similarity - estimate) over
 the rows just looked at (`codes.spread`), e_i the estimates of the rows not looked at, and Q the tail
 of the normal distribution, the number of them that are closer than some v is at most about
 
     missed(v) = Σ_i Q((v - m - e_i) / (tail · max(s, floor)))
 
 (a union bound; how many rows lie beyond the scan is extrapolated: `_unseen`). Looking goes on until
-missed(v1) <= MISS_BEST for the best closeness v1 found and missed(vk) <= MISS_SHARE · k for the k-th.
+missed(v1) <= MISS_BEST for the best similarity v1 found and missed(vk) <= MISS_SHARE · k for the k-th.
 `tail` >= 1 widens the deviation where the errors of this index have heavier tails than the normal
 distribution, and `floor` is the usual deviation; both are measured when the codes are made
 (`codes.calibrate`). m and s are measured in every query, so an unusual query has its own.
@@ -106,7 +106,7 @@ class _Looked:
     ) -> None:
         self._query, self._rows, self._cosine, self._hidden = query, rows, cosine, hidden
         self.ids = np.empty(0, np.int64)
-        self.closeness = np.empty(0, np.float32)
+        self.score = np.empty(0, np.float32)
 
     def enough(self, part: Part, scan: coding.Scanned, k: int) -> bool:
         """Look at rows of a part, wider and wider, until no other can matter; False: too many."""
@@ -121,11 +121,11 @@ class _Looked:
     def contenders(self, k: int) -> np.ndarray:
         """Ids, ascending, of all that could be among the k best of the rows looked at.
 
-        The closeness of each is off by the rounding of a sum of D terms, as is that of `exact.best`.
+        The similarity of each is off by the rounding of a sum of D terms, as is that of `exact.best`.
         """
-        last = np.partition(self.closeness, -k)[-k]
+        last = np.partition(self.score, -k)[-k]
         error = 4 * (len(self._query) + 8) * exact.UNIT * (1 if self._cosine else abs(last))
-        return np.sort(self.ids[self.closeness >= last - error])
+        return np.sort(self.ids[self.score >= last - error])
 
     def _within(self, part: Part, scan: coding.Scanned, k: int, before: int) -> bool:
         """`enough`, as far as one scan goes. Its first rows may have been looked at already."""
@@ -153,15 +153,15 @@ class _Looked:
             near -= self._query
             close = -np.sqrt(np.einsum("nd,nd->n", near, near))
         self.ids = np.append(self.ids, ids)
-        self.closeness = np.append(self.closeness, close)
+        self.score = np.append(self.score, close)
 
     def _settled(
         self, codes: coding.Codes, scan: coding.Scanned, scores: np.ndarray, k: int, done: int
     ) -> bool:
         """The stopping rule, after the first `done` of the rows with estimates `scores`."""
-        if len(self.closeness) < k:
+        if len(self.score) < k:
             return False
-        mean, deviation = coding.spread(self.closeness[-done:] - scores[:done])
+        mean, deviation = coding.spread(self.score[-done:] - scores[:done])
         deviation = codes.tail * max(deviation, codes.floor)
         left = torch.from_numpy(scores[done:])
         unseen = codes.count - len(scan.ids)
@@ -170,8 +170,8 @@ class _Looked:
             near = _beyond((float(value) - mean - left.double()) / deviation).sum()
             return float(near) + _unseen(scan, unseen, float(value) - mean, deviation)
 
-        last = np.partition(self.closeness, -k)[-k]
-        return missed(last) <= MISS_SHARE * k and missed(self.closeness.max()) <= MISS_BEST
+        last = np.partition(self.score, -k)[-k]
+        return missed(last) <= MISS_SHARE * k and missed(self.score.max()) <= MISS_BEST
 
 
 def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) -> float:

@@ -22,7 +22,7 @@ from ..descriptors.base import DescriptorSpec
 from ..errors import AMGError
 from ..files import brief, open_regular, read_bounded, there
 from . import format as fmt
-from .known import Known
+from .digests import Digests
 from .own import is_link
 from .shard import MEND, Record, Rows, Shard
 
@@ -218,7 +218,7 @@ class Index:
 
     def find(self, sha256: str) -> int | None:
         """Id of the picture whose file has this SHA-256 (hex); None where it is not there."""
-        place = self.known.find(bytes.fromhex(sha256))
+        place = self.digests.find(bytes.fromhex(sha256))
         return None if place is None else self._starts[place[0]] + place[1]
 
     def thumbnail(self, i: int) -> Image.Image:
@@ -250,12 +250,12 @@ class Index:
             ) from error
 
     @cached_property
-    def known(self) -> Known:
+    def digests(self) -> Digests:
         """Places (shard, row) of the pictures by the hashes of their files."""
-        known = Known()
+        digests = Digests()
         for number, shard in enumerate(self.shards):
-            known.add(shard.hashes, number)
-        return known
+            digests.add(shard.hashes, number)
+        return digests
 
     def verify(self) -> None:
         """Read and hash every file. AMGError names the first one that is not as it was written."""
@@ -294,7 +294,7 @@ class Index:
         """Ids of all rows with these hashes (a combined index can hold a picture twice)."""
         if not muted:
             return {}
-        wanted = Known()
+        wanted = Digests()
         wanted.add(np.array([list(bytes.fromhex(key)) for key in muted], np.uint8), 0)
         ids = {}
         for start, shard in zip(self._starts, self.shards, strict=False):
@@ -329,11 +329,11 @@ class _Verified:
             f"{shard.entry.path}/{name}": (_touched(shard.folder / name), file.sha256)
             for name, file in shard.entry.files.items()
         }
-        now: dict[str, Stamp] = {name: [*told, sha256] for name, (told, sha256) in found.items()}
+        now: dict[str, Stamp] = {name: [*marks, sha256] for name, (marks, sha256) in found.items()}
         if any(self.stamps.get(name) != stamp for name, stamp in now.items()):
             shard.check()
             settled = time.time_ns() - self.MOMENT
-            old = (name for name, (told, _) in found.items() if max(told[1:3]) < settled)
+            old = (name for name, (marks, _) in found.items() if max(marks[1:3]) < settled)
             self.stamps |= {name: now[name] for name in old}
             self.changed = True
 

@@ -30,8 +30,8 @@ from ..errors import AMGError
 from ..files import brief
 from . import commit, own
 from . import format as fmt
+from .digests import Digests
 from .embedding import Embedder, Seen, read_ahead
-from .known import Known
 from .picture import Picture
 from .reader import Index
 from .shard import Record, Shard, ShardWriter, flush, flush_new
@@ -253,12 +253,12 @@ def merge(
         if not replace:
             commit.refuse_index(target)
         whole = Index.combine([opened.enter_context(Index.open(index)) for index in indexes])
-        known = Known()
+        digests = Digests()
         kept: list[Shard] = []
         again: list[Shard] = []
         for number, shard in enumerate(whole.shards):
-            (again if known.find_all(shard.hashes).any() else kept).append(shard)
-            known.add(shard.hashes, number)
+            (again if digests.find_all(shard.hashes).any() else kept).append(shard)
+            digests.add(shard.hashes, number)
         pool = _Pool(whole.spec, whole.shards)
         manifest = _publish(target, work, pool, _entries(again), kept, whole.manifest.muted)
         return manifest.count
@@ -271,13 +271,13 @@ class _Pool:
     """Pictures that are embedded already, by the hash of their file."""
 
     def __init__(self, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
-        self.spec, self.known = spec, Known()
+        self.spec, self.digests = spec, Digests()
         self.shards: list[Shard] = []
         for shard in shards:
             self._enter(shard)
 
     def _enter(self, shard: Shard) -> None:
-        self.known.add(shard.hashes, len(self.shards))
+        self.digests.add(shard.hashes, len(self.shards))
         self.shards.append(shard)
 
     def _shard(self, number: int) -> Shard:
@@ -285,7 +285,7 @@ class _Pool:
 
     def copy(self, entry: Entry, writer: ShardWriter) -> None:
         """Append the picture to `writer`, under the name and caption of `entry`."""
-        place = self.known.find(bytes.fromhex(entry.sha256))
+        place = self.digests.find(bytes.fromhex(entry.sha256))
         if place is None:
             raise KeyError(f"{entry.source} was never embedded")
         number, row = place
@@ -335,7 +335,7 @@ class _Store(_Pool):
         with closing(Shard(part, entry, dims)) as shard:
             if check:
                 shard.check()
-            self.known.add(shard.hashes, self._first + len(self._parts))
+            self.digests.add(shard.hashes, self._first + len(self._parts))
         self._parts.append((part, entry, dims))
 
     def _shard(self, number: int) -> Shard:
@@ -356,7 +356,7 @@ class _Store(_Pool):
 
     def has(self, sha256: str) -> bool:
         """Whether the picture needs no embedding. May be called from several threads."""
-        return sha256 in self._unsealed or self.known.find(bytes.fromhex(sha256)) is not None
+        return sha256 in self._unsealed or self.digests.find(bytes.fromhex(sha256)) is not None
 
     def add(self, record: Record, rows: dict[int, np.ndarray], thumbnail: bytes | None) -> None:
         """Store a picture, as `ShardWriter.add`; seals the part when it is large or old."""
@@ -597,7 +597,7 @@ class _Layout:
         self.dims: dict[int, int] = {}
         self._shards: list[Shard] = []
         self._mine: list[Shard] = []  # those made here
-        self._placed = Known()
+        self._placed = Digests()
         self._writer: ShardWriter | None = None
         self._names: dict[str, tuple[str, str]] = {}  # of the rows in the writer
         self._aliases: set[tuple[str, str, str]] = set()

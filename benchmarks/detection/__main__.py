@@ -14,15 +14,15 @@ import argparse
 import numpy as np
 import torch
 
-from amg_core import judge
 from amg_core.detection.calibration import SCORES, Calibration
 from amg_core.detection.statistics import LOW
 from amg_core.limits import ZNCC
+from amg_core.similarity import verifier
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
 
 from .. import harness
-from . import looks, roc
+from . import drawing, roc
 
 NEAR_ZERO = 0.001  # the paper's t ≈ 0 to the letter
 STEPS, CFG = 20, 4.0
@@ -71,17 +71,17 @@ def main() -> int:
     watch = harness.Watch()
     model = demo.load()
     training, captions, copies = training_set(demo.PICTURES)
-    prompts = looks.choose(captions, copies, arguments.each, arguments.calibration)
+    prompts = drawing.choose(captions, copies, arguments.each, arguments.calibration)
     texts = prompts.memorised + prompts.negatives
     labels = np.arange(len(texts)) < len(prompts.memorised)
-    z = looks.noises(arguments.first, max(COUNTS))
+    z = drawing.noises(arguments.first, max(COUNTS))
 
     print(f"Looking at {len(texts)} prompts and {arguments.calibration} to calibrate …", flush=True)
-    measured = looks.measure(model, texts, z, LOW)
-    near_zero = looks.measure(model, texts, z, NEAR_ZERO)
-    usual = looks.measure(model, prompts.calibration, z, LOW)
+    measured = drawing.measure(model, texts, z, LOW)
+    near_zero = drawing.measure(model, texts, z, NEAR_ZERO)
+    usual = drawing.measure(model, prompts.calibration, z, LOW)
     print(f"Drawing {len(texts)} pictures …", flush=True)
-    pictures, walked, halfway = looks.draw(model, texts, z[:1], STEPS, CFG)
+    pictures, walked, halfway = drawing.draw(model, texts, z[:1], STEPS, CFG)
     limit = ZNCC
     nearest, which = map(np.array, zip(*(_nearest(p, training) for p in pictures), strict=True))
     copied = nearest > limit
@@ -127,21 +127,21 @@ def main() -> int:
             scores = np.array([verdict.score for verdict in verdicts])
             table.add(f"calibrated: {kind}", n, "2", scores, note)
     print(f"\n{table}\n")
-    told = _why(texts, labels, copied, nearest, measured, walked.numpy(), limit, ratios)
-    told += (
+    explained = _why(texts, labels, copied, nearest, measured, walked.numpy(), limit, ratios)
+    explained += (
         f"\n{own[~labels].sum()} of the {copied[~labels].sum()} copies by negatives are of their own "
         f"training picture. Half-way, what memorised prompts' runs predict without the prompt has ZNCC "
         f"{np.mean(halfway):.2f} with it."
     )
     times = {
-        n: looks.seconds(model, texts[0], n, LOW, STEPS) for n in (1, 4)
+        n: drawing.seconds(model, texts[0], n, LOW, STEPS) for n in (1, 4)
     }  # fmt: skip
-    told += "\nMilliseconds a prompt: " + "; ".join(
+    explained += "\nMilliseconds a prompt: " + "; ".join(
         f"n = {n}: one pass {1e3 * t['one']:.0f}, probe of two passes {1e3 * t['two']:.0f}, "
         f"{STEPS} steps {1e3 * t['all']:.0f}"
         for n, t in times.items()
     )
-    print(told)
+    print(explained)
     results = {
         "rows": table.rows, "seconds": times, "limit": limit, "gamma2/gamma1": ratios,
         "prompts": [
@@ -149,14 +149,14 @@ def main() -> int:
             for text, m, near, each in zip(texts, labels, nearest, measured, strict=True)
         ],
     }  # fmt: skip
-    harness.write(arguments.out, results, f"{table}\n\n{told}\n")
+    harness.write(arguments.out, results, f"{table}\n\n{explained}\n")
     print(f"{watch.seconds:.0f} s in all; everything is in {arguments.out}")
     return 0
 
 
 def _nearest(picture: torch.Tensor, training: torch.Tensor) -> tuple[float, int]:
     """Correlation with the nearest training picture, blind to brightness and contrast; which it is."""
-    found = judge.zncc(picture[None].expand_as(training), training)
+    found = verifier.zncc(picture[None].expand_as(training), training)
     return float(found.max()), int(found.argmax())
 
 

@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from amg_core import background, judge, limits, metrics
+from amg_core import limits
 from amg_core.descriptors import create
 from amg_core.descriptors.base import Descriptor
+from amg_core.similarity import background, metrics, verifier
 
 from ..harness import Table, between, markdown
 from .eyes import whole
@@ -66,7 +67,7 @@ def run(setting: Setting) -> Table:
                 figures[eye.name] = found.measured(setting.seed)
                 lines += [_line(eye.name, count, one) for count, one in figures[eye.name].items()]
     figures["levels"] = fitted
-    told = "\n".join(
+    report = "\n".join(
         f"    {name}: {', '.join(str(tuple(round(v, 3) for v in level)) for level in each)}"
         for name, each in fitted.items()
     )
@@ -79,7 +80,7 @@ def run(setting: Setting) -> Table:
         "### Table 2: false alarms by the size of the index\n\n" + note + markdown(heading, lines)
     )
     return Table(
-        f"{text}\nLevels (median, passed by 1 in 100, by 1 in 400) for {limits.ROWS} rows:\n\n{told}\n",
+        f"{text}\nLevels (median, passed by 1 in 100, by 1 in 400) for {limits.ROWS} rows:\n\n{report}\n",
         figures,
     )
 
@@ -142,7 +143,7 @@ def related(queries: Squares, rows: Squares) -> Tensor:
     )
     for i, ids in enumerate(near):
         picture = queries.squares[i : i + 1].float() / 255
-        score = judge.registered(picture, rows.squares[ids].float() / 255).score
+        score = verifier.registered(picture, rows.squares[ids].float() / 255).score
         same[i, ids[score > limits.REGISTERED]] = True
     return same
 
@@ -174,7 +175,7 @@ class Similarities:
             usual = (self.views[0] @ others.T).topk(limits.BACKGROUND_NEAREST, dim=1).values
             self.shift = limits.shift(descriptor.spec, scale, usual.mean(dim=1))
         self.asked = [
-            i for i in range(len(same)) if not judge.flat(queries.squares[i : i + 1] / 255)
+            i for i in range(len(same)) if not verifier.flat(queries.squares[i : i + 1] / 255)
         ]
         self.kind = [bool(queries.photographic[i]) for i in self.asked]
         self.values = []
@@ -236,9 +237,9 @@ class Similarities:
     def measured(self, seed: int) -> dict:
         """{count: {share of duplicates: {"alarms", "count"}}} on real rows, made-up ones beyond."""
         generator = torch.Generator().manual_seed(seed)
-        told: dict = {}
+        report: dict = {}
         for count in COUNTS:
-            told[count] = {}
+            report[count] = {}
             for share in DUPLICATES:
                 hits, asked = 0, 0
                 for kind, ids in self.kinds.items():
@@ -250,8 +251,8 @@ class Similarities:
                     _, limit = limits.levels(self.descriptor.spec, self.scale, count)
                     hits += int((best > limit + self.shift[wanted]).sum())
                     asked += len(wanted)
-                told[count][share] = {"alarms": hits, "count": asked}
-        return told
+                report[count][share] = {"alarms": hits, "count": asked}
+        return report
 
     def _nearest(self, ids: Tensor, wanted: Tensor, count: int, share: float, generator) -> Tensor:
         """Similarity (Q,) of the nearest of `count` rows, to the queries `wanted`."""

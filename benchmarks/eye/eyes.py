@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amg_core import judge
 from amg_core.descriptors import create
 from amg_core.images import parts
 from amg_core.index.sources.base import Item
-from amg_core.metrics import NEIGHBORS
+from amg_core.similarity import verifier
+from amg_core.similarity.metrics import NEIGHBORS
 
 from .. import harness
 from .pictures import Picture
@@ -44,7 +44,7 @@ IN_PARTS = "+parts"
 
 
 class ProductEye:
-    """A descriptor in full detail, matched as `Probe` matches.
+    """A descriptor in full detail, matched as `Matcher` matches.
 
     name : "kind" or "kind@note"; with "+parts" behind it the parts of a picture are looked at as well,
     as a verdict does.
@@ -57,33 +57,33 @@ class ProductEye:
         self.descriptor, self.scale = create(self.kind, weights, scales=(finest,)), finest
 
     def learn(self, rows: list[Picture], folder: Path) -> None:
-        self.probe = harness.probe(NumberedRows(rows), folder / self.name, self.descriptor)
-        self.searcher = self.probe.searcher
-        self.numbers = [int(record.source) for record in self.probe.index.records()]
+        self.matcher = harness.matcher(NumberedRows(rows), folder / self.name, self.descriptor)
+        self.searcher = self.matcher.searcher
+        self.numbers = [int(record.source) for record in self.matcher.index.records()]
 
     @torch.no_grad()
     def look(self, image: Image.Image) -> torch.Tensor:
         picture = harness.to_tensor(image)
         seen = [picture]
         if self.in_parts:
-            seen += [part for part in parts(picture) if not judge.flat(part)]
-        views = [view for one in seen for view in self.probe._views(one)]
-        return torch.cat([self.probe._embed(view, self.scale) for view in views])
+            seen += [part for part in parts(picture) if not verifier.flat(part)]
+        views = [view for one in seen for view in self.matcher._views(one)]
+        return torch.cat([self.matcher._embed(view, self.scale) for view in views])
 
     @torch.no_grad()
     def nearest(self, seen: torch.Tensor, without: list[frozenset[int]]) -> list[Found]:
-        wanted = 1 if self.probe.metric == "cosine" else NEIGHBORS
+        wanted = 1 if self.matcher.metric == "cosine" else NEIGHBORS
         most = wanted + max(len(rows) for rows in without)
         values, ids = self.searcher.nearest(seen, self.scale, most)
         rows = [[self.numbers[i] for i in line] for line in ids.tolist()]
         return [self._nearest(seen, values, ids, rows, hidden, wanted) for hidden in without]
 
     def _nearest(self, seen, values, ids, rows, hidden: frozenset[int], wanted: int) -> Found:
-        """The best of all views, as `Probe._match` takes it, without the hidden rows."""
+        """The best of all views, as `Matcher._match` takes it, without the hidden rows."""
         found = []
         for view in range(len(seen)):
             kept = [k for k, row in enumerate(rows[view]) if row not in hidden][:wanted]
-            similarity, _ = self.probe._similarities(
+            similarity, _ = self.matcher._similarities(
                 seen[view : view + 1], values[view][kept][None], ids[view][kept], self.scale
             )
             best = int(similarity.argmax())

@@ -18,7 +18,7 @@ from torch import Tensor
 from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
-from amg_core.session import Session
+from amg_core.run import SamplingRun
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.sample import sample
@@ -72,17 +72,19 @@ def drawn(network, decoder, eye: ProductEye, folder: Path) -> dict:
     memorised, others = choose_prompts(captions, copies)
     prompts = memorised + others
     descriptor = create(eye.kind, eye.weights)
-    probe = harness.probe(demo.PICTURES, folder, descriptor, decoder)
+    matcher = harness.matcher(demo.PICTURES, folder, descriptor, decoder)
     own, opened = [], []
     for start in range(0, len(prompts), BATCH):
         texts = prompts[start : start + BATCH]
-        session = Session(probe, presets.settings("main", probe.metric, **OFF))
+        sampling = SamplingRun(matcher, presets.settings("main", matcher.metric, **OFF))
         seeds = list(range(FIRST_SEED + start, FIRST_SEED + start + len(texts)))
-        sample(network, texts, seeds, steps=STEPS, cfg_scale=4.0, guide=session.step)
+        sample(network, texts, seeds, steps=STEPS, cfg_scale=4.0, guide=sampling.step)
         for i, text in enumerate(texts):
-            steps = [s for s, r in enumerate(session.records, 1) if r.active[i]]
+            steps = [s for s, r in enumerate(sampling.records, 1) if r.active[i]]
             named = [
-                s for s in steps if probe.index.caption(session.records[s - 1].neighbor[i]) == text
+                s
+                for s in steps
+                if matcher.index.caption(sampling.records[s - 1].neighbor[i]) == text
             ]
             opened.append(min(steps, default=0))
             own.append(min(named, default=0))
@@ -100,8 +102,8 @@ def noised(setting: Setting, network, decoder, eye: ProductEye, folder: Path) ->
     rows = [r for r in inside + [r for r in library.families if r not in inside] if r not in hidden]
     descriptor = create(eye.kind, eye.weights)
     shown = NumberedRows([library.rows[r] for r in rows])
-    probe = harness.probe(shown, folder, descriptor, decoder)
-    names = [rows[int(record.source)] for record in probe.index.records()]
+    matcher = harness.matcher(shown, folder, descriptor, decoder)
+    names = [rows[int(record.source)] for record in matcher.index.records()]
     empty = network.encode([""])
     found: dict = {}
     for size in SIZES:
@@ -109,17 +111,17 @@ def noised(setting: Setting, network, decoder, eye: ProductEye, folder: Path) ->
         right, strangers = np.zeros(len(SIGMAS), dtype=int), 0
         for row in inside + outside:
             latent = network.encoder(photograph(library.rows[row].load(), (size, size)))
-            session = Session(probe, presets.settings("main", probe.metric, **OFF))
+            sampling = SamplingRun(matcher, presets.settings("main", matcher.metric, **OFF))
             for sigma in SIGMAS:
                 level = torch.tensor([sigma])
                 given = latent + sigma * torch.randn(latent.shape, generator=noise)
                 made: Tensor = network.denoise(given, level, empty)
-                session.step(made, cond=made, uncond=made, cfg_scale=4.0, sigma=level, t=0.5)
-            opened = [r.active[0] for r in session.records]
+                sampling.step(made, cond=made, uncond=made, cfg_scale=4.0, sigma=level, t=0.5)
+            opened = [r.active[0] for r in sampling.records]
             if row in outside:
                 strangers += any(opened)
                 continue
-            named = [names[r.neighbor[0]] in library.families[row] for r in session.records]
+            named = [names[r.neighbor[0]] in library.families[row] for r in sampling.records]
             right += np.array(opened) & np.array(named)
         found[size] = {"right": right.tolist(), "strangers": strangers, "count": len(outside)}
     return found

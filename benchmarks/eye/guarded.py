@@ -24,14 +24,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amg_core import judge, limits, presets
+from amg_core import limits, presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.images import low_pass
 from amg_core.index.sources import Pictures
-from amg_core.probe import Probe
-from amg_core.verdict import verdict
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, guarded, training_set
 from amg_demo.sample import sample
@@ -97,13 +98,13 @@ class DemoPrompts:
         parts = [slice(i, i + BATCH) for i in range(0, len(seeds), BATCH)]
         return torch.cat([sample(self.model, self.prompts[p], seeds[p], **OPTIONS) for p in parts])
 
-    def under(self, probe: Probe, rows: list[int]) -> Watched:
+    def under(self, matcher: Matcher, rows: list[int]) -> Watched:
         """The closed loop of the node for these prompts."""
-        settings, drawn = presets.settings("main", probe.metric), Watched(torch.empty(0))
+        settings, drawn = presets.settings("main", matcher.metric), Watched(torch.empty(0))
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
             prompts, seeds = [self.prompts[r] for r in part], [self.seeds[r] for r in part]
-            outcome = guarded(self.model, prompts, seeds, probe, settings, RETRIES, OPTIONS)
+            outcome = guarded(self.model, prompts, seeds, matcher, settings, RETRIES, OPTIONS)
             drawn.pictures = torch.cat([drawn.pictures, outcome.latents])
             drawn.called += [v.copy for v in outcome.verdicts]
             report = outcome.attempts[0].report
@@ -113,51 +114,51 @@ class DemoPrompts:
             ]
         return drawn
 
-    def probe(self, pictures, descriptor, folder: Path) -> Probe:
-        return harness.probe(pictures, folder, descriptor, self.decoder)
+    def matcher(self, pictures, descriptor, folder: Path) -> Matcher:
+        return harness.matcher(pictures, folder, descriptor, self.decoder)
 
 
 def without_index(
-    world: DemoPrompts, descriptor, plain: Tensor, folder: Path
+    domain: DemoPrompts, descriptor, plain: Tensor, folder: Path
 ) -> tuple[Watched, list[float]]:
     """As *Guard* with *draw twice*; and how close the two drawings of each prompt are."""
-    pairs = [world.plain([s + OTHER_SEEDS * k for s in world.seeds]) for k in (1, 2)]
+    pairs = [domain.plain([s + OTHER_SEEDS * k for s in domain.seeds]) for k in (1, 2)]
     drawn, alike = Watched(plain.clone()), []
-    for i in range(len(world.prompts)):
+    for i in range(len(domain.prompts)):
         two = torch.stack([pair[i] for pair in pairs])
-        alone = world.probe(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
-        alike.append(float(alone.look_at_pictures(two[1:]).closeness))
+        alone = domain.matcher(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
+        alike.append(float(alone.match_pictures(two[1:]).score))
         called, acted = False, False
         if alike[-1] >= limits.ONE_PICTURE:
-            own = world.probe(Pictures(two.movedim(1, -1)), descriptor, folder / f"b{i}")
-            one = world.under(own, [i])
+            own = domain.matcher(Pictures(two.movedim(1, -1)), descriptor, folder / f"b{i}")
+            one = domain.under(own, [i])
             drawn.pictures[i : i + 1], called, acted = one.pictures, one.called[0], one.acted[0]
         drawn.called.append(called)
         drawn.acted.append(acted)
     return drawn, alike
 
 
-def figures(world: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
-    count = len(world.memorised)
+def figures(domain: DemoPrompts, drawn: Watched, plain: Tensor, sscd: SSCDInt8 | None) -> dict:
+    count = len(domain.memorised)
     mine = drawn.pictures[:count]
-    zncc = torch.maximum(judge.zncc(mine, world.own), judge.zncc(mine, world.own.flip(-1)))
+    zncc = torch.maximum(verifier.zncc(mine, domain.own), verifier.zncc(mine, domain.own.flip(-1)))
     score = [
-        float(judge.registered(p[None], o[None]).score)
-        for p, o in zip(mine, world.own, strict=True)
+        float(verifier.registered(p[None], o[None]).score)
+        for p, o in zip(mine, domain.own, strict=True)
     ]
     own = None
     if sscd is not None:
-        rows = sscd.embed([_image(p) for p in mine]) * sscd.embed([_image(p) for p in world.own])
+        rows = sscd.embed([_image(p) for p in mine]) * sscd.embed([_image(p) for p in domain.own])
         own = rows.sum(axis=1)
     copied = (zncc > OWN_ZNCC).numpy() | (np.array(score) > limits.REGISTERED)
     if own is not None:
         copied |= own > OWN_SSCD
-    near = _nearest(mine, world.training)
+    near = _nearest(mine, domain.training)
     copied |= near > limits.REGISTERED
     escapes = copied & ~np.array(drawn.called[:count] or [False] * count)
     with torch.inference_mode():
-        seen = world.model.scorer(drawn.pictures)["subject"].softmax(dim=1)
-    subject = seen.gather(1, world.labels[:, None])[:, 0]
+        seen = domain.model.scorer(drawn.pictures)["subject"].softmax(dim=1)
+    subject = seen.gather(1, domain.labels[:, None])[:, 0]
     same = (drawn.pictures == plain).flatten(1).all(dim=1)[count:]
     return {
         "zncc_mean": float(zncc.mean()), "zncc_worst": float(zncc.max()),
@@ -180,11 +181,13 @@ def _nearest(pictures: Tensor, training: Tensor) -> np.ndarray:
     `limits.ZNCC` with one of its 632 pictures, of the same emoji on another ground.
     """
     close = torch.maximum(
-        judge.zncc_matrix(pictures, training), judge.zncc_matrix(pictures.flip(-1), training)
+        verifier.zncc_matrix(pictures, training), verifier.zncc_matrix(pictures.flip(-1), training)
     )
     ids = close.topk(limits.CANDIDATES, dim=1).indices
     pairs = zip(pictures, ids, strict=True)
-    return np.array([float(judge.registered(p[None], training[i]).score.max()) for p, i in pairs])
+    return np.array(
+        [float(verifier.registered(p[None], training[i]).score.max()) for p, i in pairs]
+    )
 
 
 def _marks(one: dict) -> list[tuple[str, bool]]:
@@ -220,27 +223,27 @@ def main() -> int:
     except NotInstalled as absent:
         sscd = None
         print(f"Not graded by SSCD: {absent}")
-    world = DemoPrompts(arguments.first)
-    count = len(world.memorised)
-    plain = world.plain(world.seeds)
-    told = {"plain": figures(world, Watched(plain, [True] * len(plain)), plain, sscd)}
-    lines = [_line("plain", told["plain"], count)]
+    domain = DemoPrompts(arguments.first)
+    count = len(domain.memorised)
+    plain = domain.plain(domain.seeds)
+    written = {"plain": figures(domain, Watched(plain, [True] * len(plain)), plain, sscd)}
+    lines = [_line("plain", written["plain"], count)]
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.descriptors:
             descriptor = SSCDStandIn() if name == "sscd_int8" else create(name)
-            probe = world.probe(demo.PICTURES, descriptor, Path(folder) / name)
-            columns = {"training picture": world.own, "plain": plain[:count]}
-            unguarded = verdict(probe, plain)
+            matcher = domain.matcher(demo.PICTURES, descriptor, Path(folder) / name)
+            columns = {"training picture": domain.own, "plain": plain[:count]}
+            unguarded = verdict(matcher, plain)
             called = sum(v.copy for v in unguarded[count:])
-            drawn = world.under(probe, list(range(len(world.prompts))))
-            told[f"main, {name}"] = figures(world, drawn, plain, sscd)
-            alone, alike = without_index(world, descriptor, plain, Path(folder) / f"{name} alone")
-            told[f"Guard, {name}"] = figures(world, alone, plain, sscd) | {"alike": alike}
+            drawn = domain.under(matcher, list(range(len(domain.prompts))))
+            written[f"main, {name}"] = figures(domain, drawn, plain, sscd)
+            alone, alike = without_index(domain, descriptor, plain, Path(folder) / f"{name} alone")
+            written[f"Guard, {name}"] = figures(domain, alone, plain, sscd) | {"alike": alike}
             for title, each in ((f"main, {name}", drawn), (f"Guard, {name}", alone)):
-                lines.append(_line(title, told[title], count))
+                lines.append(_line(title, written[title], count))
                 columns[title] = each.pictures[:count]
-            marks = {title: _marks(told[title]) for title in (f"main, {name}", f"Guard, {name}")}
-            sheet(world.memorised, columns, marks).save(arguments.out / f"guarded_{name}.png")
+            marks = {title: _marks(written[title]) for title in (f"main, {name}", f"Guard, {name}")}
+            sheet(domain.memorised, columns, marks).save(arguments.out / f"guarded_{name}.png")
             found = sum(v.copy for v in unguarded[:count])
             print(f"{name}: plain memorised called copies {found} of {count}, others {called}")
             ends = [
@@ -248,15 +251,15 @@ def main() -> int:
             ]
             told_ends = f"keys {ends[0]}, others {ends[1]}"
             print(f"  two drawings: {told_ends} ({watch.seconds:.0f} s)", flush=True)
-            told[f"{name}: others called copies when plain"] = called
+            written[f"{name}: others called copies when plain"] = called
     heading = [
         f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
-        "second check worst / copies", f"with any of {len(world.training)}",
+        "second check worst / copies", f"with any of {len(domain.training)}",
         f"own SSCD mean / worst / > {OWN_SSCD}", "escapes", "subject", "others identical",
     ]  # fmt: skip
     table = harness.markdown(heading, lines)
     print("\n" + table)
-    harness.write(arguments.out / "guarded", told, table)
+    harness.write(arguments.out / "guarded", written, table)
     return 0
 
 

@@ -28,8 +28,8 @@ from amg_core import presets
 from amg_core.decoders import Decoder, LinearDecoder, ModuleDecoder, load_taesd
 from amg_core.descriptors import create
 from amg_core.descriptors.latent import load_taesd_encoder
-from amg_core.probe import Probe
-from amg_core.session import Session
+from amg_core.run import SamplingRun
+from amg_core.similarity.matcher import Matcher
 from amg_demo import model as demo
 
 from .. import harness
@@ -61,7 +61,7 @@ class Passage:
 
     opened: list[bool]
     right: list[bool]
-    closeness: list[float]
+    score: list[float]
 
 
 class _Once:
@@ -90,13 +90,13 @@ def run(setting: Setting) -> Table:
     figures: dict = {}
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        probes = {}
+        matchers = {}
         for eye in whole(setting.eyes):
             descriptor = create(eye.kind, eye.weights)
             shown = NumberedRows([library.rows[row] for row in rows])
-            probe = harness.probe(shown, Path(folder) / eye.name, descriptor)
-            names = [rows[int(record.source)] for record in probe.index.records()]
-            probes[eye.name] = probe, names
+            matcher = harness.matcher(shown, Path(folder) / eye.name, descriptor)
+            names = [rows[int(record.source)] for record in matcher.index.records()]
+            matchers[eye.name] = matcher, names
         for auto in autoencoders(setting.autoencoder):
             others = [photograph(library.rows[r].load(), (256, 256)) for r in photographs[-12:]]
             ways = {auto.name: auto.decoder, f"{auto.name}, preview": preview(auto, others)}
@@ -104,8 +104,8 @@ def run(setting: Setting) -> Table:
                 few = strangers[:FEWER] if size[0] * size[1] > LARGE else strangers
                 latents = _latents(setting, auto, size, sources, few)
                 for way, decoder in ways.items():
-                    for name, (probe, names) in probes.items():
-                        looking = Probe(probe.searcher, probe.descriptor, _Once(decoder))
+                    for name, (matcher, names) in matchers.items():
+                        looking = Matcher(matcher.searcher, matcher.descriptor, _Once(decoder))
                         found = _through(library, looking, names, latents)
                         key = f"{way}, {size[0]}x{size[1]}, {name}"
                         figures[key] = found
@@ -113,7 +113,7 @@ def run(setting: Setting) -> Table:
                 watch.tell(f"{auto.name} {size}")
     heading = ["through, size, descriptor"]
     for kind in (PERFECT, IMPERFECT):
-        heading += [f"{kind}: at every step", "right", "closeness mean / least"]
+        heading += [f"{kind}: at every step", "right", "likeness mean / least"]
     heading.append(f"{STRANGER}: opened at any step")
     note = (
         f"{COPIES} photographs that the index holds, {STRANGERS} or {FEWER} that it does not; preset "
@@ -184,20 +184,20 @@ def _index_rows(library: Library, sources: list[int], strangers: list[int], seed
 
 
 @torch.no_grad()
-def _through(library: Library, probe: Probe, names: list[int], latents: list) -> dict:
+def _through(library: Library, matcher: Matcher, names: list[int], latents: list) -> dict:
     """What became of each kind."""
     off = {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.0}
     found: dict[str, list[Passage]] = {PERFECT: [], IMPERFECT: [], STRANGER: []}
     for kind, row, latent in latents:
-        session = Session(probe, presets.settings("main", probe.metric, **off))
+        sampling = SamplingRun(matcher, presets.settings("main", matcher.metric, **off))
         for t, sigma in LEVELS:
             level = torch.tensor([sigma])
-            session.step(latent, cond=latent, uncond=latent, cfg_scale=4.0, sigma=level, t=t)
+            sampling.step(latent, cond=latent, uncond=latent, cfg_scale=4.0, sigma=level, t=t)
         seen = Passage([], [], [])
-        for record in session.records:
+        for record in sampling.records:
             seen.opened.append(record.active[0])
             seen.right.append(names[record.neighbor[0]] in library.families[row])
-            seen.closeness.append(record.closeness[0])
+            seen.score.append(record.score[0])
         found[kind].append(seen)
     return {kind: _summary(seen) for kind, seen in found.items()}
 
@@ -208,10 +208,10 @@ def _summary(seen: list[Passage]) -> dict:
         "every": sum(all(s.opened) for s in seen),
         "any": sum(any(s.opened) for s in seen),
         "right": sum(all(s.right) for s in seen),
-        "mean": float(np.mean([s.closeness for s in seen])),
-        "least": float(np.min([s.closeness for s in seen])),
-        "most": float(np.max([s.closeness for s in seen])),
-        "each": [s.closeness for s in seen],
+        "mean": float(np.mean([s.score for s in seen])),
+        "least": float(np.min([s.score for s in seen])),
+        "most": float(np.max([s.score for s in seen])),
+        "each": [s.score for s in seen],
     }
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amg_core import judge, limits
+from amg_core import limits
+from amg_core.similarity import verifier
 from training.pool import trained_on
 
 from ..harness import to_tensor
@@ -164,7 +165,7 @@ def _copies(rows: list[Picture], row: int, likeness: np.ndarray) -> np.ndarray:
     asked = [i for i in nearest.tolist() if i != row and MAYBE < likeness[i] <= SAME]
     if asked:
         others = [_tensor(rows[i])[0] for i in asked]
-        score = judge.registered(_tensor(rows[row]), others).score
+        score = verifier.registered(_tensor(rows[row]), others).score
         found[asked] = (score > limits.REGISTERED).numpy()
     return found
 
@@ -176,7 +177,7 @@ def _tensor(picture: Picture) -> torch.Tensor:
 
 def _flat(picture: Picture) -> bool:
     """Nothing can be told of it, and the product says so."""
-    return judge.flat(_tensor(picture))
+    return verifier.flat(_tensor(picture))
 
 
 def _sources(rows, families, queries: int, rng: np.random.Generator) -> list[int]:

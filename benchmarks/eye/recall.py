@@ -173,8 +173,8 @@ def _sheets(setting: Setting, name: str, answers: list[Answer], limit: float) ->
         )
 
     def alarm(a: Answer) -> Group:
-        told = _named(library, a.unrelated, a.unrelated_named)
-        return Group(tiles(a, a.unrelated_named), f"{a.edit}: {told}")
+        title = _named(library, a.unrelated, a.unrelated_named)
+        return Group(tiles(a, a.unrelated_named), f"{a.edit}: {title}")
 
     sheets = {
         "misses": (map(miss, _few(missed, "edit", 2)), "Misses: query, source, named instead"),

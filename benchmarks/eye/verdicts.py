@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from amg_core.descriptors import create
-from amg_core.probe import Probe
-from amg_core.verdict import Verdict, verdict
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import Verdict, verdict
 
 from .. import harness
 from ..harness import Table, Watch, between, markdown
@@ -44,13 +44,13 @@ def run(setting: Setting) -> Table:
         for eye in whole(setting.eyes):
             descriptor = create(eye.kind, eye.weights)
             shown = NumberedRows([library.rows[r] for r in rows])
-            probe = harness.probe(shown, Path(folder) / eye.name, descriptor)
+            matcher = harness.matcher(shown, Path(folder) / eye.name, descriptor)
             found: dict = {}
             for edit in ASKED:
-                found[edit] = _counted(setting, probe, edit, inside)
+                found[edit] = _counted(setting, matcher, edit, inside)
                 watch.tell(f"{eye.name}, {edit}")
             for edit in ALSO_STRANGERS:
-                found[f"not in the index, {edit}"] = _counted(setting, probe, edit, outside)
+                found[f"not in the index, {edit}"] = _counted(setting, matcher, edit, outside)
             figures["eyes"][eye.name] = found
             lines += [_line(eye.name, name, one) for name, one in found.items()]
     note = (
@@ -67,19 +67,19 @@ def run(setting: Setting) -> Table:
     return Table("### Table 4: verdicts\n\n" + note + markdown(heading, lines), figures)
 
 
-def _counted(setting: Setting, probe: Probe, edit: str, sources: list[int]) -> dict:
-    told = []
+def _counted(setting: Setting, matcher: Matcher, edit: str, sources: list[int]) -> dict:
+    verdicts = []
     for source in sources:
         image, _ = edited(setting, edit, source)
-        told += verdict(probe, harness.to_tensor(image))
+        verdicts += verdict(matcher, harness.to_tensor(image))
     return {
-        "count": len(told),
-        "first": sum(_first(v) for v in told),
-        "second": sum(v.zncc > v.zncc_threshold for v in told),
-        "either": sum(v.copy for v in told),
-        "unsure": sum(bool(v.reason) for v in told),
-        "zncc": [round(v.zncc, 3) for v in told],
-        "closeness": [round(v.closeness, 3) for v in told],
+        "count": len(verdicts),
+        "first": sum(_first(v) for v in verdicts),
+        "second": sum(v.zncc > v.zncc_threshold for v in verdicts),
+        "either": sum(v.copy for v in verdicts),
+        "unsure": sum(bool(v.reason) for v in verdicts),
+        "zncc": [round(v.zncc, 3) for v in verdicts],
+        "score": [round(v.score, 3) for v in verdicts],
     }
 
 

@@ -95,11 +95,11 @@ def run(bench: Bench, numbers: Sequence[int]) -> list[tuple[int, str, str, str]]
         with os.fdopen(receiving) as lines:
             for line in lines:
                 if line.endswith("\n"):
-                    told = json.loads(line)
+                    answer = json.loads(line)
                     if drawn is None:
-                        drawn = tuple(told)
+                        drawn = tuple(answer)
                     else:
-                        ends.append((*drawn, told))
+                        ends.append((*drawn, answer))
                         drawn = None
         status = os.waitpid(pid, 0)[1]
         if drawn is not None:
@@ -161,8 +161,8 @@ def main() -> int:
         if end not in (REFUSED, READ):
             print(f"--seed {options.seed} --case {number}: {name}: {done}\n    {end}")
     for name in TARGETS:
-        told = ", ".join(f"{counts[name, end]} {end}" for end in (READ, REFUSED, "WRONG"))
-        print(f"{name:12}{told}")
+        answer = ", ".join(f"{counts[name, end]} {end}" for end in (READ, REFUSED, "WRONG"))
+        print(f"{name:12}{answer}")
     wrong = sum(count for (_, end), count in counts.items() if end == "WRONG")
     print(f"{len(ends)} mutations, {wrong} wrong")
     return 1 if wrong else 0

@@ -457,8 +457,8 @@ def _read_calibration(path: Path) -> str:
 def _make_report(folder: Path) -> None:
     """A tree of the right shape: what is in its parts is not checked by the reader."""
     kinds = {"schema": report.SCHEMA, "seed": 1}
-    told = {key: kinds.get(key) or kind() for key, kind in report._SHAPE.items()}
-    (folder / "report.json").write_text(json.dumps({"7": told}))
+    written = {key: kinds.get(key) or kind() for key, kind in report._SHAPE.items()}
+    (folder / "report.json").write_text(json.dumps({"7": written}))
 
 
 def _mutate_report(folder: Path, rng: random.Random) -> Case:

@@ -37,20 +37,20 @@ def main(arguments: list[str] | None = None) -> dict:
     options = _parse(arguments)
     host.load(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        world = rows.Shared(Path(folder), options.small, options.pictures)
+        scene = rows.Shared(Path(folder), options.small, options.pictures)
         if options.peak_of:
-            return _tell_peak(world, options)
+            return _tell_peak(scene, options)
         made = {"machine": _machine(options), "parts": [], "tables": []}
         print(f"{made['machine']}\n")
-        made["parts"] = parts.table(world, options.sizes, options.rows)
+        made["parts"] = parts.table(scene, options.sizes, options.rows)
         _print_parts(made["parts"])
         for size in options.sizes:
             for batch in options.batches:
-                table = _table(world, size, batch, options)
+                table = _table(scene, size, batch, options)
                 made["tables"].append(table)
                 _print_table(table)
         print("\nMultiply-accumulates a step as ratios to plain, at any batch:")
-        made["growth"] = _growth(world, made["tables"][0])
+        made["growth"] = _growth(scene, made["tables"][0])
         _print_growth(made["growth"])
     if options.json:
         options.json.write_text(json.dumps(made, indent=1))
@@ -99,9 +99,9 @@ def _machine(options: argparse.Namespace) -> str:
     )
 
 
-def _table(world: rows.Shared, size: int, batch: int, options: argparse.Namespace) -> dict:
+def _table(scene: rows.Shared, size: int, batch: int, options: argparse.Namespace) -> dict:
     """Measure every row at one size and batch."""
-    models = {row: rows.patched(row, world) for row in options.rows}
+    models = {row: rows.patched(row, scene) for row in options.rows}
     shape = size, batch, options.steps
     apart = options.device != "cpu"
     counted = {row: measure.run(m, *shape, count=True) for row, m in models.items() if apart}
@@ -147,26 +147,26 @@ def _peak(row: str, size: int, batch: int, options: argparse.Namespace) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _tell_peak(world: rows.Shared, options: argparse.Namespace) -> dict:
+def _tell_peak(scene: rows.Shared, options: argparse.Namespace) -> dict:
     """What `_peak` reads. The text encoder is loaded in every row, as it is in every graph."""
-    _ = world.clip
-    model = rows.patched(options.peak_of, world)
+    _ = scene.clip
+    model = rows.patched(options.peak_of, scene)
     measure.run(model, options.sizes[0], options.batches[0], options.steps)
     print(measure.peak_resident())
     return {}
 
 
-def _growth(world: rows.Shared, table: dict) -> list[dict]:
+def _growth(scene: rows.Shared, table: dict) -> list[dict]:
     """MACs a step at other sizes, as ratios, by what was counted at one of 288 px or more.
 
     From there on what the guard adds for a picture is always the same, for it decodes no more than its
     descriptor can use; branches of the model that a row draws besides grow with the model's own.
     """
-    base = measure.branch_macs(world.model, table["size"])
+    base = measure.branch_macs(scene.model, table["size"])
     plain = table["rows"][0]["macs"] / table["batch"]
     found = []
     for size in (384, 512, 768, 1024):
-        branch, ratios = measure.branch_macs(world.model, size), {}
+        branch, ratios = measure.branch_macs(scene.model, size), {}
         for one in table["rows"]:
             if one["row"] in (rows.PLAIN, rows.AUTHORS):
                 continue

@@ -12,9 +12,9 @@ import torch
 from . import host
 
 PLAIN, AUTHORS = "plain", "authors"
-NEVER, ALWAYS = 1e3, -1e3  # thresholds of closeness
+NEVER, ALWAYS = 1e3, -1e3  # thresholds of likeness
 DESCRIPTORS = ("compact", "pixel", "latent", "sscd")
-# name: preset, whether a text encoder is connected, what closeness counts as nothing stored
+# name: preset, whether a text encoder is connected, what likeness counts as nothing stored
 GUARDS = {
     "watch": ("main", True, ALWAYS),
     "terms": ("paper", False, ALWAYS),
@@ -74,82 +74,84 @@ class Shared:
     def vae(self):
         return self.part("vae", lambda: host.vae(self.small))
 
-    def probe(self, name: str):
-        """A `Probe` on a random index, without a decoder."""
+    def matcher(self, name: str):
+        """A `Matcher` on a random index, without a decoder."""
 
         def make():
             chosen = host.descriptor(name)
             index = host.RandomIndex(self.folder, chosen.spec, self.pictures)
             searcher = host.module("amg_core.index.search").Searcher(index)
-            return host.module("amg_core.probe").Probe(searcher, chosen)
+            return host.module("amg_core.similarity.matcher").Matcher(searcher, chosen)
 
         return self.part(f"probe {name}", make)
 
 
-def patched(row: str, world: Shared):
+def patched(row: str, scene: Shared):
     """A clone of the model with what the row does; the guard by the plugin's own hook."""
     if row == PLAIN:
-        return world.model.clone()
+        return scene.model.clone()
     if row == AUTHORS:
-        return authors_way(world)
+        return authors_way(scene)
     guard, which = row.split()
-    preset, captions, unrelated = GUARDS[guard]
-    probe = world.probe(which)
+    preset, captions, safe_score = GUARDS[guard]
+    matcher = scene.matcher(which)
     threshold = NEVER if guard == "watch" else ALWAYS
-    settings = _forced(preset, probe.metric, threshold, unrelated)
-    clip = world.clip if captions else None
-    return host.module("nodes.hook").attach(world.model, probe, settings, clip=clip, decoder="auto")
+    settings = _forced(preset, matcher.metric, threshold, safe_score)
+    clip = scene.clip if captions else None
+    return host.module("nodes.hook").attach(
+        scene.model, matcher, settings, clip=clip, decoder="auto"
+    )
 
 
-def _forced(preset: str, metric: str, threshold: float, unrelated: float):
+def _forced(preset: str, metric: str, threshold: float, safe_score: float):
     """A preset that acts never or always, and whose ways out are all or none of them good."""
     level = host.module("amg_core.schedule").Schedule("constant", threshold, threshold)
     settings = host.module("amg_core.presets").settings(preset, metric, schedule=level)
     reduction = host.module("amg_core.guidance").PromptReduction
-    return replace(settings, release=threshold).tuned(reduction, unrelated=unrelated)
+    return replace(settings, release=threshold).tuned(reduction, safe_score=safe_score)
 
 
-def authors_way(world: Shared):
+def authors_way(scene: Shared):
     """AMG-sd's `cond_fn`: decode in full with the VAE, embed, differentiate; twice a step.
 
     The second time is after the guidance by the neighbour's caption, which is one more branch.
     """
     from comfy.patcher_extension import WrappersMP
 
-    probe, vae, clip = world.probe("sscd"), world.vae, world.clip
+    matcher, vae, clip = scene.matcher("sscd"), scene.vae, scene.clip
     decoding, conditioning = host.module("nodes.decoding"), host.module("nodes.conditioning")
-    space = world.model.get_model_object("latent_format")
+    space = scene.model.get_model_object("latent_format")
     decoder = decoding.choose(space, "vae", vae)
-    scale = probe.scales[-1]
-    model = world.model.clone()
+    scale = matcher.scales[-1]
+    model = scene.model.clone()
     device = model.load_device
 
     def gradient(latent: torch.Tensor) -> tuple[torch.Tensor, int]:
         with torch.inference_mode(False), torch.enable_grad():
             latent = latent.detach().clone().requires_grad_()
-            query = probe.descriptor.embed(decoder(latent), scale)
-            _, ids = probe.searcher.nearest(query.cpu(), scale, 1)
-            neighbor = probe.searcher.rows(ids[0], scale).to(query)
+            query = matcher.descriptor.embed(decoder(latent), scale)
+            _, ids = matcher.searcher.nearest(query.cpu(), scale, 1)
+            neighbor = matcher.searcher.rows(ids[0], scale).to(query)
             (found,) = torch.autograd.grad((query * neighbor).sum(), latent)
         return found, int(ids[0, 0])
 
     def step(args: dict) -> torch.Tensor:
         denoised = args["denoised"]
         first = [gradient(one) for one in denoised.split(1)]
-        captions = [probe.index.caption(i) for _, i in first]
-        other = conditioning.Predictions(clip, {}).neighbor(args, captions)
+        captions = [matcher.index.caption(i) for _, i in first]
+        other = conditioning.OtherTexts(clip, {}).neighbor(args, captions)
         moved = denoised - (other - args["uncond_denoised"])
         second = [gradient(one)[0] for one in moved.split(1)]
         return moved - 1e-3 * torch.cat(second).to(moved)
 
     def run(executor, *args, **kwargs):
         with torch.inference_mode(False):
-            decoder.to(device), probe.descriptor.to(device)
+            decoder.to(device), matcher.descriptor.to(device)
         try:
             return executor(*args, **kwargs)
         finally:
             with torch.inference_mode(False):
-                decoder.to("cpu"), probe.descriptor.to("cpu")
+                decoder.to("cpu"), matcher.descriptor.to("cpu")
 
     model.set_model_sampler_post_cfg_function(step)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "authors", run)

@@ -12,7 +12,7 @@ from amg_core.errors import AMGError
 from amg_demo.evaluate import sscd_embedding
 
 from .. import harness
-from . import methods, report, worlds
+from . import domains, methods, report
 from .grade import Embed, Judges
 from .report import Row
 from .train import TrainingRecipe
@@ -49,15 +49,15 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
     """Draw and grade every row of the chosen models; returns what figures.json holds."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    watch, results = harness.Watch(), {"arguments": _json(vars(arguments)), "worlds": {}}
+    watch, results = harness.Watch(), {"arguments": _json(vars(arguments)), "domains": {}}
     makers = {
-        "text": (lambda: worlds.text_world(arguments.models), methods.text_methods),
+        "text": (lambda: domains.text_world(arguments.models), methods.text_methods),
         "class": (
-            lambda: worlds.class_world(arguments.models, _recipe(arguments), _tell),
+            lambda: domains.class_world(arguments.models, _recipe(arguments), _tell),
             methods.class_methods,
         ),
         "unconditional": (
-            lambda: worlds.unconditional_world(arguments.models, _recipe(arguments), _tell),
+            lambda: domains.unconditional_world(arguments.models, _recipe(arguments), _tell),
             methods.unconditional_methods,
         ),
     }
@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
             m for m in rows()
             if m.name == "plain" or not arguments.methods or m.name in arguments.methods
         ]  # fmt: skip
-        results["worlds"][name] = table(judges, chosen, arguments, name)
+        results["domains"][name] = table(judges, chosen, arguments, name)
         results["seconds"] = watch.seconds
-        harness.write(out, results, _text(results["worlds"].values()))
+        harness.write(out, results, _text(results["domains"].values()))
     print(
         f"\n{results['seconds']:.0f} s in all; sheets, curves and figures.json in {out.resolve()}"
     )
@@ -84,16 +84,16 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
 
 def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> dict:
     """Draw, grade, print and save one world."""
-    world, out = judges.world, arguments.out
-    asked = list(world.prompts(arguments.seeds, arguments.first))
+    domain, out = judges.domain, arguments.out
+    asked = list(domain.prompts(arguments.seeds, arguments.first))
     captions, seeds = [caption for caption, _, _ in asked], [seed for _, seed, _ in asked]
     group = torch.tensor([g for _, _, g in asked])
     made: dict[str, Row] = {}
     own = None
     for method in rows:
         n = len(group) if method.others else int((group == 0).sum())  # the memorised come first
-        _tell(f"{world.name}: drawing {n} pictures, {method.name}")
-        drawn = methods.draw(world, method, captions[:n], seeds[:n], arguments.steps)
+        _tell(f"{domain.name}: drawing {n} pictures, {method.name}")
+        drawn = methods.draw(domain, method, captions[:n], seeds[:n], arguments.steps)
         if own is None:
             own = judges.own(drawn.pictures, captions)
         plain = made["plain"].drawn.pictures if made else drawn.pictures
@@ -128,7 +128,7 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
         tables[title] = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
         }
-        clean = memorised & (plain.grades.closeness <= report.COPY)
+        clean = memorised & (plain.grades.score <= report.COPY)
         if clean.sum() >= report.FEW:  # the quality that is left where nothing is copied
             tables[title][CLEAN] = report.paper_columns(plain, clean, judges.real)
         limits = f"ZNCC limits: own {judges.own_limit:.2f}, any {judges.limit:.2f}"
@@ -144,7 +144,7 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
                 k: report.dormant_columns(row, others)
                 for k, row in part.items() if row.method.others
             }  # fmt: skip
-        untouched = memorised & (plain.grades.closeness <= report.COPY)
+        untouched = memorised & (plain.grades.score <= report.COPY)
         if number in (2, 3) and untouched.any():
             heading = (
                 f"{TITLES[number]}: the {int(untouched.sum())} whose unguarded twin is no copy"
@@ -168,14 +168,14 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
 
 def _columns(row: Row) -> dict[str, list]:
     g = row.grades
-    names = ("nl2", "closeness", "views", "other", "zncc", "zncc_own", "sscd", "sscd_own")
+    names = ("nl2", "score", "views", "other", "zncc", "zncc_own", "sscd", "sscd_own")
     kept = {n: getattr(g, n) for n in (*names, "alignment", "same")}
     kept = {n: v for n, v in kept.items() if v is not None and not torch.isnan(v).any()}
     return {n: v.tolist() for n, v in kept.items()} | {"acted": row.drawn.acted}
 
 
 def _text(tables_of_worlds: Iterable[dict]) -> str:
-    parts = [part for world in tables_of_worlds for part in world["tables"].items()]
+    parts = [part for domain in tables_of_worlds for part in domain["tables"].items()]
     return "\n".join(f"### {title}\n\n{report.markdown(part)}" for title, part in parts)
 
 

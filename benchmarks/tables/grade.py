@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from amg_core import judge
 from amg_core.limits import COPY, ZNCC
-from amg_core.probe import Probe
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
 from amg_demo.evaluate import kid, score
 from amg_demo.sheet import to_image
 from index_tools import intervals
 
-from .worlds import World
+from .domains import Domain
 
 Embed = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) -> unit rows (B, D)
 
@@ -44,7 +44,7 @@ class Grades:
     """One figure a picture, (B,) each, and features (B, D); see `grade`."""
 
     nl2: Tensor
-    closeness: Tensor
+    score: Tensor
     views: Tensor
     other: Tensor
     zncc: Tensor
@@ -64,7 +64,7 @@ def pair_limit(pictures: Tensor, quantile: float = 0.99) -> float:
     among hundreds, one is alike by chance, and judged by it half a copy of one's own picture passes.
     """
     both = torch.maximum(
-        judge.zncc_matrix(pictures, pictures), judge.zncc_matrix(pictures, pictures.flip(-1))
+        verifier.zncc_matrix(pictures, pictures), verifier.zncc_matrix(pictures, pictures.flip(-1))
     )
     pairs = both[~torch.eye(len(both), dtype=torch.bool)]
     return float(np.quantile(pairs.numpy(), quantile))
@@ -77,17 +77,17 @@ class Judges:
     limit, own_limit : the ZNCC above which any training picture, or the prompt's own, was copied.
     """
 
-    world: World
+    domain: Domain
     sscd: Embed | None = None
 
     def __post_init__(self) -> None:
-        self.training = self.world.data.pictures
+        self.training = self.domain.data.pictures
         self.limit = ZNCC
         self.own_limit = pair_limit(self.training)
         self.sscd_rows = None if self.sscd is None else self.sscd(self.training)
         with torch.inference_mode():
-            once = self.training[self.world.data.copies == 1]
-            self.real = self.world.scorer(once)["features"]
+            once = self.training[self.domain.data.copies == 1]
+            self.real = self.domain.scorer(once)["features"]
 
     @torch.inference_mode()
     def grade(
@@ -100,22 +100,24 @@ class Judges:
         plain : Tensor (B, 3, H, W)
             The unguarded twins.
         eye : {"pixel", "latent"}
-            The descriptor that guarded: `closeness` is its measure, `other` that of the other one.
+            The descriptor that guarded: `score` is its measure, `other` that of the other one.
         """
-        probe = self.world.probes["pixel"]
-        labels = self.world.subject(captions) if captions[0] else torch.zeros(len(pictures)).long()
-        base = score(pictures, probe, self.training, self.world.scorer, labels)
-        latent = self.world.probes["latent"].look_at_pictures(pictures).closeness
-        pixel = base.closeness
+        matcher = self.domain.matchers["pixel"]
+        labels = self.domain.subject(captions) if captions[0] else torch.zeros(len(pictures)).long()
+        base = score(pictures, matcher, self.training, self.domain.scorer, labels)
+        latent = self.domain.matchers["latent"].match_pictures(pictures).score
+        pixel = base.score
         sscd = None if self.sscd is None else self.sscd(pictures)
         mine = self.training[own.ids]
         return Grades(
             nl2=base.nl2,
-            closeness=pixel if eye == "pixel" else latent,
-            views=on_views(probe, pictures),
+            score=pixel if eye == "pixel" else latent,
+            views=on_views(matcher, pictures),
             other=latent if eye == "pixel" else pixel,
             zncc=base.zncc,
-            zncc_own=torch.maximum(judge.zncc(pictures, mine), judge.zncc(pictures, mine.flip(-1))),
+            zncc_own=torch.maximum(
+                verifier.zncc(pictures, mine), verifier.zncc(pictures, mine.flip(-1))
+            ),
             zncc_limit=torch.where(own.known, self.own_limit, self.limit),
             sscd=None if sscd is None else (sscd @ self.sscd_rows.T).amax(dim=1),
             sscd_own=None if sscd is None else (sscd * self.sscd_rows[own.ids]).sum(dim=1),
@@ -129,8 +131,8 @@ class Judges:
 
         A duplicated caption of the text model belongs to one picture: then it is that one.
         """
-        match = self.world.probes["pixel"].look_at_pictures(plain)
-        ids, known, data = match.ids, match.closeness > COPY, self.world.data
+        match = self.domain.matchers["pixel"].match_pictures(plain)
+        ids, known, data = match.ids, match.score > COPY, self.domain.data
         for i, caption in enumerate(captions):
             if caption and data.captions.count(caption) == 1:
                 ids[i], known[i] = data.captions.index(caption), True
@@ -143,7 +145,7 @@ def fooled(grades: Grades) -> Tensor:
     Unseen: the other descriptor family, the descriptor on other views, and the correlation with the
     picture that the unguarded twin copied.
     """
-    return (grades.closeness <= COPY) & unseen(grades)
+    return (grades.score <= COPY) & unseen(grades)
 
 
 def unseen(grades: Grades) -> Tensor:
@@ -171,9 +173,9 @@ def views(pictures: Tensor) -> dict[str, Tensor]:
     }
 
 
-def on_views(probe: Probe, pictures: Tensor) -> Tensor:
-    """The largest closeness that any view has to any picture of the index (B,)."""
-    seen = [probe.look_at_pictures(view).closeness for view in views(pictures).values()]
+def on_views(matcher: Matcher, pictures: Tensor) -> Tensor:
+    """The largest likeness that any view has to any picture of the index (B,)."""
+    seen = [matcher.match_pictures(view).score for view in views(pictures).values()]
     return torch.stack(seen).amax(dim=0)
 
 

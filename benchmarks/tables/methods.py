@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from amg_core import presets
+from amg_core.run import SamplingRun, Settings
 from amg_core.schedule import Schedule
-from amg_core.session import Session, Settings
-from amg_core.verdict import verdict
+from amg_core.similarity.verdict import verdict
 from amg_demo.sample import Guide, closed_loop, euler
 
-from .worlds import World
+from .domains import Domain
 
 BATCH = 16
 RETRIES = 2  # as the node has it
@@ -150,15 +150,15 @@ def random_number(captions: list[str], vocabulary: list[str], rng: np.random.Gen
     return _insert(captions, lambda _: str(rng.integers(100_000)), rng)
 
 
-def contexts(world: World, method: Method, captions: list[str], seeds: list[int]) -> Tensor:
+def contexts(domain: Domain, method: Method, captions: list[str], seeds: list[int]) -> Tensor:
     """What the model is asked, one row a caption; each from a generator of its own seed."""
     if method.words is not None:
-        vocabulary = sorted({w for text in world.data.captions for w in text.split()})
+        vocabulary = sorted({w for text in domain.data.captions for w in text.split()})
         captions = [
             method.words([text], vocabulary, np.random.default_rng(seed))[0]
             for text, seed in zip(captions, seeds, strict=True)
         ]
-    context = world.encode(captions)
+    context = domain.encode(captions)
     if method.noise:
         noise = [
             torch.randn(context.shape[1:], generator=torch.Generator().manual_seed(seed + 1))
@@ -172,26 +172,26 @@ def contexts(world: World, method: Method, captions: list[str], seeds: list[int]
 
 
 def sample(
-    world: World, context: Tensor, seeds: list[int], steps: int, guide: Guide | None
+    domain: Domain, context: Tensor, seeds: list[int], steps: int, guide: Guide | None
 ) -> Tensor:
     """Latents (B, C, H, W)."""
     return euler(
-        world, context, seeds, world.shape, steps=steps, cfg_scale=world.cfg_scale,
-        conditional=world.conditional, guide=guide,
+        domain, context, seeds, domain.shape, steps=steps, cfg_scale=domain.cfg_scale,
+        conditional=domain.conditional, guide=guide,
     )  # fmt: skip
 
 
 def draw(
-    world: World, method: Method, captions: list[str], seeds: list[int], steps: int
+    domain: Domain, method: Method, captions: list[str], seeds: list[int], steps: int
 ) -> Drawings:
     """The same seeds and the same batches whatever the method: rows pair picture by picture."""
     drawn, pictures, start = Drawings(torch.empty(0)), [], time.perf_counter()
     for i in range(0, len(captions), BATCH):
         part = slice(i, i + BATCH)
         with torch.inference_mode():
-            context = contexts(world, method, captions[part], seeds[part])
-        latents, report, redrawn = _draw_batch(world, method, context, seeds[part], steps)
-        pictures.append(world.decode(latents))
+            context = contexts(domain, method, captions[part], seeds[part])
+        latents, report, redrawn = _draw_batch(domain, method, context, seeds[part], steps)
+        pictures.append(domain.decode(latents))
         drawn.redrawn += redrawn
         if report is not None:
             drawn.reports.append(report)
@@ -202,32 +202,32 @@ def draw(
     return drawn
 
 
-def _draw_batch(world: World, method: Method, context: Tensor, seeds: list[int], steps: int):
+def _draw_batch(domain: Domain, method: Method, context: Tensor, seeds: list[int], steps: int):
     """Latents, the (first) report and how many samples were drawn again.
 
     With retries, as the node does it: the last one starts from other noise.
     """
     if method.settings is None:
-        return sample(world, context, seeds, steps, None), None, 0
-    probe = world.probes[method.eye]
+        return sample(domain, context, seeds, steps, None), None, 0
+    matcher = domain.matchers[method.eye]
     if not method.retries:
-        session = Session(probe, method.settings, steps)
-        drawn = session.drawn(sample(world, context, seeds, steps, session.step))
+        run = SamplingRun(matcher, method.settings, steps)
+        drawn = run.drawn(sample(domain, context, seeds, steps, run.step))
         return drawn.latents, drawn.report, 0
     outcome = closed_loop(
-        lambda chosen, guide: sample(world, context, chosen, steps, guide),
-        lambda latents, named: verdict(probe, world.decode(latents), named),
-        probe, method.settings, seeds, retries=method.retries, steps=steps,
+        lambda chosen, guide: sample(domain, context, chosen, steps, guide),
+        lambda latents, named: verdict(matcher, domain.decode(latents), named),
+        matcher, method.settings, seeds, retries=method.retries, steps=steps,
     )  # fmt: skip
     again = {i for attempt in outcome.attempts[1:] for i in attempt.samples}
     return outcome.latents, outcome.attempts[0].report, len(again)
 
 
-def watch(world: World, captions: list[str], seeds: list[int], steps: int) -> dict:
+def watch(domain: Domain, captions: list[str], seeds: list[int], steps: int) -> dict:
     """The report of plain sampling with a guard that only looks."""
     settings = presets.settings("main", "nl2", despecification=0, deduplication=0, dissimilarity=0)
     with torch.inference_mode():
-        context = world.encode(captions)
-    session = Session(world.probes["pixel"], settings, steps)
-    sample(world, context, seeds, steps, session.step)
-    return session.report()
+        context = domain.encode(captions)
+    run = SamplingRun(domain.matchers["pixel"], settings, steps)
+    sample(domain, context, seeds, steps, run.step)
+    return run.report()

@@ -82,7 +82,7 @@ def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Interval]:
 def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Interval]:
     """What the guard's own measure says, then the judges that no guidance has seen."""
     g = pick(row.grades, rows)
-    clean = g.closeness <= COPY
+    clean = g.score <= COPY
     return {
         "own measure: copies %": percentage(~clean),
         "on views %": percentage(g.views > COPY),
@@ -106,7 +106,7 @@ def dormant_columns(row: Row, rows: Tensor) -> dict[str, Interval]:
         "guard acted %": percentage(acted),
         "bit-identical %": percentage(g.same),
         "identical where it never acted %": percentage(g.same[~acted]),
-        "own measure: copies %": percentage(g.closeness > COPY),
+        "own measure: copies %": percentage(g.score > COPY),
         "alignment": mean(g.alignment),
     }
 
@@ -152,7 +152,7 @@ def failures(row: Row, captions: list[str], seeds: list[int]) -> list[dict]:
     for i in (unseen(g) & (row.group == 0)).nonzero()[:, 0].tolist():
         figures = {
             name: round(float(getattr(g, name)[i]), 3)
-            for name in ("closeness", "views", "other", "zncc_own", "zncc", "nl2")
+            for name in ("score", "views", "other", "zncc_own", "zncc", "nl2")
         }
         if g.sscd_own is not None:
             figures |= {"sscd_own": round(float(g.sscd_own[i]), 3)}
@@ -192,9 +192,9 @@ def save_curves(
 ) -> None:
     """The paper's Fig. 3: without and with the guard, the same pictures."""
     batch = len(guarded.drawn.reports[0]["guarded_evaluations"])
-    watched = watch(judges.world, captions[:batch], seeds[:batch], steps)
+    watched = watch(judges.domain, captions[:batch], seeds[:batch], steps)
     plots = [
-        curve(_first(report), title=f"{judges.world.name}: {title}")
+        curve(_first(report), title=f"{judges.domain.name}: {title}")
         for report, title in ((watched, "plain"), (guarded.drawn.reports[0], guarded.method.name))
     ]
     side_by_side(plots).save(path)

@@ -41,5 +41,5 @@ def apart(code: str, *arguments: object) -> tuple[list, int]:
     except subprocess.TimeoutExpired:
         raise AssertionError("it hangs") from None
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
-    told, grown = json.loads(done.stdout.splitlines()[-1])
-    return told, grown
+    report, grown = json.loads(done.stdout.splitlines()[-1])
+    return report, grown

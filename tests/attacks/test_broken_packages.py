@@ -62,8 +62,8 @@ def test_searches_go_on_without_faiss(index, broken, caplog):
             assert searcher.prepare(16) == "exact"
             row = torch.from_numpy(np.asarray(index.rows(16)[2:3])).float()
             assert searcher.nearest(row, 16, 1)[1].item() == 2
-    (told,) = [record for record in caplog.records if "faiss" in record.getMessage()]
-    assert "installed and cannot be used" in told.getMessage()
+    (report,) = [record for record in caplog.records if "faiss" in record.getMessage()]
+    assert "installed and cannot be used" in report.getMessage()
 
 
 def test_a_chosen_engine_names_what_is_broken(index, broken):

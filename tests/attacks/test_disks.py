@@ -141,9 +141,9 @@ for name, change in changes.items():
 @posix
 def test_a_full_disk_is_an_error_with_a_next_step_and_loses_nothing(made, tmp_path, pixel):
     more = fill(tmp_path / "more", 12)
-    told = run(LIMITED, made, more).splitlines()
+    report = run(LIMITED, made, more).splitlines()
     for name in ("build", "add", "remove", "mute"):
-        assert f"{name} refused" in told
+        assert f"{name} refused" in report
     build(more, made, pixel)
     with Index.open(made) as index:
         index.verify()
@@ -201,8 +201,8 @@ def test_a_folder_that_one_may_not_look_into_is_told_in_words(
     out = tmp_path / "new"
     more = {"info": [made], "add": [pictures, made], "build": [pictures, out]}[command]
     assert main([command, *map(str, more)]) == 1
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert told.startswith(f"error: {shut}") and "that you may read" in told
+    (report,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert report.startswith(f"error: {shut}") and "that you may read" in report
 
 
 def test_a_failed_change_gives_the_room_back(made, monkeypatch):

@@ -48,8 +48,8 @@ with tempfile.TemporaryDirectory() as folder:
 @POSIX
 def test_a_hundred_mutations_are_refused_or_read_right():
     pytest.importorskip("faiss"), pytest.importorskip("pyarrow")
-    told, _ = apart(RUN + "    tell(run, Bench(Path(folder), 1, TARGETS), range(100))\n")
-    (ends,) = told
+    written, _ = apart(RUN + "    tell(run, Bench(Path(folder), 1, TARGETS), range(100))\n")
+    (ends,) = written
     assert [number for number, *_ in ends] == list(range(100))
     assert [each for each in ends if each[3] not in ("refused", "read")] == []
     assert {name for _, name, *_ in ends} == {
@@ -108,10 +108,10 @@ SEEN = """
 @POSIX
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
 def test_the_fuzzer_sees_what_it_looks_for():
-    told, _ = apart(RUN + SEEN)
+    written, _ = apart(RUN + SEEN)
     wanted = ["AttributeError: oh", "took over", "killed by SIGABRT", "MemoryError", "memory ran out",
               "AMGError of 5000", "something else", "refused", "read"]  # fmt: skip
-    for ends, words in zip(told, wanted, strict=True):
+    for ends, words in zip(written, wanted, strict=True):
         assert [number for number, *_ in ends] == [0, 1]  # the second one is read after all
         assert all(words in end and done == "cut" for _, _, done, end in ends), (words, ends)
 
@@ -123,7 +123,7 @@ def test_the_fuzzer_sees_what_it_looks_for():
 def test_a_small_picture_takes_little_memory(tmp_path):
     """Room for the largest file allowed was taken for every file: 1 GiB for each reading thread."""
     paint(1).save(tmp_path / "a.png")
-    told, _ = apart(
+    written, _ = apart(
         "import resource\nfrom pathlib import Path\n"
         "from amg_core.index.picture import read_file\n"
         "before = peak()\n"
@@ -132,7 +132,7 @@ def test_a_small_picture_takes_little_memory(tmp_path):
         "tell(lambda: len(read_file(Path(sys.argv[1]))))\n",
         tmp_path / "a.png",
     )
-    assert told == [(tmp_path / "a.png").stat().st_size]
+    assert written == [(tmp_path / "a.png").stat().st_size]
 
 
 def test_a_file_of_the_limit_is_read_and_a_longer_one_is_not(tmp_path):

@@ -92,8 +92,8 @@ def test_programs_in_the_database_are_refused(honest, tmp_path):
     for name, statements in PROGRAMS.items():
         shutil.copytree(honest, tmp_path / name)
         indexes.append(altered(tmp_path / name, *statements))
-    told, grown = open_apart(*indexes)
-    for name, words in zip(PROGRAMS, told, strict=True):
+    written, grown = open_apart(*indexes)
+    for name, words in zip(PROGRAMS, written, strict=True):
         assert words.startswith("AMGError: ") and "other tables" in words, (name, words)
     assert grown < 1 << 28
 
@@ -123,8 +123,8 @@ def cyclic(index: Path) -> Path:
 
 
 def test_pages_that_are_used_twice_are_refused(index):
-    told, _ = open_apart(cyclic(index))
-    assert told[0].startswith("AMGError: ") and "not a sound database" in told[0]
+    written, _ = open_apart(cyclic(index))
+    assert written[0].startswith("AMGError: ") and "not a sound database" in written[0]
 
 
 VALUES = {
@@ -158,8 +158,8 @@ def test_a_thumbnail_is_not_decoded_before_its_size_is_known(index, tmp_path, ki
     file = tmp_path / "large"
     Image.new("RGB", (13_000, 13_000)).save(file, kind, quality=1)
     altered(index, "UPDATE thumbnails SET data = ? WHERE id = 0", values=[file.read_bytes()])
-    told, grown = open_apart(index)
-    assert "Thumbnail 0" in told[0] and "13000 x 13000" in told[0]
+    written, grown = open_apart(index)
+    assert "Thumbnail 0" in written[0] and "13000 x 13000" in written[0]
     assert grown < 1 << 28
 
 
@@ -187,8 +187,8 @@ def test_a_pipe_is_not_waited_for(index, name):
     seal_with(index, "{}")
     (index / name).unlink()
     os.mkfifo(index / name)
-    told, _ = open_apart(index)
-    (words,) = told
+    written, _ = open_apart(index)
+    (words,) = written
     assert words == "read" if "cache" in name else "manifest.json cannot be read" in words
 
 
@@ -196,8 +196,8 @@ def test_a_pipe_is_not_waited_for(index, name):
 def test_a_sparse_file_is_not_read(index, name):
     seal_with(index, "{}")
     os.truncate(index / name, 1 << 36)
-    told, grown = open_apart(index)
-    (words,) = told
+    written, grown = open_apart(index)
+    (words,) = written
     assert words == "read" if "cache" in name else "larger than" in words
     assert grown < 1 << 28
 
@@ -238,14 +238,14 @@ def test_a_pipe_among_pictures_is_not_waited_for(tmp_path):
     pictures = fill(tmp_path / "pictures", 2)
     for name in ("p000.txt", "metadata.jsonl", "all.csv", "pipe.png"):
         os.mkfifo(pictures / name)
-    told, _ = apart(
+    written, _ = apart(
         "from amg_core.descriptors import create\n"
         "from amg_core.index import build\n"
         "before = peak()\n"
         "tell(lambda *given: build(*given, create('pixel')).count, *sys.argv[1:])\n",
         pictures, tmp_path / "index",
     )  # fmt: skip
-    assert told == [2]
+    assert written == [2]
 
 
 def test_a_picture_in_a_column_of_text_makes_no_long_message(tmp_path):

@@ -157,8 +157,8 @@ def test_a_build_ends_by_saying_how_many(tmp_path, pixel, capsys):
         and "beside no picture of that name (notes.txt)" in printed
     )
     assert cli.main([*given, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["captioned"], told["files"]) == (1, 3)
+    written = json.loads(capsys.readouterr().out)
+    assert (written["captioned"], written["files"]) == (1, 3)
     (folder / "notes.txt").unlink()
     assert cli.main(given) == 0  # nothing to complain of: where captions are looked for
     assert "1 of 3 with a caption (see docs/sources.md)\n" in capsys.readouterr().out

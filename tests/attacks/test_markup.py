@@ -50,12 +50,12 @@ def sent(monkeypatch):
 @pytest.mark.parametrize("text", MARKUP)
 def test_a_text_on_a_node_is_no_markup(pack, sent, text):
     pack.module("nodes.show").text_on("7")(text)
-    ((told, node),) = sent
+    ((report, node),) = sent
     assert node == "7"
-    assert Tags(told).found == []
-    assert not re.search(r"\[\[[^|\]]+\|[^\]]+\]\]", told)  # newer front ends make a link of it
+    assert Tags(report).found == []
+    assert not re.search(r"\[\[[^|\]]+\|[^\]]+\]\]", report)  # newer front ends make a link of it
     words = re.findall(r"\w+", text)
-    assert re.findall(r"\w+", told) == words  # nothing is lost of what a person reads
+    assert re.findall(r"\w+", report) == words  # nothing is lost of what a person reads
 
 
 def test_an_ordinary_text_stays_as_it_is(pack, sent):

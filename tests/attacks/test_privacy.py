@@ -13,10 +13,10 @@ from amg_core.descriptors import create
 from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
-from amg_core.loop import Attempt, Outcome
-from amg_core.probe import Probe
-from amg_core.session import Session
-from amg_core.verdict import verdict
+from amg_core.retry import Attempt, Outcome
+from amg_core.run import SamplingRun
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from tests.index.helpers import paint
 
 SECRETS = ("confidential", "unreleased", "sequel")
@@ -32,7 +32,7 @@ class Pictures:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict:
+def written(tmp_path_factory) -> dict:
     """The report of a run that ended in copies of pictures of a private index."""
     folder = tmp_path_factory.mktemp("private")
     for i in range(8):
@@ -41,47 +41,49 @@ def told(tmp_path_factory) -> dict:
         (folder / "made" / f"unreleased-{i}.txt").write_text(f"the hero of the sequel, {i}")
     build(folder / "made", folder / "confidential-client", create("pixel"))
     with Index.open(folder / "confidential-client") as index:
-        probe = Probe(Searcher(index), create("pixel"), Pictures())
-        session = Session(probe, presets.settings("main", "nl2"))
-        scale = probe.scales[-1]
-        copies = probe.searcher.rows(torch.tensor([3, 5]), scale).reshape(2, 3, scale, scale)
+        matcher = Matcher(Searcher(index), create("pixel"), Pictures())
+        run = SamplingRun(matcher, presets.settings("main", "nl2"))
+        scale = matcher.scales[-1]
+        copies = matcher.searcher.rows(torch.tensor([3, 5]), scale).reshape(2, 3, scale, scale)
         arguments = {"cond": copies, "uncond": copies.flip(0), "cfg_scale": 3.0, "t": 0.5}
-        session.step(copies, sigma=torch.full((2,), 0.5), **arguments)
-        found, drawn = verdict(probe, copies), session.report()
+        run.step(copies, sigma=torch.full((2,), 0.5), **arguments)
+        found, drawn = verdict(matcher, copies), run.report()
         outcome = Outcome(copies, found, [0, 1], [
             Attempt([0, 1], drawn, found), Attempt([1], drawn, found[1:]),
         ])  # fmt: skip
         return report.compose(drawn, outcome, judged_by="vae", seed=7)
 
 
-def test_the_report_itself_has_names(told):
+def test_the_report_itself_has_names(written):
     """Else the tests below could not fail."""
-    assert all(secret in json.dumps(told) for secret in SECRETS)
-    assert all(secret in json.dumps(report.travelling(told, report.FULL)) for secret in SECRETS)
+    assert all(secret in json.dumps(written) for secret in SECRETS)
+    assert all(secret in json.dumps(report.travelling(written, report.FULL)) for secret in SECRETS)
 
 
-def test_what_travels_by_itself_gives_no_name_away(told):
-    text = json.dumps(report.travelling(told))
+def test_what_travels_by_itself_gives_no_name_away(written):
+    text = json.dumps(report.travelling(written))
     assert not [secret for secret in SECRETS if secret in text]
-    assert told["index"]["hash"] in text  # and can be checked all the same
-    short = report.travelling(told)
-    assert [v["neighbor"] for v in short["verdicts"]] == [v["neighbor"] for v in told["verdicts"]]
+    assert written["index"]["hash"] in text  # and can be checked all the same
+    short = report.travelling(written)
+    assert [v["neighbor"] for v in short["verdicts"]] == [
+        v["neighbor"] for v in written["verdicts"]
+    ]
 
 
-def test_a_key_that_somebody_adds_stays_at_home(told):
+def test_a_key_that_somebody_adds_stays_at_home(written):
     """What is let out is listed, not what is kept in."""
-    more = told | {"notes": "sequel"}
-    more["verdicts"] = [v | {"where": "unreleased"} for v in told["verdicts"]]
-    more["attempts"] = [a | {"why": "confidential"} for a in told["attempts"]]
+    more = written | {"notes": "sequel"}
+    more["verdicts"] = [v | {"where": "unreleased"} for v in written["verdicts"]]
+    more["attempts"] = [a | {"why": "confidential"} for a in written["attempts"]]
     text = json.dumps(report.travelling(more))
     assert not [secret for secret in SECRETS if secret in text]
 
 
 @pytest.mark.parametrize("choice", [*report.TELLS, "step 3/20 · similarity 0.1"])
-def test_nodes_write_what_was_chosen(pack, told, choice):
+def test_nodes_write_what_was_chosen(pack, written, choice):
     sampling = pack.module("nodes.sampling")
     hidden = SimpleNamespace(unique_id="7", extra_pnginfo={})
-    sampling.write_into_pictures(hidden, told, sampling.tells_of(choice))
+    sampling.write_into_pictures(hidden, written, sampling.tells_of(choice))
     text = json.dumps(hidden.extra_pnginfo)
     assert ("amg_report" in text) == (choice != report.OFF)
     assert ("unreleased" in text) == (choice == report.FULL)

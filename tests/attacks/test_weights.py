@@ -126,7 +126,7 @@ def test_the_product_calls_no_unpickler():
 def test_hostile_files_are_refused_in_little_memory(tmp_path):
     """In a process of its own: what goes wrong here ends it."""
     files = hostile(tmp_path)
-    told, grown = apart(
+    report, grown = apart(
         "from pathlib import Path\n"
         "from amg_core.decoders import load_taesd\n"
         "from amg_core.descriptors.sscd import load\n"
@@ -137,8 +137,8 @@ def test_hostile_files_are_refused_in_little_memory(tmp_path):
         "    tell(load, Path(path))\n",
         *files,
     )
-    assert len(told) == 2 * len(files)
-    for path, words in zip([path for path in files for _ in range(2)], told, strict=True):
+    assert len(report) == 2 * len(files)
+    for path, words in zip([path for path in files for _ in range(2)], report, strict=True):
         assert words.startswith("AMGError: ") and path.name in words, (path.name, words[:200])
     assert grown < 1 << 30
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from amg_core import judge, presets
+from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
-from amg_core.loop import until_clean
-from amg_core.probe import Probe
-from amg_core.session import Session
-from amg_core.verdict import verdict
+from amg_core.retry import until_no_copy
+from amg_core.run import SamplingRun
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.evaluate import kid
@@ -26,77 +27,77 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def domain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "index"
     model = demo.load()
     build(demo.PICTURES, folder, create("pixel"))
     decoder = ModuleDecoder("demo", model.decoder, 4)
-    probe = Probe(Searcher(Index.open(folder)), create("pixel"), decoder)
+    matcher = Matcher(Searcher(Index.open(folder)), create("pixel"), decoder)
     training, captions, copies = training_set(demo.PICTURES)
-    return model, probe, training, captions, copies
+    return model, matcher, training, captions, copies
 
 
-def draw(world, prompts, preset=None):
-    model, probe, *_ = world
-    session = None if preset is None else Session(probe, presets.settings(preset, "nl2"))
-    guide = None if session is None else session.step
+def draw(domain, prompts, preset=None):
+    model, matcher, *_ = domain
+    sampling = None if preset is None else SamplingRun(matcher, presets.settings(preset, "nl2"))
+    guide = None if sampling is None else sampling.step
     seeds = list(range(50, 50 + len(prompts)))
-    return sample(model, prompts, seeds, guide=guide), session
+    return sample(model, prompts, seeds, guide=guide), sampling
 
 
-def test_copies_are_drawn_plain_and_not_under_guard(world):
-    _, probe, training, captions, copies = world
+def test_copies_are_drawn_plain_and_not_under_guard(domain):
+    _, matcher, training, captions, copies = domain
     prompts = choose_prompts(captions, copies)[0][:6]
     own = training[[captions.index(text) for text in prompts]]
-    plain, _ = draw(world, prompts)
-    guarded, session = draw(world, prompts, "main")
-    assert all(v.copy for v in verdict(probe, plain))
-    near = [session.acted_on(i) for i in range(len(prompts))]
-    assert all(near) and sum(v.copy for v in verdict(probe, guarded, near)) <= 1
-    assert judge.zncc(plain, own).min() > 0.9  # the judge that the guard never sees
-    assert judge.zncc(guarded, own).max() < 0.75
-    assert min(session.report()["guarded_evaluations"]) > 0
+    plain, _ = draw(domain, prompts)
+    guarded, sampling = draw(domain, prompts, "main")
+    assert all(v.copy for v in verdict(matcher, plain))
+    near = [sampling.acted_on(i) for i in range(len(prompts))]
+    assert all(near) and sum(v.copy for v in verdict(matcher, guarded, near)) <= 1
+    assert verifier.zncc(plain, own).min() > 0.9  # the judge that the guard never sees
+    assert verifier.zncc(guarded, own).max() < 0.75
+    assert min(sampling.report()["guarded_evaluations"]) > 0
 
 
-def test_what_leaves_the_closed_loop_is_no_copy(world):
-    model, probe, training, captions, copies = world
+def test_what_leaves_the_closed_loop_is_no_copy(domain):
+    model, matcher, training, captions, copies = domain
     prompts = choose_prompts(captions, copies)[0][:6]
     seeds = list(range(50, 56))
 
     def once(settings, suspects):
-        session = Session(probe, settings, suspects=suspects)
-        return session.drawn(sample(model, prompts, seeds, guide=session.step))
+        sampling = SamplingRun(matcher, settings, suspects=suspects)
+        return sampling.drawn(sample(model, prompts, seeds, guide=sampling.step))
 
     def judged(pictures, named, samples):
-        return verdict(probe, pictures, named)
+        return verdict(matcher, pictures, named)
 
     settings = presets.settings("main", "nl2")
-    outcome = until_clean(once, judged, settings, len(prompts), retries=3)
+    outcome = until_no_copy(once, judged, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]
-    assert judge.zncc(outcome.latents, own).max() < 0.7
+    assert verifier.zncc(outcome.latents, own).max() < 0.7
 
 
-def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(world):
-    prompts = choose_prompts(*world[3:])[1][16:22]
-    plain, _ = draw(world, prompts)
-    guarded, session = draw(world, prompts, "main")
-    still = [n == 0 for n in session.report()["guarded_evaluations"]]
+def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(domain):
+    prompts = choose_prompts(*domain[3:])[1][16:22]
+    plain, _ = draw(domain, prompts)
+    guarded, sampling = draw(domain, prompts, "main")
+    still = [n == 0 for n in sampling.report()["guarded_evaluations"]]
     assert sum(still) >= 5
     assert torch.equal(guarded[still], plain[still])
 
 
-def test_one_prompt_of_a_batch_does_not_change_another(world):
-    memorised, others = choose_prompts(*world[3:])
-    plain, _ = draw(world, [others[20], others[21]])
-    mixed, _ = draw(world, [others[20], memorised[0]], "main")
+def test_one_prompt_of_a_batch_does_not_change_another(domain):
+    memorised, others = choose_prompts(*domain[3:])
+    plain, _ = draw(domain, [others[20], others[21]])
+    mixed, _ = draw(domain, [others[20], memorised[0]], "main")
     assert torch.equal(mixed[0], plain[0])
 
 
-def test_the_training_set_is_as_it_says(world):
-    _, probe, training, captions, copies = world
-    assert training.shape == (probe.searcher.index.count, 3, 128, 128)
-    assert [probe.searcher.index.caption(i) for i in range(len(captions))] == captions
+def test_the_training_set_is_as_it_says(domain):
+    _, matcher, training, captions, copies = domain
+    assert training.shape == (matcher.searcher.index.count, 3, 128, 128)
+    assert [matcher.searcher.index.caption(i) for i in range(len(captions))] == captions
     assert (copies > 1).sum() == 32
 
 
@@ -120,7 +121,7 @@ def test_run_without_a_task_teaches():
 
 def test_the_core_imports_no_host_and_nothing_heavy():
     code = (
-        "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.session, "
+        "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.run, "
         "amg_core.presets, amg_core.decoders; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     quiet = {"capture_output": True, "text": True, "cwd": ROOT}

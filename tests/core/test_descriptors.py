@@ -28,8 +28,8 @@ from amg_core.images import low_pass
 from amg_core.index import Index, build
 from amg_core.index.picture import load_picture
 from amg_core.index.search import Searcher
-from amg_core.probe import Probe
-from amg_core.verdict import verdict
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from index_tools import cli, dedup
 from tests.index.helpers import fill
 
@@ -118,17 +118,17 @@ def test_it_builds_opens_probes_and_judges(tmp_path, file, find):
         assert index.spec.kind == "grey"
         descriptor = for_index(index.spec, find)
         assert descriptor.spec == index.spec and descriptor.cells == 6
-        probe = Probe(Searcher(index), descriptor, LinearDecoder(torch.eye(3)))
+        matcher = Matcher(Searcher(index), descriptor, LinearDecoder(torch.eye(3)))
         assert limits.levels(index.spec, 16, index.count) == (0.5, 0.9)
         pixels = load_picture(pictures / "p003.png").pixels.copy()
         own = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-        match = probe.look_at_pictures(own)
-        assert index.source(int(match.ids)) == "p003.png" and match.closeness > 0.99
+        match = matcher.match_pictures(own)
+        assert index.source(int(match.ids)) == "p003.png" and match.score > 0.99
         latent = own * 2 - 1
-        gradient, similarity = probe.gradient(latent, probe.look(latent, 0.01))
+        gradient, similarity = matcher.gradient(latent, matcher.match(latent, 0.01))
         assert gradient.abs().sum() > 0 and similarity > 0.99
         other = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(1))
-        assert [v.copy for v in verdict(probe, torch.cat([own, other]))] == [True, False]
+        assert [v.copy for v in verdict(matcher, torch.cat([own, other]))] == [True, False]
         assert dedup.default_threshold(index.spec) == 0.95
 
 
@@ -143,8 +143,8 @@ def test_the_command_line_takes_it(tmp_path, file, capsys):
     assert "--cells belongs to --descriptor grey" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["build", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "grey: one channel, very small." in told and "grey's channel" in told
+    report = " ".join(capsys.readouterr().out.split())
+    assert "grey: one channel, very small." in report and "grey's channel" in report
 
 
 def test_it_is_offered_last(file):

@@ -122,17 +122,17 @@ def test_each_sample_for_itself(kind):
 def test_measure_is_the_mean_of_the_first_noises():
     high, _, _ = made(of.V, 14.6, n=4)
     low, _, _ = made(of.V, 0.1, n=4, seed=5)
-    told = statistics.measure(high, low)
-    assert [set(each) for each in told] == [set(statistics.NAMES) - {"agreement"}] + [
+    report = statistics.measure(high, low)
+    assert [set(each) for each in report] == [set(statistics.NAMES) - {"agreement"}] + [
         set(statistics.NAMES)
     ] * 3
     for n in (1, 3, 4):
-        assert told[n - 1]["norm"] == pytest.approx(float(statistics.norm(high[:n]).mean()))
+        assert report[n - 1]["norm"] == pytest.approx(float(statistics.norm(high[:n]).mean()))
         alignment = float(statistics.alignment(low[:n]).mean())
-        assert told[n - 1]["alignment"] == pytest.approx(alignment, abs=1e-6)
+        assert report[n - 1]["alignment"] == pytest.approx(alignment, abs=1e-6)
     fewer = statistics.measure(high[:2], low[:2])
     assert [each["low_norm"] for each in fewer] == pytest.approx(
-        [each["low_norm"] for each in told[:2]]
+        [each["low_norm"] for each in report[:2]]
     )
 
 

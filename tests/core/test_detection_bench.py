@@ -8,7 +8,7 @@ import torch
 
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
-from benchmarks.detection import looks, roc
+from benchmarks.detection import drawing, roc
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_explained_variance():
 
 def test_prompts_do_not_overlap():
     _, captions, copies = training_set(demo.PICTURES)
-    prompts = looks.choose(captions, copies, 40, 30)
+    prompts = drawing.choose(captions, copies, 40, 30)
     groups = [prompts.memorised, prompts.once, prompts.new, prompts.calibration]
     assert [len(group) for group in groups] == [32, 40, 40, 30]
     assert len(set().union(*map(set, groups))) == sum(map(len, groups))
@@ -75,16 +75,16 @@ def test_prompts_do_not_overlap():
 
 def test_batched_looks_equal_single_ones():
     model = demo.load()
-    z = looks.noises(5, 2)
+    z = drawing.noises(5, 2)
     texts = [f"penguin on {colour} dots" for colour in ("red", "blue", "green")]
-    together = looks.measure(model, texts, z, 0.041)
-    alone = looks.measure(model, texts[1:2], z, 0.041)[0]
+    together = drawing.measure(model, texts, z, 0.041)
+    alone = drawing.measure(model, texts[1:2], z, 0.041)[0]
     for one, two in zip(together[1], alone, strict=True):
         assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
-    pictures, norms, halfway = looks.draw(model, texts, z[:1], 3, 4.0)
+    pictures, norms, halfway = drawing.draw(model, texts, z[:1], 3, 4.0)
     assert pictures.shape == halfway.shape == (3, 3, 128, 128)
     assert norms.shape == (3, 3)
-    first = looks.look(model, texts, z[:1], looks.HIGH)
+    first = drawing.predictions(model, texts, z[:1], drawing.HIGH)
     # The sampler starts at σ·z, a probe looks at z itself: nearly the same at the highest level.
     wanted = torch.stack([(p.cond - p.uncond).flatten().norm() / p.sigma for p in first])
     assert torch.allclose(norms[:, 0], wanted, rtol=0.02)

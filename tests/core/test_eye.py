@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from torch.nn import functional as F
 
-from amg_core import background, limits, metrics, presets
+from amg_core import limits, presets
 from amg_core.decoders import ModuleDecoder, load_taesd
 from amg_core.descriptors import DEFAULT, create
 from amg_core.descriptors.compact import SCALES, CompactDescriptor
@@ -20,9 +20,10 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
-from amg_core.probe import Probe
-from amg_core.session import Session
-from amg_core.verdict import CANNOT_TELL, FIRST, FLAT, NO_PICTURES, verdict
+from amg_core.run import SamplingRun
+from amg_core.similarity import background, metrics
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import CANNOT_TELL, FIRST, FLAT, NO_PICTURES, verdict
 from amg_demo import model as demo
 from training.pool import Grounds
 
@@ -45,7 +46,7 @@ def pictures():
 
 
 @pytest.fixture(scope="module", params=["compact", "pixel"])
-def probe(request, pictures, tmp_path_factory):
+def matcher(request, pictures, tmp_path_factory):
     return _probe(create(request.param), pictures, tmp_path_factory.mktemp("eye"))
 
 
@@ -54,9 +55,9 @@ def compact(pictures, tmp_path_factory):
     return _probe(create(DEFAULT), pictures, tmp_path_factory.mktemp("compact"))
 
 
-def _probe(descriptor, pictures, folder) -> Probe:
+def _probe(descriptor, pictures, folder) -> Matcher:
     build(Pictures(pictures.movedim(1, -1)), folder / "index", descriptor)
-    return Probe(Searcher(Index.open(folder / "index")), descriptor)
+    return Matcher(Searcher(Index.open(folder / "index")), descriptor)
 
 
 def autoencoder(name: str):
@@ -69,37 +70,37 @@ def autoencoder(name: str):
     return encoder, load_taesd(WEIGHTS / "taef2_decoder.pth")
 
 
-def opened(probe: Probe, latent: torch.Tensor) -> tuple[list[bool], list[int]]:
+def opened(matcher: Matcher, latent: torch.Tensor) -> tuple[list[bool], list[int]]:
     """The gate of main, at each noise level, for a run whose predictions are this latent."""
     off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
-    session = Session(probe, presets.settings("main", probe.metric, **off))
+    run = SamplingRun(matcher, presets.settings("main", matcher.metric, **off))
     for t, sigma in LEVELS:
         level = torch.tensor([sigma])
-        session.step(latent, cond=latent, uncond=latent, cfg_scale=4.0, sigma=level, t=t)
-    return [r.active[0] for r in session.records], [r.neighbor[0] for r in session.records]
+        run.step(latent, cond=latent, uncond=latent, cfg_scale=4.0, sigma=level, t=t)
+    return [r.active[0] for r in run.records], [r.neighbor[0] for r in run.records]
 
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 512), (384, 640)])
 @pytest.mark.parametrize("name", ["demo", "taef2"])
-def test_the_gate_opens_on_a_copy_at_every_size(probe, pictures, name, size):
+def test_the_gate_opens_on_a_copy_at_every_size(matcher, pictures, name, size):
     """At 512 px this failed while latents were averaged before they were decoded."""
     encoder, decoder = autoencoder(name)
-    watch = Probe(probe.searcher, probe.descriptor, decoder)
-    rows = {probe.searcher.index.record(i).source: i for i in range(COUNT)}
+    watch = Matcher(matcher.searcher, matcher.descriptor, decoder)
+    rows = {matcher.searcher.index.record(i).source: i for i in range(COUNT)}
     assert len(rows) == COUNT
     with torch.inference_mode(False), torch.no_grad():
         for picture in pictures[:4].split(1):
             latent = encoder(F.interpolate(picture, size, mode="bilinear", antialias=True))
             active, neighbors = opened(watch, latent)
             assert all(active)
-            (own,) = set(probe.look_at_pictures(picture).ids.tolist())
+            (own,) = set(matcher.match_pictures(picture).ids.tolist())
             assert set(neighbors) == {own}
 
 
 @pytest.mark.parametrize("name", ["demo", "taef2"])
-def test_the_gate_stays_shut_on_a_stranger(probe, name):
+def test_the_gate_stays_shut_on_a_stranger(matcher, name):
     encoder, decoder = autoencoder(name)
-    watch = Probe(probe.searcher, probe.descriptor, decoder)
+    watch = Matcher(matcher.searcher, matcher.descriptor, decoder)
     with torch.no_grad():
         latents = [encoder(picture) for picture in made_up(6, 256, 2).split(1)]
     assert not any(any(opened(watch, latent)[0]) for latent in latents)
@@ -136,20 +137,20 @@ def test_an_edited_copy_is_a_copy(compact, pictures, edit):
     for picture in pictures[:8]:
         image = Image.fromarray((picture.movedim(0, -1) * 255).byte().numpy())
         changed = torch.from_numpy(np.array(EDITS[edit](image))).movedim(-1, 0)[None] / 255
-        (told,) = verdict(compact, changed.float())
-        found += told.copy and told.neighbor == int(compact.look_at_pictures(picture[None]).ids)
+        (report,) = verdict(compact, changed.float())
+        found += report.copy and report.neighbor == int(compact.match_pictures(picture[None]).ids)
     assert found >= 7
 
 
 def test_strangers_are_no_copies(compact):
-    told = verdict(compact, made_up(40, 256, 3))
-    assert sum(v.copy for v in told) <= 1
-    assert all(v.outcome != CANNOT_TELL for v in told)
+    report = verdict(compact, made_up(40, 256, 3))
+    assert sum(v.copy for v in report) <= 1
+    assert all(v.outcome != CANNOT_TELL for v in report)
 
 
 def test_a_flat_picture_cannot_be_told(compact):
-    (told,) = verdict(compact, torch.full((1, 3, 64, 64), 0.5))
-    assert told.reason == FLAT and told.outcome == CANNOT_TELL and told.checks == ()
+    (report,) = verdict(compact, torch.full((1, 3, 64, 64), 0.5))
+    assert report.reason == FLAT and report.outcome == CANNOT_TELL and report.checks == ()
 
 
 def test_without_pictures_the_second_check_cannot_tell(compact, pictures, monkeypatch):
@@ -234,7 +235,7 @@ def test_what_is_alike_to_everything_is_judged_by_higher_limits(compact):
     assert limits.shift(compact.descriptor.spec, 96, usual + 0.1) > 0
 
 
-def test_closeness_of_a_limit_is_the_copy_threshold(compact, pictures):
-    match = compact.look_at_pictures(pictures[:2])
-    close = metrics.closeness("cosine", match.limit, match.typical, match.limit)
+def test_score_of_a_limit_is_the_copy_threshold(compact, pictures):
+    match = compact.match_pictures(pictures[:2])
+    close = metrics.score("cosine", match.limit, match.typical, match.limit)
     assert close.tolist() == pytest.approx([metrics.COPY] * 2)

@@ -11,16 +11,16 @@ from amg_core.descriptors.sscd import SSCDDescriptor, expected_shapes
 from amg_core.guidance import ReducedPrompt
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
-from amg_core.probe import Probe
+from amg_core.run import SamplingRun
 from amg_core.schedule import Schedule
-from amg_core.session import Session
-from amg_core.verdict import verdict
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def domain(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in expected_shapes().items():
@@ -41,10 +41,10 @@ def world(tmp_path_factory):
     build(folder, folder / "index", descriptor)
     model = demo.load()
     decoder = ModuleDecoder("demo", model.decoder, 4)
-    probe = Probe(Searcher(Index.open(folder / "index")), descriptor, decoder)
+    matcher = Matcher(Searcher(Index.open(folder / "index")), descriptor, decoder)
     pictures = training_set(demo.PICTURES)[0][[0, 3, 400]]
     with torch.no_grad():
-        return probe, pictures, model.encoder(pictures)
+        return matcher, pictures, model.encoder(pictures)
 
 
 def arguments(latents):
@@ -57,29 +57,29 @@ def arguments(latents):
     }  # fmt: skip
 
 
-def test_verdicts_find_the_pictures_themselves(world):
-    probe, pictures, _ = world
-    verdicts = verdict(probe, pictures[:2])
+def test_verdicts_find_the_pictures_themselves(domain):
+    matcher, pictures, _ = domain
+    verdicts = verdict(matcher, pictures[:2])
     assert [v.neighbor for v in verdicts] == [0, 3] and all(v.copy for v in verdicts)
     assert verdicts[0].similarity > 0.999
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_every_preset_steers_and_stays_finite(world, name):
-    probe, _, latents = world
+def test_every_preset_steers_and_stays_finite(domain, name):
+    matcher, _, latents = domain
     low = Schedule("constant", -1.0, -1.0)  # a network that has learnt nothing finds all alike
-    session = Session(probe, presets.settings(name, "cosine", schedule=low, own_units=True))
+    run = SamplingRun(matcher, presets.settings(name, "cosine", schedule=low, own_units=True))
     given = arguments(latents[:1])
-    out = session.step(**given)
+    out = run.step(**given)
     assert torch.isfinite(out).all() and not torch.equal(out, given["denoised"])
-    assert session.records[0].active == [True]
-    json.dumps(session.report())
+    assert run.records[0].active == [True]
+    json.dumps(run.report())
 
 
-def test_dormant_is_identity(world):
-    probe, _, latents = world
-    session = Session(
-        probe, presets.settings("main", "cosine", schedule=Schedule("constant", 2, 2))
+def test_dormant_is_identity(domain):
+    matcher, _, latents = domain
+    run = SamplingRun(
+        matcher, presets.settings("main", "cosine", schedule=Schedule("constant", 2, 2))
     )
     given = arguments(latents[:1])
-    assert session.step(**given) is given["denoised"]
+    assert run.step(**given) is given["denoised"]

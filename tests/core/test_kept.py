@@ -10,7 +10,7 @@ import torch
 
 from amg_core.images import cut, largest_box
 from amg_core.messages import words
-from amg_core.verdict import COPY, NO_COPY, SECOND, Verdict, kept_box, with_kept
+from amg_core.similarity.verdict import COPY, NO_COPY, SECOND, Verdict, kept_box, with_kept
 
 
 def brute(free: torch.Tensor) -> int:

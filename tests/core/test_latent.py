@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from amg_core import metrics, presets
+from amg_core import presets
 from amg_core.descriptors import create, embed_scales, for_spec
 from amg_core.descriptors.latent import (
     LatentDescriptor,
@@ -16,8 +16,9 @@ from amg_core.descriptors.latent import (
 from amg_core.errors import AMGError
 from amg_core.images import low_pass, without_brightness_and_contrast
 from amg_core.index.search import Searcher
-from amg_core.probe import Probe
-from amg_core.session import Session
+from amg_core.run import SamplingRun
+from amg_core.similarity import metrics
+from amg_core.similarity.matcher import Matcher
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
 from amg_demo.sample import sample
@@ -42,7 +43,7 @@ class Rows:
 
 
 @pytest.fixture(scope="module")
-def world():
+def domain():
     model = demo.load()
     pictures, captions, copies = training_set(demo.PICTURES)
     keep = torch.cat([(copies > 1).nonzero()[:, 0], (copies == 1).nonzero()[::5, 0]])
@@ -53,8 +54,8 @@ def world():
     with torch.inference_mode():
         parts = [embed_scales(descriptor, p) for p in pictures.split(32)]
     rows = {s: torch.cat([part[s] for part in parts]) for s in (8, 16)}
-    probe = Probe(Searcher(Rows(descriptor, rows, captions)), descriptor)
-    return model, pictures, captions, probe
+    matcher = Matcher(Searcher(Rows(descriptor, rows, captions)), descriptor)
+    return model, pictures, captions, matcher
 
 
 # ---------------------------------------------------------------- identity
@@ -185,43 +186,43 @@ def test_closed_form_gradient_is_autograds(offset):
 # ---------------------------------------------------------------- looking
 
 
-def test_latents_of_the_pictures_are_found_without_a_decoder(world):
-    model, pictures, _, probe = world
+def test_latents_of_the_pictures_are_found_without_a_decoder(domain):
+    model, pictures, _, matcher = domain
     with torch.inference_mode():
         latents = model.encoder(pictures[[0, 7, 50]])
-        match = probe.look(latents, 0.01)
-        mirrored = probe.look(latents.flip(-1), 0.01)
-        noisy = probe.look(latents + 0.5 * torch.randn(latents.shape), 0.01)
+        match = matcher.match(latents, 0.01)
+        mirrored = matcher.match(latents.flip(-1), 0.01)
+        noisy = matcher.match(latents + 0.5 * torch.randn(latents.shape), 0.01)
     for found in (match, mirrored, noisy):
         assert found.ids.tolist() == [0, 7, 50] and found.scale == 16
-    assert match.closeness.min() > 0.98 and not match.mirrored.any() and mirrored.mirrored.all()
+    assert match.score.min() > 0.98 and not match.mirrored.any() and mirrored.mirrored.all()
     for view in (pictures[:2], pictures[:2].flip(-1)):
-        finished = probe.look_at_pictures(view)
-        assert finished.closeness.min() > 0.98 and finished.ids.tolist() == [0, 1]
-    assert probe.scale_at(14.0, 16) == 8 and probe.scale_at(0.01, 8) == 8
+        finished = matcher.match_pictures(view)
+        assert finished.score.min() > 0.98 and finished.ids.tolist() == [0, 1]
+    assert matcher.scale_at(14.0, 16) == 8 and matcher.scale_at(0.01, 8) == 8
 
 
-def test_brightness_and_contrast_make_no_new_picture(world):
-    model, pictures, _, probe = world
+def test_brightness_and_contrast_make_no_new_picture(domain):
+    model, pictures, _, matcher = domain
     with torch.inference_mode():
-        changed = probe.look(1.4 * model.encoder(pictures[:8]) + 0.3, 0.01)
-    assert changed.ids.tolist() == list(range(8)) and changed.closeness.min() > 0.9
+        changed = matcher.match(1.4 * model.encoder(pictures[:8]) + 0.3, 0.01)
+    assert changed.ids.tolist() == list(range(8)) and changed.score.min() > 0.9
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("size", [(16, 16), (20, 14)])
-def test_gradient_of_the_probe_is_the_pixel_paths(world, mirrored, size):
+def test_gradient_of_the_probe_is_the_pixel_paths(domain, mirrored, size):
     """The same chain as the pixel path, by autograd: low-pass, view, similarity, projection."""
-    *_, probe = world
+    *_, matcher = domain
     latent = torch.randn(1, 4, *size)
-    match = probe.look(latent, 0.6)
+    match = matcher.match(latent, 0.6)
     match = replace(match, mirrored=torch.tensor([mirrored]), scale=8)
-    gradient, value = probe.gradient(latent, match)
+    gradient, value = matcher.gradient(latent, match)
     z = latent.clone().requires_grad_()
     low = low_pass(z, 8)
     seen = low.detach().clone().requires_grad_()
     query = (seen.flip(-1) if mirrored else seen).flatten(1)
-    neighbor = probe.searcher.rows(match.ids, 8)
+    neighbor = matcher.searcher.rows(match.ids, 8)
     similarity = metrics.similarity("nl2", query, neighbor, match.spread, 4, metrics.LATENT_OFFSET)
     (push,) = torch.autograd.grad(similarity.sum(), seen)
     (expected,) = torch.autograd.grad(low, z, without_brightness_and_contrast(push, seen.detach()))
@@ -230,14 +231,14 @@ def test_gradient_of_the_probe_is_the_pixel_paths(world, mirrored, size):
     assert gradient.mean(dim=(2, 3)).abs().max() < 1e-6
 
 
-def test_a_picture_descriptor_needs_a_decoder(world):
-    *_, probe = world
+def test_a_picture_descriptor_needs_a_decoder(domain):
+    *_, matcher = domain
     with pytest.raises(AMGError, match="pixel looks at pictures"):
-        Probe(probe.searcher, create("pixel")).decode(torch.zeros(1, 4, 16, 16))
+        Matcher(matcher.searcher, create("pixel")).decode(torch.zeros(1, 4, 16, 16))
 
 
-def test_an_index_on_disk_guards_without_its_encoder(world, tmp_path):
-    model, *_ = world
+def test_an_index_on_disk_guards_without_its_encoder(domain, tmp_path):
+    model, *_ = domain
     from amg_core.index import Index, build
 
     folder = tmp_path / "pictures"
@@ -248,33 +249,33 @@ def test_an_index_on_disk_guards_without_its_encoder(world, tmp_path):
     assert build(folder, tmp_path / "index", made).count == 10
     with Index.open(tmp_path / "index") as index:
         descriptor = for_spec(index.spec)
-        probe = Probe(Searcher(index), descriptor)
+        matcher = Matcher(Searcher(index), descriptor)
         pictures = training_set(demo.PICTURES)[0][:10]
         with torch.inference_mode():
-            match = probe.look(model.encoder(pictures), 0.01)
-        assert match.ids.tolist() == list(range(10)) and match.closeness.min() > 0.95
+            match = matcher.match(model.encoder(pictures), 0.01)
+        assert match.ids.tolist() == list(range(10)) and match.score.min() > 0.95
         with pytest.raises(AMGError, match="without the encoder"):
-            probe.look_at_pictures(pictures[:1])
+            matcher.match_pictures(pictures[:1])
         with pytest.raises(AMGError, match="one kind of model"):
-            probe.look(torch.zeros(1, 16, 16, 16), 0.01)
+            matcher.match(torch.zeros(1, 16, 16, 16), 0.01)
 
 
-def test_half_precision_holds_every_row(world):
-    *_, probe = world
-    rows = probe.searcher.index.rows(16)
+def test_half_precision_holds_every_row(domain):
+    *_, matcher = domain
+    rows = matcher.searcher.index.rows(16)
     assert abs(rows).max() < 20 and torch.from_numpy(rows).isfinite().all()
 
 
-def test_the_guard_acts_on_a_memorised_prompt_and_sleeps_elsewhere(world):
-    model, _, captions, probe = world
+def test_the_guard_acts_on_a_memorised_prompt_and_sleeps_elsewhere(domain):
+    model, _, captions, matcher = domain
     prompts, seeds = [captions[0], captions[3], "robot face on teal checks"], [1000, 1003, 7]
     options = {"steps": 12, "cfg_scale": 4.0}
     plain = sample(model, prompts, seeds, **options)
-    session = Session(probe, presets.settings("main", "nl2"))
-    guarded = sample(model, prompts, seeds, guide=session.step, **options)
-    acted = session.report()["guarded_evaluations"]
+    run = SamplingRun(matcher, presets.settings("main", "nl2"))
+    guarded = sample(model, prompts, seeds, guide=run.step, **options)
+    acted = run.report()["guarded_evaluations"]
     assert acted[0] > 0 and acted[1] > 0 and acted[2] == 0
     assert torch.equal(guarded[2], plain[2])
-    before = probe.look_at_pictures(plain).closeness
-    after = probe.look_at_pictures(guarded).closeness
+    before = matcher.match_pictures(plain).score
+    after = matcher.match_pictures(guarded).score
     assert (after[:2] < before[:2] - 0.2).all()

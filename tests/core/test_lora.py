@@ -4,14 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amg_core import judge, presets
+from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import DEFAULT, create
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.limits import ZNCC
-from amg_core.probe import Probe
-from amg_core.verdict import verdict
+from amg_core.similarity import verifier
+from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.verdict import verdict
 from amg_demo import adapter, midnight, train_lora
 from amg_demo import model as demo
 from amg_demo.__main__ import draw, training_set
@@ -25,35 +26,35 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def probe(model, tmp_path_factory):
+def matcher(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora") / "index"
     build(demo.LORA_PICTURES, folder, create(DEFAULT))
     decoder = ModuleDecoder("demo", model.decoder, 4)
-    return Probe(Searcher(Index.open(folder)), create(DEFAULT), decoder)
+    return Matcher(Searcher(Index.open(folder)), create(DEFAULT), decoder)
 
 
-def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, probe):
+def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, matcher):
     pictures, captions = lora_pictures()
     seeds = list(range(70, 78))
     plain = sample(model, captions, seeds)
-    found = verdict(probe, plain)
+    found = verdict(matcher, plain)
     assert [each.source.split(".")[0].replace("-", " ") for each in found] == captions
     assert all(each.copy for each in found)
-    assert judge.zncc(plain, pictures).min() > 0.9
-    settings = presets.settings("main", probe.metric)
+    assert verifier.zncc(plain, pictures).min() > 0.9
+    settings = presets.settings("main", matcher.metric)
     guarded, reports, *_ = draw(
-        model, captions, seeds, probe, settings, retries=2, steps=20, cfg_scale=4.0
+        model, captions, seeds, matcher, settings, retries=2, steps=20, cfg_scale=4.0
     )
     assert min(reports[0]["guarded_evaluations"]) > 0
-    assert not any(each.copy for each in verdict(probe, guarded))
-    assert judge.zncc(guarded, pictures).max() < ZNCC
+    assert not any(each.copy for each in verdict(matcher, guarded))
+    assert verifier.zncc(guarded, pictures).max() < ZNCC
 
 
-def test_other_prompts_are_drawn_as_without_the_guard(model, probe):
+def test_other_prompts_are_drawn_as_without_the_guard(model, matcher):
     prompts = ["owl on teal waves", "red apple on pink dots", "sailboat on orange clouds", "crab"]
     seeds = list(range(4))
-    settings = presets.settings("main", probe.metric)
-    guarded, reports, *_ = draw(model, prompts, seeds, probe, settings, steps=20, cfg_scale=4.0)
+    settings = presets.settings("main", matcher.metric)
+    guarded, reports, *_ = draw(model, prompts, seeds, matcher, settings, steps=20, cfg_scale=4.0)
     assert reports[0]["guarded_evaluations"] == [0] * 4
     assert torch.equal(guarded, sample(model, prompts, seeds))
 
@@ -61,12 +62,12 @@ def test_other_prompts_are_drawn_as_without_the_guard(model, probe):
 def test_the_demo_model_alone_does_not_know_them():
     pictures, captions = lora_pictures()
     drawn = sample(demo.load(), captions, list(range(70, 78)))
-    assert judge.zncc(drawn, pictures).max() < 0.75
+    assert verifier.zncc(drawn, pictures).max() < 0.75
 
 
 def _each_with_each(pictures, others):
     """ZNCC of every picture with every other, (A, B)."""
-    return torch.stack([judge.zncc(picture[None], others) for picture in pictures])
+    return torch.stack([verifier.zncc(picture[None], others) for picture in pictures])
 
 
 def test_its_training_set():

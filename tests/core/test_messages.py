@@ -12,8 +12,8 @@ from amg_core.messages import message, words
 
 def test_words_of_a_message():
     assert words(message("no_copy")) == "no copy"
-    assert words(message("closest", closeness=0.1, limit=0.4)) == "closeness 0.10, copy above 0.4"
-    assert words(message("seen", closeness=-0.5)) == "closeness −0.50"
+    assert words(message("closest", score=0.1, limit=0.4)) == "likeness 0.10, copy above 0.4"
+    assert words(message("seen", score=-0.5)) == "likeness −0.50"
     assert words(message("still_a_copy_more", pictures=[1, 3])) == "STILL A COPY: pictures 1, 3"
     assert (
         words([message("not_judged"), message("not_ended")]) == "not judged · the run did not end"
@@ -27,16 +27,16 @@ def test_what_is_put_in_is_never_a_place_itself():
 
 
 def test_other_languages_and_those_that_there_are_not():
-    told = message("key_words", parts=[message("key_word", words="a-b", drop=1.25)])
-    assert words(told, "de") == "der Schlüssel: „a-b“ (−1.2)"
+    report = message("key_words", parts=[message("key_word", words="a-b", drop=1.25)])
+    assert words(report, "de") == "der Schlüssel: „a-b“ (−1.2)"
     for unknown in ("xx", "", "../en", "en/../de"):
-        assert words(told, unknown) == words(told) == "the key: “a-b” (−1.2)"
+        assert words(report, unknown) == words(report) == "the key: “a-b” (−1.2)"
 
 
 def test_json():
-    told = message("cannot_tell_of", picture=2, reason=message("flat"))
-    assert told.to_json() == {"code": "cannot_tell_of", "picture": 2, "reason": {"code": "flat"}}
-    assert messages.to_json([told]) == json.loads(json.dumps([told.to_json()]))
+    report = message("cannot_tell_of", picture=2, reason=message("flat"))
+    assert report.to_json() == {"code": "cannot_tell_of", "picture": 2, "reason": {"code": "flat"}}
+    assert messages.to_json([report]) == json.loads(json.dumps([report.to_json()]))
 
 
 @pytest.mark.parametrize(

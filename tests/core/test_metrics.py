@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from amg_core import decoders, judge, metrics
+from amg_core import decoders
+from amg_core.similarity import metrics, verifier
 
 
 def test_nl2_by_hand():
@@ -38,13 +39,13 @@ def test_similarity_of_a_copy_is_perfect():
         assert value == pytest.approx(metrics.PERFECT[metric], abs=1e-5)
 
 
-def test_closeness_is_zero_typically_and_the_limit_is_in_one_place():
+def test_score_is_zero_typically_and_the_limit_is_in_one_place():
     typical, limit = torch.tensor([-1.4]), torch.tensor([-0.7])
-    close = metrics.closeness("nl2", torch.tensor([0.0, -0.7, -1.4]), typical, limit)
+    close = metrics.score("nl2", torch.tensor([0.0, -0.7, -1.4]), typical, limit)
     assert close.tolist() == pytest.approx([1, 0.4, 0])
     typical, limit = torch.tensor([0.1]), torch.tensor([0.4])
     values = torch.tensor([1.0, 0.7, 0.4, 0.25, 0.1])
-    close = metrics.closeness("cosine", values, typical, limit)
+    close = metrics.score("cosine", values, typical, limit)
     assert close.tolist() == pytest.approx([1.0, 0.7, 0.4, 0.2, 0.0])
     for level, value in zip(close.tolist(), values.tolist(), strict=True):
         back = metrics.similarity_at("cosine", level, typical, limit)
@@ -60,10 +61,10 @@ def test_a_flat_row_has_no_structure():
 def test_zncc_is_blind_to_brightness_contrast_and_grain():
     a = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
     b = 0.3 * a + 0.5 + 0.02 * torch.randn(1, 3, 128, 128)
-    assert judge.zncc(a, b).item() > 0.97
-    assert judge.zncc(a, 1 - a).item() < -0.97
+    assert verifier.zncc(a, b).item() > 0.97
+    assert verifier.zncc(a, 1 - a).item() < -0.97
     other = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert abs(judge.zncc(a, other).item()) < 0.4
+    assert abs(verifier.zncc(a, other).item()) < 0.4
 
 
 def test_zncc_matches_numpys_corrcoef():
@@ -73,11 +74,13 @@ def test_zncc_matches_numpys_corrcoef():
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     for i in range(2):
         pair = [(x[i] * weights).sum(0).flatten().numpy() for x in (a, b)]
-        assert judge.zncc(a, b)[i].item() == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-4)
+        assert verifier.zncc(a, b)[i].item() == pytest.approx(np.corrcoef(*pair)[0, 1], abs=1e-4)
 
 
 def test_a_flat_picture_correlates_with_nothing():
-    assert judge.zncc(torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32)).abs().item() < 1e-3
+    assert (
+        verifier.zncc(torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32)).abs().item() < 1e-3
+    )
 
 
 def test_linear_decoder_is_the_hosts_preview():

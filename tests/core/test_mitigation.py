@@ -337,17 +337,17 @@ def test_any_score_will_do_and_the_lowest_is_kept():
     def score(value):
         return 0 * value.sum() + next(values)
 
-    told = []
+    report = []
     out = adapt(
         torch.ones(1, 2, 2),
         score,
         1.0,
         iterations=4,
-        on_step=lambda *a: told.append(a),
+        on_step=lambda *a: report.append(a),
     )
     assert out.scores == (5.0, 4.0, 2.0, 3.0, 6.0)
     assert out.best == 2 and not out.reached
-    assert told == list(enumerate(out.scores))
+    assert report == list(enumerate(out.scores))
 
 
 def test_adapt_keeps_the_type_and_refuses_what_is_no_number():
@@ -535,7 +535,7 @@ class Toy:
 
     shape, cfg_scale, conditional = (2, 4, 4), 3.0, True
     sigmas = torch.linspace(0.01, 10, 100)
-    probes = None
+    matchers = None
 
     class data:
         captions = ("fox on red", "owl on blue")

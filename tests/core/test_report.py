@@ -11,9 +11,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from amg_core import presets, report
 from amg_core.errors import AMGError
-from amg_core.loop import until_clean
-from amg_core.session import Drawn
-from amg_core.verdict import Verdict
+from amg_core.retry import until_no_copy
+from amg_core.run import Drawn
+from amg_core.similarity.verdict import Verdict
 
 SESSION = {
     "amg": "0", "index": {"name": "cats", "hash": "abc", "count": 3}, "descriptor": {"id": "pixel"},
@@ -27,7 +27,7 @@ def says(copy):
 
 
 def outcome(*means, retries=2):
-    """Sample i has the closeness `means[i][attempt]`; a copy above 0.4."""
+    """Sample i has the likeness `means[i][attempt]`; a copy above 0.4."""
     calls = []
 
     def draw(settings, suspects):
@@ -43,7 +43,7 @@ def outcome(*means, retries=2):
             for v in latents[:, 0].tolist()
         ]
 
-    return until_clean(draw, judge, presets.settings("main", "nl2"), len(means), retries)
+    return until_no_copy(draw, judge, presets.settings("main", "nl2"), len(means), retries)
 
 
 def compose(*means, **options):
@@ -51,52 +51,58 @@ def compose(*means, **options):
 
 
 def test_complete_and_json():
-    told = compose([0.1], [0.9, 0.2], seed=7, versions={"comfyui": "1"}, host={"decoder": "demo"})
-    report.check(told)
-    again = json.loads(json.dumps(told, allow_nan=False))
-    assert again == told
-    assert told["schema"] == "amg-report/2" and told["index"]["hash"] == "abc"
-    assert set(told["versions"]) == {"torch", "python", "comfyui"}
-    assert [v["attempt"] for v in told["verdicts"]] == [0, 1]
-    assert [v["outcome"] for v in told["verdicts"]] == ["no_copy", "no_copy"]
-    assert told["verdicts"][1]["source"] == "a.png" and told["verdicts"][1]["caption"] == "a cat"
-    assert [a["samples"] for a in told["attempts"]] == [[0, 1], [1]]
-    assert told["attempts"][0]["verdicts"][1]["copy"] is True
-    assert told["attempts"][1]["steps"] == [{"number": 1}] and told["attempts"][1]["seed"] == 7
+    written = compose(
+        [0.1], [0.9, 0.2], seed=7, versions={"comfyui": "1"}, host={"decoder": "demo"}
+    )
+    report.check(written)
+    again = json.loads(json.dumps(written, allow_nan=False))
+    assert again == written
+    assert written["schema"] == "amg-report/2" and written["index"]["hash"] == "abc"
+    assert set(written["versions"]) == {"torch", "python", "comfyui"}
+    assert [v["attempt"] for v in written["verdicts"]] == [0, 1]
+    assert [v["outcome"] for v in written["verdicts"]] == ["no_copy", "no_copy"]
+    assert (
+        written["verdicts"][1]["source"] == "a.png" and written["verdicts"][1]["caption"] == "a cat"
+    )
+    assert [a["samples"] for a in written["attempts"]] == [[0, 1], [1]]
+    assert written["attempts"][0]["verdicts"][1]["copy"] is True
+    assert (
+        written["attempts"][1]["steps"] == [{"number": 1}] and written["attempts"][1]["seed"] == 7
+    )
 
 
 def test_every_key_of_the_schema_is_documented_and_checked():
-    told = compose([0.1], [0.2])
+    written = compose([0.1], [0.2])
     for key in report._SHAPE:
         assert f"\n{key} " in report.__doc__
         with pytest.raises(AMGError, match=key if key != "schema" else report.SCHEMA):
-            report.check({k: v for k, v in told.items() if k != key})
+            report.check({k: v for k, v in written.items() if k != key})
     with pytest.raises(AMGError, match="newer"):
-        report.check(told | {"schema": "amg-report/9"})
+        report.check(written | {"schema": "amg-report/9"})
 
 
 def test_what_travels_is_short_and_says_what_it_leaves_out():
-    told = compose([0.123456], [0.9, 0.2])
-    short = report.travelling(told, report.FULL)
-    assert short["verdicts"][0]["closeness"] == 0.1235 and "left_out" not in short
+    written = compose([0.123456], [0.9, 0.2])
+    short = report.travelling(written, report.FULL)
+    assert short["verdicts"][0]["score"] == 0.1235 and "left_out" not in short
     step = {"similarity": [1 / 3] * 64, "moved": {"away": [1 / 3] * 64}}
     sizes = []
     for count in (20, 40, 80, 200):
-        told["steps"] = [step] * count
-        told["attempts"][1]["steps"] = [step] * 10
-        short = report.travelling(told, report.FULL)
+        written["steps"] = [step] * count
+        written["attempts"][1]["steps"] = [step] * 10
+        short = report.travelling(written, report.FULL)
         report.check(short)
         assert len(json.dumps(short)) < report.LIMIT + 100
-        assert short["verdicts"] == report._rounded(told["verdicts"])
+        assert short["verdicts"] == report._rounded(written["verdicts"])
         sizes.append(short.get("left_out", []))
     assert sizes[0] == ["steps.moved"] and sizes[-1][-1] == "steps"
-    assert "moved" in told["steps"][0]  # the report itself is whole
+    assert "moved" in written["steps"][0]  # the report itself is whole
 
 
 def test_without_names_it_is_the_same_report():
-    told = compose([0.1], [0.9, 0.2], [0.9], seed=7, host={"decoder": "demo"})
-    told["neighbors"] = {"0": {"source": "a.png", "caption": "a cat"}}
-    short = report.travelling(told)
+    written = compose([0.1], [0.9, 0.2], [0.9], seed=7, host={"decoder": "demo"})
+    written["neighbors"] = {"0": {"source": "a.png", "caption": "a cat"}}
+    short = report.travelling(written)
     report.check(short)
     assert short == json.loads(json.dumps(short, allow_nan=False))
     text = json.dumps(short)
@@ -104,13 +110,13 @@ def test_without_names_it_is_the_same_report():
     assert short["index"] == {"name": "", "hash": "abc", "count": 3} and short["left_out"] == [
         "names"
     ]
-    for found, whole in zip(short["verdicts"], told["verdicts"], strict=True):
-        for key in ("sample", "attempt", "outcome", "similarity", "closeness", "neighbor", "copy"):
+    for found, whole in zip(short["verdicts"], written["verdicts"], strict=True):
+        for key in ("sample", "attempt", "outcome", "similarity", "score", "neighbor", "copy"):
             assert found[key] == pytest.approx(whole[key]) if key != "outcome" else whole[key]
     assert short["verdicts"][2]["words"] == "A copy of picture 0 of the index"
     assert short["verdicts"][0]["words"] == "Not a copy of anything in this index"
     assert short["verdicts"][2]["checks"] == ["first"]
-    assert [a["samples"] for a in short["attempts"]] == [a["samples"] for a in told["attempts"]]
+    assert [a["samples"] for a in short["attempts"]] == [a["samples"] for a in written["attempts"]]
     assert short["attempts"][1]["steps"] == [{"number": 1}] and short["seed"] == 7
     assert "still a copy" in report.words(short).lower()
 
@@ -118,7 +124,7 @@ def test_without_names_it_is_the_same_report():
 def test_words_tell_what_became_of_it():
     assert "no copy" in report.words(compose([0.1], [0.2]))
     again = report.words(compose([0.1], [0.9, 0.2]))
-    assert "picture 2 drawn again: closeness 0.90 → 0.20" in again
+    assert "picture 2 drawn again: likeness 0.90 → 0.20" in again
     bad = report.words(compose([0.1], [0.9]))
     assert bad.startswith("STILL A COPY: picture 2") and "a.png" in bad and "blank" not in bad
     assert "replaced by a blank" in report.words(compose([0.9], if_still_copied="blank"))
@@ -133,20 +139,20 @@ def test_refusal_names_picture_neighbour_and_what_to_change():
 
 
 def test_what_cannot_be_told_is_no_clean_verdict():
-    told = outcome([0.1])
+    written = outcome([0.1])
     verdict = Verdict(0.1, 0.4, 0.1, 0.0, 0.75, 0, "b.png", "", "cannot_tell", (), "flat")
-    told.verdicts[0] = verdict
-    told = report.compose(SESSION, told, judged_by="vae")
-    assert told["verdicts"][0]["outcome"] == "cannot_tell"
-    words = report.words(told)
+    written.verdicts[0] = verdict
+    written = report.compose(SESSION, written, judged_by="vae")
+    assert written["verdicts"][0]["outcome"] == "cannot_tell"
+    words = report.words(written)
     assert (
         "cannot tell of picture 1: it is nearly one flat tone" in words and "no copy" not in words
     )
 
 
 def test_blanked_is_told():
-    told = compose([0.1], [0.9], if_still_copied="blank")
-    assert [v["outcome"] for v in told["verdicts"]] == ["no_copy", "blanked"]
+    written = compose([0.1], [0.9], if_still_copied="blank")
+    assert [v["outcome"] for v in written["verdicts"]] == ["no_copy", "blanked"]
 
 
 def test_what_the_guard_did_not_see_is_told():
@@ -164,16 +170,16 @@ def test_what_the_guard_did_not_see_is_told():
 
 def test_one_curve_a_drawing():
     (first, title), (second, again) = report.drawings(compose([0.1], [0.9, 0.2]))
-    assert first == "closeness to cats" and title["steps"] == [{"number": 0}]
+    assert first == "likeness to cats" and title["steps"] == [{"number": 0}]
     assert second.startswith("picture 2 drawn again, 1") and again["steps"] == [{"number": 1}]
 
 
 def test_read_from_a_picture(tmp_path):
-    told, path = compose([0.1]), tmp_path / "a.png"
+    written, path = compose([0.1]), tmp_path / "a.png"
     info = PngInfo()
-    info.add_text(report.KEY, json.dumps({"7": told}))
+    info.add_text(report.KEY, json.dumps({"7": written}))
     Image.new("RGB", (4, 4)).save(path, pnginfo=info)
-    assert report.of_picture(path) == {"7": told}
+    assert report.of_picture(path) == {"7": written}
     for text, words in (
         (None, "no report"),
         ("{", "damaged"),
@@ -188,43 +194,53 @@ def test_read_from_a_picture(tmp_path):
             report.of_picture(path)
 
 
-def as_before(told):
+def as_before(written):
     """A report as `amg-report/1` was."""
     names = {"no_copy": "clean", "cannot_tell": "unsure"}
-    verdicts = []
-    for found in told["verdicts"]:
-        kept = {k: v for k, v in found.items() if k not in ("checks", "reason")}
+
+    def old(found):
+        kept = {k: v for k, v in found.items() if k not in ("checks", "reason", "score")}
         words = (
             "Ein Urteil." if found["copy"] else "Kein Urteil."
         )  # whatever it says: shown as it is
         kept |= {"outcome": names.get(found["outcome"], found["outcome"]), "words": words}
-        verdicts.append(kept | {"unsure": "is too dark" if found["reason"] else ""})
-    kept = {k: v for k, v in told.items() if k != "not_judged_code"}
-    return kept | {"schema": "amg-report/1", "verdicts": verdicts}
+        return kept | {
+            "closeness": found["score"],
+            "unsure": "is too dark" if found["reason"] else "",
+        }
+
+    attempts = [a | {"verdicts": [old(v) for v in a["verdicts"]]} for a in written["attempts"]]
+    kept = {k: v for k, v in written.items() if k != "not_judged_code"} | {"attempts": attempts}
+    return kept | {"schema": "amg-report/1", "verdicts": [old(v) for v in written["verdicts"]]}
 
 
-def test_reports_of_before_are_understood():
-    old = as_before(compose([0.1], [0.9]))
-    report.check(old)
-    assert report.words(old) == "STILL A COPY: picture 2 · Ein Urteil."
-    assert "no copy" in report.words(as_before(compose([0.1])))
-    told = compose([0.1])
-    told["verdicts"][0] |= {"outcome": "cannot_tell", "reason": "flat"}
-    assert "cannot tell of picture 1: is too dark" in report.words(as_before(told))
-    unjudged = as_before(report.compose(SESSION, not_judged=report.NOT_ENDED))
-    assert report.words(unjudged | {"not_judged": "it rained"}) == "not judged · it rained"
+def test_reports_of_before_are_understood(tmp_path):
+    def words(written):
+        info = PngInfo()
+        info.add_text(report.KEY, json.dumps({"7": as_before(written)}))
+        Image.new("RGB", (4, 4)).save(tmp_path / "old.png", pnginfo=info)
+        return report.words(report.of_picture(tmp_path / "old.png")["7"])
+
+    found = words(compose([0.1], [0.9]))
+    assert found.startswith("STILL A COPY: picture 2 · Ein Urteil.")
+    assert "no copy" in words(compose([0.1])) and "likeness 0.10" in words(compose([0.1]))
+    written = compose([0.1])
+    written["verdicts"][0] |= {"outcome": "cannot_tell", "reason": "flat"}
+    assert "cannot tell of picture 1: is too dark" in words(written)
+    unjudged = report.compose(SESSION, not_judged=report.NOT_ENDED)
+    assert words(unjudged | {"not_judged": "it rained"}) == "not judged · it rained"
 
 
 def test_a_run_is_told_in_every_language():
-    told = compose([0.1], [0.9, 0.2], unseen_steps=2)
-    assert "Bild 2 neu erzeugt: Nähe 0.90 → 0.20" in report.words(told, "de")
-    assert "なし" in report.words(told, "ja")
-    assert report.words(told, "xx") == report.words(told, "../en") == report.words(told)
+    written = compose([0.1], [0.9, 0.2], unseen_steps=2)
+    assert "Bild 2 neu erzeugt: Nähe 0.90 → 0.20" in report.words(written, "de")
+    assert "なし" in report.words(written, "ja")
+    assert report.words(written, "xx") == report.words(written, "../en") == report.words(written)
 
 
 def test_one_picture_is_told_without_its_number():
-    told = report.compose(SESSION, outcome([0.9, 0.2]), judged_by="vae")
-    assert [each.code for each in report.story_of_one(told)] == ["no_copy", "drawn_again"]
-    told = report.compose(SESSION, outcome([0.9]), judged_by="vae", if_still_copied="blank")
-    codes = [each.code for each in report.story_of_one(told)]
+    written = report.compose(SESSION, outcome([0.9, 0.2]), judged_by="vae")
+    assert [each.code for each in report.story_of_one(written)] == ["no_copy", "drawn_again"]
+    written = report.compose(SESSION, outcome([0.9]), judged_by="vae", if_still_copied="blank")
+    codes = [each.code for each in report.story_of_one(written)]
     assert codes == ["still_a_copy", "copy_by_first", "replaced"]

@@ -14,12 +14,12 @@ from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.limits import COPY
-from amg_core.probe import Probe
+from amg_core.similarity.matcher import Matcher
 from amg_demo import model as demo
 from amg_demo.sample import sample as demo_sample
 from amg_demo.sheet import to_image
 from benchmarks.tables import grade, methods, models, report, train
-from benchmarks.tables.worlds import World
+from benchmarks.tables.domains import Domain
 
 N = 60
 
@@ -30,7 +30,7 @@ def seeded():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
+def domain(tmp_path_factory) -> Domain:
     """A "model" that always answers with the training picture of its caption."""
     folder = tmp_path_factory.mktemp("tables")
     generator = torch.Generator().manual_seed(3)
@@ -43,11 +43,11 @@ def world(tmp_path_factory) -> World:
     latent = LatentDescriptor(
         lambda p: F.avg_pool2d(p, 2), "toy", "0" * 64, 3, side=32, scales=(8, 16)
     )
-    probes = {}
+    matchers = {}
     for name, descriptor in {"pixel": create("pixel"), "latent": latent}.items():
         build(folder / "pictures", folder / name, descriptor)
         searcher = Searcher(Index.open(folder / name))
-        probes[name] = Probe(searcher, descriptor, decoder if name == "pixel" else None)
+        matchers[name] = Matcher(searcher, descriptor, decoder if name == "pixel" else None)
     captions = [f"s{i}" for i in range(N)]
 
     def encode(texts):
@@ -59,25 +59,25 @@ def world(tmp_path_factory) -> World:
             (known >= 0)[:, None, None, None], models.to_space(pictures)[known], 0 * x
         )
 
-    return World(
+    return Domain(
         "toy", denoise, encode, models.noise_sigmas(), (3, 32, 32),
         lambda x: models.to_pictures(x).clamp(0, 1), 1.01,
-        train.TrainingSet(pictures, captions, torch.ones(N, dtype=torch.long)), probes,
+        train.TrainingSet(pictures, captions, torch.ones(N, dtype=torch.long)), matchers,
         lambda p: {"features": F.adaptive_avg_pool2d(p, 4).flatten(1), "subject": p.mean((2, 3))},
         captions[:3], captions[:3], captions[3:5],
     )  # fmt: skip
 
 
-def graded(world, pictures, sscd=None):
-    judges = grade.Judges(world, sscd)
+def graded(domain, pictures, sscd=None):
+    judges = grade.Judges(domain, sscd)
     captions = ["s0", "s1", "s2"]
     own = grade.Own(torch.tensor([0, 1, 2]), torch.tensor([True, True, False]))
     return judges, judges.grade(pictures, captions, own, pictures)
 
 
-def test_nl2_and_correlation_against_brute_force(world):
-    pictures = (world.data.pictures[:3] * 0.8 + 0.2 * torch.rand(3, 3, 32, 32)).clamp(0, 1)
-    judges, grades = graded(world, pictures)
+def test_nl2_and_correlation_against_brute_force(domain):
+    pictures = (domain.data.pictures[:3] * 0.8 + 0.2 * torch.rand(3, 3, 32, 32)).clamp(0, 1)
+    judges, grades = graded(domain, pictures)
     distances = torch.cdist(pictures.flatten(1), judges.training.flatten(1)).sort(dim=1).values
     wanted = distances[:, 0] / (0.5 * distances[:, :50].mean(dim=1))
     assert torch.allclose(grades.nl2, wanted, atol=2e-3)
@@ -88,30 +88,30 @@ def test_nl2_and_correlation_against_brute_force(world):
         assert abs(float(grades.zncc_own[i]) - np.corrcoef(*small)[0, 1]) < 1e-3
 
 
-def test_sscd_columns_are_the_largest_cosine_or_not_measured(world):
+def test_sscd_columns_are_the_largest_cosine_or_not_measured(domain):
     def embed(pictures):
         return F.normalize(F.adaptive_avg_pool2d(pictures, 4).flatten(1) - 0.5, dim=1)
 
-    pictures = world.data.pictures[[5, 1, 7]]
-    judges, grades = graded(world, pictures, embed)
+    pictures = domain.data.pictures[[5, 1, 7]]
+    judges, grades = graded(domain, pictures, embed)
     cosine = embed(pictures) @ embed(judges.training).T
     assert torch.allclose(grades.sscd, cosine.amax(dim=1)) and grades.sscd.min() > 0.999
     assert torch.allclose(grades.sscd_own, cosine[range(3), [0, 1, 2]])
     row = report.Row(methods.Method("x"), methods.Drawings(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert cells["SSCD % > 0.5"][0] == 100
-    grades = graded(world, pictures)[1]
+    grades = graded(domain, pictures)[1]
     row = report.Row(methods.Method("x"), methods.Drawings(pictures), grades, torch.zeros(3))
     cells = report.paper_columns(row, row.group == 0, judges.real)
     assert "not measured" in report.markdown({"x": cells})
 
 
-def test_every_view_of_a_copy_is_a_copy_and_noise_is_none(world):
-    copies = world.data.pictures[:3]
-    assert grade.on_views(world.probes["pixel"], copies).min() > COPY
+def test_every_view_of_a_copy_is_a_copy_and_noise_is_none(domain):
+    copies = domain.data.pictures[:3]
+    assert grade.on_views(domain.matchers["pixel"], copies).min() > COPY
     for name, view in grade.views(copies).items():
         assert view.shape[:2] == copies.shape[:2] and view.min() >= 0 and view.max() <= 1, name
-    assert grade.on_views(world.probes["pixel"], torch.rand(3, 3, 32, 32)).max() < COPY
+    assert grade.on_views(domain.matchers["pixel"], torch.rand(3, 3, 32, 32)).max() < COPY
 
 
 def test_fooled_is_clean_to_the_guard_and_a_copy_to_another():
@@ -126,11 +126,11 @@ def test_fooled_is_clean_to_the_guard_and_a_copy_to_another():
     assert grade.unseen(grades).tolist() == [True, True, False, True]
 
 
-def test_a_likeness_counts_as_of_a_pair_only_where_the_twin_copied_that_picture(world):
-    judges = grade.Judges(world)
-    own = judges.own(torch.cat([world.data.pictures[4:5], torch.rand(1, 3, 32, 32)]), ["", ""])
+def test_a_likeness_counts_as_of_a_pair_only_where_the_twin_copied_that_picture(domain):
+    judges = grade.Judges(domain)
+    own = judges.own(torch.cat([domain.data.pictures[4:5], torch.rand(1, 3, 32, 32)]), ["", ""])
     assert own.ids[0] == 4 and own.known.tolist() == [True, False]
-    pictures = world.data.pictures[:2]
+    pictures = domain.data.pictures[:2]
     grades = judges.grade(pictures, ["s0", "s1"], own, pictures)
     assert grades.zncc_limit.tolist() == pytest.approx([judges.own_limit, judges.limit])
 
@@ -176,22 +176,22 @@ def test_prompt_baselines_add_four_words_and_keep_the_others():
     assert set(methods.repeated_word(["a b"], [], rng)[0].split()) == {"a", "b"}
 
 
-def test_a_methods_draw_depends_on_its_seed_only(world):
+def test_a_methods_draw_depends_on_its_seed_only(domain):
     noisy = methods.Method("GNI", noise=0.1)
-    both = methods.contexts(world, noisy, ["s0", "s1"], [5, 6])
-    assert not torch.equal(both, world.encode(["s0", "s1"]))
-    assert torch.equal(methods.contexts(world, noisy, ["s0", "s1"], [5, 6]), both)
+    both = methods.contexts(domain, noisy, ["s0", "s1"], [5, 6])
+    assert not torch.equal(both, domain.encode(["s0", "s1"]))
+    assert torch.equal(methods.contexts(domain, noisy, ["s0", "s1"], [5, 6]), both)
     worded = methods.Method("RT", words=methods.random_number)
-    alone = methods.contexts(world, worded, ["s1"], [6])
-    assert torch.equal(methods.contexts(world, worded, ["s0", "s1"], [5, 6])[1:], alone)
+    alone = methods.contexts(domain, worded, ["s1"], [6])
+    assert torch.equal(methods.contexts(domain, worded, ["s0", "s1"], [5, 6])[1:], alone)
 
 
-def test_plain_drawing_copies_and_the_guard_acts_only_there(world):
+def test_plain_drawing_copies_and_the_guard_acts_only_there(domain):
     captions, seeds = ["s0", "s1", "nothing"], [1, 2, 3]
-    plain = methods.draw(world, methods.Method("plain"), captions, seeds, 4)
-    assert torch.allclose(plain.pictures[:2], world.data.pictures[:2], atol=0.2)
+    plain = methods.draw(domain, methods.Method("plain"), captions, seeds, 4)
+    assert torch.allclose(plain.pictures[:2], domain.data.pictures[:2], atol=0.2)
     main = methods.Method("main", presets.settings("main", "nl2"))
-    guarded = methods.draw(world, main, captions, seeds, 4)
+    guarded = methods.draw(domain, main, captions, seeds, 4)
     assert guarded.acted == [True, True, False]
     assert torch.equal(guarded.pictures[2], plain.pictures[2])
 
@@ -199,7 +199,7 @@ def test_plain_drawing_copies_and_the_guard_acts_only_there(world):
 def test_the_sampler_is_the_demos_bit_for_bit():
     model = demo.load()
     prompts, seeds = ["fox face on red dots", "crab on blue rays"], [11, 12]
-    stand_in = World(
+    stand_in = Domain(
         "demo", model.denoise, lambda c: model.text(model.text.tokenize(c)), model.sigmas,
         (4, 16, 16), lambda x: model.decoder(x).clamp(0, 1), 4.0, None, {}, None, [], [],
     )  # fmt: skip
@@ -210,9 +210,9 @@ def test_the_sampler_is_the_demos_bit_for_bit():
         assert torch.equal(stand_in.decode(latents), wanted)
 
 
-def test_training_learns_and_a_saved_model_answers_the_same(world, tmp_path):
+def test_training_learns_and_a_saved_model_answers_the_same(domain, tmp_path):
     recipe = train.TrainingRecipe(steps=8, batch=4, width=16, deep=16)
-    data = train.TrainingSet(world.data.pictures[:8], ["a", "b"] * 4, torch.tensor([2] + [1] * 7))
+    data = train.TrainingSet(domain.data.pictures[:8], ["a", "b"] * 4, torch.tensor([2] + [1] * 7))
     model = train.obtain(recipe, tmp_path, data, lambda _: None)
     again = train.obtain(recipe, tmp_path, data, lambda _: pytest.fail("trained twice"))
     x, sigma = torch.randn(2, 3, 32, 32), torch.tensor([1.0, 3.0])

@@ -75,7 +75,7 @@ def amg(tmp_path_factory, comfyui):
         decoding=module("nodes.decoding"),
         paths=module("nodes.paths"),
         AMGError=module("amg_core.errors").AMGError,
-        Settings=module("amg_core.session").Settings,
+        Settings=module("amg_core.run").Settings,
         Schedule=module("amg_core.schedule").Schedule,
         nodes=nodes.NODE_CLASS_MAPPINGS,
     )
@@ -123,7 +123,7 @@ def settings(amg):
     never act ("dormant"), or act with strength 0 ("zero")."""
 
     def make(kind: str):
-        level = 2.0 if kind == "dormant" else -10.0  # in closeness
+        level = 2.0 if kind == "dormant" else -10.0  # in likeness
         strength = 0.0 if kind == "zero" else 1.0
         ways = amg.module("amg_core.guidance")
         if kind == "leaving":

@@ -69,7 +69,7 @@ def test_remembers_the_latest(amg, clip, monkeypatch):
 
 def test_each_sample_gets_its_caption(amg, clip, args):
     """Also where captions differ in length, and a sample without a caption gets D_u."""
-    predictions = amg.conditioning.Predictions(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {})
     captions = ["a green cat", LONG, ""]
     with torch.inference_mode():
         predicted = predictions.neighbor(args, captions)
@@ -86,7 +86,7 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
         "strength": 0.3, "area": (4, 4, 0, 0), "timestep_start": 0.5, "timestep_end": 0.4,
     }  # fmt: skip
     given["cond"] = [marked]
-    predictions = amg.conditioning.Predictions(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {})
     with torch.inference_mode():
         plain = predictions.neighbor(args, ["a", "b", "c"])
         assert torch.equal(predictions.neighbor(given, ["a", "b", "c"]), plain)
@@ -94,7 +94,7 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
 
 def test_a_shorter_prompt(amg, args):
     """No word kept is no prompt, all kept the prompt itself; samples keep different numbers."""
-    predictions = amg.conditioning.Predictions(None, {})
+    predictions = amg.conditioning.OtherTexts(None, {})
     words = predictions.words(args)
     assert words == args["cond"][0]["cross_attn"].shape[1]
     with torch.inference_mode():
@@ -110,7 +110,7 @@ def test_a_shorter_prompt(amg, args):
 
 
 def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
-    predictions = amg.conditioning.Predictions(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {})
     with torch.inference_mode():
         none = predictions.reduced(args, torch.zeros(3, dtype=torch.long))
     assert torch.allclose(none[1], expected(args, clip, "", 1), atol=1e-5)
@@ -118,7 +118,7 @@ def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
 
 def test_what_is_said_of_the_whole_prompt_is_mixed_by_the_share(amg, args):
     caught = []
-    predictions = amg.conditioning.Predictions(None, {})
+    predictions = amg.conditioning.OtherTexts(None, {})
     predictions._evaluate = lambda given, text: caught.append(text)
     whole = [conds[0] | {"pooled_output": torch.full((1, 5), v)} for conds, v in (
         (args["cond"], 2.0), (args["uncond"], 0.0))]  # fmt: skip
@@ -169,6 +169,6 @@ def test_wrong_clip(amg, clip, args, monkeypatch):
     )
     wide.cond_stage_model.reset_clip_options = lambda: None
     wide.cond_stage_model.encode_token_weights = lambda _: (torch.zeros(1, 77, 99), None)
-    predictions = amg.conditioning.Predictions(wide, {})
+    predictions = amg.conditioning.OtherTexts(wide, {})
     with pytest.raises(amg.AMGError, match="clip: this text encoder gives 99"):
         predictions.neighbor(args, ["a", "b", "c"])

@@ -130,7 +130,7 @@ def test_every_kind_of_model(amg, tiny, prompts, probe_of, kind, monkeypatch, ca
 
     monkeypatch.setattr(network, "forward", spy)
     monkeypatch.setattr(probe_of.statistics, "measure", keep)
-    told = probe_of.measure(model, *prompts, (4, 16, 16), 3, 0.041)
+    report = probe_of.measure(model, *prompts, (4, 16, 16), 3, 0.041)
     assert len(calls) == len(fed) == 2
     z = probe_of.noises((4, 16, 16), 3)
     for x, out, p in zip(fed, said, looks, strict=True):
@@ -140,7 +140,7 @@ def test_every_kind_of_model(amg, tiny, prompts, probe_of, kind, monkeypatch, ca
         pairs = [(back[0], halves[1]), (back[1], halves[0])]
         if kind != "edm":  # its network's output is no ε
             assert all(torch.allclose(a, b, atol=2e-3, rtol=1e-3) for a, b in pairs)
-    for each in told:
+    for each in report:
         assert all(abs(value) < 1e6 for value in each.values())
         assert -1 <= each["alignment"] <= 1
         assert each["norm"] > 0

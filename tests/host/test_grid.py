@@ -67,8 +67,8 @@ def test_a_column_is_what_the_sampler_draws(amg, run_node, request_of, monkeypat
     # Three times the threshold is more than any picture reaches: the guard sleeps.
     assert torch.equal(decoded[2], plain) and torch.equal(decoded[3], plain)
     by = {(row["picture"], row["threshold_scale"], row["strength"]): row for row in table}
-    assert by[1, 1, 0]["copy"] and by[1, 1, 0]["closeness"] > by[1, 1, 1]["closeness"]
-    assert by[1, 1, 0]["closeness"] == by[1, 3, 0]["closeness"]
+    assert by[1, 1, 0]["copy"] and by[1, 1, 0]["score"] > by[1, 1, 1]["score"]
+    assert by[1, 1, 0]["score"] == by[1, 3, 0]["score"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def likeness(amg, demo, latent, name):
         drawn = demo["vae"].decode(latent).movedim(-1, 1)
     stored = np.asarray(Image.open(f"{demo['folder']}/{name}").convert("RGB"), dtype=np.float32)
     stored = torch.from_numpy(stored).permute(2, 0, 1)[None] / 255
-    return float(amg.module("amg_core.judge").zncc(drawn.clone(), stored))
+    return float(amg.module("amg_core.similarity.verifier").zncc(drawn.clone(), stored))
 
 
 def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
@@ -67,9 +67,9 @@ def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
     latent, said, report = guard(KEY)
     assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     assert "are one picture" in said and "the guard steered" in said and "no copy" in said
-    told = json.loads(report)
-    assert told["index"]["count"] == 2 and told["verdicts"][0]["outcome"] == "no_copy"
-    assert told["verdicts"][0]["source"].startswith("drawn from another seed")
+    written = json.loads(report)
+    assert written["index"]["count"] == 2 and written["verdicts"][0]["outcome"] == "no_copy"
+    assert written["verdicts"][0]["source"].startswith("drawn from another seed")
 
 
 def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
@@ -118,8 +118,8 @@ def test_a_batch_of_prompts_is_refused(amg, guard, encoded):
 
 @pytest.mark.parametrize("suspicious", [False, True])
 def test_the_verdict_of_prompt_probe_is_taken(amg, guard, plain, suspicious):
-    told = amg.module("amg_core.messages").message("as_written", words="as the probe says")
-    verdict = SimpleNamespace(suspicious=suspicious, messages=lambda: [told])
+    written = amg.module("amg_core.messages").message("as_written", words="as the probe says")
+    verdict = SimpleNamespace(suspicious=suspicious, messages=lambda: [written])
     given = SimpleNamespace(verdict=verdict, key_words="")
     latent, said, _ = guard(KEY, detect="auto", prompt_verdict=given)
     assert said.startswith("as the probe says · ")

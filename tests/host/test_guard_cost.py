@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def told(comfyui, tmp_path_factory) -> tuple[dict, str]:
+def report(comfyui, tmp_path_factory) -> tuple[dict, str]:
     """What the program writes and prints for narrow networks and two steps."""
     out = tmp_path_factory.mktemp("cost") / "cost.json"
     done = subprocess.run(
@@ -28,19 +28,19 @@ def told(comfyui, tmp_path_factory) -> tuple[dict, str]:
 
 
 @pytest.fixture
-def macs(told):
+def macs(report):
     """(row, batch) -> MACs of each step."""
-    tables = told[0]["tables"]
+    tables = report[0]["tables"]
     return {(r["row"], t["batch"]): r["macs_by_step"] for t in tables for r in t["rows"]}
 
 
 @pytest.fixture
-def parts(told):
-    return {part["part"]: part["macs"] for part in told[0]["parts"]}
+def parts(report):
+    return {part["part"]: part["macs"] for part in report[0]["parts"]}
 
 
-def test_every_row_is_there(told):
-    found, printed = told
+def test_every_row_is_there(report):
+    found, printed = report
     guards = ("watch", "terms", "terms+neighbour", "exit", "exit+neighbour")
     wanted = ["plain", *(f"{g} {d}" for d in ("pixel", "latent") for g in guards), "authors"]
     for table in found["tables"]:
@@ -70,9 +70,9 @@ def test_what_is_counted_adds_up(macs, parts):
     assert min(abs(besides), abs(besides - caption)) < 0.05 * 8 * branch
 
 
-def test_branches_are_those_that_were_drawn(told):
+def test_branches_are_those_that_were_drawn(report):
     """Averages over two steps, the first of which looks for the words to keep."""
-    rows = {row["row"]: row["branches"] for row in told[0]["tables"][0]["rows"]}
+    rows = {row["row"]: row["branches"] for row in report[0]["tables"][0]["rows"]}
     assert rows["plain"] == rows["watch pixel"] == rows["terms pixel"] == 2
     assert rows["authors"] == 3
     assert 2.5 <= rows["terms+neighbour pixel"] <= 3  # one serves two steps while the caption stays

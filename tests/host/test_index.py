@@ -37,7 +37,7 @@ def from_images(run_node):
 
 
 @pytest.fixture
-def told(amg, monkeypatch):
+def report(amg, monkeypatch):
     """What the nodes show on themselves."""
     lines: list[str] = []
     monkeypatch.setattr(amg.module("nodes.show"), "text_on", lambda _id: lines.append)
@@ -58,13 +58,13 @@ def bars(monkeypatch):
     return moves
 
 
-def names(probe) -> list[str]:
-    index = probe.searcher.index
+def names(matcher) -> list[str]:
+    index = matcher.searcher.index
     return [index.source(i) for i in range(index.count)]
 
 
-def words_on(run_node, image, probe) -> str:
-    return run_node("AMG_SimilarityProbe", image=image, index=probe)[1]
+def words_on(run_node, image, matcher) -> str:
+    return run_node("AMG_SimilarityProbe", image=image, index=matcher)[1]
 
 
 # ---------------------------------------------------------------- sources
@@ -75,15 +75,17 @@ def test_build_from_an_archive(run_node, pictures, tmp_path, bars, index):
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(pictures.iterdir()):
             archive.write(file, file.name)
-    probe, text = run_node("AMG_BuildIndex", folder=f'"{path}"', name="zipped", descriptor="pixel")
+    matcher, text = run_node(
+        "AMG_BuildIndex", folder=f'"{path}"', name="zipped", descriptor="pixel"
+    )
     assert text.startswith("24 pictures")
-    assert names(probe) == names(index)
-    assert probe.searcher.index.caption(2) == index.searcher.index.caption(2) != ""
+    assert names(matcher) == names(index)
+    assert matcher.searcher.index.caption(2) == index.searcher.index.caption(2) != ""
     assert bars[-1] == (24, 24)
 
 
 def test_build_from_a_source_of_unknown_length(
-    amg, run_node, pictures, tmp_path, bars, told, monkeypatch
+    amg, run_node, pictures, tmp_path, bars, report, monkeypatch
 ):
     """No bar is filled whose end nobody knows: the count is told in words."""
     with tarfile.open(tmp_path / "few.tar", "w") as archive:
@@ -91,23 +93,23 @@ def test_build_from_a_source_of_unknown_length(
             archive.add(file, file.name)
     clock = iter(range(10**6))
     monkeypatch.setattr(amg.module("nodes.index").time, "monotonic", lambda: next(clock))
-    probe, text = run_node(
+    matcher, text = run_node(
         "AMG_BuildIndex", folder=str(tmp_path / "few.tar"), name="tarred", descriptor="pixel"
     )
-    assert probe.searcher.index.count == 24
+    assert matcher.searcher.index.count == 24
     assert {total for _, total in bars} <= {24}  # once the archive has been read to its end
-    assert "1 pictures so far…" in told
-    assert told[-1] == text
+    assert "1 pictures so far…" in report
+    assert report[-1] == text
 
 
 def test_build_from_a_list(run_node, pictures, tmp_path):
     (tmp_path / "list.csv").write_text(
         f"file,caption\n{pictures / 'memorised-000.webp'},a fox\n{tmp_path / 'gone.png'},\n"
     )
-    probe, text = run_node(
+    matcher, text = run_node(
         "AMG_BuildIndex", folder=str(tmp_path / "list.csv"), name="listed", descriptor="pixel"
     )
-    assert probe.searcher.index.caption(0) == "a fox"
+    assert matcher.searcher.index.caption(0) == "a fox"
     assert "gone.png" in text
 
 
@@ -133,12 +135,12 @@ def test_building_again_embeds_what_is_new(run_node, pictures, tmp_path):
     _, text = run_node("AMG_BuildIndex", **inputs)
     assert "there already" not in text
     shutil.copy(files[7], tmp_path)
-    probe, text = run_node("AMG_BuildIndex", **inputs)
+    matcher, text = run_node("AMG_BuildIndex", **inputs)
     assert "1 embedded, 3 were there already." in text
-    assert probe.searcher.index.count == 4
+    assert matcher.searcher.index.count == 4
 
 
-def test_a_stopped_build_goes_on(amg, run_node, pictures, told, monkeypatch):
+def test_a_stopped_build_goes_on(amg, run_node, pictures, report, monkeypatch):
     """The artist presses stop in mid-build: what was done is kept, and no half index is offered."""
     import comfy.model_management as management
     import comfy.utils
@@ -151,14 +153,14 @@ def test_a_stopped_build_goes_on(amg, run_node, pictures, told, monkeypatch):
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press)
     with pytest.raises(management.InterruptProcessingException):
         run_node("AMG_BuildIndex", **inputs)
-    assert "Stopped after 11 pictures" in told[-1]
-    assert "goes on" in told[-1]
+    assert "Stopped after 11 pictures" in report[-1]
+    assert "goes on" in report[-1]
     assert "stopped" not in amg.paths.index_names()
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
-    probe, text = run_node("AMG_BuildIndex", **inputs)
+    matcher, text = run_node("AMG_BuildIndex", **inputs)
     assert "8 embedded, 16 were there already." in text
     undisturbed, _ = run_node("AMG_BuildIndex", **inputs | {"name": "undisturbed"})
-    assert probe.searcher.index.hash == undisturbed.searcher.index.hash
+    assert matcher.searcher.index.hash == undisturbed.searcher.index.hash
 
 
 def test_a_stop_before_anything_was_done(amg, run_node, pictures):
@@ -174,12 +176,12 @@ def test_a_stop_before_anything_was_done(amg, run_node, pictures):
 
 
 def test_from_images_with_captions(run_node, from_images, batch):
-    probe, text = from_images(batch[:2], "a fox\n  a  panda ", name="two")
+    matcher, text = from_images(batch[:2], "a fox\n  a  panda ", name="two")
     assert text.startswith("2 pictures")
-    assert [probe.searcher.index.caption(i) for i in range(2)] == ["a fox", "a panda"]
-    assert "A copy of images/" in words_on(run_node, batch[1:2], probe)
+    assert [matcher.searcher.index.caption(i) for i in range(2)] == ["a fox", "a panda"]
+    assert "A copy of images/" in words_on(run_node, batch[1:2], matcher)
     (loaded,) = run_node("AMG_LoadIndex", index_name="two")
-    assert loaded.searcher.index.hash == probe.searcher.index.hash
+    assert loaded.searcher.index.hash == matcher.searcher.index.hash
 
 
 @pytest.mark.parametrize(
@@ -204,8 +206,8 @@ def test_captions_that_do_not_fit(amg, from_images, batch, captions):
 
 
 def test_from_a_list_of_images_of_any_sizes(from_images, batch):
-    probe, _ = from_images([batch[:2], batch[2:3, :64, :96]], ["a", "b", "c"], name="sizes")
-    index = probe.searcher.index
+    matcher, _ = from_images([batch[:2], batch[2:3, :64, :96]], ["a", "b", "c"], name="sizes")
+    index = matcher.searcher.index
     assert [index.caption(i) for i in range(3)] == ["a", "b", "c"]
     assert (index.record(2).width, index.record(2).height) == (96, 64)
 
@@ -213,11 +215,11 @@ def test_from_a_list_of_images_of_any_sizes(from_images, batch):
 def test_adding_images_to_an_index(run_node, from_images, batch, pictures):
     run_node("AMG_BuildIndex", folder=str(pictures), name="both", descriptor="pixel")
     other = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    probe, text = from_images(other, "noise", name="both", mode="add")
+    matcher, text = from_images(other, "noise", name="both", mode="add")
     assert text.startswith("26 pictures")
     again, text = from_images(other, "noise", name="both", mode="add")
     assert "0 embedded, 2 were there already." in text
-    assert again.searcher.index.hash == probe.searcher.index.hash
+    assert again.searcher.index.hash == matcher.searcher.index.hash
     assert names(again)[0] == "memorised-000.webp"
     only, _ = from_images(other, "noise", name="both", mode="replace")
     assert only.searcher.index.count == 2
@@ -236,9 +238,9 @@ def test_adding_to_an_index_in_another_folder(amg, from_images, batch, monkeypat
     shutil.move(amg.paths.index_folder() / "moved", tmp_path / "moved")
     both = ([*folders, str(tmp_path)], known)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "amg_indexes", both)
-    probe, _ = from_images(batch[2:3], name="moved", mode="add")
-    assert probe.searcher.index.count == 3
-    assert probe.searcher.index.path == tmp_path / "moved"
+    matcher, _ = from_images(batch[2:3], name="moved", mode="add")
+    assert matcher.searcher.index.count == 3
+    assert matcher.searcher.index.path == tmp_path / "moved"
 
 
 def test_adding_with_another_descriptor(amg, from_images, batch):

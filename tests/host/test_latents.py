@@ -41,9 +41,9 @@ def draw(run_node, demo):
 
 def test_what_is_in_the_index(latent_index, demo):
     """Rows are the VAE's latents, as the sampler sees them."""
-    probe, text = latent_index
+    matcher, text = latent_index
     assert text.startswith("632 pictures")
-    spec = probe.searcher.index.spec
+    spec = matcher.searcher.index.spec
     assert spec.id == "latent_demo"
     assert spec.preprocessing == "vae-128px-c4-square-area/1"
     assert spec.scales == (8, 16)
@@ -51,7 +51,7 @@ def test_what_is_in_the_index(latent_index, demo):
     picture = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         latent = demo["vae"].encode(picture)
-    row = probe.descriptor.embed(picture.movedim(-1, 1), 16)
+    row = matcher.descriptor.embed(picture.movedim(-1, 1), 16)
     assert torch.allclose(row, latent.flatten(1), atol=1e-5)
     assert not row.requires_grad
 
@@ -65,19 +65,19 @@ def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monk
 
     monkeypatch.setattr(amg.decoding, "choose", never)
     guarded, report, curve = draw(loaded, vae=demo["vae"])
-    told = json.loads(report)
-    assert told["host"]["decoder"] == "none"
-    assert told["descriptor"]["id"] == "latent_demo"
-    assert min(told["guarded_evaluations"]) > 0
+    written = json.loads(report)
+    assert written["host"]["decoder"] == "none"
+    assert written["descriptor"]["id"] == "latent_demo"
+    assert min(written["guarded_evaluations"]) > 0
     assert curve.shape[-1] == 3
-    assert told["judged_by"] == "vae"
-    assert all(verdict["outcome"] == "no_copy" for verdict in told["verdicts"])
+    assert written["judged_by"] == "vae"
+    assert all(verdict["outcome"] == "no_copy" for verdict in written["verdicts"])
     monkeypatch.undo()
     off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
     plain, report, _ = draw(loaded, **off)
-    told = json.loads(report)
-    assert told["judged_by"] == "demo"  # no vae connected
-    assert all(verdict["outcome"] == "copy" for verdict in told["verdicts"])
+    written = json.loads(report)
+    assert written["judged_by"] == "demo"  # no vae connected
+    assert all(verdict["outcome"] == "copy" for verdict in written["verdicts"])
     with torch.inference_mode():
         pictures = [demo["vae"].decode(latent["samples"]) for latent in (plain, guarded)]
     for judge in (index, latent_index[0]):  # one that never steered, and the one that did
@@ -85,8 +85,10 @@ def test_guarded_end_to_end(amg, run_node, latent_index, index, demo, draw, monk
         assert words[0].count("A copy of memorised-000.webp") == 2
         assert "A copy of" not in words[1]
         assert "Too close" not in words[1]
-    own = amg.module("amg_core.verdict").thumbnail(index.searcher.index, 0)[None]
-    alike = [amg.module("amg_core.judge").zncc(x.movedim(-1, 1), own) for x in pictures]
+    own = amg.module("amg_core.similarity.verdict").thumbnail(index.searcher.index, 0)[None]
+    alike = [
+        amg.module("amg_core.similarity.verifier").zncc(x.movedim(-1, 1), own) for x in pictures
+    ]
     assert alike[0].min() > 0.9
     assert alike[1].max() < 0.5
 
@@ -96,11 +98,11 @@ def test_dormant_is_identical(run_node, latent_index, demo, draw):
     import nodes
 
     far = torch.rand(12, 128, 128, 3, generator=torch.Generator().manual_seed(0))
-    probe, _ = run_node(
+    matcher, _ = run_node(
         "AMG_IndexFromImages", images=[far], captions=[""], name=["far"], descriptor=["latent"],
         mode=["replace"], vae=[demo["vae"]], model=[demo["model"]],
     )  # fmt: skip
-    latent, report, _ = draw(probe)
+    latent, report, _ = draw(matcher)
     assert json.loads(report)["guarded_evaluations"] == [0, 0]
     zero = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
     plain, _, _ = draw(latent_index[0], **zero)
@@ -200,13 +202,13 @@ def test_adding_to_a_latent_index(amg, run_node, demo, latent_index):
     inputs = {"captions": [""], "name": ["more-latents"], "descriptor": ["latent"]}
     both = {"vae": [demo["vae"]], "model": [demo["model"]]}
     for image in images:
-        probe, text = run_node(
+        matcher, text = run_node(
             "AMG_IndexFromImages", images=[image[None]], mode=["add"], **inputs, **both
         )
     assert text.startswith("2 pictures")
     with pytest.raises(amg.AMGError, match="Connect vae and model"):
         run_node("AMG_IndexFromImages", images=[images], mode=["add"], **inputs)
-    (whole,) = run_node("AMG_CombineIndexes", index_1=latent_index[0], index_2=probe)
+    (whole,) = run_node("AMG_CombineIndexes", index_1=latent_index[0], index_2=matcher)
     assert whole.searcher.index.count == 634
 
 

@@ -53,9 +53,9 @@ def test_the_hosts_loader_understands_every_key(amg, demo, listed, caplog):
 
 
 def test_the_demo_names_the_folder_of_its_pictures(amg, demo, run_node):
-    probe, summary = run_node(
+    matcher, summary = run_node(
         "AMG_BuildIndex", folder=demo["lora_pictures"], name="of the lora", descriptor="pixel"
     )
     assert summary.startswith("8 pictures")
-    index = probe.searcher.index
+    index = matcher.searcher.index
     assert sorted(index.caption(i) for i in range(8))[0] == "fox face at midnight"

@@ -121,10 +121,10 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
         )  # fmt: skip
     report, curve, through = run_node("AMG_Report", run=handle, after=latent)
     assert through is latent
-    told = json.loads(report)
-    assert len(told["steps"]) == 3
-    assert told["settings"]["schedule"] == {"kind": "constant", "start": 0.0, "end": 0.05}
-    ways = {way["kind"]: way for way in told["settings"]["guidance"]}
+    written = json.loads(report)
+    assert len(written["steps"]) == 3
+    assert written["settings"]["schedule"] == {"kind": "constant", "start": 0.0, "end": 0.05}
+    ways = {way["kind"]: way for way in written["settings"]["guidance"]}
     assert "prompt reduction" not in ways and ways["projection"]["margin"] == 0.2
     assert curve.shape[-1] == 3
 
@@ -206,16 +206,16 @@ def test_probe_tells_the_page_of_the_closest(amg, index, pictures, monkeypatch):
     node = amg.nodes["AMG_SimilarityProbe"].PREPARE_CLASS_CLONE({"UNIQUE_ID": "7"})
     with torch.inference_mode():
         shown = node.EXECUTE_NORMALIZED(image=noise, index=index).ui
-    (told,) = shown["amg_probe"]
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert (len(told["verdicts"]), told["left"]) == (16, 2)
-    first = told["verdicts"][0]
+    (written,) = shown["amg_probe"]
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
+    assert (len(written["verdicts"]), written["left"]) == (16, 2)
+    first = written["verdicts"][0]
     assert first["copy"]
     assert first["source"] == "memorised-002.webp"
     assert first["nearest"] == shown["images"][11]
-    closeness = [found["closeness"] for found in told["verdicts"]]
-    assert closeness == sorted(closeness, reverse=True)
-    assert all(found["copy_above"] == 0.4 for found in told["verdicts"])
+    score = [found["score"] for found in written["verdicts"]]
+    assert score == sorted(score, reverse=True)
+    assert all(found["copy_above"] == 0.4 for found in written["verdicts"])
     folder = folder_paths.get_directory_by_type(first["picture"]["type"])
     with Image.open(os.path.join(folder, first["picture"]["filename"])) as saved:
         assert saved.size == (48, 36)
@@ -228,8 +228,8 @@ def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path)
     first = load.fingerprint_inputs(index_name="few")
     assert load.fingerprint_inputs(index_name="few") == first
     assert load.fingerprint_inputs(index_name="gone") == "none"
-    (probe,) = run_node("AMG_LoadIndex", index_name="few")
-    assert probe.searcher.index.count == 24
+    (matcher,) = run_node("AMG_LoadIndex", index_name="few")
+    assert matcher.searcher.index.count == 24
     fewer = tmp_path / "fewer"
     fewer.mkdir()
     for path in sorted(pictures.glob("*.webp"))[:3]:

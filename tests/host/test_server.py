@@ -78,10 +78,10 @@ def test_help_pages_and_workflows_are_served(server):
 
 
 def test_languages_are_served(server):
-    told = server("/api/i18n")
+    written = server("/api/i18n")
     for code in ("en", "zh", "ja", "ko", "de", "fr", "es"):
         path = ROOT / "locales" / code / "nodeDefs.json"
-        mine = {k: v for k, v in told[code]["nodeDefs"].items() if k.startswith("AMG_")}
+        mine = {k: v for k, v in written[code]["nodeDefs"].items() if k.startswith("AMG_")}
         assert mine == json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -285,12 +285,12 @@ def test_the_report_travels_in_the_picture(server, first_look, through_report):
         path, source = saved(server, first_look, steps, through_report)
         found = report.of_picture(path)
         assert list(found) == [source]
-        told = found[source]
-        assert len(told["steps"]) == steps
-        assert told["index"]["name"] == "" and len(told["index"]["hash"]) > 8
-        assert told["judged_by"] == "vae" and told["verdicts"][0]["neighbor"] >= 0
-        assert told["left_out"][0] == "names" and "memorised-" not in json.dumps(told)
-        assert "comfyui" in told["versions"]
+        written = found[source]
+        assert len(written["steps"]) == steps
+        assert written["index"]["name"] == "" and len(written["index"]["hash"]) > 8
+        assert written["judged_by"] == "vae" and written["verdicts"][0]["neighbor"] >= 0
+        assert written["left_out"][0] == "names" and "memorised-" not in json.dumps(written)
+        assert "comfyui" in written["versions"]
 
 
 def step(kind: str, **inputs) -> dict:
@@ -342,7 +342,7 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
     usual = [row["text"] for row in rows if row["duplicates"] == 1][::20]
 
     def graph(text: str, model: list) -> dict:
-        probe = {
+        matcher = {
             "model": model, "positive": ["3", 0], "negative": ["4", 0], "score": "combined",
             "seeds": 2, "false_alarms": 0.02, "words": "never",
         }  # fmt: skip
@@ -359,7 +359,7 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
             },
             "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
             "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-            "6": {"class_type": "AMG_PromptProbe", "inputs": probe},
+            "6": {"class_type": "AMG_PromptProbe", "inputs": matcher},
             "7": {"class_type": "KSampler", "inputs": sampler},
             "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
             "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
@@ -456,12 +456,12 @@ async def watched(server, prompt: dict) -> tuple[str, list[dict]]:
             message = await socket.receive(timeout=PATIENCE)
             if message.type != aiohttp.WSMsgType.TEXT:
                 continue
-            told = json.loads(message.data)
-            if told["type"] == "amg.step":
-                events.append(told["data"])
-            if told["type"] == "execution_error":
-                pytest.fail(str(told["data"]))
-            if told["type"] == "execution_success":
+            written = json.loads(message.data)
+            if written["type"] == "amg.step":
+                events.append(written["data"])
+            if written["type"] == "execution_error":
+                pytest.fail(str(written["data"]))
+            if written["type"] == "execution_success":
                 return number, events
 
 

@@ -64,7 +64,7 @@ def judged(amg, demo, index):
     def copies(latents) -> list[bool]:
         with torch.inference_mode():
             pictures = demo["vae"].decode(latents).movedim(-1, 1)
-        verdict = amg.module("amg_core.verdict").verdict
+        verdict = amg.module("amg_core.similarity.verdict").verdict
         return [found.copy for found in verdict(index, pictures.clone())]
 
     return copies
@@ -107,10 +107,10 @@ def test_every_guider_of_the_host_is_steered(demo, encode, keys, guarded, judged
     assert judged(draw(GUIDERS[name](demo["model"], encode, texts), 3)) == [True] * 3
     model, report = guarded()
     assert judged(draw(GUIDERS[name](model, encode, texts), 3)) == [False] * 3
-    told = report.latest
-    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["no_copy"] * 3
-    assert all(told["guarded_evaluations"]) and len(told["steps"]) == STEPS
-    assert told["unseen_steps"] == 0
+    written = report.latest
+    assert [verdict["outcome"] for verdict in written["verdicts"]] == ["no_copy"] * 3
+    assert all(written["guarded_evaluations"]) and len(written["steps"]) == STEPS
+    assert written["unseen_steps"] == 0
 
 
 @pytest.mark.parametrize("name", GUIDERS)
@@ -141,13 +141,13 @@ def test_what_leaves_is_what_was_looked_at(
 ):
     """Also where another node changes the prediction, though it was put on after the guard."""
     seen, left = [], []
-    real = amg.drawing.Session.step
+    real = amg.drawing.SamplingRun.step
 
     def step(self, denoised, **rest):
         seen.append(denoised)
         return real(self, denoised, **rest)
 
-    monkeypatch.setattr(amg.drawing.Session, "step", step)
+    monkeypatch.setattr(amg.drawing.SamplingRun, "step", step)
     model, _ = guarded(settings=settings("dormant"))
     guider = GUIDERS[name](model if other is None else other(model.clone()), encode, [NEW])
     called = type(guider).__call__
@@ -456,7 +456,7 @@ def test_a_policy_that_cannot_be_kept_is_refused(amg, tiny, monkeypatch, index, 
     monkeypatch.setattr(amg.decoding, "choose_if_any", lambda space: None)
     latent = copy.copy(index)
     latent.latent = True
-    monkeypatch.setattr(amg.module("nodes.latents"), "check_model", lambda probe, space: None)
+    monkeypatch.setattr(amg.module("nodes.latents"), "check_model", lambda matcher, space: None)
     for policy in ("stop", "blank"):
         with pytest.raises(amg.AMGError, match=r"if_still_copied.*connect the vae"):
             amg.hook.attach(

@@ -141,10 +141,12 @@ for kill in (cut, other, again, litter):
 def test_what_killing_must_not_leave_is_seen(tmp_path):
     for number, name in enumerate(("few", "many", "other"), 2):
         fill(tmp_path / name, number)
-    told = [line for line in _run(SEEN, tmp_path).splitlines() if not line.startswith("AMGError")]
+    written = [
+        line for line in _run(SEEN, tmp_path).splitlines() if not line.startswith("AMGError")
+    ]
     wanted = [r"cut .*meta\.sqlite is truncated", "other neither the old index nor the new one",
               "again the same change again failed", "litter .*was left lying about"]  # fmt: skip
-    for pattern, line in zip(wanted, told, strict=True):
+    for pattern, line in zip(wanted, written, strict=True):
         assert re.match(pattern, line), line
 
 

@@ -42,7 +42,7 @@ def test_from_a_terminal(tmp_path, pictures):
     found = process("search", tmp_path / "out", pictures / "p001.png", "-k", 2)
     assert found.returncode == 0, found.stderr
     assert "p001.png  gr\\xf6\\xdfe" in found.stdout.splitlines()[1]
-    assert len(found.stdout.splitlines()) == 4 and "closeness 1.00" in found.stdout
+    assert len(found.stdout.splitlines()) == 4 and "likeness 1.00" in found.stdout
     failed = process("info", tmp_path / "absent")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: There is no index") and failed.stderr.count("\n") == 1

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from amg_core import metrics, sheet
+from amg_core import sheet
 from amg_core.descriptors import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
+from amg_core.similarity import metrics
 from index_tools import captions, dedup
 from tests.index.helpers import fill, paint
 
@@ -257,9 +258,9 @@ def test_a_person_reads(tmp_path, index, duplicated, capsys):
     before = hashes(duplicated)
     out, picture = tmp_path / "lists", tmp_path / "sheet.png"
     assert dedup.run(command(index.path, "--out", out, "--sheet", picture)) in (None, 0)
-    told = capsys.readouterr().out
-    assert "6 pictures in 2 clusters" in told and "Keep 2, drop 4" in told
-    assert "1 alike, 1 missing" in told and "left out: no text encoder" in told
+    report = capsys.readouterr().out
+    assert "6 pictures in 2 clusters" in report and "Keep 2, drop 4" in report
+    assert "1 alike, 1 missing" in report and "left out: no text encoder" in report
     assert (out / "drop.txt").read_text().splitlines() == [
         "p000.png", "s-same.png", "q-big.png", "p003.png"
     ]  # fmt: skip

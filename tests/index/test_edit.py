@@ -11,7 +11,7 @@ import pytest
 from amg_core.descriptors import create
 from amg_core.errors import AMGError
 from amg_core.index import Entry, Index, add, build, merge, mute, remove, unmute, writer
-from amg_core.index.known import Known
+from amg_core.index.digests import Digests
 from amg_core.index.search import Searcher
 from tests.index.helpers import content, fill, paint
 
@@ -216,18 +216,18 @@ def test_known():
     digests = rng.integers(0, 256, (1000, 32), dtype=np.uint8)
     digests[:40, :16] = 0
     digests[:40, 15] = np.arange(40)  # differ in the last byte that is kept, and end in zeros
-    known = Known()
+    digests = Digests()
     start = 0
     for shard, size in enumerate([1, 1, 300, 2, 5, 600, 91]):
-        known.add(digests[start : start + size], shard)
-        known.add(digests[:1], 99)  # what was first stays
+        digests.add(digests[start : start + size], shard)
+        digests.add(digests[:1], 99)  # what was first stays
         start += size
-    assert known.find(digests[0].tobytes()) == (0, 0)
-    assert known.find(digests[999].tobytes()) == (6, 90)
-    assert known.find(digests[302].tobytes()) == (3, 0)
-    assert known.find(bytes(31) + b"x") == (0, 0) or digests[0, 15] != 0
-    assert known.find(b"x" * 32) is None and Known().find(b"x" * 32) is None
-    assert known.find_all(digests[5:9]).all() and not known.find_all(digests[5:9] ^ 3).any()
+    assert digests.find(digests[0].tobytes()) == (0, 0)
+    assert digests.find(digests[999].tobytes()) == (6, 90)
+    assert digests.find(digests[302].tobytes()) == (3, 0)
+    assert digests.find(bytes(31) + b"x") == (0, 0) or digests[0, 15] != 0
+    assert digests.find(b"x" * 32) is None and Digests().find(b"x" * 32) is None
+    assert digests.find_all(digests[5:9]).all() and not digests.find_all(digests[5:9] ^ 3).any()
 
 
 def test_entry_is_what_a_choice_sees(made):

@@ -19,7 +19,7 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
-from amg_core.probe import Probe
+from amg_core.similarity.matcher import Matcher
 from index_tools import evaluate, intervals, page
 from tests.index.helpers import fill, paint
 
@@ -30,8 +30,8 @@ def command(*arguments) -> argparse.Namespace:
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def judged(similarity=0.0, nl2=None, closeness=0.0, copy=False) -> evaluate.Judged:
-    return evaluate.Judged("p", "", similarity, nl2, closeness, 0.0, copy, "", 0, "s", "")
+def judged(similarity=0.0, nl2=None, score=0.0, copy=False) -> evaluate.Judged:
+    return evaluate.Judged("p", "", similarity, nl2, score, 0.0, copy, "", 0, "s", "")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def probe(place, pixel):
+def matcher(place, pixel):
     with Index.open(place / "index") as index:
-        yield Probe(Searcher(index), pixel)
+        yield Matcher(Searcher(index), pixel)
 
 
 # --------------------------------------------------------------------------- statistics
@@ -84,7 +84,7 @@ def test_bootstrap_is_the_same_each_time_and_draws_from_nobody_else():
 
 def test_figures_of_cosines():
     values = [0.45, 0.55, 0.9, 0.2] + [0.1] * 16
-    found = evaluate.figures([judged(v, closeness=v) for v in values], "cosine", 0.4)
+    found = evaluate.figures([judged(v, score=v) for v in values], "cosine", 0.4)
     assert found["count"].value == 20
     assert found["above_0.5"].value == 10 and found["above_0.4"].value == 15
     assert found["similarity_top5"].value == found["similarity_top1"].value == 0.9
@@ -125,10 +125,10 @@ def test_frechet_distance():
 # ------------------------------------------------------------------------------- looking
 
 
-def test_copies_are_found_and_new_pictures_are_not(place, probe):
+def test_copies_are_found_and_new_pictures_are_not(place, matcher):
     steps = []
     found = evaluate.evaluate(
-        probe, open_source(place / "made"), progress=lambda *state: steps.append(state[:2])
+        matcher, open_source(place / "made"), progress=lambda *state: steps.append(state[:2])
     )
     assert steps == [(i, 9) for i in range(1, 10)]
     by_name = {one.picture: one for one in found.judged}
@@ -141,22 +141,22 @@ def test_copies_are_found_and_new_pictures_are_not(place, probe):
     assert found.figures["copies"].value == pytest.approx(37.5)
     assert found.figures["nl2_top1"].value == min(one.nl2 for one in found.judged)
     assert found.skipped == [("broken.png", "not a picture of a known format")]
-    closeness = [one.closeness for one, _ in found.worst]
-    assert closeness == sorted(closeness, reverse=True) and len(closeness) == 8
+    score = [one.score for one, _ in found.worst]
+    assert score == sorted(score, reverse=True) and len(score) == 8
     assert by_name["copy03.png"].prompt.startswith("<script>")
 
 
-def test_nl2_is_eq_8(place, probe, pixel):
+def test_nl2_is_eq_8(place, matcher, pixel):
     picture = torch.from_numpy(np.array(paint(900))).permute(2, 0, 1)[None].float() / 255
-    rows = torch.from_numpy(probe.searcher.index.rows(32)[0:60].astype(np.float32))
+    rows = torch.from_numpy(matcher.searcher.index.rows(32)[0:60].astype(np.float32))
     distances = (pixel.embed(picture, 32) - rows).norm(dim=1).sort().values
     expected = distances[0] / (0.5 * distances[:50].mean())
-    assert evaluate.plain_nl2(probe, picture) == pytest.approx(float(expected), rel=1e-5)
+    assert evaluate.plain_nl2(matcher, picture) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_an_index_too_small_for_eq_8(made, pixel, pictures):
     with Index.open(made) as index:
-        found = evaluate.evaluate(Probe(Searcher(index), pixel), open_source(pictures))
+        found = evaluate.evaluate(Matcher(Searcher(index), pixel), open_source(pictures))
     assert found.figures["nl2_below_1.4"].value is None
     assert all(one.copy for one in found.judged)
     assert "<svg" in page.render([found], index, lambda i: None)
@@ -167,23 +167,25 @@ def test_muted_pictures_are_not_compared_with(tmp_path, pixel):
     paint(4).save(fill(tmp_path / "made", 1, first=900) / "copy.png")
     for expected in (True, False):
         with Index.open(tmp_path / "index") as index:
-            found = evaluate.evaluate(Probe(Searcher(index), pixel), open_source(tmp_path / "made"))
+            found = evaluate.evaluate(
+                Matcher(Searcher(index), pixel), open_source(tmp_path / "made")
+            )
         (copy,) = (one for one in found.judged if one.picture == "copy.png")
         assert (copy.source == "p004.png") is expected
         mute(tmp_path / "index", lambda entry: entry.source == "p004.png", "mine")
 
 
-def test_the_worst_are_kept_in_order(place, probe, monkeypatch):
+def test_the_worst_are_kept_in_order(place, matcher, monkeypatch):
     monkeypatch.setattr(evaluate, "WORST", 2)
-    found = evaluate.evaluate(probe, open_source(place / "made"))
-    top = sorted(found.judged, key=lambda one: -one.closeness)[:2]
+    found = evaluate.evaluate(matcher, open_source(place / "made"))
+    top = sorted(found.judged, key=lambda one: -one.score)[:2]
     assert [one.picture for one, _ in found.worst] == [one.picture for one in top]
     assert all(jpeg.startswith(b"\xff\xd8") for _, jpeg in found.worst)
 
 
-def test_optional_measures_are_taken(place, probe):
+def test_optional_measures_are_taken(place, matcher):
     found = evaluate.evaluate(
-        probe,
+        matcher,
         open_source(place / "made"),
         clip=lambda picture, prompt: float(len(prompt)),
         inception=lambda pixels: pixels.reshape(-1, 3).mean(0).astype(float),
@@ -253,9 +255,9 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-def test_the_page_stands_alone(place, probe):
-    found = evaluate.evaluate(probe, open_source(place / "made"))
-    text = page.render([found], probe.searcher.index, lambda i: None if i == 3 else b"jpeg")
+def test_the_page_stands_alone(place, matcher):
+    found = evaluate.evaluate(matcher, open_source(place / "made"))
+    text = page.render([found], matcher.searcher.index, lambda i: None if i == 3 else b"jpeg")
     parsed = Parsed(text)
     assert "script" not in parsed.tags and parsed.tags.count("figure") == 8
     assert parsed.links and all(link.startswith("data:image/jpeg;base64,") for link in parsed.links)
@@ -273,8 +275,8 @@ def test_the_command(place, tmp_path, capsys):
     out = tmp_path / "report"
     arguments = (place / "made", "--index", place / "index")
     evaluate.run(command(*arguments, "--against", place / "train", "--out", out))
-    told = capsys.readouterr().out
-    assert "37.5 %" in told and "100.0 %" in told and "NOT judged: broken.png" in told
+    report = capsys.readouterr().out
+    assert "37.5 %" in report and "100.0 %" in report and "NOT judged: broken.png" in report
     data = json.loads((out / "metrics.json").read_text())
     assert [one["figures"]["count"]["value"] for one in data["sets"]] == [8, 60]
     with (out / "pairs.csv").open(encoding="utf-8", newline="") as file:

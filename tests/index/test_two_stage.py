@@ -35,7 +35,7 @@ class TinyClip:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def scene(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     fill(folder, COUNT)
     clip = TinyClip()
@@ -70,8 +70,8 @@ def query(seed):
 
 
 @pytest.mark.parametrize("candidates", [1, 7, 1000])
-def test_against_brute_force_over_the_candidates(world, candidates):
-    clip, coarse, picture = world
+def test_against_brute_force_over_the_candidates(scene, candidates):
+    clip, coarse, picture = scene
     fine = create("pixel")
     search = TwoStage(coarse, clip, fine, picture, candidates, batch=4)
     for seed in range(5):
@@ -86,8 +86,8 @@ def test_against_brute_force_over_the_candidates(world, candidates):
         assert found.values.tolist() == pytest.approx([every[i] for i in best], rel=1e-5)
 
 
-def test_cosine_is_ranked_downwards(world):
-    clip, coarse, picture = world
+def test_cosine_is_ranked_downwards(scene):
+    clip, coarse, picture = scene
     (found,) = TwoStage(coarse, clip, clip, picture).search(query(0), COUNT)
     values, ids = coarse.nearest(clip.embed(query(0), 8), 8, COUNT)
     assert found.ids.tolist() == ids[0].tolist()
@@ -95,8 +95,8 @@ def test_cosine_is_ranked_downwards(world):
 
 
 @pytest.mark.parametrize("error", [None, Unreadable("gone"), FileNotFoundError("gone")])
-def test_pictures_that_cannot_be_had_are_counted(world, error):
-    clip, coarse, picture = world
+def test_pictures_that_cannot_be_had_are_counted(scene, error):
+    clip, coarse, picture = scene
     pictures = Counting(picture, gone=(3, 11), error=error)
     search = TwoStage(coarse, clip, create("pixel"), pictures)
     (found,) = search.search(query(1), COUNT)
@@ -108,8 +108,8 @@ def test_pictures_that_cannot_be_had_are_counted(world, error):
     assert len(nothing.values) == len(nothing.ids) == 0 and len(nothing.missing) == COUNT
 
 
-def test_cache_is_bounded_and_changes_nothing(world):
-    clip, coarse, picture = world
+def test_cache_is_bounded_and_changes_nothing(scene):
+    clip, coarse, picture = scene
     pictures = Counting(picture)
     small = TwoStage(coarse, clip, create("pixel"), pictures, 10, batch=3, cached=6)
     large = TwoStage(coarse, clip, create("pixel"), picture, 10, batch=8)
@@ -119,8 +119,8 @@ def test_cache_is_bounded_and_changes_nothing(world):
     assert len(small._cache) <= 6 and len(pictures.asked) > 10
 
 
-def test_a_batch_is_its_members(world):
-    clip, coarse, picture = world
+def test_a_batch_is_its_members(scene):
+    clip, coarse, picture = scene
     queries = torch.cat([query(seed) for seed in range(3)])
     search = TwoStage(coarse, clip, create("pixel"), picture, 9)
     for one, ranked in zip(queries, search.search(queries, 4), strict=True):
@@ -129,8 +129,8 @@ def test_a_batch_is_its_members(world):
         assert torch.equal(alone.values, ranked.values) and torch.equal(alone.ids, ranked.ids)
 
 
-def test_another_clip_is_refused(world):
-    _, coarse, picture = world
+def test_another_clip_is_refused(scene):
+    _, coarse, picture = scene
     with pytest.raises(AMGError, match="clip_vit_tiny_8"):
         TwoStage(coarse, create("pixel"), create("pixel"), picture)
     with pytest.raises(ValueError, match="at least 1"):

@@ -54,7 +54,7 @@ def test_settings(grid, pack):
 
 def verdict(outcome: str) -> dict:
     return {
-        "outcome": outcome, "similarity": -0.5, "closeness": 0.7, "zncc": 0.1, "source": "a.png",
+        "outcome": outcome, "similarity": -0.5, "score": 0.7, "zncc": 0.1, "source": "a.png",
         "copy": outcome == "copy", "words": "Words.",
     }  # fmt: skip
 
@@ -85,9 +85,9 @@ def test_sheet(grid):
 
 def test_table_and_words(grid):
     picture = torch.zeros(8, 8, 3)
-    told = grid.Cell(0.5, 1.0, picture, verdict("copy")).told()
-    assert told["copy"] and told["strength"] == 0.5 and told["judged"]
-    unknown = grid.Cell(0.5, 2.0, picture, None).told()
+    report = grid.Cell(0.5, 1.0, picture, verdict("copy")).to_row()
+    assert report["copy"] and report["strength"] == 0.5 and report["judged"]
+    unknown = grid.Cell(0.5, 2.0, picture, None).to_row()
     assert unknown == {"strength": 0.5, "threshold_scale": 2.0, "judged": False}
-    assert grid._words([told, told | {"copy": False}]) == "1 of 2 pictures are copies"
-    assert grid._words([told, unknown]) == "1 of 2 pictures could not be judged"
+    assert grid._words([report, report | {"copy": False}]) == "1 of 2 pictures are copies"
+    assert grid._words([report, unknown]) == "1 of 2 pictures could not be judged"

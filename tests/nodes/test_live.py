@@ -35,14 +35,14 @@ def core(pack):
 
     return SimpleNamespace(
         index=module("index"), search=module("index.search"), pixel=module("descriptors.pixel"),
-        probe=module("probe"), session=module("session"), presets=module("presets"),
-        report=module("report"), loop=module("loop"), verdict=module("verdict"),
+        matcher=module("similarity.matcher"), run=module("run"), presets=module("presets"),
+        report=module("report"), retry=module("retry"), verdict=module("similarity.verdict"),
         live=pack.module("nodes.live"),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def probe(core, tmp_path_factory):
+def matcher(core, tmp_path_factory):
     """On two indexes read as one; captions longer than is sent."""
     generator = torch.Generator().manual_seed(0)
     folder, parts = tmp_path_factory.mktemp("indexes"), []
@@ -58,27 +58,27 @@ def probe(core, tmp_path_factory):
         parts.append(core.index.Index.open(folder / f"{name}-index"))
     whole = core.index.Index.combine(parts)
     searcher = core.search.Searcher(whole)
-    return core.probe.Probe(searcher, core.pixel.PixelDescriptor(), Identity())
+    return core.matcher.Matcher(searcher, core.pixel.PixelDescriptor(), Identity())
 
 
 @pytest.fixture
-def session(core, probe):
+def run(core, matcher):
     """One step of two samples: a copy of a picture of each index."""
-    made = core.session.Session(probe, core.presets.settings("main", "nl2"), expected_steps=9)
-    scale = probe.scales[-1]
-    copies = probe.searcher.rows(torch.tensor([3, 12 + 5]), scale).reshape(2, 3, scale, scale)
+    made = core.run.SamplingRun(matcher, core.presets.settings("main", "nl2"), expected_steps=9)
+    scale = matcher.scales[-1]
+    copies = matcher.searcher.rows(torch.tensor([3, 12 + 5]), scale).reshape(2, 3, scale, scale)
     arguments = {"cond": copies, "uncond": copies.flip(0), "cfg_scale": 3.0, "t": 0.5}
     made.step(copies, sigma=torch.full((2,), 0.5), **arguments)
     return made
 
 
-def test_a_step_is_its_record(core, session, probe):
-    event, record = core.live.step(session, attempt=1, retries=2), session.records[-1]
+def test_a_step_is_its_record(core, run, matcher):
+    event, record = core.live.step(run, attempt=1, retries=2), run.records[-1]
     assert (event["attempt"], event["retries"], event["step"], event["total"]) == (1, 2, 1, 9)
     assert event["similarity"] == record.similarity
     assert event["threshold"] == record.threshold
-    assert event["closeness"] == record.closeness
-    assert event["closeness_threshold"] == record.closeness_threshold
+    assert event["score"] == record.score
+    assert event["score_threshold"] == record.score_threshold
     assert event["active"] == record.active == [True, True]
     assert event["neighbor"] == record.neighbor == [3, 17]
     text = json.dumps(event, allow_nan=False)
@@ -86,11 +86,11 @@ def test_a_step_is_its_record(core, session, probe):
     assert len(text) < 2500
 
 
-def test_a_neighbour_is_found_in_its_own_index(core, session, probe):
+def test_a_neighbour_is_found_in_its_own_index(core, run, matcher):
     """Index, id and hash lead to the very picture: the route for thumbnails asks for all three."""
-    whole = probe.searcher.index
+    whole = matcher.searcher.index
     members = {member.name: member for member in whole.members}
-    for i, near in core.live.step(session)["neighbors"].items():
+    for i, near in core.live.step(run)["neighbors"].items():
         record = members[near["index"]].record(near["id"])
         assert record == whole.record(int(i))
         assert near["sha256"] == record.sha256
@@ -101,31 +101,31 @@ def test_a_neighbour_is_found_in_its_own_index(core, session, probe):
     assert [each["id"] for each in every] == [*range(12), *range(20)]
 
 
-def test_before_the_first_step_there_is_nothing(core, probe):
+def test_before_the_first_step_there_is_nothing(core, matcher):
     settings = core.presets.settings("main", "nl2")
-    assert core.live.step(core.session.Session(probe, settings)) == {}
+    assert core.live.step(core.run.SamplingRun(matcher, settings)) == {}
 
 
-def test_what_is_no_number_is_null(core, session):
-    session.records[-1].similarity[0] = float("nan")
-    event = core.live.step(session)
+def test_what_is_no_number_is_null(core, run):
+    run.records[-1].similarity[0] = float("nan")
+    event = core.live.step(run)
     assert event["similarity"][0] is None
     json.dumps(event, allow_nan=False)
 
 
-def test_the_end_is_the_report(core, session, probe):
-    verdicts = core.verdict.verdict(probe, torch.rand(2, 3, 32, 32))
-    attempt = core.loop.Attempt([0, 1], session.report(), verdicts)
-    outcome = core.loop.Outcome(torch.zeros(2), verdicts, [0, 0], [attempt])
-    told = core.report.compose(session.report(), outcome, judged_by="vae")
-    event = core.live.end(told)
-    assert event["words"] == core.report.words(told)
-    assert event["messages"] == [each.to_json() for each in core.report.story(told)]
-    for shown, whole in zip(event["verdicts"], told["verdicts"], strict=True):
+def test_the_end_is_the_report(core, run, matcher):
+    verdicts = core.verdict.verdict(matcher, torch.rand(2, 3, 32, 32))
+    attempt = core.retry.Attempt([0, 1], run.report(), verdicts)
+    outcome = core.retry.Outcome(torch.zeros(2), verdicts, [0, 0], [attempt])
+    written = core.report.compose(run.report(), outcome, judged_by="vae")
+    event = core.live.end(written)
+    assert event["words"] == core.report.words(written)
+    assert event["messages"] == [each.to_json() for each in core.report.story(written)]
+    for shown, whole in zip(event["verdicts"], written["verdicts"], strict=True):
         assert shown["outcome"] == whole["outcome"]
-        assert shown["closeness"] == whole["closeness"]
+        assert shown["score"] == whole["score"]
         assert len(shown["caption"]) <= core.live.LONGEST
-    unjudged = core.report.compose(session.report(), not_judged=core.report.NOT_FINISHED)
+    unjudged = core.report.compose(run.report(), not_judged=core.report.NOT_FINISHED)
     codes = [{"code": "not_judged"}, {"code": "not_finished"}]
     words = core.report.words(unjudged)
     expected = {"kind": "end", "messages": codes, "words": words, "verdicts": []}
@@ -136,7 +136,7 @@ def test_the_end_is_the_report(core, session, probe):
 
 def test_sent_to_the_browser_that_queued_it(core, monkeypatch):
     sent = []
-    server = SimpleNamespace(client_id="me", send_sync=lambda *told: sent.append(told))
+    server = SimpleNamespace(client_id="me", send_sync=lambda *written: sent.append(written))
     module = ModuleType("server")
     module.PromptServer = SimpleNamespace(instance=server)
     monkeypatch.setitem(sys.modules, "server", module)
@@ -161,13 +161,13 @@ def test_sent_to_the_browser_that_queued_it(core, monkeypatch):
     send({"kind": "step"})  # no server: nothing happens
 
 
-def test_a_picture_that_no_index_keeps_is_where_the_host_saved_it(core, session, monkeypatch):
+def test_a_picture_that_no_index_keeps_is_where_the_host_saved_it(core, run, monkeypatch):
     sent = []
-    server = SimpleNamespace(client_id="me", send_sync=lambda *told: sent.append(told))
+    server = SimpleNamespace(client_id="me", send_sync=lambda *written: sent.append(written))
     module = ModuleType("server")
     module.PromptServer = SimpleNamespace(instance=server)
     monkeypatch.setitem(sys.modules, "server", module)
-    event = core.live.step(session)
+    event = core.live.step(run)
     first, _ = event["neighbors"].values()
     saved = {"filename": "a.png", "subfolder": "", "type": "temp"}
     core.live.events_of(node_of("7"), {first["sha256"]: saved})(event)

@@ -37,10 +37,10 @@ def test_catalogue_is_complete(schemas, code):
 @pytest.mark.parametrize("code", locales.CODES)
 def test_files_are_those_of_the_catalogues(schemas, code):
     """As the front end looks them up: by node, input and number of the output."""
-    told = load(code, "nodeDefs")
-    assert told == locales.translated(locales.english(schemas), locales.catalogue(code))
+    report = load(code, "nodeDefs")
+    assert report == locales.translated(locales.english(schemas), locales.catalogue(code))
     for schema in schemas:
-        node = told[schema.node_id]
+        node = report[schema.node_id]
         assert list(node["inputs"]) == [each.id for each in schema.inputs]
         assert list(node["outputs"]) == [str(i) for i in range(len(schema.outputs))]
         for each in schema.inputs:
@@ -63,8 +63,8 @@ def test_names_of_a_node_are_told_apart(code):
 def test_the_other_texts():
     keys = load("en", "main")
     for code in locales.CODES:
-        told = load(code, "main")
-        assert {group: list(told[group]) for group in told} == {
+        report = load(code, "main")
+        assert {group: list(report[group]) for group in report} == {
             group: list(keys[group]) for group in keys
         }
     assert sorted(path.name for path in locales.LOCALES.iterdir()) == sorted(("en", *locales.CODES))
@@ -109,18 +109,21 @@ def calls() -> list[tuple[str, set[str], set[str]]]:
 
 def test_every_message_has_its_sentence_and_every_sentence_is_told(pack):
     english = locales.sentences("en")
-    told: set[str] = set()
+    report: set[str] = set()
     for file, codes, names in calls():
         for code in codes & set(english):
             assert {name for name, _ in messages.PLACE.findall(english[code])} == names, (
                 file,
                 code,
             )
-        told |= codes
+        report |= codes
     # What is a variable there: why nothing was judged, and why the checks cannot tell.
-    told |= {*pack.module("amg_core.report").NOT_JUDGED, *pack.module("amg_core.verdict").REASONS}
-    told -= {"reason"}  # the key of a verdict, in such a call
-    assert told == set(english)
+    report |= {
+        *pack.module("amg_core.report").NOT_JUDGED,
+        *pack.module("amg_core.similarity.verdict").REASONS,
+    }
+    report -= {"reason"}  # the key of a verdict, in such a call
+    assert report == set(english)
 
 
 @pytest.mark.parametrize("code", ("en", *locales.CODES))
@@ -140,9 +143,9 @@ def test_lost_places_are_found():
 @pytest.mark.parametrize("code", ("en", *locales.CODES))
 def test_the_page_speaks_it(code):
     """Every text of the page, no other, and what is put into it."""
-    told = load(code, "main")["amg"]
-    assert set(told) == page_texts()
-    for text, other in told.items():
+    report = load(code, "main")["amg"]
+    assert set(report) == page_texts()
+    for text, other in report.items():
         assert other.strip()
         assert not locales.SPECIAL.search(other)
         for kind in (re.compile(r"<\w+>"), locales.NUMBER):

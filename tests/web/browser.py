@@ -78,12 +78,12 @@ class Page:
                 return answer["result"]
 
     def _note(self, event: dict) -> None:
-        told = event.get("params", {})
+        report = event.get("params", {})
         if event.get("method") == "Runtime.exceptionThrown":
-            details = told["exceptionDetails"]
+            details = report["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description", details["text"]))
-        elif event.get("method") == "Runtime.consoleAPICalled" and told["type"] == "error":
-            parts = (str(arg.get("value", arg.get("description"))) for arg in told["args"])
+        elif event.get("method") == "Runtime.consoleAPICalled" and report["type"] == "error":
+            parts = (str(arg.get("value", arg.get("description"))) for arg in report["args"])
             self.errors.append(" ".join(parts))
 
     def open(self, url: str) -> None:

@@ -51,9 +51,9 @@ def indexes(pack, tmp_path_factory) -> Path:
     from amg_core.descriptors import create
     from amg_core.index import build
 
-    told = EVENTS.read_text()
+    report = EVENTS.read_text()
     lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()
-    lines.sort(key=lambda line: json.loads(line)["file_name"] not in told)
+    lines.sort(key=lambda line: json.loads(line)["file_name"] not in report)
     pictures = tmp_path_factory.mktemp("pictures")
     lines = lines[:PICTURES]
     (pictures / "metadata.jsonl").write_text("\n".join(lines))
@@ -118,9 +118,9 @@ def real(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes/anti-memorization-guidance").symlink_to(ROOT, target_is_directory=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as matcher:
+        matcher.bind(("127.0.0.1", 0))
+        port = matcher.getsockname()[1]
     other = os.environ.get("COMFYUI_FRONT_END")
     log = (base / "log.txt").open("w")
     process = subprocess.Popen(

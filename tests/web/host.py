@@ -33,14 +33,16 @@ def info_of(schema, options: dict[str, list]) -> dict:
     """
     inputs: dict[str, dict] = {"required": {}, "optional": {}}
     for slot in schema.inputs:
-        told = {key: value for key, value in vars(slot).items() if value is not None}
-        name, kind = told.pop("id"), told.pop("io_type")
-        part = "optional" if told.pop("optional") else "required"
-        if "display_mode" in told:
-            told["display"] = told.pop("display_mode")
+        report = {key: value for key, value in vars(slot).items() if value is not None}
+        name, kind = report.pop("id"), report.pop("io_type")
+        part = "optional" if report.pop("optional") else "required"
+        if "display_mode" in report:
+            report["display"] = report.pop("display_mode")
         if kind == "COMBO":
-            told = {"multiselect": False} | told | {"options": options.get(name, told["options"])}
-        inputs[part][name] = [kind, told]
+            report = (
+                {"multiselect": False} | report | {"options": options.get(name, report["options"])}
+            )
+        inputs[part][name] = [kind, report]
     outputs = schema.outputs
     return {
         "input": inputs,
@@ -188,11 +190,11 @@ class Host:
 
     async def _languages(self, _request):
         """main.json at the top, the other files under their names."""
-        told = {}
+        report = {}
         for folder in (ROOT / "locales").iterdir():
             files = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-            told[folder.name] = files.pop("main", {}) | files
-        return web.json_response(told)
+            report[folder.name] = files.pop("main", {}) | files
+        return web.json_response(report)
 
     async def _blueprints(self, _request):
         """As ComfyUI does from 0.3.67 on: by a hash of where it lies, without its content."""

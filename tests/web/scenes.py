@@ -36,7 +36,7 @@ class Scene:
     after: tuple[Neighbour, ...] = ()
     widgets: dict = field(default_factory=dict)
     text: str = ""
-    told: tuple = ()
+    report: tuple = ()
     width: int = 270
     room: int = 0  # height that is added for what the host shows on the node
     inside: bool = False  # of a subgraph, and that is shown
@@ -55,7 +55,7 @@ def wire(kind: str, title: str, *slots: str) -> Neighbour:
     return Neighbour(kind, title, tuple(tuple(each.split(" > ")) for each in slots))
 
 
-def told(name: str) -> tuple:
+def report(name: str) -> tuple:
     """A run that was recorded: of the node in pictures.json, or "events": the one in events.json."""
     if name == "events":
         every = json.loads((HERE / "events.json").read_text())
@@ -76,9 +76,9 @@ ORDINARY = ORDINARY["8"]["inputs"]["prompts"]
 # Narrow: the help panel is, at first, 220 to 290 pixels wide. So wires are drawn only where they teach.
 NODES = [
     Scene("AMG_LoadIndex"),
-    Scene("AMG_Sampler", widgets=fixed(**DRAWING), told=told("events")),
-    Scene("AMG_Apply", told=told("AMG_Apply")),
-    Scene("AMG_SimilarityProbe", told=told("AMG_SimilarityProbe")),
+    Scene("AMG_Sampler", widgets=fixed(**DRAWING), report=report("events")),
+    Scene("AMG_Apply", report=report("AMG_Apply")),
+    Scene("AMG_SimilarityProbe", report=report("AMG_SimilarityProbe")),
     Scene("AMG_BuildIndex", widgets={"folder": "my-pictures"}),
     Scene(
         "AMG_IndexFromImages",
@@ -144,7 +144,7 @@ NODES = [
     Scene(
         "AMG_Guard",
         widgets=fixed(**DRAWING, false_alarms=0.05),
-        told=told("AMG_Guard"),
+        report=report("AMG_Guard"),
         room=130,
     ),
     Scene(
@@ -155,15 +155,15 @@ NODES = [
 ]
 VIEWS = [
     Scene(
-        "AMG_Sampler", widgets=fixed(**DRAWING), told=told("events"),
+        "AMG_Sampler", widgets=fixed(**DRAWING), report=report("events"),
         palette="light", picture=REFERENCES / "sampler_light.webp",
     ),
     Scene(
-        "AMG_Sampler", widgets=fixed(**DRAWING), told=told("events"),
+        "AMG_Sampler", widgets=fixed(**DRAWING), report=report("events"),
         mode="vue", picture=REFERENCES / "sampler_vue.webp",
     ),
     Scene(
-        "AMG_SimilarityProbe", told=told("AMG_SimilarityProbe"),
+        "AMG_SimilarityProbe", report=report("AMG_SimilarityProbe"),
         mode="vue", picture=REFERENCES / "probe_vue.webp",
     ),
     Scene(
@@ -173,7 +173,7 @@ VIEWS = [
             wire(LOAD, "Load Index", "index > index"),
         ),
         after=(wire("VAEDecode", "VAE Decode", "LATENT > samples"),),
-        widgets=fixed(**DRAWING), told=told("events"),
+        widgets=fixed(**DRAWING), report=report("events"),
         inside=True, picture=REFERENCES / "sampler_subgraph.webp",
     ),
     Scene("AMG_LoadIndex", search="fox violet", picture=REFERENCES / "browser.webp"),

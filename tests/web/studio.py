@@ -204,7 +204,7 @@ class Studio:
             outer = self.front.js("return String(app.graph._nodes.find((n) => n.subgraph).id)")
             inner = self.front.js(f"return String(amgNode({outer}).subgraph._nodes[0].id)")
             node = f"{outer}:{inner}"
-        messages = [(kind, self._of(node, data)) for kind, data in scene.told]
+        messages = [(kind, self._of(node, data)) for kind, data in scene.report]
         if scene.text:
             messages.append(("progress_text", [node, scene.text + MARK]))
         self.number += 1
@@ -220,14 +220,14 @@ class Studio:
 
     def _of(self, node: str, data: dict) -> dict:
         """A message that was recorded, for that node and the index of this server."""
-        told = json.loads(json.dumps(data)) | {"node": node, "display_node": node}
-        told["prompt"] = (
+        report = json.loads(json.dumps(data)) | {"node": node, "display_node": node}
+        report["prompt"] = (
             f"picture-{self.number}"  # the page keeps a prompt where it first showed it
         )
-        for near in told.get("neighbors", {}).values():
+        for near in report.get("neighbors", {}).values():
             found = self.find(near["sha256"])
             near["id"] = near["id"] if found is None else found
-        return told
+        return report
 
     def _browse(self, text: str) -> None:
         self.front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")

@@ -38,7 +38,7 @@ AROUND = {
         {"seed": 5, "steps": 4, "cfg": 4.0, "preset": "strong", "index_name": "amg-demo"},
         {
             "shown": ("PreviewImage", {}, {"images": ("blueprint", 0)}),
-            "told": ("PreviewAny", {}, {"source": ("blueprint", 2)}),
+            "report": ("PreviewAny", {}, {"source": ("blueprint", 2)}),
             "more": ("PreviewAny", {}, {"source": ("blueprint", 3)}),
         },
         {
@@ -51,7 +51,7 @@ AROUND = {
             "decode": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
             "probe": ("AMG_SimilarityProbe", {}, {"image": ("decode", 0), "index": ("index", 0)}),
             "shown": ("PreviewImage", {}, {"images": ("decode", 0)}),
-            "told": ("PreviewAny", {}, {"source": ("probe", 1)}),
+            "report": ("PreviewAny", {}, {"source": ("probe", 1)}),
             "more": ("PreviewAny", {}, {"source": ("sampler", 1)}),
         },
     ),
@@ -65,7 +65,7 @@ AROUND = {
                 {"model": ("demo", 0), **TEXTS, "latent_image": ("empty", 0)},
             ),
             "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
-            "told": ("PreviewAny", {}, {"source": ("blueprint", 0)}),
+            "report": ("PreviewAny", {}, {"source": ("blueprint", 0)}),
             "shown": ("PreviewImage", {}, {"images": ("blueprint", 1)}),
             "number": ("PreviewAny", {}, {"source": ("blueprint", 2)}),
         },
@@ -78,7 +78,7 @@ AROUND = {
             "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
             "index": INDEX,
             "probe": ("AMG_SimilarityProbe", {}, {"image": ("drawn", 0), "index": ("index", 0)}),
-            "told": ("PreviewAny", {}, {"source": ("probe", 1)}),
+            "report": ("PreviewAny", {}, {"source": ("probe", 1)}),
             "shown": ("PreviewImage", {}, {"images": ("probe", 2)}),
             "number": ("PreviewAny", {}, {"source": ("probe", 0)}),
         },
@@ -99,7 +99,7 @@ AROUND = {
             ),
             "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
             "shown": ("PreviewImage", {}, {"images": ("drawn", 0)}),
-            "told": ("PreviewAny", {}, {"source": ("blueprint", 3)}),
+            "report": ("PreviewAny", {}, {"source": ("blueprint", 3)}),
         },
         {
             "index": INDEX,
@@ -135,7 +135,7 @@ AROUND = {
             ),
             "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
             "shown": ("PreviewImage", {}, {"images": ("drawn", 0)}),
-            "told": ("PreviewAny", {}, {"source": ("probe", 6)}),
+            "report": ("PreviewAny", {}, {"source": ("probe", 6)}),
         },
     ),
 }

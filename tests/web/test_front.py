@@ -117,7 +117,7 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     assert lengths(front) == [steps] * batch
     text = front.js(f"return amgPanel({SAMPLER}, 'amg_live').innerText")
     assert "no copy" in text
-    assert "closeness" in text and "threshold 0.40" in text and "similarity" not in text
+    assert "score" in text and "threshold 0.40" in text and "similarity" not in text
     raw = front.js(f"return amgPanel({SAMPLER}, 'amg_live').querySelector('.amg-numbers').title")
     assert re.search(r"similarity −?\d\.\d\d, threshold −?\d\.\d\d", raw)
     label = front.js(
@@ -170,14 +170,14 @@ def test_the_probe_shows_both_pictures(front, mode):
         assert pair["words"]
     # What is a copy is told from what is none, in words and in colour.
     front.until(f"amgPanel({PLAIN}, 'amg_probe')", 180)
-    told = front.js(
+    report = front.js(
         f"return [{PLAIN}, {PROBE}].map((id) => {{"
         "const words = amgPanel(id, 'amg_probe').querySelector('.amg-words');"
         "return [words.textContent, getComputedStyle(words).borderLeftColor]})"
     )
-    assert told[0][0].startswith("A copy of")
-    assert told[1][0].startswith("Not a copy")
-    assert told[0][1] != told[1][1]
+    assert report[0][0].startswith("A copy of")
+    assert report[1][0].startswith("Not a copy")
+    assert report[0][1] != report[1][1]
     # The host does not show the nearest pictures a second time.
     if mode == "vue":
         own = f"[data-node-id='{PROBE}'] img"
@@ -435,12 +435,12 @@ def test_a_run_that_is_stopped_says_so(front, mode, recorded):
 def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, recorded):
     """Guard tells first that it is finding out, and may then have nothing to guard against."""
 
-    def told(kind: str, words: str) -> tuple:
+    def report(kind: str, words: str) -> tuple:
         return ("amg.step", recorded[0][1] | {"kind": kind, **said(words), "verdicts": []})
 
     front.load(FIRST_LOOK)
     panel = f"amgPanel({SAMPLER}, 'amg_live')"
-    front.send([told("begin", "finding out")])
+    front.send([report("begin", "finding out")])
     time.sleep(0.3)
     assert front.js(f"return !{panel}")  # nothing to draw: the host's own text says it
     front.send(recorded)
@@ -448,7 +448,7 @@ def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, reco
     drawn = f"return {panel}.querySelectorAll('path, button').length"
     assert front.js(drawn) > 0
     for kind, outcome in (("begin", "running"), ("end", "unknown")):
-        front.send([told(kind, f"only {kind}")])
+        front.send([report(kind, f"only {kind}")])
         front.until(f"{panel}.innerText.trim() == 'only {kind}'")
         assert front.js(drawn) == 0
         assert front.js(f"return {panel}.dataset.outcome") == outcome
@@ -486,7 +486,7 @@ def test_a_long_verdict_is_seen_whole(front, mode, recorded):
     whose = {"node": str(node), "class": "AMG_Guard"}
     words = (
         "STILL A COPY: pictures 1, 2, 3, 4 · A copy of memorised-000.webp: both checks agree · "
-        "picture 2 drawn again: closeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
+        "picture 2 drawn again: likeness 0.55 → 0.12 · look at picture 3: composed like other.webp"
     )
     end = recorded[0][1] | {"kind": "end", **said(words), "verdicts": []}
     front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
@@ -529,7 +529,7 @@ def test_it_is_readable(front, mode, palette, recorded):
 
 @pytest.mark.parametrize("code", ["fr", "ja", "en"])
 def test_it_speaks_the_language_of_the_host(front, code, recorded):
-    told = json.loads((ROOT / f"locales/{code}/main.json").read_text())["amg"]
+    report = json.loads((ROOT / f"locales/{code}/main.json").read_text())["amg"]
     front.render("classic")
     front.setting("Comfy.Locale", code)
     try:
@@ -537,9 +537,9 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         front.send(recorded)
         panel = f"amgPanel({SAMPLER}, 'amg_live')"
         front.until(f"{panel}?.querySelector('.amg-line')")
-        assert front.js(f"return {panel}.ariaLabel") == told["What the guard sees"]
+        assert front.js(f"return {panel}.ariaLabel") == report["What the guard sees"]
         text = front.js(f"return {panel}.querySelector('.amg-numbers').textContent")
-        assert told["closeness <value>"].replace("<value>", "") in text
+        assert report["likeness <value>"].replace("<value>", "") in text
         # The words are those that the core makes of the same messages.
         (*_, end) = (data for kind, data in recorded if kind == "amg.step")
         every = [[message(**each) for each in end["messages"]]]
@@ -552,7 +552,7 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
             [message("still_a_copy_more", pictures=[1, 12])],
             [message("cannot_tell_of", picture=2, reason=message("flat"))],
             [message("key_words", parts=parts), message("copy_by_both", source="a (1).png")],
-            [message("closest", closeness=-0.004, limit=0.4)],
+            [message("closest", score=-0.004, limit=0.4)],
         )
         for each in every:
             words = messages.words(each, code)
@@ -569,7 +569,7 @@ def test_it_speaks_the_language_of_the_host(front, code, recorded):
         front.js("await app.extensionManager.command.execute('AMG.BrowseIndex')")
         front.until("document.querySelector('.amg-browser')")
         search = front.js("return document.querySelector('.amg-find input').placeholder")
-        assert search == told["Search captions and names"]
+        assert search == report["Search captions and names"]
         front.js("document.querySelector('.amg-browser').close()")
     finally:
         front.setting("Comfy.Locale", "en")

@@ -25,13 +25,13 @@ def comparable(node: dict) -> dict:
     """Without what depends on the machine and on the version of the host."""
     keys = ("output", "output_is_list", "output_name", "output_tooltips", "name",
             "display_name", "description", "category", "output_node")  # fmt: skip
-    told = {key: node[key] for key in keys}
-    told["order"] = [node["input_order"].get(part, []) for part in ("required", "optional")]
-    told["input"] = {}
+    report = {key: node[key] for key in keys}
+    report["order"] = [node["input_order"].get(part, []) for part in ("required", "optional")]
+    report["input"] = {}
     for part in ("required", "optional"):
         for slot, (kind, options) in node["input"].get(part, {}).items():
             kept = {k: v for k, v in options.items() if k not in ("advanced", "multiline")}
             if slot in ("index_name", "sampler_name", "scheduler"):
                 kept.pop("options")
-            told["input"][slot] = (kind, kept)
-    return told
+            report["input"][slot] = (kind, kept)
+    return report

@@ -107,7 +107,7 @@ def test_what_is_lost_on_a_panel_is_seen(studio, kind, rule):
     [
         ("AMG_Sampler", {"widgets": BY_KIND["AMG_Sampler"].widgets | {"dissimilarity": 1.05}}),
         ("AMG_Sampler", {"palette": "arc"}),
-        ("AMG_Apply", {"told": BY_KIND["AMG_Apply"].told[:10]}),
+        ("AMG_Apply", {"report": BY_KIND["AMG_Apply"].report[:10]}),
         ("AMG_DelayedGuidance", {"widgets": {"mode": "opposite"}}),
         ("AMG_CombineIndexes", {"before": BY_KIND["AMG_CombineIndexes"].before[:1]}),
         ("AMG_StrengthGrid", {"text": ""}),

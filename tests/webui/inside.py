@@ -52,14 +52,14 @@ def draw(guard=None, path="txt2img", **more):
         args = [guard] if isinstance(guard, dict) else guard
         ask["alwayson_scripts"] = {"anti-memorization guidance": {"args": args}}
     answer = client.post("/sdapi/v1/" + path, json=ask)
-    told = answer.json()
+    written = answer.json()
     if answer.status_code != 200:
-        raise RuntimeError(told["errors"])
+        raise RuntimeError(written["errors"])
     from PIL import Image
 
-    pictures = [Image.open(io.BytesIO(base64.b64decode(each))) for each in told["images"]]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each))) for each in written["images"]]
     reports = [json.loads(p.info.get("amg_report", "{}")).get("webui") for p in pictures]
-    return [p.tobytes() for p in pictures], json.loads(told["info"])["infotexts"], reports
+    return [p.tobytes() for p in pictures], json.loads(written["info"])["infotexts"], reports
 
 
 def coded(name: str) -> str:
@@ -168,12 +168,12 @@ def check_a_second_drawing_is_the_first():
     """With nothing escalated and no suspects, what is drawn again is the same to the last bit."""
     import torch
 
-    from amg_core import loop
-    from amg_core.session import Session
-    from amg_core.verdict import Verdict
+    from amg_core import retry
+    from amg_core.run import SamplingRun
+    from amg_core.similarity.verdict import Verdict
     from amg_webui.shared import Guard
 
-    drawn, real, drawing = [], Session.__init__, Guard._draw
+    drawn, real, drawing = [], SamplingRun.__init__, Guard._draw
 
     def kept(self, draw, *more):
         samples = drawing(self, draw, *more)
@@ -184,9 +184,11 @@ def check_a_second_drawing_is_the_first():
         return [Verdict(0, 0, 1, 1, 0, 0, "", "", "copy", ("first", "second")) for _ in pictures]
 
     with (
-        replaced(loop, "escalated", lambda settings, number: settings),
+        replaced(retry, "escalated", lambda settings, number: settings),
         replaced(
-            Session, "__init__", lambda self, probe, settings, **_: real(self, probe, settings)
+            SamplingRun,
+            "__init__",
+            lambda self, matcher, settings, **_: real(self, matcher, settings),
         ),
         replaced(Guard, "_draw", kept),
         replaced(Guard, "verdicts", always),
@@ -242,13 +244,13 @@ def check_interrupt_and_skip():
 
     from amg_webui.shared import Guard
 
-    told, count = Guard.tell, []
+    written, count = Guard.tell, []
 
     def stop(flag, at):
         count.clear()
 
-        def tell(self, session):
-            told(self, session)
+        def tell(self, run):
+            written(self, run)
             count.append(1)
             if len(count) == at:
                 setattr(shared.state, flag, True)
@@ -284,14 +286,14 @@ def check_the_infotext_restores_the_sliders():
         "if_still_copied": "blank", "retries": 1,
     }  # fmt: skip
     _, (text,), _ = draw(chosen)
-    told = infotext_utils.parse_generation_parameters(text)
+    written = infotext_utils.parse_generation_parameters(text)
     (script,) = [
         each
         for each in scripts.scripts_txt2img.alwayson_scripts
         if each.title().startswith("Anti-M")
     ]
     values = [
-        key(told) if callable(key) else type(component.value)(told[key])
+        key(written) if callable(key) else type(component.value)(written[key])
         for component, key in script.infotext_fields
     ]
     assert draw(values)[1] == [text]
@@ -318,7 +320,7 @@ if __name__ == "__main__":
     for name, check in [each for each in globals().items() if each[0].startswith("check_")]:
         try:
             check()
-            told = "passed"
+            written = "passed"
         except Exception:
-            told = traceback.format_exc()
-        print("\n" + json.dumps({"check": name, "told": told}), flush=True)
+            written = traceback.format_exc()
+        print("\n" + json.dumps({"check": name, "written": written}), flush=True)

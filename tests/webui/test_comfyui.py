@@ -41,10 +41,10 @@ def comfyui_draws(pack, demo, folder, preset):
 
     hook, opening = pack("nodes.hook"), pack("nodes.opening")
     model, clip, vae, *_ = pack("nodes.demo").DemoModelNode.execute().args
-    probe = opening.open_probe(folder)
-    settings = pack("amg_core.presets").settings(preset, probe.metric)
+    matcher = opening.open_probe(folder)
+    settings = pack("amg_core.presets").settings(preset, matcher.metric)
     report = hook.Report()
-    guarded = hook.attach(model, probe, settings, clip=clip, vae=vae, report=report)
+    guarded = hook.attach(model, matcher, settings, clip=clip, vae=vae, report=report)
     sigmas, _ = noise_levels(demo, 5)
     noise = torch.stack(
         [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(s)) for s in SEEDS]
@@ -66,8 +66,8 @@ def test_the_same_seeds_draw_the_same(host, pack, models, preset):
     wanted, report = comfyui_draws(pack, host.demo, models / "amg_indexes" / "demo", preset)
     p = Processing(host, [PROMPT] * 2, SEEDS)
     entry.begin(p, ({"enabled": True, "index": "demo", "preset": preset},))
-    latents, session = p.sample(), p.amg_guard.sessions[0]
+    latents, run = p.sample(), p.amg_guard.runs[0]
     entry.end(p)
-    assert [step["active"] for step in report["steps"]] == [r.active for r in session.records]
+    assert [step["active"] for step in report["steps"]] == [r.active for r in run.records]
     assert any(any(step["active"]) for step in report["steps"])
     assert torch.allclose(latents, wanted, atol=1e-3)

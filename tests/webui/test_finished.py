@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from webui import Processing
 
-from amg_core import judge
 from amg_core import report as reports
-from amg_core.loop import escalated
+from amg_core.retry import escalated
+from amg_core.similarity import verifier
 from amg_demo.model import PICTURES
 from amg_webui import entry
 from amg_webui.options import HASH, LABELS, LARGEST, VERDICT, Options
@@ -46,7 +46,7 @@ def test_a_copy_is_called_one_and_the_guard_prevents_it(host):
     for i, report in enumerate(guarded.amg_guard.reports):
         own = PICTURES / f"memorised-00{i}.webp"
         with Image.open(own) as picture:  # by the judge that the guard never follows
-            assert judge.zncc(as_tensor(pictures[i]), as_tensor(picture)) < 0.6
+            assert verifier.zncc(as_tensor(pictures[i]), as_tensor(picture)) < 0.6
         assert own.name in {each["source"] for each in report["neighbors"].values()}
         (verdict,) = report["verdicts"]
         assert (verdict["outcome"], verdict["source"]) != ("copy", own.name)
@@ -55,14 +55,14 @@ def test_a_copy_is_called_one_and_the_guard_prevents_it(host):
 def test_a_grid_is_no_better_than_its_worst_picture(host):
     p, _, _ = run(host, ON | OFF, [KEYS[0], "green something"], steps=10)
     assert p.amg_guard.reports[0]["verdicts"][0]["outcome"] == "copy"
-    told = p.extra_generation_params
+    output = p.extra_generation_params
     of_picture, of_grid = (
-        [value(use_main_prompt=grid, index=1) for value in (told[VERDICT], told[LARGEST])]
+        [value(use_main_prompt=grid, index=1) for value in (output[VERDICT], output[LARGEST])]
         for grid in (False, True)
     )
-    assert of_picture == [told[VERDICT], told[LARGEST]] and of_picture[0] != "copy"
+    assert of_picture == [output[VERDICT], output[LARGEST]] and of_picture[0] != "copy"
     assert of_grid[0] == "copy" and float(of_grid[1]) > float(of_picture[1])
-    assert json.loads(json.dumps(told))[VERDICT] == of_picture[0]
+    assert json.loads(json.dumps(output))[VERDICT] == of_picture[0]
 
 
 def test_what_is_written_below_a_picture_restores_the_sliders(host):
@@ -73,16 +73,16 @@ def test_what_is_written_below_a_picture_restores_the_sliders(host):
         "threshold_end": 0.7,
     }
     p, _, _ = run(host, chosen, KEYS[:1])
-    told = {key: str(value) for key, value in p.extra_generation_params.items()}
-    index = p.amg_guard.probe.searcher.index
-    assert index.hash.startswith(told[HASH]) and told[VERDICT] in ("no copy", "copy")
+    output = {key: str(value) for key, value in p.extra_generation_params.items()}
+    index = p.amg_guard.matcher.searcher.index
+    assert index.hash.startswith(output[HASH]) and output[VERDICT] in ("no copy", "copy")
     report = p.amg_guard.reports[0]
-    closest = max(step["closeness"][0] for step in report["steps"])
-    assert float(told[LARGEST]) == round(max(closest, report["verdicts"][0]["closeness"]), 4) > 0.2
+    closest = max(step["score"][0] for step in report["steps"])
+    assert float(output[LARGEST]) == round(max(closest, report["verdicts"][0]["score"]), 4) > 0.2
     components = [SimpleNamespace(value=value) for value in vars(Options(index="other")).values()]
     pasted = []
     for component, key in entry.paste_fields(components):  # as the host's `paste_func`
-        value = key(told) if callable(key) else told.get(key)
+        value = key(output) if callable(key) else output.get(key)
         pasted.append(component.value if value is None else type(component.value)(value))
     again = Options(*pasted)
     assert again == Options(**chosen)
@@ -98,11 +98,11 @@ def test_the_report_travels_in_the_picture_and_in_no_grid(host, tmp_path):
     info = PngInfo()
     info.add_text("amg_report", params.pnginfo["amg_report"])
     pictures[-1].save(tmp_path / "x.png", pnginfo=info)
-    (told,) = reports.of_picture(tmp_path / "x.png").values()
-    assert told["seed"] == 51 and len(told["largest_similarity"]) == 1
-    assert json.dumps(told) and told["host"]["name"] == type(p.amg_guard.host).__name__
+    (output,) = reports.of_picture(tmp_path / "x.png").values()
+    assert output["seed"] == 51 and len(output["largest_similarity"]) == 1
+    assert json.dumps(output) and output["host"]["name"] == type(p.amg_guard.host).__name__
     sent = json.loads(pictures[-1].info["amg_report"])["webui"]
-    assert sent == told  # what the gallery's file and an API's answer carry
+    assert sent == output  # what the gallery's file and an API's answer carry
     grid = SimpleNamespace(p=p, image=pictures[0], pnginfo={})
     entry.before_saved(grid)
     assert not grid.pnginfo
@@ -143,13 +143,13 @@ def test_copies_are_drawn_again_and_the_others_stay(host):
 
 def test_a_second_drawing_starts_from_the_same_noise(host, monkeypatch):
     """With nothing changed in the settings, and no suspects, it is the same picture to the last bit."""
-    from amg_core import loop
-    from amg_core.session import Session
+    from amg_core import retry
+    from amg_core.run import SamplingRun
 
-    monkeypatch.setattr(loop, "escalated", lambda settings, number: settings)
-    real = Session.__init__
+    monkeypatch.setattr(retry, "escalated", lambda settings, number: settings)
+    real = SamplingRun.__init__
     monkeypatch.setattr(
-        Session, "__init__", lambda self, probe, settings, **_: real(self, probe, settings)
+        SamplingRun, "__init__", lambda self, matcher, settings, **_: real(self, matcher, settings)
     )
     weak = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01, "retries": 1}
     seen = []
@@ -188,13 +188,13 @@ WEAK = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01
 
 def same_again(monkeypatch):
     """Nothing is escalated and nobody is a suspect: a drawing again is the first to the last bit."""
-    from amg_core import loop
-    from amg_core.session import Session
+    from amg_core import retry
+    from amg_core.run import SamplingRun
 
-    real = Session.__init__
-    monkeypatch.setattr(loop, "escalated", lambda settings, number: settings)
+    real = SamplingRun.__init__
+    monkeypatch.setattr(retry, "escalated", lambda settings, number: settings)
     monkeypatch.setattr(
-        Session, "__init__", lambda self, probe, settings, **_: real(self, probe, settings)
+        SamplingRun, "__init__", lambda self, matcher, settings, **_: real(self, matcher, settings)
     )
 
 
@@ -235,8 +235,8 @@ def test_a_drawing_again_that_is_cut_short_is_thrown_away(host, flag):
     entry.begin(p, (WEAK | {"retries": 3},))
     tell, count = p.amg_guard.tell, []
 
-    def after(session):
-        tell(session)
+    def after(sampling):
+        tell(sampling)
         count.append(1)
         if len(count) == p.steps + 2:
             setattr(host.state, flag, True)

@@ -26,9 +26,9 @@ def guarded(host):
     p = Processing(host, ["fox face on violet rays"], [50])
     words = {"despecification": 0, "deduplication": 0}  # the picture itself is moved
     entry.begin(p, ({"enabled": True, "index": "demo"} | words,))
-    latents, session = p.sample(), p.amg_guard.sessions[0]
+    latents, run = p.sample(), p.amg_guard.runs[0]
     entry.end(p)
-    return latents, session
+    return latents, run
 
 
 @pytest.mark.parametrize("host", ["forge", "forge real"], indirect=True)
@@ -38,10 +38,10 @@ def test_a_vae_in_inference_mode_is_looked_through(host):
     plain, layer = vae.decoder, Layer(vae.decoder)
     vae.decoder = layer
     try:
-        latents, session = guarded(host)
+        latents, run = guarded(host)
     finally:
         vae.decoder = plain
-    assert any(any(record.active) for record in session.records)
+    assert any(any(record.active) for record in run.records)
     assert torch.equal(latents, wanted)
     x = torch.zeros(1, 4, 16, 16)
     assert "forward" not in vars(layer) and layer(x).is_inference(), "the host's own stays"

@@ -11,7 +11,7 @@ from webui import Processing
 
 from amg_core import presets
 from amg_core.errors import AMGError
-from amg_core.session import Session
+from amg_core.run import SamplingRun
 from amg_demo.model import PICTURES
 from amg_demo.sample import sample
 from amg_webui import a1111, entry, lookup
@@ -36,12 +36,12 @@ def draw(host, prompts=KEYS, seeds=SEEDS, options=ON, **more):
 def neutral(host, prompts, preset, steps=5, seeds=SEEDS):
     """The same run without any host: pictures, and its session."""
     from amg_core.decoders import ModuleDecoder
-    from amg_core.probe import Probe
+    from amg_core.similarity.matcher import Matcher
 
     known = lookup.open_probe("demo")
-    probe = Probe(known.searcher, known.descriptor, ModuleDecoder("demo", host.demo.decoder, 4))
-    session = Session(probe, presets.settings(preset, probe.metric))
-    return sample(host.demo, prompts, seeds, steps=steps, guide=session.step), session
+    matcher = Matcher(known.searcher, known.descriptor, ModuleDecoder("demo", host.demo.decoder, 4))
+    run = SamplingRun(matcher, presets.settings(preset, matcher.metric))
+    return sample(host.demo, prompts, seeds, steps=steps, guide=run.step), run
 
 
 def pictures(host, latents):
@@ -60,11 +60,11 @@ def test_a_real_host_is_the_real_one(host):
 
 @pytest.mark.parametrize("preset", ["main", "paper"])
 def test_it_draws_what_the_core_draws(host, preset):
-    wanted, session = neutral(host, KEYS, preset)
+    wanted, run = neutral(host, KEYS, preset)
     latents, p = draw(host, options=ON | {"preset": preset})
     assert torch.allclose(pictures(host, latents), wanted, atol=2e-4)
-    (own,) = p.guard_of_test.sessions
-    assert [r.active for r in own.records] == [r.active for r in session.records]
+    (own,) = p.guard_of_test.runs
+    assert [r.active for r in own.records] == [r.active for r in run.records]
     assert any(any(r.active) for r in own.records)
     assert not host.errors
 
@@ -92,11 +92,9 @@ def test_a_sample_does_not_depend_on_its_batch(host):
 def test_ddim_is_guarded_as_euler_is(host):
     """On ε in timesteps DDIM (η = 0) is Euler: converted there and back, the pictures agree."""
     latents, p = draw(host, timesteps=True)
-    wanted, session = neutral(host, KEYS, "main")
+    wanted, run = neutral(host, KEYS, "main")
     assert torch.allclose(pictures(host, latents), wanted, atol=2e-3)
-    assert [r.active for r in p.guard_of_test.sessions[0].records] == [
-        r.active for r in session.records
-    ]
+    assert [r.active for r in p.guard_of_test.runs[0].records] == [r.active for r in run.records]
 
 
 def test_parts_joined_by_and(host):
@@ -116,17 +114,17 @@ def test_inpainting_judges_the_whole_and_changes_the_masked_part(host):
     strict = ON | {"thresholds": "custom", "threshold_start": 0.0, "threshold_end": 0.0}
     kwargs = {"mask": mask, "init_latent": known, "denoising_strength": 0.75}
     seen = []
-    original = Session.step
+    original = SamplingRun.step
 
     def step(self, denoised, **more):
         seen.append(more["composite"](denoised)[..., :8])
         return original(self, denoised, **more)
 
-    Session.step = step
+    SamplingRun.step = step
     try:
         latents, _ = draw(host, options=strict, **kwargs)
     finally:
-        Session.step = original
+        SamplingRun.step = original
     plain, _ = draw(host, options={}, **kwargs)
     assert seen and all(torch.allclose(each, known[..., :8]) for each in seen)
     assert torch.allclose(latents[..., :8], plain[..., :8], atol=1e-5)
@@ -137,7 +135,7 @@ def test_at_cfg_1_only_the_repulsion_acts(host):
     _, p = draw(host, cfg_scale=1.0)
     if host.name == "a1111":  # has no cfg-1 shortcut: D_u is there, and words lead out
         return
-    moved = {name for r in p.guard_of_test.sessions[0].records for name in r.moved}
+    moved = {name for r in p.guard_of_test.runs[0].records for name in r.moved}
     assert moved == {"dissimilarity"}
 
 
@@ -153,8 +151,8 @@ def test_an_interrupt_ends_the_run(host):
     entry.begin(p, (ON,))
     tell, count = p.amg_guard.tell, []
 
-    def after(session):
-        tell(session)
+    def after(run):
+        tell(run)
         count.append(1)
         host.state.interrupted = len(count) == 3
 
@@ -167,7 +165,7 @@ def test_a_guard_that_fails_stops_the_generation(host, monkeypatch):
     def broken(*_, **__):
         raise ValueError("nan")
 
-    monkeypatch.setattr(Session, "step", broken)
+    monkeypatch.setattr(SamplingRun, "step", broken)
     with pytest.raises(ValueError, match="nan"):
         draw(host)
     assert a1111.active is None
@@ -219,7 +217,7 @@ def test_hires_is_a_pass_of_its_own(host):
 
     guard = p.amg_guard
     guard.sample(lambda: twice(p.rng.next()))
-    assert [len(session.records) for session in guard.sessions] == [5, 3]
+    assert [len(run.records) for run in guard.runs] == [5, 3]
     p.batch_index = 1
     pp = type("pp", (), {"image": Image.new("RGB", (128, 128))})()
     entry.finished(p, pp)

@@ -20,7 +20,7 @@ CHECKS = re.findall(r"^def (check_\w+)", INSIDE.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[str, str]:
+def report(tmp_path_factory) -> dict[str, str]:
     """What became of each check."""
     path, python = os.environ.get("WEBUI_PATH", ""), os.environ.get("WEBUI_PYTHON", "")
     if not (path and python):
@@ -41,11 +41,11 @@ def told(tmp_path_factory) -> dict[str, str]:
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"check"')]
     if keep := os.environ.get("WEBUI_LOG"):
         Path(keep).write_text(done.stdout + done.stderr)
-    found = {each["check"]: each["told"] for each in map(json.loads, lines)}
+    found = {each["check"]: each["report"] for each in map(json.loads, lines)}
     assert found, done.stdout[-2000:] + done.stderr[-6000:]
     return found
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_in_the_program(told, check):
-    assert told.get(check, "the program ended before it") == "passed"
+def test_in_the_program(report, check):
+    assert report.get(check, "the program ended before it") == "passed"

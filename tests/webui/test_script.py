@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from amg_core import presets
-from amg_core.session import Session
+from amg_core.run import SamplingRun
 from amg_webui import a1111, entry, options
 
 ROOT = Path(__file__).parents[2]
@@ -130,12 +130,12 @@ def test_the_tab_builds_and_searches(loaded, tmp_path):
     for i in range(3):
         Image.effect_noise((64, 64), 90).convert("RGB").save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"number {i}")
-    told = []
-    said = tab.build(str(folder), "three", "pixel", lambda share, words: told.append(share))
-    assert "3 pictures" in said and told[-1] == 1.0
+    report = []
+    said = tab.build(str(folder), "three", "pixel", lambda share, words: report.append(share))
+    assert "3 pictures" in said and report[-1] == 1.0
     with Image.open(folder / "1.png") as picture:
         words, shown = tab.find(picture, "three")
-    assert words.startswith("A copy of 1.png: both checks agree · closeness ")
+    assert words.startswith("A copy of 1.png: both checks agree · likeness ")
     assert shown[0][1] == "number 1"
     sys.modules["modules"].shared.opts.localization = "ja_JP"
     assert tab.find(shown[0][0], "three")[0].startswith("1.png のコピーです")
@@ -185,8 +185,8 @@ def test_the_tab_is_made(loaded, monkeypatch):
     ((page, title, _),) = callbacks["on_ui_tabs"][0]()
     assert isinstance(page, Any) and title == "AMG Index"
     (build, inputs, outputs), (stop, _, _), (_, _, found) = clicked
-    told, listed = build("", "x", "pixel")
-    assert "give a folder" in told and listed == {"choices": ["(no index yet)"]}
+    report, listed = build("", "x", "pixel")
+    assert "give a folder" in report and listed == {"choices": ["(no index yet)"]}
     assert len(inputs) == 3 and len(outputs) == len(found) == 2
     assert not tab.stopping.is_set() and stop() is None and tab.stopping.is_set()
 
@@ -264,4 +264,4 @@ def test_the_session_has_what_the_adapters_pass():
         "reduced",
         "composite",
     }
-    assert wanted <= set(inspect.signature(Session.step).parameters)
+    assert wanted <= set(inspect.signature(SamplingRun.step).parameters)

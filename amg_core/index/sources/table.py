@@ -200,10 +200,10 @@ def _names_files(columns: Collection[str]) -> bool:
     return not set(FILE_KEYS).isdisjoint(columns) or ("key" in columns and "url" not in columns)
 
 
-def _row(where: str, told: Fields, held: str) -> _Row:
+def _row(where: str, given: Fields, held: str) -> _Row:
     """A row of a parquet file whose pictures are in the column `held`, "" where in none."""
-    fields = {key.lower(): value for key, value in told.items() if key != held}
-    picture = told.get(held)
+    fields = {key.lower(): value for key, value in given.items() if key != held}
+    picture = given.get(held)
     if isinstance(picture, dict):  # as HuggingFace's datasets keep pictures
         if isinstance(picture.get("path"), str):
             fields["file_name"] = picture["path"]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .session import Drawn, Settings
-from .verdict import Verdict
+from .run import Drawn, Settings
+from .similarity.verdict import Verdict
 
 # Settings, and which samples (B,) bool are known to be memorised -> the batch, from the same noise.
 Draw = Callable[[Settings, Tensor], Drawn]
@@ -55,7 +55,7 @@ class Outcome:
         return [i for i, verdict in enumerate(self.verdicts) if verdict.copy]
 
 
-def until_clean(
+def until_no_copy(
     draw: Draw,
     judge: Judge,
     settings: Settings,

@@ -11,7 +11,7 @@ FLAT = {3: 0.01}  # deviation a channel below which a row is one flat tone, pict
 FLAT_LATENT = 0.04  # the same for latents, of unit deviation
 GAIN, OFFSET = (0.5, 2.0), 0.25  # how far contrast and brightness may be matched
 LATENT_OFFSET = 1.0  # the same for latents, in units of their deviation (about 1 in every family)
-COPY = 0.4  # closeness above which a picture is called a copy
+COPY = 0.4  # likeness above which a picture is called a copy
 PERFECT = {"cosine": 1.0, "nl2": 0.0}  # similarity of a picture with itself
 
 
@@ -108,7 +108,7 @@ def nl2_gradient(
     return -gradient.flatten(1), -distance / (ALPHA * spread)
 
 
-def closeness(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
+def score(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
     """Calibrated similarity, on one scale for every descriptor, index and size: (B,) -> (B,).
 
     0 = `typical`, what ordinary pictures that are not in the index reach; COPY = `limit`, what one in a
@@ -122,7 +122,7 @@ def closeness(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Ten
 
 
 def similarity_at(metric: str, level: float, typical: Tensor, limit: Tensor) -> Tensor:
-    """The similarity (B,) whose `closeness` is `level`."""
+    """The similarity (B,) whose `score` is `level`."""
     if level < COPY:
         return typical + level / COPY * (limit - typical)
     return limit + (level - COPY) / (1 - COPY) * (PERFECT[metric] - limit)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import background, judge, limits, metrics
-from .decoders import Decoder
-from .descriptors.base import Descriptor, LatentSpace, compares_latents
-from .errors import AMGError
-from .images import (
+from .. import limits
+from ..decoders import Decoder
+from ..descriptors.base import Descriptor, LatentSpace, compares_latents
+from ..errors import AMGError
+from ..images import (
     PARTS,
     low_pass,
     parts,
@@ -21,21 +21,22 @@ from .images import (
     thumbnail,
     without_brightness_and_contrast,
 )
-from .index.reader import Index
-from .index.search import Searcher
+from ..index.reader import Index
+from ..index.search import Searcher
+from . import background, metrics, verifier
 
 
 @dataclass(frozen=True)
 class Match:
     """The nearest index picture of each sample, at one scale.
 
-    similarity, typical, limit : Tensor (B,), in the descriptor's own unit, and closeness : Tensor (B,),
-    see `metrics.closeness`; spread : Tensor (B,), the unit of nL2; ids : Tensor (B,) int64; mirrored :
+    similarity, typical, limit : Tensor (B,), in the descriptor's own unit, and score : Tensor (B,),
+    see `metrics.score`; spread : Tensor (B,), the unit of nL2; ids : Tensor (B,) int64; mirrored :
     Tensor (B,) bool, whether the picture's mirror image was the closer one.
     """
 
     similarity: Tensor
-    closeness: Tensor
+    score: Tensor
     ids: Tensor
     mirrored: Tensor
     spread: Tensor
@@ -52,7 +53,7 @@ FEW_OF_PARTS = 4  # of the k nearest rows, this many times fewer for each part o
 NOTHING = -2.0  # −nL2 of what has nothing in common
 COLUMNS = (
     "similarity",
-    "closeness",
+    "score",
     "ids",
     "mirrored",
     "spread",
@@ -61,7 +62,7 @@ COLUMNS = (
 )  # of a `Match`
 
 
-class Probe:
+class Matcher:
     """Index, descriptor and decoder together: latents in, matches and gradients out.
 
     A descriptor of latents needs no decoder.
@@ -86,19 +87,19 @@ class Probe:
     def index(self) -> Index:
         return self.searcher.index
 
-    def through(self, decoder: Decoder | None) -> Probe:
+    def through(self, decoder: Decoder | None) -> Matcher:
         """The same with another decoder. Both share what is made ready on a device."""
         other = copy.copy(self)
         other.decoder = decoder
         return other
 
-    def of_latent(self, latent: Tensor) -> Probe:
+    def of_latent(self, latent: Tensor) -> Matcher:
         """The same for one picture whose latent (1, C, h, w) is known, so that it is not encoded."""
         other = copy.copy(self)
         other._encoded = latent
         return other
 
-    def to(self, device: torch.device) -> Probe:
+    def to(self, device: torch.device) -> Matcher:
         """Move what compares to where the model is; returns itself. See `rest`."""
         self._move(device)
         if device not in self._searchers:
@@ -138,12 +139,12 @@ class Probe:
         """
         if self.decoder is None:
             raise AMGError(
-                f"The descriptor {self.descriptor.spec.id} looks at pictures: give the probe a decoder."
+                f"The descriptor {self.descriptor.spec.id} looks at pictures: give the matcher a decoder."
             )
         return self.decoder(latent, at_least=self.scales[-1] if scale is None else scale)
 
     @torch.no_grad()
-    def look(self, latents: Tensor, sigma: float) -> Match:
+    def match(self, latents: Tensor, sigma: float) -> Match:
         """Match the predictions (B, C, H, W) at noise level `sigma`."""
         scale = self.scale_at(sigma, min(latents.shape[-2:]))
         if self.latent:
@@ -153,7 +154,7 @@ class Probe:
         return self._join([self._match(one, one.flip(-1), scale) for one in seen], scale)
 
     @torch.no_grad()
-    def look_at_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
+    def match_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
         """Match finished pictures (B, 3, H, W) in [0, 1], in all the detail they have, or at `scale`.
 
         Raises
@@ -165,14 +166,14 @@ class Probe:
         return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
 
     @torch.no_grad()
-    def look_at_parts(self, picture: Tensor) -> Match:
+    def match_parts(self, picture: Tensor) -> Match:
         """Match the parts of a finished picture (1, 3, H, W) that show something: a copy may lie in it.
 
-        B is the number of those parts (`images.parts`), perhaps 0. More looks are more chances, so that
-        the limits are those of an index of as many times more rows. A descriptor of latents takes none.
+        B is the number of those parts (`images.parts`), perhaps 0. More comparisons are more chances: the
+        limits are those of an index of as many times more rows. A descriptor of latents takes none.
         """
         scale = self._scale_of(picture)
-        seen = [] if self.latent else [p for p in parts(picture) if not judge.flat(p)]
+        seen = [] if self.latent else [p for p in parts(picture) if not verifier.flat(p)]
         return self._join([self._match(p, p.flip(-1), scale, PARTS) for p in seen], scale)
 
     @torch.no_grad()
@@ -312,7 +313,7 @@ class Probe:
             return self.descriptor.embed(seen, scale)
         return self._latents.embed_latents(seen, scale)
 
-    def _match(self, seen: Tensor, mirror: Tensor, scale: int, looks: int = 1) -> Match:
+    def _match(self, seen: Tensor, mirror: Tensor, scale: int, comparisons: int = 1) -> Match:
         """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
 
         Both go through the descriptor at once, half the kernels to launch on an accelerator, and are
@@ -324,25 +325,25 @@ class Probe:
         found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
         mirrored = bool(found[1][0] > found[0][0])
         similarity, index, spread = found[mirrored]
-        levels = self._levels(queries[int(mirrored)][None], scale, looks)
-        close = metrics.closeness(self.metric, similarity, *levels)
+        levels = self._levels(queries[int(mirrored)][None], scale, comparisons)
+        close = metrics.score(self.metric, similarity, *levels)
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
 
-    def _levels(self, query: Tensor, scale: int, looks: int) -> tuple[Tensor, Tensor]:
+    def _levels(self, query: Tensor, scale: int, comparisons: int) -> tuple[Tensor, Tensor]:
         """What counts as nothing in common and as a copy (1,) each, for a query (1, D): see `limits`."""
-        levels = torch.tensor(self.levels(scale, looks), device=query.device)
+        levels = torch.tensor(self.levels(scale, comparisons), device=query.device)
         others = self._background_rows(scale)
         if self.metric == "cosine" and others is not None:
             usual = (query @ others.T).topk(limits.BACKGROUND_NEAREST, dim=1).values.mean()
             levels = levels + limits.shift(self.descriptor.spec, scale, float(usual))
         return levels[:1], levels[1:]
 
-    def levels(self, scale: int, looks: int = 1) -> tuple[float, float]:
+    def levels(self, scale: int, comparisons: int = 1) -> tuple[float, float]:
         """Similarity that ordinary pictures which are not in this index reach, and one in 100 of them.
 
-        In the best of `looks` at each.
+        In the best of `comparisons` at each.
         """
-        return limits.levels(self.descriptor.spec, scale, looks * self.index.count)
+        return limits.levels(self.descriptor.spec, scale, comparisons * self.index.count)
 
     def _best(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int

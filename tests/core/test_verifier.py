@@ -13,7 +13,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from amg_core import judge, limits
+from amg_core import limits
+from amg_core.similarity import verifier
 
 PICTURES = sorted((Path(__file__).parents[2] / "amg_demo" / "pictures").glob("*.webp"))
 SOURCES = PICTURES[20:600:150]  # four subjects on four grounds
@@ -107,7 +108,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_copy_passes(edit):
     scores = [
-        float(judge.registered(_tensor(EDITS[edit](image)), [_tensor(image)]).score)
+        float(verifier.registered(_tensor(EDITS[edit](image)), [_tensor(image)]).score)
         for image in map(_opened, SOURCES)
     ]
     missed = sum(score <= limits.REGISTERED for score in scores)
@@ -121,7 +122,7 @@ def test_other_pictures_do_not():
     for path in rng.sample(PICTURES, 10):
         others = [_opened(p) for p in rng.sample(PICTURES, 31) if p != path][:30]
         batch = torch.cat([_tensor(other) for other in others])
-        scores.append(judge.registered(_tensor(_opened(path)), batch).score)
+        scores.append(verifier.registered(_tensor(_opened(path)), batch).score)
     scores = torch.cat(scores)
     assert len(scores) == 300
     assert (scores > limits.REGISTERED).sum() <= 3
@@ -129,16 +130,16 @@ def test_other_pictures_do_not():
 
 def test_it_says_where():
     image = _opened(SOURCES[0])
-    found = judge.registered(_tensor(image.crop((32, 0, 128, 96))), [_tensor(image)])
+    found = verifier.registered(_tensor(image.crop((32, 0, 128, 96))), [_tensor(image)])
     assert not found.mirrored[0]
     centre = found.place[0] @ torch.tensor([0.25, -0.25, 1.0])  # of the part, in the whole
     assert centre.abs().max() < 0.05
     assert float(found.overlap) > 0.9
     assert float(found.correlation) > 0.9
-    mirrored = judge.registered(_tensor(image).flip(-1), [_tensor(image)])
+    mirrored = verifier.registered(_tensor(image).flip(-1), [_tensor(image)])
     assert mirrored.mirrored[0]
     assert float(mirrored.score) == pytest.approx(
-        float(judge.registered(_tensor(image), [_tensor(image)]).score), abs=1e-3
+        float(verifier.registered(_tensor(image), [_tensor(image)]).score), abs=1e-3
     )
 
 
@@ -147,15 +148,15 @@ def test_sizes_do_not_matter(size):
     picture = _tensor(_opened(SOURCES[1]))
     resized = F.interpolate(picture, size=size, mode="bilinear", antialias=True)
     for a, b in ((resized, picture), (picture, resized)):
-        assert float(judge.registered(a, [b]).score) > limits.REGISTERED
+        assert float(verifier.registered(a, [b]).score) > limits.REGISTERED
 
 
 def test_others_may_be_a_list_or_a_batch_and_do_not_change_each_other():
     pictures = [_tensor(_opened(path)) for path in SOURCES[:3]]
-    as_list = judge.registered(pictures[0], [p[0] for p in pictures])
-    as_batch = judge.registered(pictures[0], torch.cat(pictures))
+    as_list = verifier.registered(pictures[0], [p[0] for p in pictures])
+    as_batch = verifier.registered(pictures[0], torch.cat(pictures))
     assert all(torch.equal(a, b) for a, b in zip(as_list, as_batch, strict=True))
-    alone = judge.registered(pictures[0], [pictures[2]])
+    alone = verifier.registered(pictures[0], [pictures[2]])
     assert float(alone.score) == pytest.approx(float(as_batch.score[2]), abs=1e-3)
     assert (as_batch.score >= 0).all() and (as_batch.score <= 1).all()
     assert as_batch.score.shape == (3,)
@@ -168,16 +169,16 @@ def test_a_flat_picture_agrees_with_nothing():
     other_ramp = torch.linspace(0.2, 0.7, 128).square().expand(1, 3, 128, 128)
     noise = 0.5 + 0.02 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     for nothing in (torch.full((1, 3, 128, 128), 0.5), torch.zeros(1, 3, 64, 80), ramp, noise):
-        assert judge.flat(nothing)
-        score = judge.registered(nothing, torch.cat([picture, picture])).score
+        assert verifier.flat(nothing)
+        score = verifier.registered(nothing, torch.cat([picture, picture])).score
         assert score.isfinite().all() and (score < 0.3).all()
-        assert float(judge.registered(picture, [nothing]).score) < 0.3
-    assert float(judge.registered(ramp, [other_ramp]).score) < 0.1  # a sky is no copy of a sky
+        assert float(verifier.registered(picture, [nothing]).score) < 0.3
+    assert float(verifier.registered(ramp, [other_ramp]).score) < 0.1  # a sky is no copy of a sky
     grey = torch.full((1, 3, 128, 128), 0.5)
-    assert float(judge.registered(grey, [grey]).score) == 0
-    assert not any(judge.flat(_tensor(_opened(path))) for path in SOURCES)
+    assert float(verifier.registered(grey, [grey]).score) == 0
+    assert not any(verifier.flat(_tensor(_opened(path))) for path in SOURCES)
 
 
 def test_no_gradient_is_kept():
     picture = _tensor(_opened(SOURCES[0])).requires_grad_()
-    assert not judge.registered(picture, [picture]).score.requires_grad
+    assert not verifier.registered(picture, [picture]).score.requires_grad

@@ -66,7 +66,7 @@ def level(model: DemoModel, low: float) -> int:
 
 
 @torch.inference_mode()
-def look(model: DemoModel, texts: Sequence[str], z: Tensor, t: int) -> list[Predictions]:
+def predictions(model: DemoModel, texts: Sequence[str], z: Tensor, t: int) -> list[Predictions]:
     """What the model says of the noises z (n, …) at step t, for each text; no prompt is asked once."""
     sigma = model.sigmas[t]
     x = of.unrescaled(z, float(1 / (1 + sigma**2) ** 0.5))
@@ -80,21 +80,21 @@ def look(model: DemoModel, texts: Sequence[str], z: Tensor, t: int) -> list[Pred
 
     (nothing,) = ask(contexts[:1])
     each = max(1, BATCH // len(z))
-    told = [d for part in contexts[1:].split(each) for d in ask(part)]
-    return [Predictions(x, float(sigma), d, nothing, of.V) for d in told]
+    predicted = [d for part in contexts[1:].split(each) for d in ask(part)]
+    return [Predictions(x, float(sigma), d, nothing, of.V) for d in predicted]
 
 
 def measure(
     model: DemoModel, texts: Sequence[str], z: Tensor, low: float
 ) -> list[list[dict[str, float]]]:
     """`statistics.measure` of every text; and `toneless_norm`, to explain the norm."""
-    high, near = look(model, texts, z, HIGH), look(model, texts, z, level(model, low))
-    told = [statistics.measure(h, n) for h, n in zip(high, near, strict=True)]
-    for rows, h in zip(told, high, strict=True):
+    high, near = predictions(model, texts, z, HIGH), predictions(model, texts, z, level(model, low))
+    predicted = [statistics.measure(h, n) for h, n in zip(high, near, strict=True)]
+    for rows, h in zip(predicted, high, strict=True):
         norms = toneless_norm(h)
         for i, row in enumerate(rows):
             row["toneless_norm"] = float(norms[: i + 1].mean())
-    return told
+    return predicted
 
 
 def toneless_norm(p: Predictions) -> Tensor:

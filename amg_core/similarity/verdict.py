@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from . import judge, limits
-from .errors import AMGError
-from .images import Box, largest_box, thumbnail
-from .messages import Message, message, words
-from .probe import Probe
+from .. import limits
+from ..errors import AMGError
+from ..images import Box, largest_box, thumbnail
+from ..messages import Message, message, words
+from . import verifier
+from .matcher import Matcher
 
 COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
 FIRST, SECOND = "first", "second"
@@ -25,9 +26,9 @@ class Verdict:
     """What is known of one finished picture.
 
     similarity, threshold : float, in the descriptor's units, above the threshold it says copy: of the
-    picture, or of the part of it that is a copy; closeness : float, the same on the scale of
-    `metrics.closeness`; zncc, zncc_threshold : float, the
-    second check's correlation (see `judge.registered`) with the candidate that is most alike, and its
+    picture, or of the part of it that is a copy; score : float, the same on the scale of
+    `metrics.score`; zncc, zncc_threshold : float, the
+    second check's correlation (see `verifier.registered`) with the candidate that is most alike, and its
     limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
     that one says copy; source, caption : str, of that picture; outcome : COPY, NO_COPY or CANNOT_TELL;
     checks : those of FIRST and SECOND that say copy; reason : one of REASONS why the two cannot tell, ""
@@ -36,7 +37,7 @@ class Verdict:
 
     similarity: float
     threshold: float
-    closeness: float
+    score: float
     zncc: float
     zncc_threshold: float
     neighbor: int
@@ -56,8 +57,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """With the message in English, for who reads the JSON."""
-        told = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
-        return told | {"words": words(self.message())}
+        written = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
+        return written | {"words": words(self.message())}
 
 
 def message_of(found: Mapping[str, Any]) -> Message:
@@ -66,7 +67,7 @@ def message_of(found: Mapping[str, Any]) -> Message:
     if "checks" not in found:
         return message("as_written", words=found["words"])
     if found.get("kept"):
-        return message("in_kept_part", told=message_of({**found, "kept": False}))
+        return message("in_kept_part", verdict=message_of({**found, "kept": False}))
     source, checks = found["source"], set(found["checks"])
     if found["reason"]:
         return message("cannot_tell", reason=reason_of(found))
@@ -89,7 +90,7 @@ def reason_of(found: Mapping[str, Any]) -> Message:
 
 
 def verdict(
-    probe: Probe, pictures: Tensor, named: Sequence[Collection[int]] | None = None
+    matcher: Matcher, pictures: Tensor, named: Sequence[Collection[int]] | None = None
 ) -> list[Verdict]:
     """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
 
@@ -105,7 +106,7 @@ def verdict(
     """
     named = [()] * len(pictures) if named is None else named
     return [
-        _judge(probe, picture[None], rows) for picture, rows in zip(pictures, named, strict=True)
+        _judge(matcher, picture[None], rows) for picture, rows in zip(pictures, named, strict=True)
     ]
 
 
@@ -131,22 +132,22 @@ def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
     return replace(part, kept=True)
 
 
-def _judge(probe: Probe, picture: Tensor, named: Collection[int]) -> Verdict:
-    index, match = probe.index, probe.look_at_pictures(picture)
-    within = probe.look_at_parts(picture)
-    if len(within.ids) and within.closeness.max() > max(limits.COPY, float(match.closeness[0])):
-        match = within[int(within.closeness.argmax())]
-    nearest, close = int(match.ids[0]), float(match.closeness[0])
+def _judge(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict:
+    index, match = matcher.index, matcher.match_pictures(picture)
+    within = matcher.match_parts(picture)
+    if len(within.ids) and within.score.max() > max(limits.COPY, float(match.score[0])):
+        match = within[int(within.score.argmax())]
+    nearest, close = int(match.ids[0]), float(match.score[0])
     ids = list(
-        dict.fromkeys([nearest, *sorted(named), *probe.candidates(picture, limits.CANDIDATES)])
+        dict.fromkeys([nearest, *sorted(named), *matcher.candidates(picture, limits.CANDIDATES)])
     )
     reason, correlation, alike = "", 0.0, nearest
     try:
-        found = judge.registered(picture, [thumbnail(index, i) for i in ids]).score
+        found = verifier.registered(picture, [thumbnail(index, i) for i in ids]).score
         correlation, alike = float(found.max()), ids[int(found.argmax())]
     except AMGError:
         reason = NO_PICTURES
-    if judge.flat(picture):
+    if verifier.flat(picture):
         reason = FLAT
     says = {FIRST: close > limits.COPY, SECOND: correlation > limits.REGISTERED}
     checks: tuple[str, ...] = (

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .descriptors.base import DescriptorSpec
+from ..descriptors.base import DescriptorSpec
 
 FILE = Path(__file__).with_name("background.safetensors")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .images import low_pass, luminance
+from ..images import low_pass, luminance
 
 ZNCC_SIDE = 16
 

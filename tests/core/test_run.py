@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from amg_core import images, metrics, presets
+from amg_core import images, presets
 from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
 from amg_core.guidance import Projection, PromptReduction, ReducedPrompt, reduction
@@ -15,9 +15,10 @@ from amg_core.guidance.reference import reference_c3
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources import Pictures
-from amg_core.probe import Probe
+from amg_core.run import SamplingRun, Settings
 from amg_core.schedule import Schedule
-from amg_core.session import Session, Settings
+from amg_core.similarity import metrics
+from amg_core.similarity.matcher import Matcher
 
 SIDE = 32
 
@@ -40,7 +41,7 @@ def smooth(generator, count):
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory):
+def matcher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     pictures = smooth(torch.Generator().manual_seed(0), 64)
     for i, picture in enumerate(pictures):
@@ -49,35 +50,35 @@ def probe(tmp_path_factory):
         (folder / f"{i:03d}.txt").write_text(f"caption {i}")
     descriptor = PixelDescriptor()
     build(folder, folder / "index", descriptor)
-    return Probe(Searcher(Index.open(folder / "index")), descriptor, Identity())
+    return Matcher(Searcher(Index.open(folder / "index")), descriptor, Identity())
 
 
 @pytest.fixture(scope="module")
-def scene(probe):
+def scene(matcher):
     """D, D_c, D_u of four samples; the first two are copies of rows 3 and 10."""
     generator = torch.Generator().manual_seed(1)
     strangers = smooth(generator, 4)
-    rows = probe.searcher.rows(torch.tensor([3, 10]), 32).reshape(2, 3, SIDE, SIDE)
+    rows = matcher.searcher.rows(torch.tensor([3, 10]), 32).reshape(2, 3, SIDE, SIDE)
     cond = torch.cat([rows, strangers[2:]])
     uncond = strangers.flip(0)
     denoised = uncond + 3.0 * (cond - uncond)
     return {"denoised": denoised, "cond": cond, "uncond": uncond}
 
 
-def run(session, scene, t=0.8, sigma=3.0, **more):
+def run(sampling, scene, t=0.8, sigma=3.0, **more):
     batch = len(scene["denoised"])
     arguments = {"cfg_scale": 3.0, "sigma": torch.full((batch,), sigma), "t": t} | scene | more
-    return session.step(**arguments)
+    return sampling.step(**arguments)
 
 
 def make(name="main", **overrides):
     return presets.settings(name, "nl2", **overrides)
 
 
-def test_copies_are_found_and_strangers_left_alone(probe, scene):
-    session = Session(probe, make())
-    out = run(session, scene)
-    record = session.records[0]
+def test_copies_are_found_and_strangers_left_alone(matcher, scene):
+    sampling = SamplingRun(matcher, make())
+    out = run(sampling, scene)
+    record = sampling.records[0]
     assert record.active == [True, True, False, False]
     assert record.neighbor[:2] == [3, 10]
     assert not torch.equal(out[:2], scene["denoised"][:2])
@@ -85,19 +86,19 @@ def test_copies_are_found_and_strangers_left_alone(probe, scene):
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_dormant_returns_the_very_tensor(probe, scene, name):
+def test_dormant_returns_the_very_tensor(matcher, scene, name):
     settings = make(name, schedule=Schedule("constant", 2.0, 2.0))
     if name == "reference":
         scene = {k: v[2:] for k, v in scene.items()}  # G_spe is outside the gate in their code
         scene["cond"] = scene["uncond"] = torch.rand_like(scene["cond"])
-    assert run(Session(probe, settings), scene) is scene["denoised"]
+    assert run(SamplingRun(matcher, settings), scene) is scene["denoised"]
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_strength_zero_only_watches(probe, scene, name):
-    session = Session(probe, make(name, despecification=0, deduplication=0, dissimilarity=0))
-    assert run(session, scene) is scene["denoised"]
-    assert session.records[0].active[:2] == [True, True]
+def test_strength_zero_only_watches(matcher, scene, name):
+    sampling = SamplingRun(matcher, make(name, despecification=0, deduplication=0, dissimilarity=0))
+    assert run(sampling, scene) is scene["denoised"]
+    assert sampling.records[0].active[:2] == [True, True]
 
 
 def in_a_trap(scene):
@@ -109,7 +110,7 @@ def in_a_trap(scene):
 
 @pytest.mark.parametrize("slider", ["despecification", "deduplication", "dissimilarity"])
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_strength_is_continuous(probe, scene, name, slider):
+def test_strength_is_continuous(matcher, scene, name, slider):
     """Up to 1 a strength is the share of the preset's own move: .05 moves a twentieth as far."""
     trapped = in_a_trap(scene)
     more = {
@@ -120,7 +121,7 @@ def test_strength_is_continuous(probe, scene, name, slider):
 
     def moved(strength):
         chosen = make(name, **off | {slider: strength}).tuned(Projection, cap=1e9, iterations=1)
-        out = run(Session(probe, chosen), trapped, **more)
+        out = run(SamplingRun(matcher, chosen), trapped, **more)
         return (out - trapped["denoised"])[:2]
 
     whole = moved(1.0)
@@ -132,7 +133,7 @@ def test_strength_is_continuous(probe, scene, name, slider):
 
 
 @pytest.mark.parametrize("name", ["main", "strong", "gentle"])
-def test_strengths_add_up_where_all_ways_act(probe, scene, name):
+def test_strengths_add_up_where_all_ways_act(matcher, scene, name):
     trapped = in_a_trap(scene)
     more = {
         "neighbor_denoised": lambda texts: torch.full_like(scene["cond"], 0.25),
@@ -140,7 +141,7 @@ def test_strengths_add_up_where_all_ways_act(probe, scene, name):
     }
 
     def moved(**strengths):
-        out = run(Session(probe, make(name, **strengths)), trapped, **more)
+        out = run(SamplingRun(matcher, make(name, **strengths)), trapped, **more)
         return (out - trapped["denoised"])[:2]
 
     for slider in ("despecification", "deduplication", "dissimilarity"):
@@ -150,32 +151,32 @@ def test_strengths_add_up_where_all_ways_act(probe, scene, name):
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_permuting_the_batch_permutes_the_result(probe, scene, name):
+def test_permuting_the_batch_permutes_the_result(matcher, scene, name):
     order = torch.tensor([2, 1, 3, 0])
     shuffled = {k: v[order] for k, v in scene.items()}
-    first, second = Session(probe, make(name)), Session(probe, make(name))
+    first, second = SamplingRun(matcher, make(name)), SamplingRun(matcher, make(name))
     for t in (0.9, 0.6, 0.3, 0.1):
         a, b = run(first, scene, t=t), run(second, shuffled, t=t)
         assert torch.equal(a[order], b)
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
-def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(probe, scene, name):
-    together = run(Session(probe, make(name)), scene)
-    alone = run(Session(probe, make(name)), {k: v[:1] for k, v in scene.items()})
+def test_a_sample_does_not_depend_on_its_neighbours_in_the_batch(matcher, scene, name):
+    together = run(SamplingRun(matcher, make(name)), scene)
+    alone = run(SamplingRun(matcher, make(name)), {k: v[:1] for k, v in scene.items()})
     assert torch.equal(together[:1], alone)
 
 
-def test_who_is_suspicious_is_told_without_a_step(probe, scene):
+def test_who_is_suspicious_is_told_without_a_step(matcher, scene):
     """The copies while nothing was steered; afterwards the samples that leave, wherever they are."""
-    session, level = Session(probe, make()), {"sigma": torch.full((4,), 3.0), "t": 0.8}
-    assert session.suspicious(scene["cond"], **level).tolist() == [True, True, False, False]
-    run(session, scene)
+    sampling, level = SamplingRun(matcher, make()), {"sigma": torch.full((4,), 3.0), "t": 0.8}
+    assert sampling.suspicious(scene["cond"], **level).tolist() == [True, True, False, False]
+    run(sampling, scene)
     strangers = smooth(torch.Generator().manual_seed(9), 4)
-    assert session.suspicious(strangers, **level).tolist() == [True, True, False, False]
-    assert len(session.records) == 1
-    off = Session(probe, make(despecification=0.0, deduplication=0.0, dissimilarity=0.0))
-    late = Session(probe, make(start_percent=0.5))
+    assert sampling.suspicious(strangers, **level).tolist() == [True, True, False, False]
+    assert len(sampling.records) == 1
+    off = SamplingRun(matcher, make(despecification=0.0, deduplication=0.0, dissimilarity=0.0))
+    late = SamplingRun(matcher, make(start_percent=0.5))
     for quiet in (off, late):
         assert not quiet.suspicious(scene["cond"], **level).any()
 
@@ -191,16 +192,16 @@ def words(*drawn):
     return ReducedPrompt(len(drawn) - 1, denoised), asked
 
 
-def test_the_exit_by_hand(probe, scene):
+def test_the_exit_by_hand(matcher, scene):
     """D' = D + s0(D_s − D_c) − r(D_c − D_s)° for active rows, D_s for as many words as are no copy."""
     settings = make(dissimilarity=0, deduplication=0)
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
     d_c, d_u = scene["cond"], scene["uncond"]
     reduced, asked = words(none, one, two, d_c, d_c)
-    session = Session(probe, settings)
-    out = run(session, scene, reduced=reduced)
-    assert session._memory[0].kept.tolist() == [2, 2, -1, -1]
+    sampling = SamplingRun(matcher, settings)
+    out = run(sampling, scene, reduced=reduced)
+    assert sampling._memory[0].kept.tolist() == [2, 2, -1, -1]
     assert [row[:2] for row in asked] == [[2, 2], [3, 3], [2, 2]]  # bisection, then the step itself
     pull = d_c - two
     pull = pull - pull.mean(dim=(2, 3), keepdim=True)
@@ -208,36 +209,36 @@ def test_the_exit_by_hand(probe, scene):
     expected = d_u + 3.0 * (two - d_u) - way.first * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
     assert torch.equal(out[2:], scene["denoised"][2:])
-    run(session, scene, reduced=reduced)
+    run(sampling, scene, reduced=reduced)
     grown = min(way.first * way.growth**2, way.most)
-    assert session._memory[0].away[:2].tolist() == pytest.approx([grown] * 2)
-    assert session._memory[0].away[2:].tolist() == [way.first] * 2
-    assert session.acted_on(0) == {3} and session.acted_on(2) == set()
+    assert sampling._memory[0].away[:2].tolist() == pytest.approx([grown] * 2)
+    assert sampling._memory[0].away[2:].tolist() == [way.first] * 2
+    assert sampling.acted_on(0) == {3} and sampling.acted_on(2) == set()
 
 
-def test_where_the_words_lead_back_one_more_is_left_out(probe, scene):
-    session = Session(probe, make(dissimilarity=0, deduplication=0))
+def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
+    sampling = SamplingRun(matcher, make(dissimilarity=0, deduplication=0))
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
-    run(session, scene, reduced=words(none, one, two, scene["cond"])[0])
-    assert session._memory[0].kept[:2].tolist() == [2, 2]
-    out = run(session, scene, reduced=words(none, one, scene["cond"], scene["cond"])[0])
-    assert session._memory[0].kept[:2].tolist() == [1, 1]
+    run(sampling, scene, reduced=words(none, one, two, scene["cond"])[0])
+    assert sampling._memory[0].kept[:2].tolist() == [2, 2]
+    out = run(sampling, scene, reduced=words(none, one, scene["cond"], scene["cond"])[0])
+    assert sampling._memory[0].kept[:2].tolist() == [1, 1]
     pull = scene["cond"] - one
     pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
     expected = scene["uncond"] + 3.0 * (one - scene["uncond"]) - pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
 
 
-def test_where_every_word_is_the_key_no_prompt_stands_in(probe, scene):
+def test_where_every_word_is_the_key_no_prompt_stands_in(matcher, scene):
     settings = make(dissimilarity=0, deduplication=0)
-    out = run(Session(probe, settings), scene, reduced=words(*[scene["cond"]] * 3)[0])
+    out = run(SamplingRun(matcher, settings), scene, reduced=words(*[scene["cond"]] * 3)[0])
     d_u, d_c = scene["uncond"], scene["cond"]
     away = reduction.away(d_c, d_u, torch.full((4,), settings.guidance[0].first))
     assert torch.allclose(out[:2], (d_u + away)[:2], atol=1e-5)
 
 
-def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(probe, scene):
+def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(matcher, scene):
     asked = []
 
     def neighbor(texts):
@@ -246,63 +247,63 @@ def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(pro
 
     trapped = scene | {"uncond": scene["cond"] * 0.9 + 0.05}
     reduced, _ = words(*[scene["cond"]] * 3)
-    session = Session(probe, make())
-    run(session, trapped, reduced=reduced, neighbor_denoised=neighbor)
+    sampling = SamplingRun(matcher, make())
+    run(sampling, trapped, reduced=reduced, neighbor_denoised=neighbor)
     assert asked == [["caption 3", "caption 10", "", ""]]
-    moved = session.records[0].moved
+    moved = sampling.records[0].moved
     assert set(moved) == {"despecification", "away", "deduplication", "dissimilarity"}
     assert all(v > 0 for v in moved["dissimilarity"][:2]) and moved["dissimilarity"][2:] == [0, 0]
 
 
-def test_a_memorised_prompt_stays_reduced_as_long_as_set(probe, scene):
+def test_a_memorised_prompt_stays_reduced_as_long_as_set(matcher, scene):
     settings = make(dissimilarity=0, deduplication=0).tuned(PromptReduction, until=0.3)
     settings = replace(settings, release=0.2)
-    session = Session(probe, settings)
+    sampling = SamplingRun(matcher, settings)
     reduced, _ = words(*[scene["cond"]] * 2)  # not even one word: D_u stands in
-    run(session, scene, reduced=reduced)
+    run(sampling, scene, reduced=reduced)
     calm = scene | {
         "cond": smooth(torch.Generator().manual_seed(9), 4)
     }  # nothing is close any more
     calm["denoised"] = calm["uncond"] + 3.0 * (calm["cond"] - calm["uncond"])
-    early = run(session, calm, t=0.7, reduced=reduced)
+    early = run(sampling, calm, t=0.7, reduced=reduced)
     assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no prompt, no push
     assert torch.equal(early[2:], calm["denoised"][2:])
-    late = run(session, calm, t=0.28, reduced=reduced)
+    late = run(sampling, calm, t=0.28, reduced=reduced)
     assert late is calm["denoised"]  # plain guidance under watch
 
 
-def test_towards_is_the_neighbour_without_its_colour(probe, scene):
+def test_towards_is_the_neighbour_without_its_colour(matcher, scene):
     """The decoder is the identity: the direction is the low-passed picture itself."""
-    match = probe.look(scene["cond"], 3.0)
-    row = probe.searcher.rows(torch.tensor([3]), 32).reshape(1, 3, SIDE, SIDE)
+    match = matcher.match(scene["cond"], 3.0)
+    row = matcher.searcher.rows(torch.tensor([3]), 32).reshape(1, 3, SIDE, SIDE)
     small = torch.nn.functional.adaptive_avg_pool2d(row, match.scale)
     small = small - small.mean(dim=(2, 3), keepdim=True)
     expected = small.repeat_interleave(SIDE // match.scale, 2)
     expected = expected.repeat_interleave(SIDE // match.scale, 3)
-    direction, share = probe.towards(scene["cond"][:1], match[0])
+    direction, share = matcher.towards(scene["cond"][:1], match[0])
     assert float(direction.norm()) == pytest.approx(1)
     assert float((direction * expected).sum() / expected.norm()) > 0.99  # thumbnails are lossy
     assert share == pytest.approx(1, abs=0.03)
     half = scene["cond"][:1] * 0.5 + 0.2
-    assert probe.towards(half, match[0])[1] == pytest.approx(0.5, abs=0.03)
+    assert matcher.towards(half, match[0])[1] == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_repulsion_by_hand(probe, scene):
+def test_the_repulsion_by_hand(matcher, scene):
     """−r·a·‖D°‖·n, doubling with every step, and nothing near the end."""
-    session = Session(probe, make(deduplication=0))
+    sampling = SamplingRun(matcher, make(deduplication=0))
     near = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
-    match = probe.look(scene["cond"], 3.0)
-    direction, share = probe.towards(scene["cond"][:1], match[0])
+    match = matcher.match(scene["cond"], 3.0)
+    direction, share = matcher.towards(scene["cond"][:1], match[0])
     d = scene["cond"][:1]
     length = (d - d.mean(dim=(2, 3), keepdim=True)).norm() * share
     for strength in (3.0, 6.0, 9.0, 9.0):
-        out = run(session, near, cfg_scale=1.0)
+        out = run(sampling, near, cfg_scale=1.0)
         assert torch.allclose(out[:1], d - strength * length * direction, atol=1e-4)
         assert torch.equal(out[2:], scene["cond"][2:])
-    assert run(session, near, cfg_scale=1.0, t=0.05) is near["denoised"]
+    assert run(sampling, near, cfg_scale=1.0, t=0.05) is near["denoised"]
 
 
-def test_the_papers_terms_by_hand(probe, scene):
+def test_the_papers_terms_by_hand(matcher, scene):
     settings = make("paper", dissimilarity=0)
     captions = []
 
@@ -310,9 +311,9 @@ def test_the_papers_terms_by_hand(probe, scene):
         captions.extend(texts)
         return torch.full_like(scene["cond"], 0.25)
 
-    session = Session(probe, settings)
-    out = run(session, scene, neighbor_denoised=neighbor)
-    close = torch.tensor(session.records[0].closeness)[:2]
+    sampling = SamplingRun(matcher, settings)
+    out = run(sampling, scene, neighbor_denoised=neighbor)
+    close = torch.tensor(sampling.records[0].score)[:2]
     s1 = (13.0 * close).clamp(0, 2)
     s2 = torch.minimum(5.0 * close, 2 - s1)
     d, d_c, d_u = (scene[k][:2] for k in ("denoised", "cond", "uncond"))
@@ -322,40 +323,40 @@ def test_the_papers_terms_by_hand(probe, scene):
     assert captions == ["caption 3", "caption 10", "", ""]
 
 
-def test_without_unconditional_prediction_only_dissimilarity_acts(probe, scene):
+def test_without_unconditional_prediction_only_dissimilarity_acts(matcher, scene):
     alone = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
-    session = Session(probe, make())
-    out = run(session, alone, cfg_scale=1.0, t=0.5)
-    assert set(session.records[0].moved) == {"dissimilarity"}
-    assert probe.look(out, 3.0).closeness[:2].max() < 0.2
+    sampling = SamplingRun(matcher, make())
+    out = run(sampling, alone, cfg_scale=1.0, t=0.5)
+    assert set(sampling.records[0].moved) == {"dissimilarity"}
+    assert matcher.match(out, 3.0).score[:2].max() < 0.2
     assert torch.equal(out[2:], scene["cond"][2:])
 
 
-def test_the_projection_by_itself(probe, scene):
+def test_the_projection_by_itself(matcher, scene):
     near = (
         0.9 * scene["cond"] + 0.1 * scene["uncond"]
     )  # a copy to the letter has no direction to go
-    session = Session(probe, make("paper"))
+    sampling = SamplingRun(matcher, make("paper"))
     out = run(
-        session, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1
+        sampling, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1
     )
-    before, after = (probe.look(x, 0.1).similarity for x in (near, out))
+    before, after = (matcher.match(x, 0.1).similarity for x in (near, out))
     assert (after[:2] < before[:2] - 0.05).all() and torch.equal(out[2:], near[2:])
 
 
-def test_gradient_against_finite_differences(probe):
+def test_gradient_against_finite_differences(matcher):
     generator = torch.Generator().manual_seed(3)
-    base = probe.searcher.rows(torch.tensor([5]), 32).reshape(1, 3, SIDE, SIDE)
+    base = matcher.searcher.rows(torch.tensor([5]), 32).reshape(1, 3, SIDE, SIDE)
     latent = (0.7 * base + 0.3 * smooth(generator, 1)).clamp(0.05, 0.95)
-    match = probe.look(latent, 0.1)
+    match = matcher.match(latent, 0.1)
     assert match.ids.item() == 5 and match.scale == 32
-    gradient, _ = probe.gradient(latent, match)
+    gradient, _ = matcher.gradient(latent, match)
     assert gradient.mean(dim=(2, 3)).abs().max() < 1e-6
     direction = images.without_brightness_and_contrast(torch.randn_like(latent), latent)
 
     def value(x):
-        query = probe.descriptor.embed(x, 32).double()
-        row = probe.searcher.rows(torch.tensor([5]), 32).double()
+        query = matcher.descriptor.embed(x, 32).double()
+        row = matcher.searcher.rows(torch.tensor([5]), 32).double()
         return metrics.similarity("nl2", query, row, match.spread.double()).item()
 
     step = 1e-4
@@ -363,26 +364,26 @@ def test_gradient_against_finite_differences(probe):
     assert (gradient * direction).sum().item() == pytest.approx(numeric, rel=0.03)
 
 
-def test_a_darker_flatter_copy_is_still_a_copy(probe):
-    picture = probe.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
-    match = probe.look_at_pictures((picture - 0.5) * 0.6 + 0.4)
-    assert match.ids.item() == 20 and match.closeness.item() > 0.9
+def test_a_darker_flatter_copy_is_still_a_copy(matcher):
+    picture = matcher.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
+    match = matcher.match_pictures((picture - 0.5) * 0.6 + 0.4)
+    assert match.ids.item() == 20 and match.score.item() > 0.9
 
 
-def test_a_mirrored_copy_is_found(probe):
-    picture = probe.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
-    match = probe.look_at_pictures(picture.flip(-1))
-    assert match.ids.item() == 20 and match.mirrored.item() and match.closeness.item() > 0.99
+def test_a_mirrored_copy_is_found(matcher):
+    picture = matcher.searcher.rows(torch.tensor([20]), 32).reshape(1, 3, SIDE, SIDE)
+    match = matcher.match_pictures(picture.flip(-1))
+    assert match.ids.item() == 20 and match.mirrored.item() and match.score.item() > 0.99
 
 
-def test_similarity_of_pixels_against_brute_force(probe):
+def test_similarity_of_pixels_against_brute_force(matcher):
     """−nL2 after the best gain and offset, in units of the neighbour's own structure."""
     picture = smooth(torch.Generator().manual_seed(21), 1)
-    match = probe.look_at_pictures(picture)
+    match = matcher.match_pictures(picture)
     best = -2.0
     for view in (picture, picture.flip(-1)):
         for i in range(64):
-            row = probe.searcher.rows(torch.tensor([i]), 32).reshape(3, -1)
+            row = matcher.searcher.rows(torch.tensor([i]), 32).reshape(3, -1)
             query = view.reshape(3, -1)
             error = 0.0
             for q, n in zip(query, row, strict=True):
@@ -396,19 +397,21 @@ def test_similarity_of_pixels_against_brute_force(probe):
     assert match.similarity.item() == pytest.approx(best, abs=1e-4)
 
 
-def test_nothing_that_an_index_holds_moves_a_limit(probe, tmp_path):
+def test_nothing_that_an_index_holds_moves_a_limit(matcher, tmp_path):
     """Near-duplicates in an index change neither what counts as a copy nor how close a picture is."""
-    rows = probe.searcher.rows(torch.arange(64), 32).reshape(64, 3, SIDE, SIDE)
+    rows = matcher.searcher.rows(torch.arange(64), 32).reshape(64, 3, SIDE, SIDE)
     twins = (rows[:32] + 0.01).clamp(0, 1)
     build(
-        Pictures(torch.cat([rows, twins]).movedim(1, -1), "", ""), tmp_path / "i", probe.descriptor
+        Pictures(torch.cat([rows, twins]).movedim(1, -1), "", ""),
+        tmp_path / "i",
+        matcher.descriptor,
     )
-    crowded = Probe(Searcher(Index.open(tmp_path / "i")), probe.descriptor)
-    assert crowded.levels(32) == probe.levels(32)
+    crowded = Matcher(Searcher(Index.open(tmp_path / "i")), matcher.descriptor)
+    assert crowded.levels(32) == matcher.levels(32)
     picture = smooth(torch.Generator().manual_seed(22), 2)
-    before, after = (each.look_at_pictures(picture) for each in (probe, crowded))
+    before, after = (each.match_pictures(picture) for each in (matcher, crowded))
     assert torch.equal(before.limit, after.limit)
-    assert torch.allclose(before.closeness, after.closeness, atol=0.02)
+    assert torch.allclose(before.score, after.score, atol=0.02)
 
 
 def test_reference_constants():
@@ -421,45 +424,45 @@ def test_reference_constants():
         assert c3 * sigma2 == pytest.approx(expected, rel=0.05 if step > 1 else 0.2)
 
 
-def test_the_window_is_kept(probe, scene):
-    session = Session(probe, make(start_percent=0.5))
-    assert run(session, scene, t=0.8) is scene["denoised"] and session.records == []
-    run(session, scene, t=0.4)
-    assert len(session.records) == 1
+def test_the_window_is_kept(matcher, scene):
+    sampling = SamplingRun(matcher, make(start_percent=0.5))
+    assert run(sampling, scene, t=0.8) is scene["denoised"] and sampling.records == []
+    run(sampling, scene, t=0.4)
+    assert len(sampling.records) == 1
 
 
-def test_no_draw_from_the_global_generator(probe, scene):
+def test_no_draw_from_the_global_generator(matcher, scene):
     before = torch.random.get_rng_state()
-    run(Session(probe, make()), scene)
+    run(SamplingRun(matcher, make()), scene)
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_works_under_inference_mode(probe, scene):
-    expected = run(Session(probe, make()), scene)
+def test_works_under_inference_mode(matcher, scene):
+    expected = run(SamplingRun(matcher, make()), scene)
     with torch.inference_mode():
         inside = {k: v.clone() for k, v in scene.items()}
-        out = run(Session(probe, make()), inside)
+        out = run(SamplingRun(matcher, make()), inside)
     assert torch.allclose(out, expected, atol=1e-6)
 
 
-def test_the_report_is_json_and_complete(probe, scene):
+def test_the_report_is_json_and_complete(matcher, scene):
     import json
 
     from amg_core.messages import words
     from amg_core.plot import curve
     from amg_core.report import step
 
-    session = Session(probe, make(), expected_steps=2)
-    assert words(step(session)) == "looking…"
+    sampling = SamplingRun(matcher, make(), expected_steps=2)
+    assert words(step(sampling)) == "looking…"
     for t in (0.9, 0.5):
-        run(session, scene, t=t)
-    report = json.loads(json.dumps(session.report()))
-    assert report["index"]["hash"] == probe.searcher.index.hash
+        run(sampling, scene, t=t)
+    report = json.loads(json.dumps(sampling.report()))
+    assert report["index"]["hash"] == matcher.searcher.index.hash
     assert report["guarded_evaluations"][2:] == [0, 0]
     assert report["neighbors"]["3"]["caption"] == "caption 3"
     assert len(report["steps"]) == report["evaluations"] == 2
-    closest = max(0.0, *session.records[-1].closeness)
-    assert words(step(session)) == f"step 2/2 · closeness {closest:.2f} · guarding 2 of 4"
+    closest = max(0.0, *sampling.records[-1].score)
+    assert words(step(sampling)) == f"step 2/2 · likeness {closest:.2f} · guarding 2 of 4"
     assert curve(report).size == (640, 360)
 
 
@@ -491,10 +494,10 @@ def test_settings_of_a_small_index(tmp_path):
         array = (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
         Image.fromarray(array).save(tmp_path / f"{i}.png")
     build(tmp_path, tmp_path / "index", PixelDescriptor())
-    small = Probe(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
+    small = Matcher(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
     stranger = smooth(torch.Generator().manual_seed(6), 1)
-    match = small.look_at_pictures(torch.cat([pictures[1:2], stranger]))
-    assert match.closeness[0] > 0.95 and match.closeness[1] < 0.2
+    match = small.match_pictures(torch.cat([pictures[1:2], stranger]))
+    assert match.score[0] > 0.95 and match.score[1] < 0.2
 
 
 def test_shortening_keeps_the_first_words():
@@ -525,18 +528,18 @@ def test_the_neighbours_caption_is_voted_for_by_its_duplicates(tmp_path):
     (tmp_path / "same-again.png").write_bytes((tmp_path / "05.png").read_bytes())
     (tmp_path / "same-again.txt").write_text("other")
     build(tmp_path, tmp_path / "index", PixelDescriptor())
-    probe = Probe(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
-    found = {probe.searcher.index.source(i): i for i in range(probe.searcher.index.count)}
-    assert sorted(probe.searcher.index.captions(found["03.png"])) == [
+    matcher = Matcher(Searcher(Index.open(tmp_path / "index")), PixelDescriptor(), Identity())
+    found = {matcher.searcher.index.source(i): i for i in range(matcher.searcher.index.count)}
+    assert sorted(matcher.searcher.index.captions(found["03.png"])) == [
         "caption 3", "sunset", "sunset",
     ]  # fmt: skip
-    assert probe._same_picture(found["03.png"]) == [found["other-bytes.png"]]
-    assert probe.caption(found["03.png"]) == probe.caption(found["other-bytes.png"]) == "sunset"
-    assert probe.caption(found["05.png"]) == "caption 5"
-    assert probe.caption(found["07.png"]) == "caption 7"
+    assert matcher._same_picture(found["03.png"]) == [found["other-bytes.png"]]
+    assert matcher.caption(found["03.png"]) == matcher.caption(found["other-bytes.png"]) == "sunset"
+    assert matcher.caption(found["05.png"]) == "caption 5"
+    assert matcher.caption(found["07.png"]) == "caption 7"
 
 
-def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(probe, scene):
+def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(matcher, scene):
     """While the caption stays; a batch mate that comes later has its own count."""
     asked = []
 
@@ -544,26 +547,26 @@ def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(prob
         asked.append(texts)
         return scene["uncond"] + 0.01 * len(asked)
 
-    session = Session(probe, make("paper", dissimilarity=0))
+    sampling = SamplingRun(matcher, make("paper", dissimilarity=0))
     late = scene | {"cond": torch.cat([scene["cond"][:1], scene["uncond"][1:]])}
     late["denoised"] = late["uncond"] + 3.0 * (late["cond"] - late["uncond"])
-    run(session, late, neighbor_denoised=neighbor)
+    run(sampling, late, neighbor_denoised=neighbor)
     for _ in range(3):
-        run(session, scene, neighbor_denoised=neighbor)
+        run(sampling, scene, neighbor_denoised=neighbor)
     first, second = "caption 3", "caption 10"
     assert asked == [
         [first, "", "", ""], ["", second, "", ""], [first, "", "", ""], ["", second, "", ""],
     ]  # fmt: skip
 
 
-def test_the_authors_ask_at_every_step(probe, scene):
+def test_the_authors_ask_at_every_step(matcher, scene):
     asked = []
 
     def neighbor(texts):
         asked.append(texts)
         return scene["uncond"]
 
-    session = Session(probe, make("reference"))
+    sampling = SamplingRun(matcher, make("reference"))
     for _ in range(3):
-        run(session, scene, neighbor_denoised=neighbor)
+        run(sampling, scene, neighbor_denoised=neighbor)
     assert len(asked) == 3

@@ -14,7 +14,7 @@ from amg_core.descriptors import create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.images import resize
-from amg_core.probe import Probe
+from amg_core.similarity.matcher import Matcher
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 
@@ -26,7 +26,7 @@ SCORER_SIDE = 128  # what the demo's scorer was trained on
 
 
 @dataclass(frozen=True)
-class World:
+class Domain:
     """One model that memorises.
 
     Attributes
@@ -56,7 +56,7 @@ class World:
     decode: Callable[[Tensor], Tensor]
     cfg_scale: float
     data: TrainingSet
-    probes: dict[str, Probe]
+    matchers: dict[str, Matcher]
     scorer: Callable[[Tensor], dict[str, Tensor]]
     subjects: list[str]
     memorised: list[str]
@@ -81,7 +81,7 @@ class World:
         return torch.tensor([self.subjects.index(text.split(" on ")[0]) for text in captions])
 
 
-def text_world(folder: Path) -> World:
+def text_world(folder: Path) -> Domain:
     """The embedded latent model; 32 captions it memorised, 16 seen once and 16 never seen."""
     model = demo.load()
     data = TrainingSet(*training_set(demo.PICTURES))
@@ -91,7 +91,7 @@ def text_world(folder: Path) -> World:
     def decode(latents: Tensor) -> Tensor:
         return torch.cat([model.decoder(part) for part in latents.split(16)]).clamp(0, 1)
 
-    return World(
+    return Domain(
         "text-conditional, latent", model.denoise,
         model.encode,
         model.sigmas, (4, 16, 16), decode, 4.0, data,
@@ -100,7 +100,9 @@ def text_world(folder: Path) -> World:
     )  # fmt: skip
 
 
-def class_world(folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None] = print) -> World:
+def class_world(
+    folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None] = print
+) -> Domain:
     """Class-conditional in pixel space; asked for every class that has a duplicated picture, and others."""
     data, net, pixels = _pixel_model(folder, recipe, tell)
     classes = data.classes
@@ -110,29 +112,29 @@ def class_world(folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None
         labels = [classes.index(c) if c else len(classes) for c in captions]
         return net.context(torch.tensor(labels))
 
-    return World(
+    return Domain(
         "class-conditional, pixels", net.denoise, encode, net.sigmas, (3, models.SIDE, models.SIDE),
-        _pixels, 2.0, data, pixels.probes, pixels.scorer, pixels.subjects, sorted(set(duplicated)),
+        _pixels, 2.0, data, pixels.matchers, pixels.scorer, pixels.subjects, sorted(set(duplicated)),
         sorted(set(classes) - set(duplicated)),
     )  # fmt: skip
 
 
 def unconditional_world(
     folder: Path, recipe: TrainingRecipe, tell: Callable[[str], None] = print
-) -> World:
+) -> Domain:
     """Unconditional in pixel space: 64 draws a round."""
     data, net, pixels = _pixel_model(folder, recipe, tell)
-    return World(
+    return Domain(
         "unconditional, pixels", net.denoise,
         lambda captions: net.context(torch.full((len(captions),), net.classes)),
-        net.sigmas, (3, models.SIDE, models.SIDE), _pixels, 1.0, data, pixels.probes, pixels.scorer,
+        net.sigmas, (3, models.SIDE, models.SIDE), _pixels, 1.0, data, pixels.matchers, pixels.scorer,
         pixels.subjects, [""] * 64,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _PixelParts:
-    probes: dict[str, Probe]
+    matchers: dict[str, Matcher]
     scorer: Callable[[Tensor], dict[str, Tensor]]
     subjects: list[str]
 
@@ -143,19 +145,19 @@ def _pixel_model(folder: Path, recipe: TrainingRecipe, tell):
     data = read_pictures(pictures)
     net, judge = obtain(recipe, folder, data, tell), demo.load()
     decoder = LinearDecoder(torch.eye(3) * 2 / models.SPREAD)
-    probes = _probes(pictures, folder / f"index-{recipe.singles}", judge, decoder)
+    matchers = _probes(pictures, folder / f"index-{recipe.singles}", judge, decoder)
 
     def scorer(small: Tensor) -> dict[str, Tensor]:
         return judge.scorer(resize(small, SCORER_SIDE))
 
-    return data, net, _PixelParts(probes, scorer, judge.labels["subject"])
+    return data, net, _PixelParts(matchers, scorer, judge.labels["subject"])
 
 
 def _pixels(x: Tensor) -> Tensor:
     return models.to_pictures(x).clamp(0, 1)
 
 
-def _probes(pictures: Path, out: Path, model: demo.DemoModel, decoder) -> dict[str, Probe]:
+def _probes(pictures: Path, out: Path, model: demo.DemoModel, decoder) -> dict[str, Matcher]:
     """The picture itself, and latents of the demo's autoencoder: two families of descriptors."""
     made = {}
     encoder = model.encoder.eval()
@@ -164,5 +166,5 @@ def _probes(pictures: Path, out: Path, model: demo.DemoModel, decoder) -> dict[s
     )
     for name, descriptor in {"pixel": create("pixel"), "latent": latent}.items():
         through = decoder if name == "pixel" else None
-        made[name] = harness.probe(pictures, out / name, descriptor, through)
+        made[name] = harness.matcher(pictures, out / name, descriptor, through)
     return made

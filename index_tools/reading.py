@@ -156,7 +156,7 @@ def _search(options: argparse.Namespace) -> None:
     from amg_core.index import Index
     from amg_core.index.picture import Unreadable, load_picture
     from amg_core.index.search import Searcher
-    from amg_core.probe import Probe
+    from amg_core.similarity.matcher import Matcher
 
     device = terminal.device(options.device)
     with Index.combine([Index.open(path) for path in options.index]) as index:
@@ -176,7 +176,7 @@ def _search(options: argparse.Namespace) -> None:
                 query = descriptor.to(device).embed(picture, scale)
             values, ids = searcher.nearest(query, scale, options.k)
             metric = index.spec.metric
-            close = float(Probe(searcher, descriptor).look_at_pictures(picture, scale).closeness)
+            close = float(Matcher(searcher, descriptor).match_pictures(picture, scale).score)
         measure = "similarity" if metric == "cosine" else "distance"
         found = [
             Nearest(i, value, index.source(i), index.caption(i))
@@ -188,7 +188,7 @@ def _search(options: argparse.Namespace) -> None:
         terminal.print_json(
             picture=str(options.picture),
             scale=scale,
-            closeness=close,
+            score=close,
             nearest=[one.to_json(measure) for one in found],
             not_compared=missing,
         )
@@ -200,7 +200,7 @@ def _search(options: argparse.Namespace) -> None:
         print(f"{one.value:10.4f}  #{one.id}  {one.source}{caption}")
     if close is not None:
         print(
-            f"closeness {max(0.0, close):.2f} (0 = as alike as pictures that are not in the index, copy "
+            f"likeness {max(0.0, close):.2f} (0 = as alike as pictures that are not in the index, copy "
             f"above {COPY}, 1 = the same picture)"
         )
     if missing:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, metrics
+from . import __version__
 from .guidance import Guidance, ReducedPrompt, StepContext, only
-from .probe import Match, Probe
 from .schedule import Schedule
+from .similarity import metrics
+from .similarity.matcher import Match, Matcher
 
 OVERSHOOT_UNTIL = 0.25  # t below which the overshoot of classifier-free guidance no longer blinds
 
@@ -24,11 +25,11 @@ class Settings:
     Attributes
     ----------
     schedule : Schedule
-        λ_t on the scale of `metrics.closeness`, or in the descriptor's own units if `own_units`.
+        λ_t on the scale of `metrics.score`, or in the descriptor's own units if `own_units`.
     guidance : tuple of Guidance
         The ways to steer, in the order in which they act; those of strength 0 are off.
     release : float
-        Once a sample has proved to be a copy, this closeness is enough to act on it again.
+        Once a sample has proved to be a copy, this likeness is enough to act on it again.
     start_percent, end_percent : float
         The share of sampling, 0 to 1, in which the guard looks.
     """
@@ -59,8 +60,8 @@ class Settings:
 class StepRecord:
     """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term.
 
-    threshold : float, in the unit of `similarity`, of the sample that is closest; closeness_threshold :
-    the same in the unit of `closeness`.
+    threshold : float, in the unit of `similarity`, of the sample that is closest; score_threshold :
+    the same in the unit of `score`.
     """
 
     t: float
@@ -68,23 +69,23 @@ class StepRecord:
     scale: int
     threshold: float
     similarity: list[float]
-    closeness: list[float]
+    score: list[float]
     neighbor: list[int]
     active: list[bool]
     moved: dict[str, list[float]]
-    closeness_threshold: float
+    score_threshold: float
 
 
 class Drawn(NamedTuple):
     """One drawing of a batch: latents (B, C, H, W), its report, and of each sample the rows of the index
-    that it was too close to on the way (`Session.acted_on`)."""
+    that it was too close to on the way (`SamplingRun.acted_on`)."""
 
     latents: Tensor
     report: dict[str, Any]
     acted_on: Sequence[Collection[int]]
 
 
-class Session:
+class SamplingRun:
     """Watches and steers one sampling run; a new run takes a new session.
 
     What is compared is D_c until t = 0.25 and D from there: guidance overshoots early, and an
@@ -94,13 +95,13 @@ class Session:
 
     def __init__(
         self,
-        probe: Probe,
+        matcher: Matcher,
         settings: Settings,
         expected_steps: int | None = None,
         suspects: Tensor | None = None,
     ):
         """`suspects` (B,) bool: samples whose prompt is known to be memorised: steered from the start."""
-        self.probe, self.settings, self.expected_steps = probe, settings, expected_steps
+        self.matcher, self.settings, self.expected_steps = matcher, settings, expected_steps
         self.records: list[StepRecord] = []
         self._memorized: Tensor | None = None if suspects is None else suspects.cpu().clone()
         self._memory: list[Any] = []
@@ -142,32 +143,32 @@ class Session:
         """
         if uncond is not None and cond is None:
             raise ValueError("D_u came without D_c: give both, or neither")
-        if not self._looks(t):
+        if not self._watches(t):
             return denoised
         memorized = self._begin(len(denoised))
 
-        def look(prediction: Tensor) -> Match:
-            return self.probe.look(composite(prediction), float(sigma[0]))
+        def compare(prediction: Tensor) -> Match:
+            return self.matcher.match(composite(prediction), float(sigma[0]))
 
         watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
-        match = look(watched)
+        match = compare(watched)
         active, threshold = self._gate(match, t)
-        active |= memorized & (match.closeness > self.settings.release)
+        active |= memorized & (match.score > self.settings.release)
         memorized = self._memorized = memorized | active
         self._note(active, match)
         context = StepContext(
-            probe=self.probe, denoised=denoised, cond_denoised=cond, uncond_denoised=uncond,
+            matcher=self.matcher, denoised=denoised, cond_denoised=cond, uncond_denoised=uncond,
             cfg_scale=cfg_scale, sigma=sigma, t=t, number=len(self.records), watched=watched, match=match,
             threshold=threshold, active=active, memorized=memorized, trapped=active,
             spent=torch.zeros(len(denoised)), own_units=self.settings.own_units,
-            neighbor_denoised=neighbor_denoised, reduced=reduced, look=look,
+            neighbor_denoised=neighbor_denoised, reduced=reduced, compare=compare,
         )  # fmt: skip
         out, moved = self._steer(context)
         self.records.append(
             StepRecord(
                 t, float(sigma[0]), match.scale, _of_closest(threshold, match), match.similarity.tolist(),
-                match.closeness.tolist(), match.ids.tolist(), active.tolist(), moved,
-                _of_closest(self._as_closeness(threshold, match), match),
+                match.score.tolist(), match.ids.tolist(), active.tolist(), moved,
+                _of_closest(self._as_score(threshold, match), match),
             )
         )  # fmt: skip
         return out
@@ -186,10 +187,12 @@ class Session:
         made, and must know whether `step` will need a real one.
         """
         none = torch.zeros(len(denoised), dtype=torch.bool)
-        if self.settings.off or not self._looks(t):
+        if self.settings.off or not self._watches(t):
             return none
         memorized = none if self._memorized is None else self._memorized
-        return memorized | self._gate(self.probe.look(composite(denoised), float(sigma[0])), t)[0]
+        return (
+            memorized | self._gate(self.matcher.match(composite(denoised), float(sigma[0])), t)[0]
+        )
 
     def acted_on(self, i: int) -> set[int]:
         """Rows of the index that sample i was too close to, at any step."""
@@ -199,7 +202,7 @@ class Session:
         """What the retry loop wants of a finished run that drew `latents` (B, C, H, W)."""
         return Drawn(latents, self.report(), [self.acted_on(i) for i in range(len(latents))])
 
-    def _looks(self, t: float) -> bool:
+    def _watches(self, t: float) -> bool:
         return self.settings.start_percent <= 1 - t <= self.settings.end_percent
 
     def _begin(self, batch: int) -> Tensor:
@@ -215,12 +218,12 @@ class Session:
         level = self.settings.schedule(t)
         if self.settings.own_units:
             return match.similarity > level, torch.full_like(match.similarity, level)
-        return match.closeness > level, metrics.similarity_at(
-            self.probe.metric, level, match.typical, match.limit
+        return match.score > level, metrics.similarity_at(
+            self.matcher.metric, level, match.typical, match.limit
         )
 
-    def _as_closeness(self, threshold: Tensor, match: Match) -> Tensor:
-        return metrics.closeness(self.probe.metric, threshold, match.typical, match.limit)
+    def _as_score(self, threshold: Tensor, match: Match) -> Tensor:
+        return metrics.score(self.matcher.metric, threshold, match.typical, match.limit)
 
     def _steer(self, context: StepContext) -> tuple[Tensor, dict[str, list[float]]]:
         """D with the changes of all ways, and how far each term moved it."""
@@ -246,7 +249,7 @@ class Session:
 
     def report(self) -> dict[str, Any]:
         """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""
-        index = self.probe.index
+        index = self.matcher.index
         active = [record.active for record in self.records]
         samples = range(len(active[0]) if active else 0)
         met = {i for record in self.records for i in record.neighbor}
@@ -254,7 +257,7 @@ class Session:
         return {
             "amg": __version__,
             "index": {"name": index.name, "hash": index.hash, "count": index.count},
-            "descriptor": self.probe.descriptor.spec.to_json(),
+            "descriptor": self.matcher.descriptor.spec.to_json(),
             "settings": self.settings.to_json(),
             "evaluations": len(self.records),
             "guarded_evaluations": [sum(row[i] for row in active) for i in samples],
@@ -269,7 +272,7 @@ class Session:
 
 def _of_closest(threshold: Tensor, match: Match) -> float:
     """Of thresholds (B,), which differ a little from picture to picture, that of the closest."""
-    return float(threshold[int(match.closeness.argmax())])
+    return float(threshold[int(match.score.argmax())])
 
 
 def _relative(delta: Tensor, denoised: Tensor, rows: Tensor) -> list[float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from amg_core import presets
-from amg_core.loop import Outcome, escalated, excess, until_clean
-from amg_core.session import Drawn
-from amg_core.verdict import Verdict
+from amg_core.retry import Outcome, escalated, excess, until_no_copy
+from amg_core.run import Drawn
+from amg_core.similarity.verdict import Verdict
 
 
 def judged(latents: torch.Tensor, named, samples) -> list[Verdict]:
@@ -35,7 +35,7 @@ class Drawing:
 def loop(*means, retries=3, settings=None) -> tuple[Outcome, Drawing]:
     drawing = Drawing(*means)
     settings = settings or presets.settings("main", "nl2")
-    return until_clean(drawing, judged, settings, len(means), retries), drawing
+    return until_no_copy(drawing, judged, settings, len(means), retries), drawing
 
 
 def test_nothing_is_drawn_twice_where_nothing_is_a_copy():
@@ -59,7 +59,7 @@ def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():
     outcome, drawing = loop([3.0, 1.2, 2.0, 5.0], retries=3)
     assert len(drawing.calls) == 4
     assert outcome.copies == [0] and outcome.kept == [1]
-    assert float(outcome.latents.mean()) > 1.19 and outcome.verdicts[0].closeness < 1.3
+    assert float(outcome.latents.mean()) > 1.19 and outcome.verdicts[0].score < 1.3
 
 
 def test_what_a_sample_was_near_is_looked_at_in_all_later_drawings():
@@ -70,7 +70,7 @@ def test_what_a_sample_was_near_is_looked_at_in_all_later_drawings():
         return judged(latents, named, samples)
 
     drawing = Drawing([3.0, 2.0, 0.7], [0.5, 9.0])
-    until_clean(drawing, judge, presets.settings("main", "nl2"), 2, 3)
+    until_no_copy(drawing, judge, presets.settings("main", "nl2"), 2, 3)
     assert asked == [[{0}, {0}], [{0, 1}], [{0, 1, 2}]]
 
 
@@ -90,7 +90,7 @@ def test_retries_are_stronger_each_time():
         assert after.release < before.release
         way, milder = after.guidance[0], before.guidance[0]
         assert way.first > milder.first and way.most > milder.most
-        assert way.unrelated < milder.unrelated and way.until < milder.until
+        assert way.safe_score < milder.safe_score and way.until < milder.until
         before = after
 
 
@@ -103,7 +103,7 @@ def test_an_interrupt_ends_the_loop_and_leaves_the_last_whole_drawing():
     settings = presets.settings("main", "nl2")
     for calls, kept in ((1, [0, 0]), (2, [0, 0]), (3, [1, 1])):  # drawings until the interrupt
         drawing = Drawing([3.0, 2.5, 0.1], [3.0, 0.1])
-        outcome = until_clean(
+        outcome = until_no_copy(
             drawing,
             judged,
             settings,

@@ -7,7 +7,7 @@ import numpy as np
 KEY = 16  # bytes of a digest that are kept: 128 bits, 24 bytes a picture with its place
 
 
-class Known:
+class Digests:
     """Digest -> place, for millions of pictures: sorted arrays that are merged as they grow.
 
     A place is (shard, row), two numbers of the caller's. What was added first is found.

@@ -83,15 +83,15 @@ def test_a_copy_is_drawn_again_and_the_other_kept_bit_for_bit(amg, draw):
     assert outcomes(drawn) == ["no_copy", "no_copy"]
     assert torch.equal(drawn.samples[1], plain[1])
     assert not torch.equal(drawn.samples[0], plain[0])
-    told = drawn.report
-    amg.module("amg_core.report").check(told)
-    assert told["judged_by"] == "vae" and told["not_judged"] == "" and told["seed"] == 7
-    assert [attempt["samples"] for attempt in told["attempts"]][:2] == [[0, 1], [0]]
-    assert len(told["steps"]) == STEPS == len(told["attempts"][1]["steps"])
-    assert told["attempts"][0]["verdicts"][0]["source"] == "memorised-000.webp"
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    written = drawn.report
+    amg.module("amg_core.report").check(written)
+    assert written["judged_by"] == "vae" and written["not_judged"] == "" and written["seed"] == 7
+    assert [attempt["samples"] for attempt in written["attempts"]][:2] == [[0, 1], [0]]
+    assert len(written["steps"]) == STEPS == len(written["attempts"][1]["steps"])
+    assert written["attempts"][0]["verdicts"][0]["source"] == "memorised-000.webp"
+    assert json.loads(json.dumps(written, allow_nan=False)) == written
     assert sum(line.startswith("drawing again 1/3 · step") for line in drawn.lines) == STEPS
-    assert "picture 1 drawn again: closeness" in drawn.lines[-1]
+    assert "picture 1 drawn again: likeness" in drawn.lines[-1]
     assert torch.equal(draw([COPIED, NEW], retries=3).samples, drawn.samples)
 
 
@@ -100,8 +100,8 @@ def test_the_verdict_is_that_of_similarity_probe(draw, demo, index, run_node):
     with torch.inference_mode():
         pictures = demo["vae"].decode(drawn.samples)
     _, words, _, _ = run_node("AMG_SimilarityProbe", image=pictures, index=index)
-    told = [f"{max(0.0, v['closeness']):.2f}  {v['words']}" for v in drawn.report["verdicts"]]
-    assert words.splitlines() == told
+    written = [f"{max(0.0, v['score']):.2f}  {v['words']}" for v in drawn.report["verdicts"]]
+    assert words.splitlines() == written
 
 
 def test_without_vae_the_decoder_of_the_guard_judges_and_says_so(draw):
@@ -128,11 +128,11 @@ def test_a_copy_that_stays(amg, draw, caplog):
 @contextmanager
 def stubborn(amg):
     """As if retries knew of no suspects: the same copy is drawn again and again."""
-    real = amg.drawing.Session
+    real = amg.drawing.SamplingRun
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             amg.drawing,
-            "Session",
+            "SamplingRun",
             lambda watch, settings, steps, _: real(watch, replace(settings, guidance=()), steps),
         )
         yield patch
@@ -141,7 +141,7 @@ def stubborn(amg):
 def test_the_second_check_votes_where_the_guard_never_acted(amg, draw, lax):
     """A copy that the first check does not see is drawn again, and stopped if it stays."""
     with pytest.MonkeyPatch.context() as patch:
-        judge = amg.module("amg_core.judge")
+        judge = amg.module("amg_core.similarity.verifier")
         alike = lambda _, others: SimpleNamespace(score=torch.full((len(others),), 0.99))  # noqa: E731
         patch.setattr(judge, "registered", alike)
         drawn = draw([NEW], retries=1)
@@ -218,7 +218,7 @@ def test_a_retry_starts_from_the_very_same_state(
         latent["noise_mask"] = torch.ones(1, 1, 128, 128)
         latent["noise_mask"][..., :24] = 0
     drawn = []
-    real = amg.hook.until_clean
+    real = amg.hook.until_no_copy
 
     def keep(draw, judge, *rest):
         def drawing(settings, suspects):
@@ -229,7 +229,7 @@ def test_a_retry_starts_from_the_very_same_state(
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():
-        patch.setattr(amg.hook, "until_clean", keep)
+        patch.setattr(amg.hook, "until_no_copy", keep)
         sampler = "dpmpp_2s_ancestral" if kind == "ancestral" else "euler"
         (out,) = nodes.common_ksampler(
             model, 7, 6, 4.0, sampler, "normal", positive, negative, latent
@@ -300,15 +300,15 @@ def test_a_vae_of_another_model_is_refused_by_name(amg, tiny, index, settings, d
 
 
 def test_the_index_is_made_ready_once(amg, index):
-    probe = amg.hook.Probe(index.searcher, index.descriptor)
+    matcher = amg.hook.Matcher(index.searcher, index.descriptor)
     device = torch.device("meta")
     decoder = SimpleNamespace(to=lambda device: None)
-    first, again = probe.through(None).to(device), probe.through(decoder).to(device)
+    first, again = matcher.through(None).to(device), matcher.through(decoder).to(device)
     assert first.searcher is again.searcher
     assert first.searcher.device == device
     assert again.decoder is decoder and first.decoder is None
     assert first._background is again._background
-    assert probe.through(None).to(probe.searcher.device).searcher is probe.searcher
+    assert matcher.through(None).to(matcher.searcher.device).searcher is matcher.searcher
 
 
 def test_gentle_is_made_good_by_retries(amg, run_node, demo, index, conditioning):
@@ -321,10 +321,10 @@ def test_gentle_is_made_good_by_retries(amg, run_node, demo, index, conditioning
     }  # fmt: skip
     positive, negative = conditioning(COPIED)
     _, report, curves = run_node("AMG_Sampler", positive=positive, negative=negative, **inputs)
-    told = json.loads(report)
-    assert told["settings"]["preset"] == "gentle"
-    assert [verdict["outcome"] for verdict in told["verdicts"]] == ["no_copy", "no_copy"]
-    assert len(curves) == len(told["attempts"])
+    written = json.loads(report)
+    assert written["settings"]["preset"] == "gentle"
+    assert [verdict["outcome"] for verdict in written["verdicts"]] == ["no_copy", "no_copy"]
+    assert len(curves) == len(written["attempts"])
 
 
 def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
