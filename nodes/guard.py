@@ -23,7 +23,7 @@ from ..amg_core.errors import AMGError
 from ..amg_core.messages import Message, message
 from ..amg_core.messages import words as in_words
 from . import decoding, detect, hook, live, opening, probing, sampling, show
-from .types import CATEGORY, MemorizationIndex, Suspicion
+from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
@@ -86,7 +86,7 @@ class GuardNode(io.ComfyNode):
                 ),
                 *sampling.optional_inputs(),
                 *sampling.loop_inputs(),
-                Suspicion.Input(
+                PromptVerdict.Input(
                     "prompt_verdict",
                     optional=True,
                     tooltip="From Prompt Probe, if you have one in the graph: then this node does not "

@@ -23,7 +23,7 @@ from ..amg_core.retry import until_no_copy
 from ..amg_core.run import SamplingRun, Settings
 from ..amg_core.similarity.matcher import Matcher
 from . import decoding, judging, latents, live
-from .drawing import Drawing, Known, Loop, noise_level
+from .drawing import Drawing, GivenPart, Loop, noise_level
 from .guiders import HOOKS, KEY
 
 FINISHED = 0.05  # noise that may be left in a finished picture: no one sees it
@@ -117,7 +117,7 @@ def attach(
             if matcher.latent and to_picture is not None:
                 to_picture.to(device)
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
-            known = Known(guider, noise, latent_image, denoise_mask, sigmas, device)
+            known = GivenPart(guider, noise, latent_image, denoise_mask, sigmas, device)
             drawing = Drawing(execute, guider, watch, known, clip, noise, seed, callback,
                                loop, on_step, on_event, steps=len(sigmas) - 1)  # fmt: skip
             outcome, by = None, "" if judge is None else judge.by

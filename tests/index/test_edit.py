@@ -211,23 +211,23 @@ def test_any_history_equals_the_plain_account(tmp_path, pixel, monkeypatch, seed
             assert len(np.unique(rows, axis=0)) == len(rows)
 
 
-def test_known():
+def test_digests():
     rng = np.random.default_rng(0)
-    digests = rng.integers(0, 256, (1000, 32), dtype=np.uint8)
-    digests[:40, :16] = 0
-    digests[:40, 15] = np.arange(40)  # differ in the last byte that is kept, and end in zeros
+    rows = rng.integers(0, 256, (1000, 32), dtype=np.uint8)
+    rows[:40, :16] = 0
+    rows[:40, 15] = np.arange(40)  # differ in the last byte that is kept, and end in zeros
     digests = Digests()
     start = 0
     for shard, size in enumerate([1, 1, 300, 2, 5, 600, 91]):
-        digests.add(digests[start : start + size], shard)
-        digests.add(digests[:1], 99)  # what was first stays
+        digests.add(rows[start : start + size], shard)
+        digests.add(rows[:1], 99)  # what was first stays
         start += size
-    assert digests.find(digests[0].tobytes()) == (0, 0)
-    assert digests.find(digests[999].tobytes()) == (6, 90)
-    assert digests.find(digests[302].tobytes()) == (3, 0)
-    assert digests.find(bytes(31) + b"x") == (0, 0) or digests[0, 15] != 0
+    assert digests.find(rows[0].tobytes()) == (0, 0)
+    assert digests.find(rows[999].tobytes()) == (6, 90)
+    assert digests.find(rows[302].tobytes()) == (3, 0)
+    assert digests.find(bytes(31) + b"x") == (0, 0) or rows[0, 15] != 0
     assert digests.find(b"x" * 32) is None and Digests().find(b"x" * 32) is None
-    assert digests.find_all(digests[5:9]).all() and not digests.find_all(digests[5:9] ^ 3).any()
+    assert digests.find_all(rows[5:9]).all() and not digests.find_all(rows[5:9] ^ 3).any()
 
 
 def test_entry_is_what_a_choice_sees(made):
