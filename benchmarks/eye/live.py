@@ -65,18 +65,20 @@ class Passage:
 
 
 class _Once:
-    """A decoder that remembers its latest pictures: several noise levels look at one latent."""
+    """A decoder that remembers its latest pictures: several noise levels compare one latent."""
 
     def __init__(self, decoder: Decoder):
         self.decoder, self.latest, self.made = decoder, None, {}
+        self.always_full = isinstance(decoder, ModuleDecoder | LinearDecoder)
         self.name, self.channels, self.factor = decoder.name, decoder.channels, decoder.factor
 
     def __call__(self, latent: Tensor, at_least: int | None = None) -> Tensor:
         if self.latest != latent.data_ptr():  # the latents of a table all stay in memory
             self.latest, self.made = latent.data_ptr(), {}
-        if at_least not in self.made:
-            self.made[at_least] = self.decoder(latent, at_least)
-        return self.made[at_least]
+        key = None if self.always_full else at_least
+        if key not in self.made:
+            self.made[key] = self.decoder(latent, at_least)
+        return self.made[key]
 
     def to(self, device) -> _Once:
         return self
