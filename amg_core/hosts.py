@@ -8,8 +8,8 @@ A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`a
 2. at every model evaluation one call of `SamplingRun.step`, with the predictions as x̂0, the noise level in
    the units of `noise_level`, and, where the host can, `Texts`: predictions for other words;
 3. what leaves `step` handed on in place of the prediction, to the bit where it is the same tensor;
-4. the finished pictures judged (`verdict`), and drawn again while they are copies: `retry.until_no_copy`,
-   with a `Host` that draws and decodes;
+4. the finished pictures judged (`verdict`), and drawn again while they are copies: `retry.until_no_copy`
+   asks the host's `Generation` for both;
 5. `report.compose` of what was seen.
 
 docs/architecture.md shows the way through it.
@@ -17,10 +17,14 @@ docs/architecture.md shows the way through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .run import Drawn, Settings
+    from .similarity.verdict import Verdict
 
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 
@@ -42,6 +46,39 @@ class Texts(Protocol):
 
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
+        ...
+
+
+@runtime_checkable
+class Generation(Protocol):
+    """One generation of a batch by a host: it draws, as often as it is asked, and judges what it drew."""
+
+    def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
+        """The whole batch, each time from the same noise.
+
+        Parameters
+        ----------
+        suspects : Tensor (B,) bool
+            Samples that came out as copies before: the `SamplingRun` steers them from the first step.
+        """
+        ...
+
+    def judge(
+        self, latents: Tensor, named: Sequence[Collection[int]], samples: list[int]
+    ) -> Sequence[Verdict]:
+        """A verdict on each of some drawn latents (b, C, H, W), decoded with the model's own VAE.
+
+        Parameters
+        ----------
+        named : b collections of row ids
+            Pictures of the index that are compared in any case.
+        samples : list of int
+            Which samples of the batch they are.
+        """
+        ...
+
+    def stopped(self) -> bool:
+        """Whether the artist has interrupted, in hosts that then hand over what there is."""
         ...
 
 

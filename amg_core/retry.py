@@ -8,21 +8,16 @@ step. Samples that passed are kept to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .hosts import Generation
 from .run import Drawn, Settings
 from .similarity.verdict import Verdict
-
-# Settings, and which samples (B,) bool are known to be memorised -> the batch, from the same noise.
-Draw = Callable[[Settings, Tensor], Drawn]
-# Latents (b, C, H, W), of each the rows of the index that are looked at in any case, and which samples
-# of the batch they are -> a verdict each.
-Judge = Callable[[Tensor, Sequence[Collection[int]], list[int]], Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -55,51 +50,38 @@ class Outcome:
         return [i for i, verdict in enumerate(self.verdicts) if verdict.copy]
 
 
-def until_no_copy(
-    draw: Draw,
-    judge: Judge,
-    settings: Settings,
-    batch: int,
-    retries: int,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Outcome:
+def until_no_copy(generation: Generation, settings: Settings, batch: int, retries: int) -> Outcome:
     """Draw, judge, and draw the copies again, at most `retries` times.
 
     Of a sample that is a copy every time, the attempt farthest below the judges' limits is kept.
 
-    Parameters
-    ----------
-    draw, judge : callables
-        The host's: see `Draw` and `Judge`. The judge should decode with the model's own VAE, and ask
-        `verdict`. What a sample was near in any drawing, or a copy of, is looked at in all later ones.
-    stopped : callable, optional
-        Whether the artist has interrupted, in hosts that then hand over what there is: nothing is
-        drawn again, and a drawing again that was cut short is thrown away.
+    What a sample was near in any drawing, or a copy of, is compared in all later ones. After an
+    interrupt nothing is drawn again, and a retry that was cut short is thrown away.
     """
     named: list[set[int]] = [set() for _ in range(batch)]
 
     def judged(drawn: Drawn, samples: list[int]) -> list[Verdict]:
         for i in samples:
             named[i] |= set(drawn.acted_on[i])
-        found = list(judge(drawn.latents[samples], [named[i] for i in samples], samples))
+        found = list(generation.judge(drawn.latents[samples], [named[i] for i in samples], samples))
         for i, verdict in zip(samples, found, strict=True):
             if verdict.copy:
                 named[i].add(verdict.neighbor)
         return found
 
-    drawn = draw(settings, torch.zeros(batch, dtype=torch.bool))
+    drawn = generation.draw(settings, torch.zeros(batch, dtype=torch.bool))
     latents, everyone = drawn.latents, list(range(batch))
     verdicts = judged(drawn, everyone)
     attempts = [Attempt(everyone, drawn.report, list(verdicts))]
     kept = [0] * batch
     for number in range(1, retries + 1):
         again = [i for i, verdict in enumerate(verdicts) if verdict.copy]
-        if not again or settings.off or stopped():
+        if not again or settings.off or generation.stopped():
             break
         suspects = torch.zeros(batch, dtype=torch.bool)
         suspects[again] = True
-        drawn = draw(escalated(settings, number), suspects)
-        if stopped():
+        drawn = generation.draw(escalated(settings, number), suspects)
+        if generation.stopped():
             break
         found = judged(drawn, again)
         attempts.append(Attempt(again, drawn.report, found))

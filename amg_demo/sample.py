@@ -111,15 +111,22 @@ def closed_loop(
     steps: int,
 ) -> Outcome:
     """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
-    sessions: list[SamplingRun] = []
 
-    def once(settings: Settings, suspects: Tensor) -> Drawn:
-        last = len(sessions) == retries > 0
-        pairs = zip(seeds, suspects.tolist(), strict=True)
-        chosen = [seed + OTHER_NOISE * (last and again) for seed, again in pairs]
-        sessions.append(SamplingRun(matcher, settings, steps, suspects if sessions else None))
-        return sessions[-1].drawn(draw(chosen, sessions[-1].step))
+    class Demo:
+        drawings = 0
 
-    return until_no_copy(
-        once, lambda latents, named, _: judge(latents, named), settings, len(seeds), retries
-    )
+        def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
+            last = self.drawings == retries > 0
+            pairs = zip(seeds, suspects.tolist(), strict=True)
+            chosen = [seed + OTHER_NOISE * (last and again) for seed, again in pairs]
+            run = SamplingRun(matcher, settings, steps, suspects if self.drawings else None)
+            self.drawings += 1
+            return run.drawn(draw(chosen, run.step))
+
+        def judge(self, latents, named, samples) -> list[Verdict]:
+            return judge(latents, named)
+
+        def stopped(self) -> bool:
+            return False
+
+    return until_no_copy(Demo(), settings, len(seeds), retries)

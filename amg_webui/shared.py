@@ -59,6 +59,38 @@ class Host(Protocol):
         """Make it possible to draw once more, from the same noise."""
 
 
+class Batch:
+    """The `Generation` of these hosts: one call of the host's `p.sample`, made anew for a retry."""
+
+    def __init__(self, guard: Guard, draw: Callable[[], Any]):
+        self.guard, self._draw, self.stashed = guard, draw, guard.host.stash()
+        self.kind: type = Tensor  # Hires. fix hands over a list of decoded pictures, not latents
+
+    def draw(self, settings, suspects: Tensor):
+        from amg_core.run import Drawn
+
+        guard = self.guard
+        if guard.drawings:
+            guard.host.rewind(self.stashed)
+        samples = guard.draw_once(self._draw, settings, suspects if guard.drawings else None)
+        self.kind = type(samples)
+        latents = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
+        report = joined([run.report() for run in guard.runs])
+        return Drawn(latents, report, [guard.acted_on(i) for i in range(len(suspects))])
+
+    def judge(self, latents: Tensor, named, samples: list[int]) -> list:
+        of_latents = issubclass(self.kind, Tensor)
+        pictures = decoded(self.guard.p, latents) if of_latents else as_pictures(latents)
+        return self.guard.verdicts(pictures, named)
+
+    def stopped(self) -> bool:
+        return interrupted()
+
+    def as_host(self, drawn: Tensor) -> Any:
+        """What the host expects of its own call."""
+        return drawn if issubclass(self.kind, Tensor) else self.kind(drawn)
+
+
 class Guard:
     """One generation (`p` of the host) under guard: all its batches, passes and pictures."""
 
@@ -101,11 +133,11 @@ class Guard:
         self.forget()
         again = self.options.retries > 0
         try:
-            return self._until_clean(draw) if again else self._draw(draw, self.settings, None)
+            return self._until_no_copy(draw) if again else self.draw_once(draw, self.settings, None)
         finally:
             self._watch = None
 
-    def _draw(self, draw: Callable[[], Any], settings, suspects: Tensor | None) -> Any:
+    def draw_once(self, draw: Callable[[], Any], settings, suspects: Tensor | None) -> Any:
         self._now, self._suspects, self.error = settings, suspects, None
         self.runs = []
         self.drawings.append(self.runs)
@@ -126,33 +158,12 @@ class Guard:
             )
         return samples
 
-    def _until_clean(self, draw: Callable[[], Any]) -> Any:
+    def _until_no_copy(self, draw: Callable[[], Any]) -> Any:
         from amg_core.retry import until_no_copy
-        from amg_core.run import Drawn
 
-        stashed, batch = self.host.stash(), len(self.p.seeds)
-        kind: type = Tensor  # Hires. fix hands over a list of decoded pictures in place of latents
-
-        def once(settings, suspects):
-            nonlocal kind
-            if self.drawings:
-                self.host.rewind(stashed)
-            samples = self._draw(draw, settings, suspects if self.drawings else None)
-            kind = type(samples)
-            report = joined([run.report() for run in self.runs])
-            latents = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
-            return Drawn(latents, report, [self.acted_on(i) for i in range(batch)])
-
-        def judge(samples, named, _):
-            latent = issubclass(kind, Tensor)
-            pictures = decoded(self.p, samples) if latent else as_pictures(samples)
-            return self.verdicts(pictures, named)
-
-        self.outcome = until_no_copy(
-            once, judge, self.settings, batch, self.options.retries, interrupted
-        )
-        drawn = self.outcome.latents
-        return drawn if issubclass(kind, Tensor) else kind(drawn)
+        batch = Batch(self, draw)
+        self.outcome = until_no_copy(batch, self.settings, len(self.p.seeds), self.options.retries)
+        return batch.as_host(self.outcome.latents)
 
     def open(self):
         """A `SamplingRun` for one sampling pass; one that saw nothing is replaced."""

@@ -51,13 +51,14 @@ def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
 
 
 class Drawing:
-    """Draws the batch from the same noise each time: the `Draw` of `until_no_copy`."""
+    """The `Generation` of this host: draws the batch from the same noise each time."""
 
     def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
-                 on_event, steps):  # fmt: skip
+                 on_event, steps, judging_by: judging.Judge | None):  # fmt: skip
         self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
         self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
         self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
+        self.judging_by = judging_by
         self.first: SamplingRun | None = None
         self.latest: SamplingRun | None = None
         self.seeds: list[int | None] = []
@@ -68,7 +69,7 @@ class Drawing:
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
-    def __call__(self, settings: Settings, suspects: Tensor) -> Drawn:
+    def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
         number = len(self.seeds)
         run = SamplingRun(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or run, run
@@ -89,12 +90,14 @@ class Drawing:
             raise AMGError(guiders.bypassed(self.guider))
         return run.drawn(drawn)
 
-    def judged(
-        self, judge: judging.Judge, latents: Tensor, named: Sequence, samples: list[int]
-    ) -> list[Verdict]:
-        """The `Judge` of `until_no_copy`: of the pictures, and of the parts of them that were kept."""
-        pairs = zip(judge(latents, named), samples, strict=True)
-        return [with_kept(verdict, self._of_kept(judge, i)) for verdict, i in pairs]
+    def judge(self, latents: Tensor, named: Sequence, samples: list[int]) -> list[Verdict]:
+        """Of the pictures, and of the parts of them that were given and kept."""
+        pairs = zip(self.judging_by(latents, named), samples, strict=True)
+        return [with_kept(verdict, self._of_kept(i)) for verdict, i in pairs]
+
+    def stopped(self) -> bool:
+        """Never: an interrupt is an exception here."""
+        return False
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
         """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
@@ -146,7 +149,7 @@ class Drawing:
                 latents[i : i + 1] = self._out(torch.zeros_like(latents[:1]))
         return latents
 
-    def clear_previews(self, judge: judging.Judge | None, outcome: Outcome | None = None) -> None:
+    def clear_previews(self, outcome: Outcome | None = None) -> None:
         """Tell the host's callback, which saw the last drawing last, what really leaves.
 
         What it saw last is a picture too: SamplerCustom hands it on as `denoised_output`. It is the
@@ -158,8 +161,8 @@ class Drawing:
         kept = [0] * len(self.noise) if outcome is None else outcome.kept
         rows = [self.shown[number][1][i] for i, number in enumerate(kept)]
         blanks = []
-        if judge is not None and self.loop.if_still_copied != reports.SAY:
-            blanks = [i for i, row in enumerate(rows) if self._copied(judge, i, row[None], outcome)]
+        if self.judging_by is not None and self.loop.if_still_copied != reports.SAY:
+            blanks = [i for i, row in enumerate(rows) if self._copied(i, row[None], outcome)]
         for i in blanks:
             rows[i] = torch.zeros_like(rows[i])
         self.hidden = [i for i in blanks if outcome is None or not outcome.verdicts[i].copy]
@@ -167,21 +170,21 @@ class Drawing:
             step, _, *rest = self.shown[-1]
             self.callback(step, torch.stack(rows), *rest)
 
-    def _copied(self, judge: judging.Judge, i: int, shown: Tensor, outcome: Outcome | None) -> bool:
+    def _copied(self, i: int, shown: Tensor, outcome: Outcome | None) -> bool:
         """Whether what the callback saw of sample i (1, C, H, W) is a copy."""
         preview = self._out(shown)
         if outcome is not None and _alike(preview, outcome.latents[i : i + 1]):
             return outcome.verdicts[i].copy
         named = self.latest.acted_on(i) if outcome is None else outcome.named[i]
-        (verdict,) = judge(preview, [named])
-        return with_kept(verdict, self._of_kept(judge, i)).copy
+        (verdict,) = self.judging_by(preview, [named])
+        return with_kept(verdict, self._of_kept(i)).copy
 
-    def _of_kept(self, judge: judging.Judge, i: int) -> Verdict | None:
+    def _of_kept(self, i: int) -> Verdict | None:
         """On the part of sample i that was given and is kept, where there is one: see `with_kept`."""
         if i not in self._kept:
             box = self.known.kept(i)
             given = self._out(self.known.latent[i : i + 1])
-            self._kept[i] = None if box is None else judge.of_kept(given, box)
+            self._kept[i] = None if box is None else self.judging_by.of_kept(given, box)
         return self._kept[i]
 
     def _out(self, latent: Tensor) -> Tensor:

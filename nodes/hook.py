@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -119,18 +118,19 @@ def attach(
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = GivenPart(guider, noise, latent_image, denoise_mask, sigmas, device)
             drawing = Drawing(execute, guider, watch, known, clip, noise, seed, callback,
-                               loop, on_step, on_event, steps=len(sigmas) - 1)  # fmt: skip
+                               loop, on_step, on_event, len(sigmas) - 1, judge)  # fmt: skip
             outcome, by = None, "" if judge is None else judge.by
             unjudged = _unfinished(guider, sigmas) or ("" if judge else reports.NOTHING_DECODES)
             reason = unjudged or reports.NOT_ENDED
             try:
                 if unjudged:
-                    drawn = drawing(settings, torch.zeros(len(noise), dtype=torch.bool)).latents
-                    drawing.clear_previews(judge)
+                    drawn = drawing.draw(
+                        settings, torch.zeros(len(noise), dtype=torch.bool)
+                    ).latents
+                    drawing.clear_previews()
                 else:
-                    judged = partial(drawing.judged, judge)
-                    outcome = until_no_copy(drawing, judged, settings, len(noise), loop.retries)
-                    drawing.clear_previews(judge, outcome)
+                    outcome = until_no_copy(drawing, settings, len(noise), loop.retries)
+                    drawing.clear_previews(outcome)
                     reason = ""
             finally:
                 composed = _report_of(drawing, outcome, loop, by, reason, matcher, to_picture, clip)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_what_leaves_the_closed_loop_is_no_copy(domain):
         return verdict(matcher, pictures, named)
 
     settings = presets.settings("main", "nl2")
-    outcome = until_no_copy(once, judged, settings, len(prompts), retries=3)
+    generation = SimpleNamespace(draw=once, judge=judged, stopped=lambda: False)
+    outcome = until_no_copy(generation, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]
     assert verifier.zncc(outcome.latents, own).max() < 0.7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def outcome(*means, retries=2):
             for v in latents[:, 0].tolist()
         ]
 
-    return until_no_copy(draw, judge, presets.settings("main", "nl2"), len(means), retries)
+    generation = SimpleNamespace(draw=draw, judge=judge, stopped=lambda: False)
+    return until_no_copy(generation, presets.settings("main", "nl2"), len(means), retries)
 
 
 def compose(*means, **options):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from amg_core import presets
@@ -22,20 +24,28 @@ def judged(latents: torch.Tensor, named, samples) -> list[Verdict]:
 class Drawing:
     """Draws sample i with the mean `means[i][attempt]`."""
 
-    def __init__(self, *means: list[float]) -> None:
-        self.means, self.calls = means, []
+    def __init__(self, *means: list[float], calls: float = math.inf) -> None:
+        self.means, self.calls, self.most = means, [], calls
+        self.named = []
 
-    def __call__(self, settings, suspects):
+    def draw(self, settings, suspects):
         number = len(self.calls)
         self.calls.append((settings, suspects.tolist()))
         drawn = [torch.full((1, 2, 3), row[min(number, len(row) - 1)]) for row in self.means]
         return Drawn(torch.stack(drawn), {"number": number}, [{number}] * len(drawn))
 
+    def judge(self, latents, named, samples):
+        self.named.append([set(rows) for rows in named])
+        return judged(latents, named, samples)
+
+    def stopped(self):
+        return len(self.calls) >= self.most
+
 
 def loop(*means, retries=3, settings=None) -> tuple[Outcome, Drawing]:
     drawing = Drawing(*means)
     settings = settings or presets.settings("main", "nl2")
-    return until_no_copy(drawing, judged, settings, len(means), retries), drawing
+    return until_no_copy(drawing, settings, len(means), retries), drawing
 
 
 def test_nothing_is_drawn_twice_where_nothing_is_a_copy():
@@ -63,15 +73,8 @@ def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():
 
 
 def test_what_a_sample_was_near_is_looked_at_in_all_later_drawings():
-    asked = []
-
-    def judge(latents, named, samples):
-        asked.append([set(rows) for rows in named])
-        return judged(latents, named, samples)
-
-    drawing = Drawing([3.0, 2.0, 0.7], [0.5, 9.0])
-    until_no_copy(drawing, judge, presets.settings("main", "nl2"), 2, 3)
-    assert asked == [[{0}, {0}], [{0, 1}], [{0, 1, 2}]]
+    _, drawing = loop([3.0, 2.0, 0.7], [0.5, 9.0])
+    assert drawing.named == [[{0}, {0}], [{0, 1}], [{0, 1, 2}]]
 
 
 def test_no_retries_and_a_guard_that_is_off():
@@ -102,14 +105,7 @@ def test_excess_is_that_of_the_worse_judge():
 def test_an_interrupt_ends_the_loop_and_leaves_the_last_whole_drawing():
     settings = presets.settings("main", "nl2")
     for calls, kept in ((1, [0, 0]), (2, [0, 0]), (3, [1, 1])):  # drawings until the interrupt
-        drawing = Drawing([3.0, 2.5, 0.1], [3.0, 0.1])
-        outcome = until_no_copy(
-            drawing,
-            judged,
-            settings,
-            2,
-            3,
-            lambda drawing=drawing, n=calls: len(drawing.calls) >= n,
-        )
+        drawing = Drawing([3.0, 2.5, 0.1], [3.0, 0.1], calls=calls)
+        outcome = until_no_copy(drawing, settings, 2, 3)
         assert len(drawing.calls) == calls and len(outcome.attempts) == max(1, calls - 1)
         assert outcome.kept == kept

@@ -217,19 +217,20 @@ def test_a_retry_starts_from_the_very_same_state(
         latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))}
         latent["noise_mask"] = torch.ones(1, 1, 128, 128)
         latent["noise_mask"][..., :24] = 0
-    drawn = []
-    real = amg.hook.until_no_copy
+    drawn, kind = [], amg.drawing.Drawing
+    draw, judge = kind.draw, kind.judge
 
-    def keep(draw, judge, *rest):
-        def drawing(settings, suspects):
-            drawn.append(draw(settings, suspects))
-            return drawn[-1]
+    def keep(self, settings, suspects):
+        drawn.append(draw(self, settings, suspects))
+        return drawn[-1]
 
-        return real(drawing, lambda *x: [replace(v, outcome="copy") for v in judge(*x)], *rest)
+    def copies(self, *given):
+        return [replace(v, outcome="copy") for v in judge(self, *given)]
 
     model = amg.hook.attach(demo["model"], index, lax, vae=demo["vae"], loop=amg.hook.Loop(2))
     with stubborn(amg) as patch, torch.inference_mode():
-        patch.setattr(amg.hook, "until_no_copy", keep)
+        patch.setattr(kind, "draw", keep)
+        patch.setattr(kind, "judge", copies)
         sampler = "dpmpp_2s_ancestral" if kind == "ancestral" else "euler"
         (out,) = nodes.common_ksampler(
             model, 7, 6, 4.0, sampler, "normal", positive, negative, latent
@@ -337,3 +338,7 @@ def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
     assert "unknown" in sampling.wishes_are_known("Stop", None)
     with pytest.raises(amg.AMGError, match="if_still_copied"):
         sampling.loop_of("Stop", 2, False)
+
+
+def test_the_contract_of_hosts_is_fulfilled(amg):
+    assert issubclass(amg.drawing.Drawing, amg.module("amg_core.hosts").Generation)

@@ -173,7 +173,7 @@ def check_a_second_drawing_is_the_first():
     from amg_core.similarity.verdict import Verdict
     from amg_webui.shared import Guard
 
-    drawn, real, drawing = [], SamplingRun.__init__, Guard._draw
+    drawn, real, drawing = [], SamplingRun.__init__, Guard.draw_once
 
     def kept(self, draw, *more):
         samples = drawing(self, draw, *more)
@@ -190,7 +190,7 @@ def check_a_second_drawing_is_the_first():
             "__init__",
             lambda self, matcher, settings, **_: real(self, matcher, settings),
         ),
-        replaced(Guard, "_draw", kept),
+        replaced(Guard, "draw_once", kept),
         replaced(Guard, "verdicts", always),
     ):
         for name, ask in again().items():

@@ -237,3 +237,12 @@ def test_the_generation_of_another_extension_is_left_alone(host):
     entry.end(ours)
     ours.host.state.interrupted = False
     a1111.active = None
+
+
+def test_the_contract_of_hosts_is_fulfilled():
+    from amg_core.hosts import Generation, Texts
+    from amg_webui.shared import Batch
+    from amg_webui.texts import OtherTexts
+
+    assert issubclass(Batch, Generation)
+    assert {"words", "reduced", "neighbor"} <= set(dir(OtherTexts)), Texts
