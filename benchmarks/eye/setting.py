@@ -11,7 +11,7 @@ from .pictures import Library
 
 @dataclass(frozen=True)
 class Setting:
-    """The eyes have learnt the rows of the library."""
+    """For table 3 the eyes have learnt the rows of the library."""
 
     collection: Library
     eyes: list[Eye]

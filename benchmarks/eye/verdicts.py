@@ -25,7 +25,8 @@ from .recall import edited
 from .setting import Setting
 
 ASKED = (
-    edits.UNEDITED, "resized to 25 %", "grey", "cropped to 90 %", "cropped to 80 %", "cropped to 70 %",
+    edits.UNEDITED, "resized to 25 %", "blurred, 2 % of the side", "grey",
+    "autoencoder at 128 px", "cropped to 90 %", "cropped to 80 %", "cropped to 70 %",
     "border of 8 %", "text over it", "turned by 15°", "a quarter of a collage", "hue turned by 90°",
     "a quarter replaced", "another over it at 30 %", "as a model copies",
 )  # fmt: skip
