@@ -199,8 +199,8 @@ class SamplerNode(io.ComfyNode):
             display_name="AMG Sampler",
             category=CATEGORY,
             description="KSampler with Anti-Memorization Guidance. It compares every step with "
-            "the index, and steers away only while the picture comes too close to one of it. If "
-            "nothing is close, the same seed gives exactly the picture of KSampler.",
+            "the index, and steers away only while the picture comes too close to one of its "
+            "pictures. If nothing is close, the same seed gives exactly the picture of KSampler.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model that draws. LoRAs and other patches are kept."
