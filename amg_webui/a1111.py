@@ -43,14 +43,15 @@ class A1111:
         model, p = self.p.sd_model, self.p
         if getattr(model, "is_sd3", False):
             raise AMGError(
-                "Stable Diffusion 3 cannot be guarded in Automatic1111: use Forge or ComfyUI, or turn "
-                "Anti-Memorization Guidance off."
+                "Stable Diffusion 3 cannot be guarded in Automatic1111. Use Forge or ComfyUI, or "
+                "turn Anti-Memorization Guidance off."
             )
         edit = getattr(p, "image_cfg_scale", None) not in (None, 1.0)
         if getattr(model, "cond_stage_key", "") == "edit" and edit:
             raise AMGError(
-                "InstructPix2Pix with an Image CFG scale has three predictions, which the guard does "
-                "not handle: set Image CFG scale to 1, or turn Anti-Memorization Guidance off."
+                "InstructPix2Pix with an Image CFG scale makes three predictions, which the "
+                "guard cannot handle. Set Image CFG scale to 1, or turn Anti-Memorization "
+                "Guidance off."
             )
 
     def decoder(self):

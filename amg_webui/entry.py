@@ -28,7 +28,8 @@ def widgets(gr, tab: str) -> list:
         index = choice(
             "index",
             lookup.index_names(),
-            "The pictures to stay away from, in models/amg_indexes. Others are not guarded against.",
+            "The pictures to stay away from, in models/amg_indexes. The guard protects only from "
+            "these.",
             elem_id=f"{tab}_amg_index",
         )
         create_refresh_button(
@@ -37,47 +38,56 @@ def widgets(gr, tab: str) -> list:
         preset = choice(
             "preset",
             list(PRESETS),
-            "main: recommended. strong: earlier and harder. gentle: later and softer.",
+            "main: recommended. strong: acts earlier and harder. gentle: acts later and softer.",
         )
     despecification = slider(
         "despecification", 1.0, 3.0, 0.05,
-        "Loosens the grip of a prompt that leads to a known picture. Needs CFG above 1. 0 = off, "
-        "1 = the preset; above 2 pictures may lose the prompt.",
+        "If a prompt draws a stored picture, the guard shortens it: it keeps the first words "
+        "that are safe. Needs CFG above 1. 0 = off, 1 = the preset; above 2 pictures may lose "
+        "the prompt.",
     )  # fmt: skip
     deduplication = slider(
         "deduplication", 1.0, 3.0, 0.05,
-        "Steers away from what the caption of the nearest known picture would draw. Needs captions in "
-        "the index. 0 = off.",
+        "Steers away from what the caption of the nearest picture would draw. Needs captions in "
+        "the index. 0 = off, 1 = the preset.",
     )  # fmt: skip
     dissimilarity = slider(
         "dissimilarity", 1.0, 3.0, 0.05,
-        "Moves the picture itself off the nearest known one. 0 = off; above 2 may leave stains.",
+        "Changes the picture itself until it no longer resembles the nearest one of the index. 0 "
+        "= off, 1 = the preset; above 2 pictures may show stains.",
     )  # fmt: skip
     with gr.Row():
         thresholds = choice(
             "thresholds",
             list(THRESHOLDS),
-            "preset: how close is too close comes from the preset. custom: from the two sliders.",
+            "preset: the preset says how alike is too alike. custom: the two sliders say it.",
         )
         start = slider(
-            "threshold_start", 0.2, 1.0, 0.01, "At pure noise. 0 = unrelated, 1 = the same picture."
+            "threshold_start",
+            0.2,
+            1.0,
+            0.01,
+            "In the first step. The guard acts above it. 0 = "
+            "as alike as pictures that are not in the index, 1 = the same picture.",
         )
-        end = slider("threshold_end", 0.4, 1.0, 0.01, "At the finished picture, on the same scale.")
+        end = slider("threshold_end", 0.4, 1.0, 0.01, "In the last step, on the same scale.")
     with gr.Row():
         still = choice(
             "if_still_copied",
             list(POLICIES),
-            "say so: the picture leaves, and its infotext tells. blank: an empty one leaves.",
+            "What happens to a picture that is still a copy. say so: you get it, and its "
+            "infotext warns you. blank: you get an empty picture in its place.",
         )
         retries = slider(
             "retries", 0, 10, 1,
-            "How often a batch with a copy in it is drawn again, more strongly.",
+            "How often a batch with a copy in it is drawn again, with more strength each time. 0 "
+            "= only measure and report.",
         )  # fmt: skip
     report = choice(
         "report_in_picture",
         list(TELLS),
-        "What a PNG carries of the report. anonymous: what was measured, the hash of the index, numbers of "
-        "its pictures. full: their names and captions, too. off: nothing.",
+        "What a PNG carries of the report. anonymous: measurements, the hash of the index, "
+        "numbers of its pictures. full: also names and captions of its pictures. off: nothing.",
     )
     return [
         preset, despecification, deduplication, dissimilarity, index, thresholds, start, end, still,

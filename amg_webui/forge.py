@@ -30,8 +30,8 @@ class Forge:
         switch = getattr(self.p, "refiner_switch_at", None)
         if getattr(self.p, "refiner_checkpoint_info", None) is not None and switch not in (None, 1):
             raise AMGError(
-                "Refiner: Forge changes the model in mid-run and the guard would be left behind. Turn "
-                "the refiner off, or Anti-Memorization Guidance."
+                "Refiner: Forge changes the model during the run, and the guard does not follow. "
+                "Turn the refiner off, or Anti-Memorization Guidance."
             )
 
     def decoder(self):
@@ -162,8 +162,8 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
     p, denoised = guard.p, args["denoised"]
     if denoised.ndim != 4:
         raise AMGError(
-            f"This model makes latents of shape {tuple(denoised.shape)}: the guard looks at still "
-            f"pictures. Turn Anti-Memorization Guidance off."
+            f"This model makes latents of shape {tuple(denoised.shape)}, and the guard reads only "
+            "those of still pictures. Turn Anti-Memorization Guidance off."
         )
     predictor = getattr(args["model"], "predictor", None) or args["model"].model_sampling
     flow = getattr(predictor, "prediction_type", "") == "const"

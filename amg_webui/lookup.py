@@ -49,8 +49,8 @@ def index_folder(name: str) -> Path:
     name = name.strip()
     if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
-            f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_': the "
-            f"index is a folder of that name in {models() / INDEXES}."
+            f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_'. "
+            f"The index becomes a folder of that name in {models() / INDEXES}."
         )
     return models() / INDEXES / name
 
@@ -82,8 +82,8 @@ def open_probe(name: str):
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise AMGError(
-            f"index: there is no index named {name!r} in {models() / INDEXES}. Build one in the tab "
-            f"AMG Index, or copy an index folder there; then press the refresh button."
+            f"index: there is no index named {name!r} in {models() / INDEXES}. Build one in the "
+            "tab AMG Index, or copy an index folder there. Then press the refresh button."
         )
     changed = manifest.stat().st_mtime_ns
     if folder not in _open or _open[folder][0] != changed:
@@ -136,8 +136,8 @@ def decoder(
         if colours is not None and len(colours) == channels:
             return LinearDecoder(torch.tensor(colours))
     raise AMGError(
-        f"The guard cannot see this model's latents ({channels} channels). Put {taesd}.pth (from "
-        f"github.com/madebyollin/taesd) into {models() / 'VAE-taesd'}."
+        f"The guard cannot decode the latents of this model ({channels} channels). Put "
+        f"{taesd}.pth (from github.com/madebyollin/taesd) into {models() / 'VAE-taesd'}."
     )
 
 

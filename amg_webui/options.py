@@ -43,7 +43,9 @@ class Options:
         if args and isinstance(args[0], dict):
             values = dict(args[0])
             if unknown := sorted(set(values) - set(names)):
-                raise AMGError(f"{unknown[0]} is no setting of the guard: {', '.join(names)}.")
+                raise AMGError(
+                    f"{unknown[0]} is no setting of the guard. Its settings are {', '.join(names)}."
+                )
         else:
             values = dict(zip(names, args))  # noqa: B905 - an older API call sends fewer
         axes = {name: getattr(p, f"amg_{name}") for name in names if hasattr(p, f"amg_{name}")}
@@ -55,7 +57,10 @@ class Options:
         }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(chosen, name) not in allowed:
-                raise AMGError(f"{name}: choose one of {', '.join(allowed)}.")
+                raise AMGError(
+                    f"{name}: this value is not one of the choices. Choose one of "
+                    f"{', '.join(allowed)}."
+                )
         return chosen
 
     def settings(self, metric: str):
@@ -67,7 +72,9 @@ class Options:
         if self.thresholds == CUSTOM:
             for name in ("threshold_start", "threshold_end"):
                 if not 0 <= getattr(self, name) <= 1:
-                    raise AMGError(f"{name}: give a number from 0 to 1.")
+                    raise AMGError(
+                        f"{name}: this value is out of range. Give a number from 0 to 1."
+                    )
             changes["schedule"] = Schedule("parabolic", self.threshold_start, self.threshold_end)
         return presets.settings(
             self.preset, metric, despecification=self.despecification,

@@ -99,8 +99,8 @@ class Guard:
         self.matcher = lookup.open_probe(options.index)
         if self.matcher.latent:
             raise AMGError(
-                f"index: {options.index} is one of latents, which only the ComfyUI nodes can use. "
-                f"Build one with the descriptor pixel or sscd."
+                f"index: {options.index} is an index of latents, which only the ComfyUI nodes can "
+                "use. Build one with the descriptor compact, pixel or sscd."
             )
         self.settings = options.settings(self.matcher.metric)
         self.host = host(self)
@@ -152,9 +152,9 @@ class Guard:
         asked = any(run.records for run in self.runs)
         if not (asked or interrupted() or getattr(self.p, "denoising_strength", None) == 0):
             raise AMGError(
-                f"Sampler {getattr(self.p, 'sampler_name', '?')} did not ask the guard at any step: it "
-                f"calls the model by a way of its own. Choose another sampler, or turn "
-                f"Anti-Memorization Guidance off."
+                f"Sampler {getattr(self.p, 'sampler_name', '?')} did not ask the guard in any "
+                "step: it calls the model in its own way. Choose another sampler, or turn "
+                "Anti-Memorization Guidance off."
             )
         return samples
 

@@ -26,7 +26,7 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
     def progress(done: int, total: int, source: str) -> None:
         if stopping.is_set():
             raise AMGError(
-                "Stopped. What is done is kept: press Build once more to go on from there."
+                "Stopped. Finished pictures are kept: press Build again to continue from there."
             )
         tell(done / total if total else 0.0, f"{done} of {total or '?'}: {source}")
 
@@ -34,7 +34,9 @@ def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], 
     try:
         given = folder.strip().strip('"')
         if not given:
-            raise AMGError("Folder of pictures: give a folder, a .zip, a .tar or a list.")
+            raise AMGError(
+                "Folder of pictures: it is empty. Give a folder, a .zip, a .tar or a list."
+            )
         target = lookup.index_folder(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         made = for_new(descriptor, lookup.weights)
@@ -56,7 +58,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
     from .shared import as_tensor, said
 
     if picture is None:
-        return "Give a picture.", []
+        return "There is no picture yet. Give one above.", []
     try:
         matcher = lookup.open_probe(name)
         pixels = as_tensor(picture)
@@ -77,8 +79,15 @@ def create(gr) -> list[tuple]:
     names = lookup.index_names()
     with gr.Blocks(analytics_enabled=False) as page:
         with gr.Tab("Build"):
-            folder = gr.Textbox(label="Folder of pictures", info="Or a .zip, a .tar, a list. Captions: .txt beside the pictures, metadata.jsonl or .csv.")  # fmt: skip  # noqa: E501
-            name = gr.Textbox(label="Name", info="The index becomes a folder of that name in models/amg_indexes.")  # fmt: skip  # noqa: E501
+            folder = gr.Textbox(
+                label="Folder of pictures",
+                info="The pictures to stay away from: a folder, a .zip, a .tar or a list. Captions come "
+                "from .txt files beside the pictures, metadata.jsonl or .csv.",
+            )
+            name = gr.Textbox(
+                label="Name",
+                info="Name of the index. It becomes a folder of that name in models/amg_indexes.",
+            )
             eyes = guarding()
             choices = [kind.name for kind in eyes]
             descriptor = gr.Dropdown(

@@ -102,9 +102,9 @@ class OtherTexts:
             prompt.vector is None
         ):
             raise AMGError(
-                f"The text encoder gives {text.tokens.shape[-1]} values a token and the prompt has "
-                f"{prompt.tokens.shape[-1]}: another extension changes the prompt. Turn that off, or "
-                f"choose preset paper with deduplication 0."
+                f"The text encoder gives {text.tokens.shape[-1]} values a token and the prompt "
+                f"has {prompt.tokens.shape[-1]}: another extension changes the prompt. Turn that "
+                "extension off, or choose the preset paper with deduplication 0."
             )
         device, dtype = prompt.tokens.device, prompt.tokens.dtype
         vector = None if text.vector is None else text.vector.to(device, prompt.vector.dtype)

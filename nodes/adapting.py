@@ -31,8 +31,8 @@ REFUSED = {
     "control": "a ControlNet. Connect Adapt Prompt before Apply ControlNet",
     "gligen": "GLIGEN boxes. Connect Adapt Prompt before them",
     "hooks": "LoRA or model hooks. Connect Adapt Prompt before them",
-    "area": "an area. Adapt the prompt first, then set its area",
-    "mask": "a mask. Adapt the prompt first, then set its mask",
+    "area": "an area. Adapt the prompt first and set its area afterwards",
+    "mask": "a mask. Adapt the prompt first and set its mask afterwards",
 }
 log = logging.getLogger(__name__)
 
@@ -98,15 +98,17 @@ def check(conditioning, name: str) -> None:
     """AMGError unless it is one text that acts everywhere and at all times."""
     if len(conditioning) != 1:
         raise AMGError(
-            f"{name}: it has {len(conditioning)} parts. Adapt each prompt by itself and combine them "
-            f"afterwards."
+            f"{name}: this prompt has {len(conditioning)} parts. Adapt each part by itself and "
+            "combine them afterwards."
         )
     (embedding, more), *_ = conditioning
     if embedding is None or embedding.ndim != 3:
-        raise AMGError(f"{name}: this is no text. Connect the output of a CLIP Text Encode node.")
+        raise AMGError(
+            f"{name}: this is not an encoded text. Connect the output of a CLIP Text Encode node."
+        )
     for key, what in REFUSED.items():
         if more.get(key) is not None:
-            raise AMGError(f"{name}: it carries {what}.")
+            raise AMGError(f"{name}: this prompt carries {what}.")
 
 
 def noise(latent: Tensor, seed: int, batch_index=None) -> Tensor:
@@ -177,9 +179,11 @@ class _Asking(comfy.samplers.Sampler):
             except (BudgetExceeded, torch.OutOfMemoryError) as error:
                 if twice:
                     raise AMGError(
-                        f"memory_gb: one gradient step needs more than the {budget / GIB:.1f} GiB "
-                        f"that {'were given' if self.memory else 'are free'}. Give more, use a "
-                        f"smaller latent, or use Randomise Prompt or Delayed Guidance, which need none."
+                        "memory_gb: one step of Adapt Prompt needs more than the "
+                        f"{budget / GIB:.1f} GiB that "
+                        f"{('were given' if self.memory else 'are free')}. Allow more, use a "
+                        "smaller latent, or use Randomise Prompt or Delayed Guidance: they need "
+                        "no extra memory."
                     ) from error
                 comfy.model_management.soft_empty_cache()
             except RuntimeError as error:
@@ -251,7 +255,7 @@ def _explained(error: RuntimeError) -> Exception:
     if isinstance(error, AMGError) or not any(sign in text for sign in signs):
         return error
     return AMGError(
-        f"model: no gradient can be taken through this model, or through a patch that another node put "
-        f"on it ({text.splitlines()[0][:160]}). Connect the model as it leaves its loader, or use "
-        f"Randomise Prompt or Delayed Guidance, which need no gradient."
+        "model: Adapt Prompt cannot compute gradients through this model, or through a patch "
+        f"that another node put on it ({text.splitlines()[0][:160]}). Connect the model directly "
+        "from its loader, or use Randomise Prompt or Delayed Guidance, which need no gradients."
     )

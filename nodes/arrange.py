@@ -25,27 +25,27 @@ class CombineIndexesNode(io.ComfyNode):
             node_id="AMG_CombineIndexes",
             display_name="Combine Indexes",
             category=CATEGORY,
-            description="Several indexes as one, to guard against all their pictures at once. "
-            "Nothing is copied or written.",
+            description="Joins several indexes into one, so that a picture is guarded against "
+            "all of them at once. Nothing is copied or written to disk.",
             inputs=[
                 MemorizationIndex.Input(
                     "index_1",
-                    tooltip="The first index. All must be made with the same descriptor.",
+                    tooltip="The first index. All indexes must be made with the same descriptor.",
                 ),
                 *(
                     MemorizationIndex.Input(
                         f"index_{number}",
                         optional=True,
-                        tooltip="Another index of the same descriptor. For more than four, combine "
-                        "combined ones.",
+                        tooltip="Another index, made with the same descriptor. To join more than "
+                        "four, combine the results of two of these nodes.",
                     )
                     for number in range(2, SOCKETS + 1)
                 ),
             ],
             outputs=[
                 index_output(
-                    "All of them as one. Connect to AMG Sampler, Apply AMG or Similarity Probe. "
-                    "What is muted in one is muted here."
+                    "All indexes as one. Connect it to AMG Sampler, Apply AMG or Similarity "
+                    "Probe. A picture that is excluded (muted) in one of them is excluded here."
                 )
             ],
         )
@@ -73,8 +73,8 @@ def _check_same(members: dict, index) -> None:
         if first.spec != index.spec:
             raise AMGError(
                 f"Index {first.name} was made with descriptor {describe(first.spec)} and index "
-                f"{index.name} with {describe(index.spec)}: only indexes of one descriptor can be "
-                f"combined. Build one of them again with the descriptor of the other."
+                f"{index.name} with {describe(index.spec)}, and only indexes of one descriptor "
+                "can be combined. Build one of them again with the descriptor of the other."
             )
 
 
@@ -85,38 +85,42 @@ class MutePicturesNode(io.ComfyNode):
             node_id="AMG_MutePictures",
             display_name="Mute Pictures",
             category=CATEGORY,
-            description="Lets the guard pass over pictures of an index that may be copied: your "
-            "own work, public-domain art. They stay in it and stay muted, also when it is "
-            "built again; undo brings them back.",
+            description="Excludes (mutes) pictures of an index that may be copied: your own "
+            "work, public-domain art. They stay in the index and stay excluded when it is built "
+            "again. With undo they are guarded against again.",
             inputs=[
                 MemorizationIndex.Input(
-                    "index", tooltip="The index that holds them. It is changed on disk, for good."
+                    "index",
+                    tooltip="The index that holds these pictures. It is changed on "
+                    "disk, so the change is there for every workflow that opens it.",
                 ),
                 io.String.Input(
                     "patterns",
                     default="",
                     multiline=True,
-                    tooltip="Names of pictures as Similarity Probe and the report spell them, one "
-                    "a line. * stands for anything: mine/*.png. Empty: nothing is changed, the "
-                    "summary tells what is muted.",
+                    tooltip="Names of pictures, one a line, as Similarity Probe and the report "
+                    "show them. * stands for anything: mine/*.png. If empty, nothing is changed, "
+                    "and the summary lists what is excluded (muted).",
                 ),
                 io.String.Input(
                     "reason",
                     default="",
-                    tooltip="Why they may be copied, for whoever looks later, for instance 'my own "
-                    "photographs'. Kept in the index.",
+                    tooltip="Why these pictures may be copied, for people who look later. For "
+                    "example: my own photographs. It is kept in the index.",
                 ),
                 io.Boolean.Input(
                     "undo",
                     default=False,
                     label_on="guard again",
                     label_off="mute",
-                    tooltip="On: the pictures are guarded against again.",
+                    tooltip="On: these pictures are guarded against again.",
                 ),
             ],
             outputs=[
-                index_output("The index without what is muted, opened anew.", "changed"),
-                summary_output("What is muted in it now, and why."),
+                index_output(
+                    "The index without the excluded (muted) pictures, opened again.", "changed"
+                ),
+                summary_output("All pictures that are excluded (muted) in the index now, and why."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -187,7 +191,7 @@ def _change(member, chosen: set[str], reason: str, undo: bool) -> None:
 
 
 def _muted(index) -> str:
-    lines = [f"{len(index.muted)} of {index.count} pictures in {index.name} are muted."]
+    lines = [f"{len(index.muted)} of {index.count} pictures in {index.name} are excluded (muted)."]
     for i, reason in sorted(index.muted.items())[:SHOWN]:
         lines.append(f"  {index.source(i)}  {reason}".rstrip())
     if len(index.muted) > SHOWN:

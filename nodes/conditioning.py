@@ -134,10 +134,10 @@ class OtherTexts:
             if not patches:
                 raise
             raise AMGError(
-                f"The guard asked the model once more in one step, and that failed ({error}). What is on "
-                f"this model: {', '.join(patches)}. A cache that keeps one state, such as TeaCache, cannot "
-                f"be asked twice a step: take it off the model that is guarded, or use the host's "
-                f"EasyCache or LazyCache, which can."
+                f"In one step the guard asked the model a second time, and that failed ({error}). "
+                f"These patches are on the model: {', '.join(patches)}. A cache that keeps one "
+                "state, such as TeaCache, cannot be asked twice in a step. Take it off the "
+                "guarded model, or use the EasyCache or LazyCache of ComfyUI, which can."
             ) from error
         return predictions[1]
 
@@ -209,7 +209,7 @@ def _check_width(prompt: dict, text: dict) -> None:
     wanted, given = prompt.get("cross_attn"), text["cross_attn"]
     if wanted is not None and wanted.shape[-1] != given.shape[-1]:
         raise AMGError(
-            f"clip: this text encoder gives {given.shape[-1]} values a token and the "
-            f"prompt has {wanted.shape[-1]}. Connect the CLIP that encoded the prompt, or leave "
-            f"clip unconnected (then deduplication is off)."
+            f"clip: this text encoder gives {given.shape[-1]} values a token and the prompt has "
+            f"{wanted.shape[-1]}. Connect the CLIP that encoded the prompt, or disconnect clip "
+            "(then deduplication is off)."
         )

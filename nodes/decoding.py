@@ -59,14 +59,15 @@ def check_still(latent_format) -> None:
     """AMGError, saying why, unless latents of `latent_format` are those of still pictures."""
     if latent_format.latent_dimensions > 2:
         raise AMGError(
-            "model: its latents have a time axis, also where it draws a single picture: models of video "
-            "have it, such as Wan, and so has Qwen-Image. The guard reads latents without one only. Take "
-            "the AMG node out of this graph, and check finished pictures with Similarity Probe."
+            "model: its latents have a time axis, even for a single picture, and the guard reads "
+            "only latents without one. Models for video, such as Wan, are built like that, and "
+            "so is Qwen-Image. Take the AMG node out of this graph, and check finished pictures "
+            "with Similarity Probe."
         )
     if latent_format.latent_dimensions < 2:
         raise AMGError(
-            "model: it makes no pictures (its latents have one dimension, as those of audio), so an index "
-            "of pictures cannot guard it. Take the AMG node out of this graph."
+            "model: it makes no pictures (its latents have one dimension, like those of audio), "
+            "so an index of pictures cannot guard it. Take the AMG node out of this graph."
         )
 
 
@@ -74,9 +75,9 @@ def check(decoder: Decoder, latent: Tensor) -> None:
     """AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
     if latent.ndim != 4:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}: the guard reads latents of still pictures "
-            f"(batch, channels, height, width). Video latents, with a time axis, are refused: connect an "
-            f"Empty Latent Image, or take the AMG node out of this graph."
+            f"latent_image has shape {tuple(latent.shape)}, and the guard reads only latents of "
+            "still pictures (batch, channels, height, width). Video latents, with a time axis, "
+            "are refused. Connect an Empty Latent Image, or take the AMG node out of this graph."
         )
     if latent.shape[1] != decoder.channels:
         raise AMGError(
@@ -150,16 +151,17 @@ def _nothing(latent_format, wanted: str) -> str:
     name = latent_format.taesd_decoder_name
     folders = " or ".join(folder_paths.get_folder_paths("vae_approx"))
     put = (
-        f"put {name}.safetensors (or .pth, from github.com/madebyollin/taesd) into {folders}"
+        f"You can put {name}.safetensors (or .pth, from github.com/madebyollin/taesd) into "
+        f"{folders}."
         if name
-        else "this kind of model has no TAESD"
+        else "This kind of model has no TAESD."
     )
     if wanted == "taesd":
-        return f"decoder: no TAESD for this model. To use it, {put}; or choose 'auto'."
+        return f"decoder: no TAESD was found for this model. {put} Or choose 'auto'."
     if wanted == "vae":
-        return "decoder: 'vae' needs a picture VAE. Connect the vae input, or choose 'auto'."
+        return "decoder: 'vae' needs a VAE for pictures. Connect the vae input, or choose 'auto'."
     if wanted == "linear":
         return (
             "decoder: this kind of model has no preview colours. Choose 'auto' and connect the vae."
         )
-    return f"The guard cannot see this model's latents. Connect the vae input, or {put}."
+    return f"The guard cannot decode the latents of this model. Connect the vae input. {put}"

@@ -26,34 +26,37 @@ class DemoModelNode(io.ComfyNode):
             display_name="AMG Demo Model",
             category=CATEGORY,
             description="A tiny model, made for this pack, that has memorised some of its 632 "
-            "training pictures: to see a copy happen, and the guard prevent it, in seconds and "
-            "without a download. Draws 128 x 128 pictures of emoji.",
+            "training pictures. With it you can see a copy, and the guard that prevents it, in "
+            "seconds and without a download. It draws 128 x 128 pictures of emoji.",
             inputs=[],
             outputs=[
                 io.Model.Output(
                     "model",
                     display_name="MODEL",
-                    tooltip="Draws 128 x 128 pictures. Use cfg 4, 20 steps, euler.",
+                    tooltip="The model. It draws 128 x 128 pictures. Use cfg 4, 20 steps, euler.",
                 ),
                 io.Clip.Output(
                     "clip",
                     display_name="CLIP",
-                    tooltip="Reads prompts of up to 8 words such as 'fox face on violet rays'.",
+                    tooltip="The text encoder. It reads prompts of up to 8 words, such as 'fox "
+                    "face on violet rays'.",
                 ),
                 io.Vae.Output(
-                    "vae", display_name="VAE", tooltip="Turns its latents into pictures and back."
+                    "vae",
+                    display_name="VAE",
+                    tooltip="The VAE. It turns latents into pictures and back.",
                 ),
                 io.String.Output(
                     "pictures",
                     display_name="pictures",
-                    tooltip="Folder of its training pictures with captions: connect to folder of "
-                    "Build Memorization Index.",
+                    tooltip="The folder of its training pictures, with captions. Connect it to "
+                    "folder of Build Memorization Index.",
                 ),
                 io.String.Output(
                     "lora_pictures",
                     display_name="lora_pictures",
-                    tooltip="Folder of the eight pictures that amg-demo-lora has learnt by heart: "
-                    "connect to folder of Build Memorization Index.",
+                    tooltip="The folder of the eight pictures that amg-demo-lora has memorised. "
+                    "Connect it to folder of Build Memorization Index.",
                 ),
             ],
         )

@@ -38,29 +38,30 @@ class PromptProbeNode(io.ComfyNode):
             node_id="AMG_PromptProbe",
             display_name="Prompt Probe",
             category=CATEGORY,
-            description="Tells whether a prompt is a key to a memorised training picture, before "
-            "anything is drawn and without an index. Put it in front of a sampler; with a guarded "
-            "model connected, only suspicious prompts pay for the guard.",
+            description="Says whether a prompt probably draws a memorised training picture, "
+            "before anything is drawn and without an index. Put it in front of a sampler. If you "
+            "also connect a guarded model, only suspicious prompts are drawn under guard.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that will draw, with its LoRAs. It must have been through "
-                    "Calibrate Prompt Probe once.",
+                    tooltip="The model that will draw, with its LoRAs. Run Calibrate Prompt "
+                    "Probe on it once before.",
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt to judge. It is passed through unchanged."
+                    "positive", tooltip="The prompt to test. It comes out unchanged."
                 ),
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="Passed through unchanged. Without clip it also stands for no prompt: "
-                    "then leave its text empty, or the verdict will be wrong.",
+                    tooltip="The negative prompt. It comes out unchanged. Without clip it also "
+                    "stands for an empty prompt: then leave its text empty, or the verdict will "
+                    "be wrong.",
                 ),
                 io.Combo.Input(
                     "score",
                     options=list(calibrations.SCORES),
                     default=next(iter(calibrations.SCORES)),
-                    tooltip="What is judged. combined: all that the two looks tell. anisotropy: "
-                    "norm and alignment, as in the paper of 2026. norm: as in that of 2024. "
+                    tooltip="What is measured. combined: everything, recommended. anisotropy: "
+                    "norm and alignment, as in the paper of 2026. norm: as in the paper of 2024. "
                     "agreement: how alike the first guesses from different noises are. All cost "
                     "the same.",
                 ),
@@ -69,9 +70,9 @@ class PromptProbeNode(io.ComfyNode):
                     default=SEEDS,
                     min=1,
                     max=16,
-                    tooltip="How many noises are looked at. More is steadier and slower: the probe "
-                    "costs as much as two sampling steps of this many pictures. At most as many as "
-                    "the calibration has.",
+                    tooltip="How many noises are used, at most as many as the calibration has. "
+                    "More gives a steadier result and takes longer: the probe costs as much as "
+                    "two sampling steps of this many pictures.",
                 ),
                 io.Float.Input(
                     "false_alarms",
@@ -80,45 +81,46 @@ class PromptProbeNode(io.ComfyNode):
                     max=0.5,
                     step=0.001,
                     round=0.0001,
-                    tooltip="Share of ordinary prompts that may be called suspicious. Larger finds "
-                    "more keys and disturbs more ordinary prompts. 0.01 = one in a hundred.",
+                    tooltip="Share of ordinary prompts that may be called suspicious: 0.01 = one "
+                    "in a hundred. A larger share finds more memorised prompts and also stops "
+                    "more ordinary ones.",
                 ),
                 io.Combo.Input(
                     "words",
                     options=list(WORDS),
                     default=IF_SUSPICIOUS,
-                    tooltip="When to find out which words are the key, by leaving each out: if "
-                    "suspicious, always or never. Needs clip and text. Costs one more "
-                    "probe for every word (16 groups of words at most).",
+                    tooltip="When to find the trigger words, by leaving out each word in turn: "
+                    "if suspicious, always or never. Needs clip and text. Costs one more probe "
+                    "for every word (16 groups of words at most).",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="The text of the prompt once more, to find the words that are the key. "
-                    "Connect the same text that the prompt was encoded from.",
+                    tooltip="The text of the prompt once more, to find the trigger words. "
+                    "Connect the text that the prompt was encoded from.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the prompt: for an empty prompt to compare with, "
-                    "and for the words.",
+                    tooltip="The text encoder of the prompt. It encodes an empty prompt to "
+                    "compare with, and the prompt without each word.",
                 ),
                 io.Model.Input(
                     "guarded_model",
                     optional=True,
-                    tooltip="The same model from Apply AMG. It comes out as model where the "
-                    "prompt is suspicious; otherwise the plain model comes out and "
-                    "sampling costs nothing extra.",
+                    tooltip="The same model from Apply AMG. It comes out as MODEL if the prompt "
+                    "is suspicious. Otherwise the plain model comes out, and sampling costs "
+                    "nothing extra.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     "chosen_model",
                     display_name="MODEL",
-                    tooltip="guarded_model where it is connected and the prompt is suspicious, "
-                    "else model, unchanged.",
+                    tooltip="The model to draw with: guarded_model if it is connected and the "
+                    "prompt is suspicious, otherwise model. Neither is changed.",
                 ),
                 io.Conditioning.Output(
                     "same_positive", display_name="positive", tooltip="The prompt, unchanged."
@@ -131,34 +133,35 @@ class PromptProbeNode(io.ComfyNode):
                 io.Boolean.Output(
                     "suspicious",
                     display_name="suspicious",
-                    tooltip="True where fewer ordinary prompts than false_alarms score this high. "
-                    "Connect it to any switch.",
+                    tooltip="True if the prompt scores so high that fewer ordinary prompts than "
+                    "false_alarms reach it. Connect it to any switch.",
                 ),
                 io.Float.Output(
                     "probability",
                     display_name="probability",
-                    tooltip="Share of ordinary prompts that score lower. If the calibration knows "
-                    "memorised prompts: the probability of being one, at even odds beforehand.",
+                    tooltip="Share of ordinary prompts that score lower. If the calibration was "
+                    "given memorised prompts: the probability that this is one, if both kinds "
+                    "were equally likely before.",
                 ),
                 io.Float.Output(
                     "spreads",
                     display_name="score",
-                    tooltip="The score in spreads of ordinary prompts: 0 is the middle of them, 3 "
-                    "is rare.",
+                    tooltip="How far the score is from that of ordinary prompts, in units of "
+                    "their spread: 0 is the middle of them, 3 is rare.",
                 ),
                 io.String.Output(
-                    "verdict", display_name="verdict", tooltip="The verdict as a sentence."
+                    "verdict", display_name="verdict", tooltip="The verdict in a sentence."
                 ),
                 io.String.Output(
                     "key_words",
                     display_name="words",
-                    tooltip="The words that matter most, with how far the score falls without "
-                    "them. Empty where they were not looked for.",
+                    tooltip="The trigger words: those that matter most, and how far the score "
+                    "falls without each. Empty if they were not searched for.",
                 ),
                 PromptVerdict.Output(
                     "prompt_verdict",
                     display_name="PROMPT_VERDICT",
-                    tooltip="All of the verdict, for nodes of this pack.",
+                    tooltip="The complete verdict, for the node Guard.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -179,8 +182,8 @@ class PromptProbeNode(io.ComfyNode):
         scale = calibration.scale(score, seeds)
         if words == ALWAYS and (clip is None or not text.strip()):
             raise AMGError(
-                "words: connect clip and give text, the text of the prompt, to find its key words; "
-                "or set words to never."
+                "words: the trigger words cannot be found without clip and text. Connect clip "
+                "and give the text of the prompt, or set words to never."
             )
         nothing = negative if clip is None else probing.encode(clip, "")
 
@@ -213,54 +216,56 @@ class CalibratePromptProbeNode(io.ComfyNode):
             node_id="AMG_CalibratePromptProbe",
             display_name="Calibrate Prompt Probe",
             category=CATEGORY,
-            description="Learns once for each model what ordinary prompts look like to Prompt Probe, "
-            "and keeps it in models/amg/prompt_probe. Do it again after changing a LoRA or its "
-            "strength.",
+            description="Measures what ordinary prompts score on a model, so that Prompt Probe "
+            "can say how unusual a prompt is. Run it once for each model, and again after you "
+            "change a LoRA or its strength. The result is kept in models/amg/prompt_probe.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to calibrate, with its LoRAs, as it will be used."
+                    "model", tooltip="The model to calibrate, with its LoRAs, as you will use it."
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent of the size that the model was made for, such as "
-                    "512 x 512. Probes will use this size, whatever size is drawn later.",
+                    "512 x 512. Prompt Probe then uses this size, whatever size you draw later.",
                 ),
                 io.String.Input(
                     "prompts",
                     multiline=True,
                     default="",
-                    tooltip="Ordinary prompts, one a line, 16 or more, like those you use and surely "
-                    "no titles of known pictures. Empty: a list that comes with the pack. Costs "
-                    "one probe each.",
+                    tooltip="Ordinary prompts in your style, one a line, 16 or more, without "
+                    "titles of well-known pictures. If empty, the list of this pack is used. "
+                    "Each costs one probe.",
                 ),
                 io.Int.Input(
                     "seeds",
                     default=SEEDS,
                     min=2,
                     max=16,
-                    tooltip="How many noises each prompt is looked at with; probes can use as many "
-                    "or fewer. More takes longer.",
+                    tooltip="How many noises each prompt is tested with. Prompt Probe can use as "
+                    "many or fewer. More takes longer.",
                 ),
                 io.String.Input(
                     "memorised",
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Prompts known to give copies, one a line, if you have some: then the "
-                    "probability speaks of them too. Usually left empty.",
+                    tooltip="Prompts that you know to draw copies, one a line, if you have some. "
+                    "Then probability also takes them into account. Usually left empty.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     "same_model",
                     display_name="MODEL",
-                    tooltip="The model, unchanged: put Prompt Probe behind it to calibrate first.",
+                    tooltip="The model, unchanged. Connect Prompt Probe to it, so that the "
+                    "calibration runs first.",
                 ),
                 io.String.Output(
                     "summary",
                     display_name="summary",
-                    tooltip="Thresholds that were learned, and the file they are kept in.",
+                    tooltip="The scores above which a prompt is suspicious, and the file they "
+                    "are kept in.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -272,8 +277,9 @@ class CalibratePromptProbeNode(io.ComfyNode):
         ordinary, known = _lines(prompts or ORDINARY.read_text("utf-8")), _lines(memorised)
         if len(ordinary) < calibrations.FEWEST:
             raise AMGError(
-                f"prompts: there are {len(ordinary)}. Give at least {calibrations.FEWEST} ordinary "
-                f"prompts, one a line, or none to use the list of the pack."
+                f"prompts: there are {len(ordinary)}, which is too few. Give at least "
+                f"{calibrations.FEWEST} ordinary prompts, one a line, or none to use the list of "
+                "this pack."
             )
         shape = probing.latent_shape(model, latent_image["samples"])
         texts = [probing.encode(clip, text) for text in ["", *ordinary, *known]]
@@ -300,7 +306,7 @@ def calibration_of(model) -> Calibration:
     if not file.is_file():
         raise AMGError(
             f"model: this model, with these LoRAs, has no calibration ({file}). Run Calibrate "
-            f"Prompt Probe with it once; it takes some minutes."
+            "Prompt Probe on it once. This takes some minutes."
         )
     return calibrations.load(file)
 
@@ -323,4 +329,4 @@ def _summary(calibration: Calibration, file: Path) -> str:
             found = sum(scale.judge(each).suspicious for each in calibration.memorised)
             line += f", finds {found} of the {len(calibration.memorised)} memorised prompts"
         lines.append(line)
-    return "\n".join([*lines, f"kept in {os.fspath(file)}"])
+    return "\n".join([*lines, f"saved in {os.fspath(file)}"])

@@ -29,7 +29,7 @@ OUTCOMES = {
     "copy": ("COPY", contact.BAD),
     "cannot_tell": ("cannot tell", contact.UNSURE),
     "no_copy": ("no copy", contact.GOOD),
-    None: ("not judged", contact.FAINT),
+    None: ("not checked", contact.FAINT),
 }
 
 
@@ -61,25 +61,30 @@ class StrengthGridNode(io.ComfyNode):
             node_id="AMG_StrengthGrid",
             display_name="Strength Grid",
             category=CATEGORY,
-            description="Draws the same noise at several strengths and thresholds of the guard, side "
-            "by side on a contact sheet, with likeness and verdict under each picture: to choose "
-            "the sliders by eye. Costs one whole sampling for each picture of the sheet.",
+            description="Draws the same noise at several strengths and thresholds of the guard, "
+            "and puts the pictures on one sheet with likeness and verdict. Use it to choose the "
+            "settings by eye. Each picture of the sheet costs a whole sampling.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that draws, without Apply AMG."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that draws. Connect it without Apply "
+                    "AMG: this node guards it itself.",
+                ),
                 MemorizationIndex.Input(
                     "index",
-                    tooltip="The pictures to stay away from: from Load or Build Memorization Index.",
+                    tooltip="The pictures to stay away from, from Load or Build Memorization "
+                    "Index.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What you want to see."),
                 io.Conditioning.Input("negative", tooltip="What you do not want to see."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent to start from. A batch gives one sheet a picture; every one "
-                    "is drawn at every setting.",
+                    tooltip="The latent to start from. Each picture of a batch gives one sheet, "
+                    "and is drawn at every setting.",
                 ),
                 io.Vae.Input(
                     "vae",
-                    tooltip="Makes the pictures of the sheet, and judges them as you see them.",
+                    tooltip="Turns the latents into pictures, which are checked as you see them.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -87,15 +92,16 @@ class StrengthGridNode(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The random seed: all pictures of a sheet start from its noise. Use the "
-                    "seed of the picture that you want to tune.",
+                    tooltip="The random seed. All pictures of a sheet start from the same noise. "
+                    "Use the seed of the picture that you want to tune.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip="Number of denoising steps of each drawing. Use those of your sampler.",
+                    tooltip="Number of denoising steps of each drawing. Use the number of your "
+                    "sampler.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -104,18 +110,19 @@ class StrengthGridNode(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How closely the picture follows the prompt. Use that of your sampler; 4 "
-                    "to 8 is usual.",
+                    tooltip="How closely the picture follows the prompt. Use the cfg of your "
+                    "sampler. 4 to 8 is usual.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The algorithm. Use that of your sampler.",
+                    tooltip="The sampling algorithm. Use that of your sampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How the noise is taken away over the steps. Use that of your sampler.",
+                    tooltip="How the noise is removed over the steps. Use the scheduler of your "
+                    "sampler.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -123,7 +130,7 @@ class StrengthGridNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much is redrawn. Use that of your sampler.",
+                    tooltip="How much is redrawn. Use the value of your sampler.",
                 ),
                 io.Combo.Input(
                     "preset",
@@ -134,27 +141,27 @@ class StrengthGridNode(io.ComfyNode):
                 io.String.Input(
                     "strengths",
                     default="0, 0.5, 1, 2",
-                    tooltip="One column of the sheet each, separated by commas. 0 = off, 1 = the "
-                    "preset; up to 2 is safe, 3 is the most.",
+                    tooltip="The columns of the sheet: strengths, separated by commas. 0 = off, "
+                    "1 = the preset. Up to 2 is safe, 3 is the most.",
                 ),
                 io.Combo.Input(
                     "strength_of",
                     options=[ALL, *TERMS],
                     default=ALL,
-                    tooltip="Which slider of AMG Sampler the strengths are for. The other two stay "
-                    "at 1; with all three they move together.",
+                    tooltip="The slider of AMG Sampler that the strengths set. The other two "
+                    "stay at 1. With 'all three' they move together.",
                 ),
                 io.String.Input(
                     "threshold_scales",
                     default="1",
-                    tooltip="One row of the sheet each, separated by commas: the preset's thresholds "
-                    "times this. 1 = the preset; 0.5 to 1.2 is usual, smaller guards more and "
-                    "changes more.",
+                    tooltip="The rows of the sheet: factors on the thresholds of the preset, "
+                    "separated by commas. 1 = the preset, 0.5 to 1.2 is usual. A smaller factor "
+                    "guards more and changes more.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of your prompt, to read captions of the index for "
+                    tooltip="The text encoder of your prompt. It reads captions of the index for "
                     "deduplication. Without it deduplication is off.",
                 ),
             ],
@@ -162,15 +169,16 @@ class StrengthGridNode(io.ComfyNode):
                 io.Image.Output(
                     "sheet",
                     display_name="sheet",
-                    tooltip="The contact sheet: strengths from left to right, threshold scales from "
-                    "top to bottom. Red frame: a copy. One sheet for each picture of the batch.",
+                    tooltip="The contact sheet, one for each picture of the batch: strengths "
+                    "from left to right, threshold factors from top to bottom. A red frame is a "
+                    "copy.",
                 ),
                 io.String.Output(
                     "table",
                     display_name="table",
-                    tooltip="The same as JSON: one row a picture with its settings, similarity, "
-                    "likeness (0 = as alike as pictures that are not in the index, 1 = the "
-                    "same), and verdict.",
+                    tooltip="The same as JSON: for each picture its settings, similarity, "
+                    "likeness (0 = as alike as pictures that are not in the index, 1 = the same "
+                    "picture) and verdict.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -238,13 +246,13 @@ def numbers(name: str, text: str, largest: float = math.inf) -> list[float]:
         if not (math.isfinite(value) and 0 <= value <= largest):
             limit = "0 or more" if largest == math.inf else f"0 to {largest:g}"
             raise AMGError(
-                f"{name}: {word!r} is not usable. Give numbers of {limit}, with a point for "
-                f"decimals and a comma between them, such as 0, 0.5, 1."
+                f"{name}: {word!r} cannot be used. Give numbers of {limit}, with a point for "
+                "decimals and a comma between them, such as 0, 0.5, 1."
             )
         if value not in found:
             found.append(value)
     if not found:
-        raise AMGError(f"{name}: give at least one number, such as 1.")
+        raise AMGError(f"{name}: there is no number. Give at least one, such as 1.")
     return found
 
 
@@ -295,5 +303,5 @@ def _words(table: list[dict]) -> str:
     copies = sum(row.get("copy", False) for row in table)
     judged = sum(row["judged"] for row in table)
     if judged < len(table):
-        return f"{len(table) - judged} of {len(table)} pictures could not be judged"
+        return f"{len(table) - judged} of {len(table)} pictures could not be checked"
     return f"{copies} of {len(table)} pictures are copies"

@@ -51,22 +51,21 @@ class GuardNode(io.ComfyNode):
             node_id="AMG_Guard",
             display_name="Guard",
             category=CATEGORY,
-            description="KSampler that takes care by itself: asks whether the prompt is a key to "
-            "a stored picture, finds out to which one, steers away from it and from "
-            "your index, checks the result, and tells in a sentence. Works without an "
-            "index, if the model has been through Calibrate Prompt Probe or detect "
-            "is draw twice.",
+            description="A KSampler that finds out by itself whether your prompt draws a stored "
+            "picture, steers away from that picture and from your index, and checks the result. "
+            "It works without an index, if you have run Calibrate Prompt Probe on the model or "
+            "set detect to draw twice.",
             inputs=[
                 *common,
                 io.Combo.Input(
                     "detect",
                     options=list(WAYS),
                     default=AUTO,
-                    tooltip="How a prompt is suspected. auto: as much as two steps with the "
-                    "calibration's noises (4 pictures unless set), on a model that "
-                    "Calibrate Prompt Probe has seen. draw twice: every prompt is drawn "
-                    "twice more to compare, which triples the time of one picture. off: "
-                    "only the index is watched.",
+                    tooltip="How the prompt is tested. auto: as Prompt Probe does, for the cost "
+                    "of two steps with the calibration's noises (4 pictures unless set). Needs "
+                    "Calibrate Prompt Probe. draw twice: draws every prompt twice more and "
+                    "compares; takes three times as long for one picture. off: uses only the "
+                    "index.",
                 ),
                 io.Float.Input(
                     "false_alarms",
@@ -75,22 +74,24 @@ class GuardNode(io.ComfyNode):
                     max=0.5,
                     step=0.001,
                     round=0.0001,
-                    tooltip="Share of ordinary prompts that may be suspected. A false alarm costs two "
-                    "drawings and changes nothing: only what they show is acted on. Larger finds more.",
+                    tooltip="Share of ordinary prompts that may be suspected. A larger share "
+                    "finds more memorised prompts. A false alarm costs two drawings and changes "
+                    "nothing, because the guard acts only on what these show.",
                 ),
                 MemorizationIndex.Input(
                     "index",
                     optional=True,
-                    tooltip="Pictures to stay away from in any case, from Load Memorization Index. "
-                    "Without it only what the prompt itself gives away is guarded against.",
+                    tooltip="Pictures to stay away from in any case, from Load Memorization "
+                    "Index. Without it the guard acts only on the stored picture that the prompt "
+                    "itself draws.",
                 ),
                 *sampling.optional_inputs(),
                 *sampling.loop_inputs(),
                 PromptVerdict.Input(
                     "prompt_verdict",
                     optional=True,
-                    tooltip="From Prompt Probe, if you have one in the graph: then this node does not "
-                    "ask the model again.",
+                    tooltip="The verdict of Prompt Probe, if that node is in your graph. Then "
+                    "Guard does not test the prompt again.",
                 ),
                 sampling.picture_input(),
             ],
@@ -99,7 +100,7 @@ class GuardNode(io.ComfyNode):
                     "latent", display_name="LATENT", tooltip="The denoised latent, for VAE Decode."
                 ),
                 io.String.Output(
-                    "said", display_name="said", tooltip="What was found and done, in plain words."
+                    "said", display_name="said", tooltip="What was found and done, in sentences."
                 ),
                 sampling.report_output(),
             ],
@@ -129,13 +130,13 @@ class GuardNode(io.ComfyNode):
         decoding.check_still(model.get_model_object("latent_format"))
         if detect != OFF and any(len(text) > 1 for text, _ in positive):
             raise AMGError(
-                "positive: Guard asks about one prompt at a time, and got a batch of prompts. Give "
-                "it one, or connect an index and set detect to 'off'."
+                "positive: this is a batch of prompts, and Guard can test only one prompt at a "
+                "time. Connect a single prompt, or connect an index and set detect to 'off'."
             )
         if index is not None and index.latent and vae is None and detect != OFF:
             raise AMGError(
-                "vae: connect it, so that what Guard draws can join an index of latents; or set "
-                "detect to 'off'."
+                "vae: Guard needs it here, to add its own drawings to an index of latents. "
+                "Connect the vae, or set detect to 'off'."
             )
         tells = sampling.tells_of(report_in_picture)
         story, tell = Story(), show.text_on(cls.hidden.unique_id)
@@ -214,14 +215,17 @@ def _suspected(
     except AMGError as error:
         if index is None:
             raise AMGError(
-                f"Guard has nothing to go by. {error} Or set detect to {DRAW_TWICE!r}, or connect an "
-                f"index."
+                f"Guard cannot test this prompt and has no index. {error} You can also set detect "
+                f"to {DRAW_TWICE!r}, or connect an index."
             ) from error
         calibration = None
         story.append(message("not_probed"))
     if calibration is None:
         if index is None:
-            raise AMGError(f"Guard: with detect {OFF!r} connect an index, or there is no guard.")
+            raise AMGError(
+                f"Guard: with detect {OFF!r} and without an index there is nothing to "
+                "guard against. Set detect to another choice, or connect an index."
+            )
         return False
     nothing = negative if clip is None else probing.encode(clip, "")
     measured = probing.measure(

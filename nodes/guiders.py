@@ -130,14 +130,14 @@ def understood(guider, heard: Heard, out: Tensor) -> dict:
     """
     kind = _kind(guider)
     if not heard.guided:
-        raise AMGError(_refused(guider, "never guides by the prompt as the host does"))
+        raise AMGError(_refused(guider, "never guides by the prompt as the guiders of ComfyUI do"))
     args = heard.guided[-1] | {"denoised": out}
     if kind == "Guider_DualCFG":
         return args | _dual(guider, heard.batches)
     if not kind:
         inside = heard.guided[-1]["denoised"]
         if out is not inside and not torch.equal(out, inside):
-            raise AMGError(_refused(guider, "goes on calculating after the host's guidance"))
+            raise AMGError(_refused(guider, "goes on calculating after the usual guidance"))
     if kind == "Guider_PerpNeg":  # there the negative prompt is not what stands for no prompt
         args |= {"uncond": args["empty_cond"], "uncond_denoised": args["empty_cond_denoised"]}
     return args
@@ -170,12 +170,12 @@ def _dual(guider, batches: list[tuple[list, list[Tensor]]]) -> dict:
 
 def bypassed(guider) -> str:
     """What to say of a run in which nothing came out of the guider where the host's guiders answer."""
-    return _refused(guider, "was never asked as the host asks one")
+    return _refused(guider, "was never called as ComfyUI calls a guider")
 
 
 def _refused(guider, why: str) -> str:
     return (
-        f"The guard does not understand the guider {type(guider).__name__}: it {why}, so what leaves "
-        f"it could not be steered. Use CFGGuider, BasicGuider, DualCFGGuider or PerpNegGuider, or take "
-        f"Apply AMG out of this graph and check the pictures with Similarity Probe."
+        f"The guard cannot work with the guider {type(guider).__name__}: it {why}, so the guard "
+        "cannot steer its result. Use CFGGuider, BasicGuider, DualCFGGuider or PerpNegGuider, or "
+        "take Apply AMG out of this graph and check the pictures with Similarity Probe."
     )

@@ -90,8 +90,9 @@ def attach(
         to_picture = decoding.choose(space, decoder, vae)
     if loop.if_still_copied != reports.SAY and to_picture is None and not decoding.usable(vae):
         raise AMGError(
-            f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be judged, "
-            f"and {in_words(message(reports.NOTHING_DECODES))}. Or set if_still_copied to '{reports.SAY}'."
+            f"if_still_copied: with '{loop.if_still_copied}' every finished picture has to be "
+            f"checked, but {in_words(message(reports.NOTHING_DECODES))}. You can also set "
+            f"if_still_copied to '{reports.SAY}'."
         )
     watch = matcher.through(None if matcher.latent else to_picture)
     guarded = model.clone()
@@ -152,9 +153,8 @@ def attach(
         hear = args["model_options"].get(KEY)
         if hear is None:
             raise AMGError(
-                "The guard was asked outside of a sampling run that it could watch: a node calls "
-                "the model by a way of its own. Use KSampler, SamplerCustomAdvanced or AMG "
-                "Sampler."
+                "The guard was called outside a sampling run that it can watch: a node calls the "
+                "model in its own way. Use KSampler, SamplerCustomAdvanced or AMG Sampler."
             )
         return hear(args)
 
@@ -171,9 +171,9 @@ def check_unguarded(model) -> None:
     """AMGError if the ModelPatcher `model` carries a guard: a second one would have to drop it."""
     for run in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         raise AMGError(
-            f"model: it is guarded already, against index {run.index}, and a model carries one guard. "
-            f"Connect the model as it is before Apply AMG. To guard against the pictures of several "
-            f"indexes, connect them to Combine Indexes, and that to one AMG node."
+            f"model: it is guarded already, against index {run.index}, and a model carries one "
+            "guard. Connect the model as it is before Apply AMG. To guard against several "
+            "indexes, connect them to Combine Indexes, and connect that to one AMG node."
         )
 
 

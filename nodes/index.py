@@ -45,20 +45,20 @@ class LoadIndexNode(io.ComfyNode):
             node_id="AMG_LoadIndex",
             display_name="Load Memorization Index",
             category=CATEGORY,
-            description="Opens an index: the pictures that a generation must not copy.",
+            description="Opens a saved index: the pictures that your drawings must not copy.",
             inputs=[
                 io.Combo.Input(
                     "index_name",
                     options=paths.index_names(),
-                    tooltip="Which index to open, from models/amg_indexes. A new or changed file "
-                    "in it is checked first: about a second a gigabyte, once. Press R after "
-                    "building a new one.",
+                    tooltip="The index to open, from models/amg_indexes. New or changed files in "
+                    "it are checked first, once: about a second for each gigabyte. Press R after "
+                    "you build a new index.",
                 ),
             ],
             outputs=[
                 index_output(
-                    "Connect to AMG Sampler, Apply AMG or Similarity Probe. Guards only against "
-                    "pictures in this index."
+                    "Connect it to AMG Sampler, Apply AMG or Similarity Probe. The guard "
+                    "protects only from the pictures in this index."
                 ),
             ],
         )
@@ -85,34 +85,35 @@ class BuildIndexNode(io.ComfyNode):
             node_id="AMG_BuildIndex",
             display_name="Build Memorization Index",
             category=CATEGORY,
-            description="Makes an index of a folder of pictures, for instance the training set "
-            "of a LoRA, or of an archive or a list. Building again costs only what is new; an "
-            "interrupted build goes on where it was and leaves the old index as it is.",
+            description="Makes an index of the pictures to stay away from, out of a folder (such "
+            "as the training set of a LoRA), an archive or a list. Building it again costs only "
+            "the new pictures. If you stop a build, the old index stays as it is and the next "
+            "run continues.",
             inputs=[
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="The pictures to stay away from: a folder with its subfolders, a .zip "
-                    "or .tar, or a list (.csv, .jsonl, .parquet). An absolute path, or one below "
-                    "ComfyUI's input folder. Captions are read from .txt files beside the "
+                    tooltip="The pictures to stay away from: a folder with its subfolders, a "
+                    ".zip or .tar, or a list (.csv, .jsonl, .parquet). Give an absolute path, or "
+                    "one below ComfyUI's input folder. Captions come from .txt files beside the "
                     "pictures, metadata.jsonl or .csv.",
                 ),
                 io.String.Input(
                     "name",
                     default="my-index",
                     tooltip="Name of the index, a folder in models/amg_indexes. An index of the "
-                    "same name is brought up to date: it will hold exactly these pictures.",
+                    "same name is updated: it will hold exactly these pictures.",
                 ),
                 descriptor_input(),
                 *latents.inputs(),
             ],
             outputs=[
                 index_output(
-                    "The new index, ready for AMG Sampler, Apply AMG or Similarity Probe."
+                    "The new index. Connect it to AMG Sampler, Apply AMG or Similarity Probe."
                 ),
                 summary_output(
-                    "How many pictures it holds, how many were new, and which were skipped and are "
-                    "NOT guarded."
+                    "How many pictures the index holds, how many are new, and which were "
+                    "skipped. Skipped pictures are NOT guarded."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -158,22 +159,22 @@ class IndexFromImagesNode(io.ComfyNode):
             node_id="AMG_IndexFromImages",
             display_name="Index from Images",
             category=CATEGORY,
-            description="Makes an index of pictures that are in the workflow already, or adds them "
-            "to one: what Load Image gives, a batch, a list, or what you have just drawn and do "
-            "not want to see again.",
+            description="Makes an index of pictures that are already in the workflow, or adds "
+            "them to an index. Use it for pictures from Load Image, or for what you have just "
+            "drawn and do not want to see again.",
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The pictures to stay away from. A batch or a list of any length; in a "
-                    "list the sizes may differ.",
+                    tooltip="The pictures to stay away from: a batch, or a list of any length. "
+                    "In a list the sizes may differ.",
                 ),
                 io.String.Input(
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="What the pictures show, for deduplication. One line is for all of "
-                    "them; else one line a picture, an empty one for none. A list of texts is one "
-                    "a picture. May stay empty.",
+                    tooltip="What the pictures show, for deduplication. One line is for all "
+                    "pictures. Several lines are one for each picture, and an empty line means "
+                    "no caption. A list of texts is one for each picture. May stay empty.",
                 ),
                 io.String.Input(
                     "name",
@@ -186,14 +187,14 @@ class IndexFromImagesNode(io.ComfyNode):
                     options=MODES,
                     default=MODES[0],
                     tooltip="replace: the index will hold exactly these pictures. add: it keeps "
-                    "what it has, and a picture that it has already is not entered twice. Both "
-                    "make the index where there is none.",
+                    "what it has, and a picture that it has already is not added twice. Both "
+                    "make the index if there is none.",
                 ),
                 *latents.inputs(),
             ],
             outputs=[
-                index_output("The whole index, also what was in it before."),
-                summary_output("How many pictures it holds, and how many of them are new."),
+                index_output("The whole index, including the pictures that were in it before."),
+                summary_output("How many pictures the index holds, and how many of them are new."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -210,7 +211,9 @@ class IndexFromImagesNode(io.ComfyNode):
 
         (name, descriptor, mode), net = (name[0], descriptor[0], mode[0]), (vae[0], model[0])
         if mode not in MODES:
-            raise AMGError(f"mode: {mode!r} is unknown. Choose one of {', '.join(MODES)}.")
+            raise AMGError(
+                f"mode: {mode!r} is not one of the choices. Choose one of {', '.join(MODES)}."
+            )
         source, target = pictures_of(images, captions), paths.new_index(name)
         there = paths.index_to_add_to(name) if mode == "add" else None
         if there is None:
@@ -220,8 +223,8 @@ class IndexFromImagesNode(io.ComfyNode):
             spec = old.spec
         if spec.kind != descriptor:
             raise AMGError(
-                f"Index {there} was built with descriptor {describe(spec)}, and descriptor here is "
-                f"{descriptor}: choose {spec.kind} to add to it, or another name."
+                f"Index {there} was built with descriptor {describe(spec)}, and descriptor here "
+                f"is {descriptor}. Choose {spec.kind} to add to it, or give another name."
             )
         if named(descriptor).space == "latent" and None in net:
             make_descriptor(descriptor, *net)  # says what to connect
@@ -259,8 +262,8 @@ def captions_for(captions: list[str], count: int) -> list[str]:
         return lines * count
     if len(lines) != count:
         raise AMGError(
-            f"captions: {len(lines)} for {count} pictures. Write one line for all of them, one "
-            f"line for each, or nothing."
+            f"captions: there are {len(lines)} for {count} pictures. Write one line for all of "
+            "them, one line for each, or nothing."
         )
     return lines
 
@@ -292,8 +295,8 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
         report = make(source, target, descriptor, progress=progress, device=device)
     except comfy.model_management.InterruptProcessingException:
         tell(
-            f"Stopped after {progress.done} pictures. They are kept: run it again, it goes on from "
-            f"there. Until then an index of that name stays as it was."
+            f"Stopped after {progress.done} pictures. They are kept: run the node again and it "
+            "continues from there. Until then an index of that name stays as it was."
         )
         raise
     finally:
@@ -309,10 +312,10 @@ def summary(report) -> str:
     pictures = "1 picture" if report.count == 1 else f"{report.count} pictures"
     lines = [f"{pictures} in {report.path.name} ({report.seconds:.1f} s)."]
     if report.reused:
-        lines.append(f"{report.embedded} embedded, {report.reused} were there already.")
+        lines.append(f"{report.embedded} new, {report.reused} were in the index already.")
     lines.append(f"{report.captioned} of {report.files} with a caption.")
     if report.skipped:
-        lines.append(f"{len(report.skipped)} skipped, these are NOT guarded:")
+        lines.append(f"{len(report.skipped)} skipped. These are NOT guarded:")
         lines += [f"  {source}: {reason}" for source, reason in report.skipped[:SHOWN]]
         if len(report.skipped) > SHOWN:
             lines.append("  …")

@@ -68,7 +68,8 @@ def check(vae, latent_format) -> None:
     if decoding.usable(vae) and vae.latent_channels != latent_format.latent_channels:
         raise AMGError(
             f"vae: it decodes latents of {vae.latent_channels} channels and the model draws "
-            f"{latent_format.latent_channels}. Connect the VAE that belongs to this model, or none."
+            f"{latent_format.latent_channels}. Connect the VAE that belongs to this model, or "
+            "disconnect vae."
         )
 
 

@@ -15,7 +15,7 @@ from ..amg_core.similarity.matcher import Matcher
 from . import decoding
 
 DECODER = ("decoder", "post_quant_conv", "taesd_decoder")  # of a VAE: has no part in encoding
-OTHERWISE = "or take an index of pixel or sscd, which guards every model"
+OTHERWISE = "or use an index made with compact, pixel or sscd, which guards every model"
 
 
 def inputs() -> list[io.Input]:
@@ -24,14 +24,14 @@ def inputs() -> list[io.Input]:
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Only for latent indexes: the VAE of your model, which turns each picture into "
-            "a latent once. Not needed to guard.",
+            tooltip="Only for indexes of descriptor latent: the VAE of your model. It turns each "
+            "picture into a latent once. Not needed for drawing under guard.",
         ),
         io.Model.Input(
             "model",
             optional=True,
-            tooltip="Only for latent indexes: the model that is to be guarded, or any of its "
-            "family. Tells how its latents are scaled; nothing is drawn.",
+            tooltip="Only for indexes of descriptor latent: the model that you want to guard, or "
+            "another of its family. It says how the latents are scaled. Nothing is drawn.",
         ),
     ]
 
@@ -51,8 +51,8 @@ def make(kind, vae, model, spec=None):
     """
     if vae is None or model is None:
         raise AMGError(
-            f"descriptor: {kind.name!r} compares pictures as latents of your model. Connect vae and "
-            f"model, both from the checkpoint loader, or choose pixel or sscd."
+            f"descriptor: {kind.name!r} compares pictures as latents of your model. Connect vae "
+            "and model, both from the checkpoint loader, or choose compact, pixel or sscd."
         )
     space = model.get_model_object("latent_format")
     _check(vae, space)
@@ -65,12 +65,13 @@ def make(kind, vae, model, spec=None):
     if made.spec.id != spec.id:
         raise AMGError(
             f"The index was made for models of the family {_family_of(spec)} and the connected "
-            f"model is of {made.family}: connect one of {_family_of(spec)}, {OTHERWISE}."
+            f"model is of {made.family}. Connect a model of {_family_of(spec)}, {OTHERWISE}."
         )
     raise AMGError(
         f"The index was made with another encoder ({spec.preprocessing}, weights "
         f"{spec.weights_sha256[:12]}) than the connected VAE ({made.spec.preprocessing}, weights "
-        f"{made.spec.weights_sha256[:12]}): connect the VAE it was made with, or build it again."
+        f"{made.spec.weights_sha256[:12]}). Connect the VAE that it was made with, or build the "
+        "index again."
     )
 
 
@@ -79,9 +80,9 @@ def check_model(matcher: Matcher, latent_format) -> None:
     own, index = family(latent_format), matcher.index
     if own != matcher.descriptor.family:
         raise AMGError(
-            f"Index {index.name} holds latents of models of the family {matcher.descriptor.family}, "
-            f"and this model is of {own}: build an index with this model (Build Memorization "
-            f"Index, descriptor latent), {OTHERWISE}."
+            f"Index {index.name} holds latents for models of the family "
+            f"{matcher.descriptor.family}, and this model is of {own}. Build an index with this "
+            f"model (Build Memorization Index, descriptor latent), {OTHERWISE}."
         )
 
 
@@ -90,9 +91,9 @@ def check_latent(matcher: Matcher, latent: Tensor) -> None:
     channels = matcher.descriptor.channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}, and index {matcher.index.name} "
-            f"holds still pictures as latents of {channels} channels: connect an empty latent for "
-            f"this model, {OTHERWISE}."
+            f"latent_image has shape {tuple(latent.shape)}, and index {matcher.index.name} holds "
+            f"still pictures as latents of {channels} channels. Connect an empty latent for this "
+            f"model, {OTHERWISE}."
         )
 
 

@@ -37,9 +37,9 @@ class RandomisePromptNode(io.ComfyNode):
             node_id="AMG_RandomisePrompt",
             display_name="Randomise Prompt",
             category=CATEGORY,
-            description="Puts words into a prompt at random, so that it no longer is the very caption "
-            "a picture was memorised by. Costs nothing and needs no index. The picture changes, and "
-            "the prompt is followed a little less (Somepalli et al. 2023).",
+            description="Puts random words into a prompt, so that it is no longer exactly the "
+            "caption of a memorised picture (Somepalli et al. 2023). Costs nothing and needs no "
+            "index. The picture changes and follows the prompt a little less.",
             inputs=[
                 io.String.Input(
                     "text",
@@ -50,37 +50,37 @@ class RandomisePromptNode(io.ComfyNode):
                     "method",
                     options=["RT", "CWR", "RNA"],
                     default="RT",
-                    tooltip="RT: random words; the strongest and the furthest from the prompt. CWR: "
-                    "words of the prompt once more. RNA: numbers; the mildest.",
+                    tooltip="RT: adds random words; the strongest, and the furthest from your "
+                    "prompt. CWR: repeats words of the prompt. RNA: adds numbers; the mildest.",
                 ),
                 io.Combo.Input(
                     "settings",
                     options=SETTINGS,
                     default=SETTINGS[0],
-                    tooltip="code: every round changes something, as the authors' program did. "
-                    "paper: only some rounds do, so a prompt may come out as it went in.",
+                    tooltip="code: every round changes something, as in the authors' program. "
+                    "paper: only some rounds do, so the prompt may come out unchanged.",
                 ),
                 io.Int.Input(
                     "repeats",
                     default=4,
                     min=0,
                     max=50,
-                    tooltip="How many rounds. The authors' 4 suits captions of about ten words; "
-                    "longer prompts may need more. 0 = off.",
+                    tooltip="Number of rounds. The authors' 4 suits captions of about ten words. "
+                    "Longer prompts may need more. 0 = off.",
                 ),
                 seed_input("The same seed makes the same prompt."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Needed for RT only: its random words come from the vocabulary of your "
-                    "model's text encoder. Nothing is encoded.",
+                    tooltip="Needed only for RT, which takes its random words from the "
+                    "vocabulary of this text encoder. Nothing is encoded.",
                 ),
             ],
             outputs=[
                 io.String.Output(
                     "prompt",
                     display_name="prompt",
-                    tooltip="The new prompt, for CLIP Text Encode. Also shown on the node.",
+                    tooltip="The new prompt, for CLIP Text Encode. It is also shown on the node.",
                 )
             ],
             hidden=[io.Hidden.unique_id],
@@ -107,11 +107,11 @@ class PromptNoiseNode(io.ComfyNode):
             node_id="AMG_PromptNoise",
             display_name="Noise on Prompt",
             category=CATEGORY,
-            description="Adds noise to an encoded prompt (GNI of Somepalli et al. 2023). Costs nothing, "
-            "needs no index. The mildest remedy, and against pictures that are memorised thoroughly "
-            "the weakest.",
+            description="Adds noise to an encoded prompt (GNI of Somepalli et al. 2023). Costs "
+            "nothing and needs no index. It is the mildest remedy, and the weakest against "
+            "pictures that are strongly memorised.",
             inputs=[
-                io.Conditioning.Input("conditioning", tooltip="The prompt, encoded."),
+                io.Conditioning.Input("conditioning", tooltip="The encoded prompt."),
                 io.Float.Input(
                     "strength",
                     default=0.1,
@@ -119,8 +119,8 @@ class PromptNoiseNode(io.ComfyNode):
                     max=5.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="How much noise. 0 = off; 0.1 is the authors'; above 0.5 the prompt gets "
-                    "lost.",
+                    tooltip="How much noise. 0 = off, 0.1 is the authors' value. Above 0.5 the "
+                    "prompt gets lost.",
                 ),
                 seed_input("The same seed makes the same noise."),
                 io.Boolean.Input(
@@ -128,14 +128,14 @@ class PromptNoiseNode(io.ComfyNode):
                     default=True,
                     label_on="to the prompt's deviation",
                     label_off="absolute",
-                    tooltip="On: strength is in units of the prompt's own standard deviation, which "
-                    "differs from encoder to encoder. For the CLIP of SD 1.x, where it is about 1, "
-                    "both mean the same. Off: as in the paper.",
+                    tooltip="On: strength is in units of the prompt's own standard deviation, "
+                    "which differs from encoder to encoder. Off: as in the paper. For the CLIP "
+                    "of SD 1.x, where the deviation is about 1, both mean the same.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    "noisy", display_name="CONDITIONING", tooltip="The prompt with noise on it."
+                    "noisy", display_name="CONDITIONING", tooltip="The prompt with noise added."
                 )
             ],
         )
@@ -160,13 +160,15 @@ class PaddingFixNode(io.ComfyNode):
             node_id="AMG_PaddingFix",
             display_name="Padding Fix",
             category=CATEGORY,
-            description="Encodes a prompt for Stable Diffusion 1.x without the padding that carries most "
-            "of what such models memorised. In the place of CLIP Text Encode, on the positive prompt. "
-            "Costs nothing, needs no index. Other text encoders are refused.",
+            description="Encodes a prompt for Stable Diffusion 1.x without its usual padding, "
+            "which carries most of what such models memorised. Use it in place of CLIP Text "
+            "Encode for the positive prompt. Costs nothing and needs no index. Other text "
+            "encoders are refused.",
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder of a Stable Diffusion 1.x model; a LoRA on it is kept.",
+                    tooltip="The text encoder of a Stable Diffusion 1.x model. A LoRA on it is "
+                    "kept.",
                 ),
                 io.String.Input(
                     "text", multiline=True, tooltip="The prompt. Weights such as (red:1.2) work."
@@ -175,8 +177,9 @@ class PaddingFixNode(io.ComfyNode):
                     "method",
                     options=PADDING,
                     default=PADDING[0],
-                    tooltip="replace: padding becomes '!', as in SDXL, and the end of the prompt is set "
-                    "to zero. zero: share of the padding, chosen at random, is set to zero.",
+                    tooltip="replace: padding becomes '!', as in SDXL, and the end of the prompt "
+                    "is set to zero. zero: a random part of the padding, as large as share says, "
+                    "is set to zero.",
                 ),
                 io.Float.Input(
                     "share",
@@ -185,10 +188,13 @@ class PaddingFixNode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="zero: how much of the padding. 0 = off, 0.7 is the authors'; at 1 "
-                    "pictures fall apart. replace: not used.",
+                    tooltip="For method zero: how much of the padding is set to zero. 0 = off, "
+                    "0.7 is the authors' value. At 1 pictures fall apart.",
                 ),
-                seed_input("zero: which of the padding. The same seed chooses the same."),
+                seed_input(
+                    "For method zero: which part of the padding is set to zero. The same "
+                    "seed chooses the same part."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -234,24 +240,25 @@ class AdaptPromptNode(io.ComfyNode):
             node_id="AMG_AdaptPrompt",
             display_name="Adapt Prompt",
             category=CATEGORY,
-            description="Moves an encoded prompt, before sampling, until the model no longer leans on it "
-            "as on a memorised caption (Wen et al. 2024). A prompt under the target stays as it is, bit "
-            "for bit, for the price of two model calls. Needs no index.",
+            description="Changes an encoded prompt until the model no longer follows it as "
+            "strongly as a memorised caption (Wen et al. 2024). Needs no index. A prompt under "
+            "the target stays exactly as it is, and costs only two model calls.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will draw."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="The prompt, one text. Combine prompts, set areas and apply ControlNets "
-                    "after this node.",
+                    tooltip="The prompt, as one text. Combine prompts, set areas and apply "
+                    "ControlNets after this node.",
                 ),
-                io.Conditioning.Input("negative", tooltip="What the sampler gets as negative."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt of your sampler."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent that goes into the sampler: size and number of pictures. Each "
-                    "gets a prompt of its own.",
+                    tooltip="The latent that goes into your sampler. It gives the size and the "
+                    "number of pictures. Each picture gets its own prompt.",
                 ),
                 seed_input(
-                    "The seed of your sampler: the prompt is adapted to the noise it starts from."
+                    "The seed of your sampler. The prompt is adapted to the noise that this seed "
+                    "gives."
                 ),
                 io.Float.Input(
                     "target",
@@ -260,17 +267,17 @@ class AdaptPromptNode(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="The score to come down to. Its scale differs from model to model: read "
-                    "the scores of ordinary prompts in report first. 1 to 5 on SD 1.x at 512 px; lower "
-                    "changes more.",
+                    tooltip="The score to reach. Its scale differs from model to model, so read "
+                    "the scores of ordinary prompts in report first. 1 to 5 is usual for SD 1.x "
+                    "at 512 px. Lower changes more.",
                 ),
                 io.Int.Input(
                     "iterations",
                     default=10,
                     min=0,
                     max=100,
-                    tooltip="At most so many steps. Each costs about as much as a sampling step. 0 = only "
-                    "measure.",
+                    tooltip="At most this many steps. Each costs about as much as a sampling "
+                    "step. 0 = only measure the score.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -279,8 +286,8 @@ class AdaptPromptNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="Size of a step. 0.05 is the authors'; larger reaches the target sooner "
-                    "and overshoots.",
+                    tooltip="Size of a step. 0.05 is the authors' value. Larger steps reach the "
+                    "target sooner, but may go too far.",
                 ),
                 io.Float.Input(
                     "memory_gb",
@@ -290,22 +297,23 @@ class AdaptPromptNode(io.ComfyNode):
                     step=0.5,
                     round=0.01,
                     optional=True,
-                    tooltip="What a step may take beside the model, in GiB. 0 = most of what is free. "
-                    "Where it does not fit, the network is run twice instead, half as slow again; "
-                    "where even that does not, an error says so.",
+                    tooltip="How much memory a step may use beside the model, in GiB. 0 = most "
+                    "of what is free. If a step does not fit, the network runs twice, which "
+                    "takes half as long again. If it still does not fit, you get an error.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
                     "adapted",
                     display_name="positive",
-                    tooltip="The adapted prompt, for positive of the sampler. Fits this seed and this "
-                    "latent.",
+                    tooltip="The adapted prompt, for positive of the sampler. It fits this seed "
+                    "and this latent.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="A line a picture: its score before and after, the steps taken, the memory.",
+                    tooltip="One line for each picture: score before and after, and number of "
+                    "steps. Then the memory used.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -334,25 +342,27 @@ class DelayedGuidanceNode(io.ComfyNode):
             node_id="AMG_DelayedGuidance",
             display_name="Delayed Guidance",
             category=CATEGORY,
-            description="The prompt has no say, or is pushed away from, until the picture has left the "
-            "pull of what was memorised; then guidance is as ever (Jain et al. 2025). Costs nothing, "
-            "needs no index, works with every sampler and with Apply AMG before or after it. Acts on "
-            "innocent prompts too.",
+            description="Weakens the prompt in the first part of the sampling, or steers away "
+            "from it, so that the picture does not become a memorised one (Jain et al. 2025). "
+            "Costs nothing, needs no index, and works with every sampler and with Apply AMG. It "
+            "changes ordinary prompts too.",
             inputs=[
                 io.Model.Input("model", tooltip="The model. It is not changed itself."),
                 io.Combo.Input(
                     "mode",
                     options=MODES,
                     default=MODES[0],
-                    tooltip="delayed: little or nothing of the prompt at first. opposite: away from the "
-                    "prompt at first; stronger, and further from it in the end. off: the model as it is.",
+                    tooltip="delayed: little or nothing of the prompt at first. opposite: steers "
+                    "away from the prompt at first, which is stronger and follows the prompt "
+                    "less in the end. off: the model as it is.",
                 ),
                 io.Combo.Input(
                     "transition",
                     options=POINTS,
                     default=POINTS[0],
-                    tooltip="dynamic: each picture ends the delay when the pull of the prompt has its "
-                    "first minimum, at until at the latest. static: all at until.",
+                    tooltip="When normal guidance begins. dynamic: for each picture, when the "
+                    "pull of the prompt has its first minimum, and at until at the latest. "
+                    "static: for all pictures at until.",
                 ),
                 io.Float.Input(
                     "until",
@@ -361,8 +371,9 @@ class DelayedGuidanceNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the sampling after which guidance is as ever, 0 = off. The "
-                    "authors used 0.3 to 0.5. Later avoids more copies, and loses more of the prompt.",
+                    tooltip="Share of the sampling after which normal guidance begins. 0 = off. "
+                    "The authors used 0.3 to 0.5. A later start avoids more copies and loses "
+                    "more of the prompt.",
                 ),
                 io.Float.Input(
                     "keep",
@@ -371,8 +382,8 @@ class DelayedGuidanceNode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="delayed: cfg before the transition. 0 = no prompt at all, 1 = the prompt "
-                    "without guidance.",
+                    tooltip="For mode delayed: the cfg before the prompt begins. 0 = no prompt "
+                    "at all, 1 = the prompt without guidance.",
                 ),
                 io.Float.Input(
                     "away",
@@ -381,16 +392,16 @@ class DelayedGuidanceNode(io.ComfyNode):
                     max=20.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="opposite: how hard the prompt is pushed away from before the transition, "
-                    "as a negative cfg. The authors used 2 to 7.5.",
+                    tooltip="For mode opposite: how hard to steer away from the prompt before it "
+                    "begins, as a negative cfg. The authors used 2 to 7.5.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     "delayed",
                     display_name="MODEL",
-                    tooltip="For any sampler node with cfg above 1. Applied twice, the later one "
-                    "counts.",
+                    tooltip="The model, for any sampler node with cfg above 1. If you use this "
+                    "node twice, the later one counts.",
                 )
             ],
         )
@@ -423,8 +434,8 @@ def delayed_guidance(scale: float, dynamic: bool, until: float) -> Callable[[dic
     def delay(args: dict) -> torch.Tensor:
         if not args["uncond"] or not args["cond"]:
             raise AMGError(
-                "cfg: Delayed Guidance needs a cfg above 1, because without guidance there is nothing "
-                "to delay. Raise cfg, or set mode to off."
+                "cfg: Delayed Guidance needs a cfg above 1, because at 1 there is no guidance to "
+                "delay. Raise cfg, or set mode to off."
             )
         run = args["model_options"].setdefault(KEY, Transition(dynamic))
         cond, uncond, sigma = args["cond_denoised"], args["uncond_denoised"], args["sigma"]
@@ -451,7 +462,7 @@ def vocabulary(clip) -> Callable[[torch.Generator], str]:
             text = word(below(count, generator)).strip()
             if text and text.isprintable() and bare(text) == text and " " not in text:
                 return text
-        raise AMGError("clip: the vocabulary of this text encoder has no words. Use CWR or RNA.")
+        raise AMGError("clip: the vocabulary of this text encoder has no words. Choose CWR or RNA.")
 
     return draw
 
@@ -467,8 +478,8 @@ def _words(tokenizer) -> tuple[int, Callable[[int], str]]:
             size = getattr(inner, "vocab_size", None) or len(part.inv_vocab)
             return min(size, CLIP_WORDS), partial(_decoded, inner)
     raise AMGError(
-        f"clip: {type(tokenizer).__name__} does not tell its vocabulary. Choose CWR or RNA, which need "
-        f"none."
+        f"clip: {type(tokenizer).__name__} does not give its vocabulary. Choose CWR or RNA, which "
+        "need none."
     )
 
 
@@ -488,8 +499,8 @@ def end_token(clip) -> int:
     ids = [token[0] for token in tokens["l"][0]] if set(tokens) == {"l"} else []
     if len(ids) < 3 or len(set(ids[1:])) != 1:
         raise AMGError(
-            f"clip: Padding Fix knows the text encoder of Stable Diffusion 1.x only, which pads prompts "
-            f"with its end token. This one is {type(clip.cond_stage_model).__name__} "
+            "clip: Padding Fix works only with the text encoder of Stable Diffusion 1.x, which "
+            f"pads prompts with its end token. This one is {type(clip.cond_stage_model).__name__} "
             f"({', '.join(tokens)}). Use CLIP Text Encode, and Randomise Prompt or Adapt Prompt."
         )
     return ids[1]
@@ -501,7 +512,7 @@ def summary(outcome, target: float) -> str:
     for number, one in enumerate(outcome.adapted, 1):
         first, last = one.scores[0], one.scores[one.best]
         if first <= target:
-            words = f"score {first:.2f}, under the target {target:g}: left as it is"
+            words = f"score {first:.2f}, under the target {target:g}: unchanged"
         elif one.reached:
             words = f"score {first:.2f} → {last:.2f} in {one.steps} steps"
         else:
@@ -532,4 +543,6 @@ def _replaced(chunk: list[tuple], end: int) -> list[tuple]:
 def _check_choice(name: str, value: str, options) -> None:
     """AMGError unless widget `name` has one of its options: the host does not check our lists."""
     if value not in options:
-        raise AMGError(f"{name}: {value!r} is unknown here. Choose one of {', '.join(options)}.")
+        raise AMGError(
+            f"{name}: {value!r} is not one of the choices. Choose one of {', '.join(options)}."
+        )

@@ -15,7 +15,9 @@ CHOICES = [kind.name for kind in registry.guarding(latents=True)]
 def make_descriptor(name: str, vae=None, model=None):
     """The descriptor of that name for a new index. AMGError where what it needs is not there."""
     if name not in CHOICES:
-        raise AMGError(f"descriptor: {name!r} is unknown. Choose one of {', '.join(CHOICES)}.")
+        raise AMGError(
+            f"descriptor: {name!r} is not one of the choices. Choose one of {', '.join(CHOICES)}."
+        )
     kind = registry.named(name)
     if kind.space == "latent":
         return latents.make(kind, vae, model)

@@ -70,7 +70,7 @@ def find_index(name: str) -> Path:
     what = "There is no index yet" if name == NO_INDEX else f"There is no index named {name!r}"
     raise AMGError(
         f"{what} in {' or '.join(folders)}. Run a Build Memorization Index node on a folder of "
-        f"pictures (or copy an index folder there), then press R to refresh the list."
+        "pictures, or copy an index folder there. Then press R to refresh the list."
     )
 
 
@@ -80,7 +80,7 @@ def new_index(name: str) -> Path:
     if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
             f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
-            f"'_'; the index becomes a folder of that name in {index_folder()}."
+            f"'_'. The index becomes a folder of that name in {index_folder()}."
         )
     return index_folder() / name
 
@@ -103,8 +103,8 @@ def picture_folder(folder: str) -> Path:
     folder = folder.strip().strip('"')
     if not folder:
         raise AMGError(
-            "folder: give the folder of the pictures to stay away from (or a .zip, a .tar, a "
-            "list), as an absolute path or relative to "
+            "folder: it is empty. Give the folder of the pictures to stay away from (or a .zip, "
+            "a .tar, a list), as an absolute path or relative to "
             f"{folder_paths.get_input_directory()}."
         )
     path = Path(folder).expanduser()

@@ -24,16 +24,16 @@ class SimilarityProbeNode(io.ComfyNode):
             node_id="AMG_SimilarityProbe",
             display_name="Similarity Probe",
             category=CATEGORY,
-            description="Compares finished pictures with an index and shows the nearest picture. "
-            "Works on any picture, guarded or not.",
+            description="Compares finished pictures with an index, shows the nearest picture for "
+            "each and says whether it is a copy. Works on any picture, guarded or not.",
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="The pictures to check. Costs a fraction of a second each."
+                    "image", tooltip="The pictures to check. Each takes a fraction of a second."
                 ),
                 MemorizationIndex.Input(
                     "index",
-                    tooltip="The pictures to compare with. A clean verdict speaks of this index "
-                    "only.",
+                    tooltip="The pictures to compare with. The verdict no copy speaks only of "
+                    "this index.",
                 ),
                 *latents.inputs(),
             ],
@@ -41,27 +41,28 @@ class SimilarityProbeNode(io.ComfyNode):
                 io.Float.Output(
                     "similarity",
                     display_name="similarity",
-                    tooltip="Largest similarity of the batch in units of the index's descriptor, larger "
-                    "is closer. The same picture has 1 with compact and sscd, 0 with pixel and "
-                    "latent.",
+                    tooltip="Largest similarity in the batch, in units of the index's "
+                    "descriptor. Larger is more alike. The same picture has 1 with compact and "
+                    "sscd, 0 with pixel and latent.",
                 ),
                 io.String.Output(
                     "verdict",
                     display_name="verdict",
-                    tooltip="A line a picture: how close it is (0 = as alike as pictures that are not in "
-                    "the index, 1 = the same), and a sentence. Two checks are made; either can "
-                    "call it a copy.",
+                    tooltip="One line for each picture: its likeness (0 = as alike as pictures "
+                    "that are not in the index, 1 = the same picture) and a sentence. Two checks "
+                    "are made, and either can call it a copy.",
                 ),
                 io.Image.Output(
                     "nearest",
                     display_name="nearest",
-                    tooltip="The nearest picture in the index for each picture: look at both.",
+                    tooltip="For each picture the nearest one in the index. Compare the two "
+                    "yourself.",
                 ),
                 io.String.Output(
                     "caption",
                     display_name="caption",
-                    tooltip="Caption of the nearest picture, one line a picture; empty without "
-                    "captions.",
+                    tooltip="Caption of the nearest picture, one line for each picture. Empty if "
+                    "the index has no captions.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

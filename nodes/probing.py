@@ -109,7 +109,9 @@ def _whole(conditioning: list) -> list:
 def encode(clip, text: str) -> list:
     """Text -> CONDITIONING, as CLIP Text Encode does it. AMGError without a text encoder."""
     if clip is None:
-        raise AMGError("clip: connect the CLIP of this model (of its checkpoint loader).")
+        raise AMGError(
+            "clip: it is missing. Connect the CLIP of this model (from its checkpoint loader)."
+        )
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
@@ -122,8 +124,8 @@ def latent_shape(model, latent: Tensor) -> tuple[int, ...]:
     decoding.check_still(space)
     if latent.ndim != 4:
         raise AMGError(
-            f"latent_image has shape {tuple(latent.shape)}: prompts are probed on still pictures. "
-            f"Connect an Empty Latent Image, and a model that draws pictures."
+            f"latent_image has shape {tuple(latent.shape)}, and prompts are tested on still "
+            "pictures only. Connect an Empty Latent Image, and a model that draws pictures."
         )
     return (space.latent_channels, *latent.shape[2:])
 

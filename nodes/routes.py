@@ -102,7 +102,7 @@ class Shelf:
         except (AMGError, OSError) as error:
             log.warning("AMG: index %s cannot be opened: %s", name, error)
             raise Refused(
-                500, f"Index {name} cannot be opened: the log of the server says why."
+                500, f"Index {name} cannot be opened. The log of the server says why."
             ) from error
         return stamp, index
 
@@ -114,7 +114,7 @@ def folder_of(name: str):
             return paths.find_index(name)
         except AMGError:  # gone since it was listed
             pass
-    raise Refused(404, "There is no index of that name: press R to refresh the list.")
+    raise Refused(404, "There is no index of that name. Press R to refresh the list.")
 
 
 def names() -> list[str]:
@@ -177,7 +177,11 @@ def thumbnail(index, i: int, sha256: str) -> bytes:
     if not _is_hash(sha256):
         raise Refused(400, "sha256 must be the whole hash of the picture's file.")
     if i >= index.count or index.record(i).sha256 != sha256:
-        raise Refused(404, f"That picture is not in index {index.name} any more.")
+        raise Refused(
+            404,
+            f"That picture is no longer in index {index.name}. Close this window "
+            "and open it again.",
+        )
     try:
         picture = index.thumbnail(i)
     except AMGError as error:
@@ -200,7 +204,7 @@ def change(name: str, chosen: list[str], reason: str | None) -> int:
     except (AMGError, OSError) as error:
         log.warning("AMG: index %s cannot be changed: %s", name, error)
         raise Refused(
-            409, f"Index {name} cannot be changed now: the log of the server says why."
+            409, f"Index {name} cannot be changed now. The log of the server says why."
         ) from error
 
 
@@ -315,7 +319,7 @@ def add_to(routes) -> None:
                 found, status = {"error": str(refused)}, refused.status
             except Exception:
                 log.exception("AMG: %s %s failed", request.method, request.path)
-                found, status = {"error": "That failed: the log of the server says why."}, 500
+                found, status = {"error": "That failed. The log of the server says why."}, 500
             return web.json_response(found, status=status, headers=OURS_ALONE)
 
         return handler
@@ -330,7 +334,7 @@ def add_to(routes) -> None:
             mine.add_done_callback(lambda _: busy.pop(name))
             if (await asyncio.wait({mine}, timeout=max(0.0, end - time.monotonic())))[0]:
                 return mine.result()
-        raise Refused(503, f"Index {name} takes long to read: try again in a while.")
+        raise Refused(503, f"Index {name} takes long to read. Try again in a while.")
 
     async def with_index(name: str, task: Callable):
         def opened():

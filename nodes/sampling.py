@@ -21,8 +21,8 @@ RETRIES = 2
 def index_input() -> io.Input:
     return MemorizationIndex.Input(
         "index",
-        tooltip="The pictures to stay away from: from Load or Build Memorization Index. Pictures "
-        "that are not in it are not guarded against.",
+        tooltip="The pictures to stay away from, from Load or Build Memorization Index. The "
+        "guard protects only from pictures in this index.",
     )
 
 
@@ -33,27 +33,29 @@ def strength_inputs() -> list[io.Input]:
             "preset",
             options=list(presets.PRESETS),
             default=presets.PRESETS[0],
-            tooltip="main: the recommended balance. strong: acts earlier and harder, pictures "
-            "stray further from the prompt. gentle: later and softer, nearer to the prompt, more "
-            "is drawn again. paper: its three terms only. reference: the authors' constants.",
+            tooltip="main: the recommended balance. strong: acts earlier and harder, and follows "
+            "the prompt less. gentle: acts later and softer, follows the prompt more, and needs "
+            "more retries. paper: only the three terms of the paper. reference: the constants of "
+            "the authors' code.",
         ),
         _strength(
             "despecification",
-            "Loosens the grip of a prompt that leads to a known picture. Needs cfg above 1; from "
-            "the first guarded step on each step costs one more model call, the first about seven "
-            "more. 0 = off, 1 = the preset; above 2 pictures may lose the prompt.",
+            "If a prompt draws a stored picture, the guard shortens it: it keeps the first words "
+            "that are safe. Needs cfg above 1. From the first guarded step on, each step costs "
+            "one more model call, the first about seven. 0 = off, 1 = the preset; above 2 "
+            "pictures may lose the prompt.",
         ),
         _strength(
             "deduplication",
-            "Steers away from what the caption of the nearest known picture would draw. Needs "
-            "clip, captions in the index and cfg above 1; costs one more model call on every "
-            "other guarded step. 0 = off, 1 = the preset, up to 2 is safe.",
+            "Steers away from what the caption of the nearest picture would draw. Needs clip, "
+            "captions in the index and cfg above 1. Costs one more model call on every other "
+            "guarded step. 0 = off, 1 = the preset, up to 2 is safe.",
         ),
         _strength(
             "dissimilarity",
-            "Changes the picture itself until it no longer resembles the nearest known one. "
-            "Costs a few decodings on guarded steps. 0 = off, 1 = the preset, above 2 may leave "
-            "stains.",
+            "Changes the picture itself until it no longer resembles the nearest one of the "
+            "index. Raise it if copies get through. Costs a few decodings on guarded steps. 0 = "
+            "off, 1 = the preset; above 2 pictures may show stains.",
         ),
     ]
 
@@ -63,16 +65,17 @@ def optional_inputs() -> list[io.Input]:
         io.Clip.Input(
             "clip",
             optional=True,
-            tooltip="The text encoder of your prompt, to read captions of the index for "
-            "deduplication. Without it deduplication is off. It stays where it is: no video "
-            "memory is used.",
+            tooltip="The text encoder of your prompt. It reads captions of the index for "
+            "deduplication; without it deduplication is off. It is not moved and takes no video "
+            "memory.",
         ),
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Judges the finished picture as you will see it: one decoding. Where no TAESD "
-            "file is in models/vae_approx it also lets the guard see sharp pictures, which costs a "
-            "copy of its decoder in memory, and time on every step.",
+            tooltip="Decodes the finished picture, so that it is checked as you will see it. If "
+            "there is neither a TAESD file in models/vae_approx nor preview colours for your "
+            "model, the guard also decodes every step with a copy of this VAE, which takes time "
+            "and memory.",
         ),
     ]
 
@@ -85,9 +88,10 @@ def loop_inputs() -> list[io.Input]:
             options=list(reports.POLICIES),
             default=reports.SAY,
             optional=True,
-            tooltip="What becomes of a picture that is a copy after all retries. say so: it comes "
-            "out, and node, log and report tell. blank: an empty latent comes out in its "
-            "place. stop: the workflow ends with an error, nothing comes out.",
+            tooltip="What happens to a picture that is still a copy after all retries. say so: "
+            "it comes out, and the node, the log and the report warn you. blank: an empty latent "
+            "comes out in its place. stop: the workflow ends with an error and nothing comes "
+            "out.",
         ),
         io.Int.Input(
             "retries",
@@ -96,9 +100,9 @@ def loop_inputs() -> list[io.Input]:
             min=0,
             max=10,
             optional=True,
-            tooltip="How often at most a finished picture that is a copy is drawn again, more "
-            "strongly each time. Only then it costs time: each time as much as the first "
-            "drawing. 0 = measure and tell.",
+            tooltip="How often a finished picture that is a copy is drawn again, with more "
+            "strength each time. Each retry costs as much as the first drawing. 0 = only measure "
+            "and report.",
         ),
         io.Boolean.Input(
             "new_noise",
@@ -108,7 +112,7 @@ def loop_inputs() -> list[io.Input]:
             label_on="last retry",
             label_off="never",
             tooltip="On: the last retry starts from the noise of another seed, for pictures that "
-            "stay copies with their own. Such a picture changes altogether; the report says so.",
+            "stay copies. Such a picture changes completely, and the report names its seed.",
         ),
     ]
 
@@ -121,9 +125,9 @@ def picture_input() -> io.Input:
         options=list(reports.TELLS),
         default=reports.ANONYMOUS,
         optional=True,
-        tooltip="What saved pictures carry of the report in their metadata. anonymous: what was "
-        "measured, the hash of the index and numbers of its pictures. full: names and captions of its "
-        "pictures, too. off: nothing.",
+        tooltip="What saved pictures carry of the report in their metadata. anonymous: "
+        "measurements, the hash of the index and numbers of its pictures. full: also names and "
+        "captions of its pictures. off: nothing.",
     )
 
 
@@ -157,7 +161,7 @@ def wishes_are_known(if_still_copied: str | None, report_in_picture: str | None)
     """For the host, before it queues. None: the value comes from another node."""
     for value, known in ((if_still_copied, reports.POLICIES), (report_in_picture, reports.TELLS)):
         if not (value is None or show.is_live(value) or value in known):
-            return f"{value!r} is unknown. Choose one of {', '.join(known)}."
+            return f"{value!r} is not one of the choices. Choose one of {', '.join(known)}."
     return True
 
 
@@ -172,8 +176,9 @@ def report_output() -> io.Output:
     return io.String.Output(
         "report",
         display_name="report",
-        tooltip="What the guard saw and did at each step and what the finished pictures measured, "
-        "as JSON, with name and hash of the index: the proof to keep with the picture.",
+        tooltip="What the guard measured and did in each step, and the verdict on the finished "
+        "pictures, as JSON with name and hash of the index. Keep it with the picture as "
+        "evidence.",
     )
 
 
@@ -181,8 +186,8 @@ def curve_output() -> io.Output:
     return io.Image.Output(
         "curve",
         display_name="curve",
-        tooltip="Likeness to the nearest picture, step by step, against the threshold in red. "
-        "Dots mark steps where the guard acted. One picture for each drawing.",
+        tooltip="The likeness to the nearest picture, step by step, with the threshold in red. A "
+        "dot is a step in which the guard acted. One curve for each drawing.",
     )
 
 
@@ -193,12 +198,12 @@ class SamplerNode(io.ComfyNode):
             node_id="AMG_Sampler",
             display_name="AMG Sampler",
             category=CATEGORY,
-            description="KSampler with Anti-Memorization Guidance: it watches every step and "
-            "steers away only while the picture comes too close to one in the index. With the "
-            "same seed, an innocent picture is the very picture that KSampler makes.",
+            description="KSampler with Anti-Memorization Guidance. It compares every step with "
+            "the index, and steers away only while the picture comes too close to one of its "
+            "pictures. If nothing is close, the same seed gives exactly the picture of KSampler.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model that draws. LoRA and other patches are kept."
+                    "model", tooltip="The model that draws. LoRAs and other patches are kept."
                 ),
                 io.Int.Input(
                     "seed",
@@ -214,8 +219,8 @@ class SamplerNode(io.ComfyNode):
                     default=20,
                     min=1,
                     max=10000,
-                    tooltip="Number of denoising steps. The guard looks at every one; more steps "
-                    "give it more chances to leave in time. 20 to 50 is usual.",
+                    tooltip="Number of denoising steps. The guard compares every step, so more "
+                    "steps give it more chances to steer away in time. 20 to 50 is usual.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -224,26 +229,26 @@ class SamplerNode(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="How closely the picture follows the prompt. At 1 only dissimilarity "
-                    "can act. High values copy more; 4 to 8 is usual.",
+                    tooltip="How closely the picture follows the prompt. High values copy more: "
+                    "4 to 8 is usual. At 1 only dissimilarity can act.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The algorithm. Any works; some, such as heun and dpmpp_sde, call "
-                    "model and guard twice a step.",
+                    tooltip="The sampling algorithm. Any works. Some, such as heun and "
+                    "dpmpp_sde, call the model and the guard twice in each step.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How the noise is taken away over the steps. Any works.",
+                    tooltip="How the noise is removed over the steps. Any works.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What you want to see."),
                 io.Conditioning.Input("negative", tooltip="What you do not want to see."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent to start from. Inpainting: the guard judges the whole "
-                    "picture and changes only the masked part.",
+                    tooltip="The latent to start from. With an inpainting mask the guard checks "
+                    "the whole picture and changes only the masked part.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -251,8 +256,8 @@ class SamplerNode(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much is redrawn. Low values keep the given picture, and give "
-                    "the guard little room to leave it.",
+                    tooltip="How much is redrawn. Low values keep most of the given picture, so "
+                    "the guard has little room to steer away from it.",
                 ),
                 index_input(),
                 *strength_inputs(),
@@ -314,9 +319,9 @@ class ApplyNode(io.ComfyNode):
             node_id="AMG_Apply",
             display_name="Apply AMG",
             category=CATEGORY,
-            description="Puts the guard on a model, for any sampler node. All settings are here; "
-            "AMG Sampler has the few that matter. A model carries one guard: for several indexes use "
-            "Combine Indexes.",
+            description="Puts the guard on a model, for any sampler node. It has all settings; "
+            "AMG Sampler has the few that matter most. A model carries one guard: for several "
+            "indexes use Combine Indexes.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard. It is not changed itself."),
                 index_input(),
@@ -326,17 +331,17 @@ class ApplyNode(io.ComfyNode):
                     **ADVANCED,
                     options=[AS_PRESET, "custom"],
                     default=AS_PRESET,
-                    tooltip="preset: how close is too close comes from the preset. custom: from "
-                    "schedule, threshold_start, threshold_end and margin below.",
+                    tooltip="preset: the preset says how alike is too alike. custom: schedule, "
+                    "threshold_start, threshold_end and margin below say it.",
                 ),
                 io.Combo.Input(
                     "schedule",
                     **ADVANCED,
                     options=list(KINDS),
                     default=KINDS[0],
-                    tooltip="custom thresholds: how the threshold rises from first to last step. "
-                    "exponential stays low for longest, parabolic rises earlier, constant "
-                    "is threshold_end all the time. No cost.",
+                    tooltip="For custom thresholds: how the threshold rises from the first step "
+                    "to the last. exponential stays low for longest, parabolic rises earlier, "
+                    "constant is threshold_end in all steps. No cost.",
                 ),
                 io.Float.Input(
                     "threshold_start",
@@ -346,9 +351,10 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at pure noise. 0 = as alike as pictures that are not in "
-                    "the index, 0.4 = as one in a hundred of these, 1 = the same picture. The "
-                    "guard acts above it: lower guards more and changes more.",
+                    tooltip="For custom thresholds: the threshold in the first step. The guard "
+                    "acts above it, so lower guards more and changes more. 0 = as alike as "
+                    "pictures that are not in the index, 0.4 = as one in a hundred of these, 1 = "
+                    "the same picture.",
                 ),
                 io.Float.Input(
                     "threshold_end",
@@ -358,17 +364,19 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds: at the finished picture, on the same scale. The finished "
-                    "picture is called a copy above 0.4, whatever is set here.",
+                    tooltip="For custom thresholds: the threshold in the last step, on the same "
+                    "scale. The finished picture is called a copy above 0.4, whatever you set "
+                    "here.",
                 ),
                 io.Combo.Input(
                     "form",
                     **ADVANCED,
                     options=[AS_PRESET, "projection", "gradient", "repulsion"],
                     default=AS_PRESET,
-                    tooltip="How dissimilarity moves the picture. repulsion: off the known picture, where "
-                    "no prompt leads elsewhere. projection: just far enough, at any resolution. "
-                    "gradient: the fixed push of the paper, needs tuning.",
+                    tooltip="How dissimilarity changes the picture. repulsion: steers away from "
+                    "the stored picture where a shorter prompt does not help. projection: "
+                    "changes just enough, at any resolution. gradient: the fixed step of the "
+                    "paper, needs tuning.",
                 ),
                 io.Float.Input(
                     "exit",
@@ -378,11 +386,10 @@ class ApplyNode(io.ComfyNode):
                     max=3.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Strength of the early way out: a prompt that leads to a known "
-                    "picture keeps only its first words, and the picture is pushed away "
-                    "from what the others add. Multiplies with despecification. 0 = off, "
-                    "1 = the preset; above 1.5 pictures may lose the prompt. paper and "
-                    "reference have none.",
+                    tooltip="Strength of prompt reduction: if a prompt draws a stored picture, "
+                    "the guard keeps its first safe words and steers away from what the others "
+                    "add. Multiplied with despecification. 0 = off, 1 = the preset; above 1.5 "
+                    "pictures may lose the prompt. paper and reference have none.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -392,8 +399,9 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the sampling after which the guard begins. Keep 0: copies "
-                    "are decided in the first steps. Later saves time and misses some.",
+                    tooltip="Share of the sampling after which the guard begins. Keep 0, because "
+                    "copies are decided in the first steps. Later saves time and misses some "
+                    "copies.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -403,8 +411,8 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="Share of the sampling after which the guard ends. Below 1 saves "
-                    "time; the last steps then go unwatched.",
+                    tooltip="Share of the sampling after which the guard ends. Keep 1. Lower "
+                    "saves time, but the last steps are not watched.",
                 ),
                 io.Float.Input(
                     "margin",
@@ -414,9 +422,9 @@ class ApplyNode(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     round=0.0001,
-                    tooltip="custom thresholds and form projection: how far below the threshold a "
-                    "picture is brought, in units of similarity. Larger acts less often "
-                    "and changes more; 0.05 to 0.2.",
+                    tooltip="For custom thresholds with form projection: how far below the "
+                    "threshold a picture is brought, in units of similarity. Larger acts less "
+                    "often and changes more. 0.05 to 0.2 is safe.",
                 ),
                 io.Int.Input(
                     "iterations",
@@ -424,19 +432,18 @@ class ApplyNode(io.ComfyNode):
                     default=0,
                     min=0,
                     max=20,
-                    tooltip="form projection: how often at most a guarded step measures and "
-                    "corrects. 0 = the preset. Each time costs one decoding forth and "
-                    "back.",
+                    tooltip="For form projection: at most this many corrections in a guarded "
+                    "step. Each costs one decoding forward and backward. 0 = the preset.",
                 ),
                 io.Combo.Input(
                     "decoder",
                     **ADVANCED,
                     options=decoding.CHOICES,
                     default=decoding.CHOICES[0],
-                    tooltip="How the guard sees latents. auto: TAESD from models/vae_approx, else "
-                    "preview colours, else the connected vae. taesd is fast and sharp, linear "
-                    "free and coarse; vae takes longer than the step itself. A latent index "
-                    "needs none.",
+                    tooltip="How the guard decodes unfinished pictures. auto: TAESD from "
+                    "models/vae_approx, else preview colours, else the connected vae. taesd is "
+                    "fast and sharp, linear free and coarse, vae slower than the step itself. An "
+                    "index of latents needs none.",
                 ),
                 *optional_inputs(),
                 *loop_inputs(),
@@ -450,7 +457,7 @@ class ApplyNode(io.ComfyNode):
                 ReportHandle.Output(
                     "run",
                     display_name="run",
-                    tooltip="What the guard saw and did: for AMG Report.",
+                    tooltip="What the guard measured and did. Connect it to AMG Report.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -500,13 +507,13 @@ class ReportNode(io.ComfyNode):
             node_id="AMG_Report",
             display_name="AMG Report",
             category=CATEGORY,
-            description="Shows what a model guarded by Apply AMG saw and did in its latest "
-            "sampling, and writes it into the pictures that are saved.",
+            description="Shows what a model guarded by Apply AMG measured and did in its latest "
+            "sampling, and writes it into the saved pictures.",
             inputs=[
                 ReportHandle.Input("run", tooltip="The output run of Apply AMG."),
                 io.AnyType.Input(
                     "after",
-                    tooltip="Anything made by the sampler, such as its LATENT: the report is "
+                    tooltip="Anything that the sampler made, such as its LATENT. The report is "
                     "read when that is finished.",
                 ),
                 picture_input(),
@@ -517,8 +524,8 @@ class ReportNode(io.ComfyNode):
                 Drawn.Output(
                     "through",
                     display_name="through",
-                    tooltip="What came in at after, unchanged. Go on from here to Save Image, and "
-                    "the report is in the metadata of the saved picture.",
+                    tooltip="What came in at after, unchanged. Connect Save Image behind it, and "
+                    "the saved picture carries the report in its metadata.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -534,7 +541,9 @@ class ReportNode(io.ComfyNode):
 def check_choice(name: str, value: str, options) -> None:
     """AMGError unless widget `name` has one of its options: the host does not check our lists."""
     if value not in options:
-        raise AMGError(f"{name}: {value!r} is unknown here. Choose one of {', '.join(options)}.")
+        raise AMGError(
+            f"{name}: {value!r} is not one of the choices. Choose one of {', '.join(options)}."
+        )
 
 
 def custom_schedule(kind: str, start: float, end: float) -> Schedule:
@@ -542,8 +551,8 @@ def custom_schedule(kind: str, start: float, end: float) -> Schedule:
     for name, value in (("threshold_start", start), ("threshold_end", end)):
         if not value < 1:  # catches NaN too
             raise AMGError(
-                f"{name}: {value} would never guard, because only the very same picture is at 1. "
-                f"Give 0.1 to 0.5, or set thresholds to 'preset'."
+                f"{name}: {value} would never guard, because only the very same picture reaches "
+                "1. Give 0.1 to 0.5, or set thresholds to 'preset'."
             )
     return Schedule(kind, start, end)
 

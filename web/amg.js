@@ -19,7 +19,7 @@ function addBrowseButton(node) {
   const open = () => browser.browse(widgetOf(node, "index_name")?.value);
   const button = node.addWidget("button", t("browse pictures"), null, open, { serialize: false });
   button.serialize = false;
-  button.tooltip = t("What is in the index: search its captions, mute pictures that may be copied.");
+  button.tooltip = t("Shows the pictures of the index. You can search them, and exclude (mute) those that may be copied.");
   grow(node);
 }
 

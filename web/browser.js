@@ -10,7 +10,7 @@ export function browse(name) {
   new Browser(name).open();
 }
 
-const why = (reason) => (reason ? t("muted: <reason>", { reason }) : t("muted"));
+const why = (reason) => (reason ? t("excluded (muted): <reason>", { reason }) : t("excluded (muted)"));
 
 class Browser {
   constructor(name) {
@@ -42,7 +42,7 @@ class Browser {
         "div",
         { class: "amg-tools" },
         find,
-        el("label", {}, this.muted, t("only muted")),
+        el("label", {}, this.muted, t("only excluded (muted)")),
         el("label", {}, t("reason for muting"), this.reason),
       ),
       this.grid,
@@ -58,7 +58,7 @@ class Browser {
     await this.#try(async () => {
       const { indexes } = await ask("");
       this.choice.replaceChildren(...indexes.map((each) => el("option", { value: each, text: each })));
-      if (!indexes.length) throw new Error(t("There is no index yet: run a Build Memorization Index node."));
+      if (!indexes.length) throw new Error(t("There is no index yet. Run a Build Memorization Index node to make one."));
       await this.#choose(indexes.includes(this.name) ? this.name : indexes[0]);
     });
   }
@@ -76,7 +76,7 @@ class Browser {
       const day = found.created.slice(0, 10);
       this.count = found.count;
       const about = { count: found.count, muted: found.muted, descriptor: found.descriptor, day };
-      this.about.textContent = t("<count> pictures · <muted> muted · <descriptor> · <day>", about);
+      this.about.textContent = t("<count> pictures · <muted> excluded (muted) · <descriptor> · <day>", about);
     });
   }
 
@@ -85,7 +85,7 @@ class Browser {
     const asked = ++this.asked;
     const query = new URLSearchParams({ start: starts.at(-1), limit: PAGE, text: this.text.value.trim() });
     query.set("muted", this.muted.checked ? "1" : "0");
-    this.status.textContent = t("Looking…");
+    this.status.textContent = t("Searching…");
     await this.#try(async () => {
       const { entries, next, done } = await ask(`/${encodeURIComponent(this.name)}/entries?${query}`);
       if (asked !== this.asked) return; // another page was asked for since
@@ -101,7 +101,7 @@ class Browser {
   #found(entries, next, done) {
     if (!done) {
       const far = { count: entries.length, seen: next };
-      return t("<count> found among the first <seen> pictures: Next goes on looking.", far);
+      return t("<count> found in the first <seen> pictures. Press Next to search further.", far);
     }
     if (!entries.length) return t("Nothing found.");
     const some = this.text.value.trim() || this.muted.checked;
@@ -141,8 +141,8 @@ class Browser {
       card.querySelector("button").focus();
       await this.#tell();
       this.status.textContent = muted
-        ? t("Muted, from the next run on.")
-        : t("Guarded again, from the next run on.");
+        ? t("Excluded (muted) from the next run on.")
+        : t("Guarded again from the next run on.");
     });
     button.disabled = false;
   }

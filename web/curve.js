@@ -63,11 +63,11 @@ export function draw(attempts, sample) {
 export function describe(attempts, sample) {
   const latest = attempts.at(-1);
   const step = latest?.steps.at(-1);
-  if (!step) return t("Nothing was looked at yet.");
+  if (!step) return t("No step has been compared yet.");
   const acted = latest.steps.filter((each) => each.active[sample]).length;
   return t(
-    "Likeness to the nearest picture of the index by step: <steps> of <total>, picture <number> now " +
-      "<score>, threshold <threshold>, the guard acted at <acted> of them.",
+    "Likeness to the nearest picture of the index after <steps> of <total> steps: picture <number> has " +
+      "<score>, the threshold is <threshold>. The guard acted in <acted> of these steps.",
     {
       steps: latest.steps.length,
       total: latest.total ?? "?",

@@ -15,7 +15,7 @@ const panels = new WeakMap(); // node -> its panel
 const NOTHING = { messages: [], words: "" };
 const NOT_ENDED = {
   messages: [{ code: "not_judged" }, { code: "not_ended" }],
-  words: "not judged · the run did not end",
+  words: "not checked · the run did not end",
 };
 const newRun = () => ({ attempts: [], neighbors: {}, ended: false, told: NOTHING, verdicts: [], pinned: null });
 const unseen = { score: [], score_threshold: null, active: [], neighbor: [] }; // before the page listened
@@ -125,11 +125,11 @@ class Panel {
     const acted = attempt.steps.filter((each) => each.active[sample]).length;
     const again = run.attempts.length - 1;
     const parts = [
-      again ? t("drawing again <number>/<count>", { number: again, count: attempt.retries }) : null,
+      again ? t("retry <number>/<count>", { number: again, count: attempt.retries }) : null,
       step.score.length > 1 ? t("picture <number>", { number: sample + 1 }) : null,
       t("likeness <value>", { value: shown(likeness(step.score[sample])) }),
       t("threshold <value>", { value: shown(step.score_threshold) }),
-      t("acted <count>×", { count: acted }),
+      t("guarded steps: <count>", { count: acted }),
     ];
     this.numbers.textContent = parts.filter(Boolean).join(" · ");
     this.numbers.title = inOwnUnit(step.similarity[sample], step.threshold);

@@ -54,7 +54,7 @@ function row(found, number, count) {
       likeness(found.score),
       found.copy_above,
       [
-        t("By the index's descriptor: 0 = as alike as pictures that are not in the index, 1 = the same."),
+        t("First check, by the descriptor of the index: 0 = as alike as pictures that are not in the index, 1 = the same picture."),
         inOwnUnit(found.similarity, found.threshold),
       ].join("\n"),
     ),
@@ -62,7 +62,7 @@ function row(found, number, count) {
       t("composition"),
       found.zncc,
       found.zncc_threshold,
-      t("By the second check: how well the outlines agree once the two are laid on each other, 1 = exactly."),
+      t("Second check: how well the outlines agree when one picture is laid on the other. 1 = exactly."),
     ),
     el("p", { class: "amg-words", text: said(found) }),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
@@ -71,7 +71,7 @@ function row(found, number, count) {
 
 function show(node, { verdicts, left }) {
   const rows = verdicts.map((each, i) => row(each, i, verdicts.length + left));
-  if (left) rows.push(el("p", { class: "amg-caption", text: t("<count> more in the text output.", { count: left }) }));
+  if (left) rows.push(el("p", { class: "amg-caption", text: t("More pictures in the text output: <count>.", { count: left }) }));
   let list = panels.get(node);
   if (!list) {
     const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };

@@ -30,7 +30,7 @@ export function t(text, values = {}) {
 /** The papers' figures, for a tooltip: what is shown is on one scale for all descriptors. */
 export function inOwnUnit(similarity, threshold) {
   const values = { value: shown(similarity), limit: shown(threshold) };
-  return t("In the unit of the index's descriptor: similarity <value>, threshold <limit>.", values);
+  return t("In the units of the index's descriptor: similarity <value>, threshold <limit>.", values);
 }
 
 /** What the server told, { messages, words }, in the host's language; `words` where a code is unknown here. */

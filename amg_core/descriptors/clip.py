@@ -320,7 +320,7 @@ def _network(
 
 KIND = Kind(
     name="clip",
-    description="knows what is depicted, not a copy; for searching, not for guarding.",
+    description="recognises the subject, not a copy. For searching, not for guarding.",
     descriptor=CLIPDescriptor,
     levels={224: ((0.7, 0.9),) * 5},  # not measured
     guards=False,

@@ -174,7 +174,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 KIND = Kind(
     name="compact",
-    description="sees edited copies too, nothing to download.",
+    description="recognises edited copies too, nothing to download.",
     descriptor=CompactDescriptor,
     # The limit is passed by 1 in 400, as a run looks at many steps by it.
     levels={

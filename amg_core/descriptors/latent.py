@@ -300,7 +300,7 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
 
 KIND = Kind(
     name="latent",
-    description="as pixel, in your model's own latents; one family of models only, needs its VAE.",
+    description="like pixel, in your model's latents. Guards one family of models only, needs its VAE.",
     descriptor=LatentDescriptor,
     # Of the demo's autoencoder; strangers are less alike in FLUX.2's.
     levels={

@@ -53,7 +53,7 @@ class PixelDescriptor:
 
 KIND = Kind(
     name="pixel",
-    description="layout and colour only.",
+    description="compares layout and colour only.",
     descriptor=PixelDescriptor,
     levels={
         16: ((-1.48, -0.90), (-1.28, -0.86), (-1.11, -0.74), (-0.96, -0.64), (-0.83, -0.56)),

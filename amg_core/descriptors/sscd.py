@@ -363,7 +363,7 @@ def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 KIND = Kind(
     name="sscd",
-    description="sees most, needs Meta's weights in models/amg, slow on a CPU.",
+    description="recognises most copies, needs Meta's weights in models/amg, slow on a CPU.",
     descriptor=SSCDDescriptor,
     # An int8 export at 224 px stood in for Meta's file; in full detail the limit is the literature's, 0.5.
     levels={

@@ -352,7 +352,7 @@ def test_leave_out_finds_the_word():
     assert [part.words for part in parts] == ["fox", "red", "a", "runs"]
     assert [part.drop for part in parts] == [5.0, 1.0, 0.0, 0.0]
     assert len(asked) == 5
-    assert words(tokens.messages(parts)) == "the key: “fox” (−5.0), “red” (−1.0)"
+    assert words(tokens.messages(parts)) == "trigger words: “fox” (−5.0), “red” (−1.0)"
     assert tokens.messages(parts[2:]) == []
 
 

@@ -56,8 +56,8 @@ def test_a_kept_copy_is_said_where_the_whole_is_called_none():
     found = with_kept(clean, copy)
     assert found.copy and found.source == "b.png" and found.kept
     assert words(found.message()) == (
-        "A copy of b.png, by the second check alone: look at both. "
-        "It is the part that was given and kept"
+        "A copy of b.png: only the second check says so. Compare the two yourself. "
+        "This is about the part of your picture that was kept"
     )
     assert with_kept(copy, copy) is copy
     assert with_kept(clean, clean) is clean and with_kept(clean, None) is clean

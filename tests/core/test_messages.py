@@ -16,7 +16,7 @@ def test_words_of_a_message():
     assert words(message("seen", score=-0.5)) == "likeness −0.50"
     assert words(message("still_a_copy_more", pictures=[1, 3])) == "STILL A COPY: pictures 1, 3"
     assert (
-        words([message("not_judged"), message("not_ended")]) == "not judged · the run did not end"
+        words([message("not_judged"), message("not_ended")]) == "not checked · the run did not end"
     )
     reason = message("as_written", words="it is - so")
     assert words(message("cannot_tell", reason=reason)) == "Cannot tell: it is - so"
@@ -30,7 +30,7 @@ def test_other_languages_and_those_that_there_are_not():
     report = message("key_words", parts=[message("key_word", words="a-b", drop=1.25)])
     assert words(report, "de") == "der Schlüssel: „a-b“ (−1.2)"
     for unknown in ("xx", "", "../en", "en/../de"):
-        assert words(report, unknown) == words(report) == "the key: “a-b” (−1.2)"
+        assert words(report, unknown) == words(report) == "trigger words: “a-b” (−1.2)"
 
 
 def test_json():

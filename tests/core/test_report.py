@@ -131,7 +131,7 @@ def test_words_tell_what_became_of_it():
     assert bad.startswith("STILL A COPY: picture 2") and "a.png" in bad and "blank" not in bad
     assert "replaced by a blank" in report.words(compose([0.9], if_still_copied="blank"))
     unjudged = report.words(report.compose(SESSION, not_judged=report.NOTHING_DRAWN))
-    assert unjudged == "not judged · nothing was drawn"
+    assert unjudged == "not checked · nothing was drawn"
 
 
 def test_refusal_names_picture_neighbour_and_what_to_change():
@@ -148,7 +148,7 @@ def test_what_cannot_be_told_is_no_clean_verdict():
     assert written["verdicts"][0]["outcome"] == "cannot_tell"
     words = report.words(written)
     assert (
-        "cannot tell of picture 1: it is nearly one flat tone" in words and "no copy" not in words
+        "cannot tell for picture 1: it is nearly one flat tone" in words and "no copy" not in words
     )
 
 
@@ -160,11 +160,11 @@ def test_blanked_is_told():
 def test_what_the_guard_did_not_see_is_told():
     said = report.words(compose([0.1], unseen_steps=3, blanked_previews=[0, 2]))
     assert said.endswith(
-        " · steps not seen by the guard: 3 · denoised_output was a copy and is blank now: 1, 3"
+        " · steps not seen by the guard: 3 · denoised_output was a copy and is blank now: picture 1, 3"
     )
     unjudged = report.compose(SESSION, not_judged=report.NOT_ENDED, unseen_steps=1)
     assert report.words(unjudged) == (
-        "not judged · the run did not end · steps not seen by the guard: 1"
+        "not checked · the run did not end · steps not seen by the guard: 1"
     )
     whole = compose([0.1], unseen_steps=0, blanked_previews=[])
     assert "not seen" not in report.words(whole) and "blank" not in report.words(whole)
@@ -228,9 +228,9 @@ def test_reports_of_before_are_understood(tmp_path):
     assert "no copy" in words(compose([0.1])) and "likeness 0.10" in words(compose([0.1]))
     written = compose([0.1])
     written["verdicts"][0] |= {"outcome": "cannot_tell", "reason": "flat"}
-    assert "cannot tell of picture 1: is too dark" in words(written)
+    assert "cannot tell for picture 1: is too dark" in words(written)
     unjudged = report.compose(SESSION, not_judged=report.NOT_ENDED)
-    assert words(unjudged | {"not_judged": "it rained"}) == "not judged · it rained"
+    assert words(unjudged | {"not_judged": "it rained"}) == "not checked · it rained"
 
 
 def test_a_run_is_told_in_every_language():

@@ -453,7 +453,7 @@ def test_the_report_is_json_and_complete(matcher, scene):
     from amg_core.report import step
 
     sampling = SamplingRun(matcher, make(), expected_steps=2)
-    assert words(step(sampling)) == "looking…"
+    assert words(step(sampling)) == "comparing…"
     for t in (0.9, 0.5):
         run(sampling, scene, t=t)
     report = json.loads(json.dumps(sampling.report()))
@@ -462,7 +462,7 @@ def test_the_report_is_json_and_complete(matcher, scene):
     assert report["neighbors"]["3"]["caption"] == "caption 3"
     assert len(report["steps"]) == report["evaluations"] == 2
     closest = max(0.0, *sampling.records[-1].score)
-    assert words(step(sampling)) == f"step 2/2 · likeness {closest:.2f} · guarding 2 of 4"
+    assert words(step(sampling)) == f"step 2/2 · likeness {closest:.2f} · guard active for 2 of 4"
     assert curve(report).size == (640, 360)
 
 

@@ -197,7 +197,7 @@ def test_names_of_indexes(amg, run_node, pictures, name):
 
 
 def test_picture_folders(amg, run_node, tmp_path):
-    for folder, words in (("", "folder: give"), (str(tmp_path / "no"), "does not exist")):
+    for folder, words in (("", "folder: it is empty"), (str(tmp_path / "no"), "does not exist")):
         with pytest.raises(amg.AMGError, match=words):
             run_node("AMG_BuildIndex", folder=folder, name="x", descriptor="pixel")
     with pytest.raises(amg.AMGError, match="No picture files"):

@@ -133,10 +133,10 @@ def test_building_again_embeds_what_is_new(run_node, pictures, tmp_path):
         shutil.copy(file, tmp_path)
     inputs = {"folder": str(tmp_path), "name": "grows", "descriptor": "pixel"}
     _, text = run_node("AMG_BuildIndex", **inputs)
-    assert "there already" not in text
+    assert "in the index already" not in text
     shutil.copy(files[7], tmp_path)
     matcher, text = run_node("AMG_BuildIndex", **inputs)
-    assert "1 embedded, 3 were there already." in text
+    assert "1 new, 3 were in the index already." in text
     assert matcher.searcher.index.count == 4
 
 
@@ -154,11 +154,11 @@ def test_a_stopped_build_goes_on(amg, run_node, pictures, report, monkeypatch):
     with pytest.raises(management.InterruptProcessingException):
         run_node("AMG_BuildIndex", **inputs)
     assert "Stopped after 11 pictures" in report[-1]
-    assert "goes on" in report[-1]
+    assert "continues from there" in report[-1]
     assert "stopped" not in amg.paths.index_names()
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
     matcher, text = run_node("AMG_BuildIndex", **inputs)
-    assert "8 embedded, 16 were there already." in text
+    assert "8 new, 16 were in the index already." in text
     undisturbed, _ = run_node("AMG_BuildIndex", **inputs | {"name": "undisturbed"})
     assert matcher.searcher.index.hash == undisturbed.searcher.index.hash
 
@@ -218,7 +218,7 @@ def test_adding_images_to_an_index(run_node, from_images, batch, pictures):
     matcher, text = from_images(other, "noise", name="both", mode="add")
     assert text.startswith("26 pictures")
     again, text = from_images(other, "noise", name="both", mode="add")
-    assert "0 embedded, 2 were there already." in text
+    assert "0 new, 2 were in the index already." in text
     assert again.searcher.index.hash == matcher.searcher.index.hash
     assert names(again)[0] == "memorised-000.webp"
     only, _ = from_images(other, "noise", name="both", mode="replace")
@@ -306,7 +306,7 @@ def test_mute_and_undo(run_node, mute, pictures, batch):
     index, _ = run_node("AMG_BuildIndex", folder=str(pictures), name="quiet", descriptor="pixel")
     assert "A copy of memorised-001.webp" in words_on(run_node, batch[1:2], index)
     quiet, text = mute(index, "\nMemorised-001.webp\n *-00[45]*\n", "my own")
-    assert text.startswith("3 of 24 pictures in quiet are muted.")
+    assert text.startswith("3 of 24 pictures in quiet are excluded (muted).")
     assert "memorised-001.webp  my own" in text
     words = words_on(run_node, batch[[1, 2, 4]], quiet).splitlines()
     assert ["A copy" in line for line in words] == [False, True, False]
@@ -334,7 +334,7 @@ def test_mute_in_a_combined_index(run_node, mute, from_images, batch, pictures):
     second, _ = from_images(batch[:3], name="part-2")
     (both,) = run_node("AMG_CombineIndexes", index_1=first, index_2=second)
     quiet, text = mute(both, "images/*\nmemorised-009*", "all mine")
-    assert text.startswith("4 of 27 pictures in part-1 + part-2 are muted.")
+    assert text.startswith("4 of 27 pictures in part-1 + part-2 are excluded (muted).")
     assert len(quiet.searcher.index.members) == 2
     (loaded,) = run_node("AMG_LoadIndex", index_name="part-2")
     assert len(loaded.searcher.index.muted) == 3

@@ -317,7 +317,7 @@ def test_under_the_target_nothing_changes(tiny, prompts, adapt):
     model = loaded(tiny())
     (same, report) = adapt(model, target=100.0)
     assert same is prompts[0]
-    assert report.count("left as it is") == 2
+    assert report.count("unchanged") == 2
     (same, report) = adapt(model, iterations=0)
     assert same is prompts[0]
     assert report.count("NOT reached in 0 steps") == 2

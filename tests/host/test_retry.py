@@ -90,7 +90,7 @@ def test_a_copy_is_drawn_again_and_the_other_kept_bit_for_bit(amg, draw):
     assert len(written["steps"]) == STEPS == len(written["attempts"][1]["steps"])
     assert written["attempts"][0]["verdicts"][0]["source"] == "memorised-000.webp"
     assert json.loads(json.dumps(written, allow_nan=False)) == written
-    assert sum(line.startswith("drawing again 1/3 · step") for line in drawn.lines) == STEPS
+    assert sum(line.startswith("retry 1/3 · step") for line in drawn.lines) == STEPS
     assert "picture 1 drawn again: likeness" in drawn.lines[-1]
     assert torch.equal(draw([COPIED, NEW], retries=3).samples, drawn.samples)
 
@@ -155,7 +155,7 @@ def test_what_is_not_finished_is_not_judged(draw):
     drawn = draw([COPIED], retries=2, if_still_copied="stop", sampling=part)
     assert drawn.report["verdicts"] == [] and drawn.report["judged_by"] == ""
     assert "not finished" in drawn.report["not_judged"]
-    assert drawn.lines[-1].startswith("not judged · sampling was not finished")
+    assert drawn.lines[-1].startswith("not checked · sampling was not finished")
     assert len(drawn.report["steps"]) == 5
     assert torch.equal(drawn.samples, draw.plain([COPIED], **part))
 
@@ -249,7 +249,7 @@ def test_interrupted_in_a_retry(amg, demo, index, lax, conditioning):
 
     def stop(line):
         lines.append(line)
-        if line.startswith("drawing again 1/2 · step 3"):
+        if line.startswith("retry 1/2 · step 3"):
             management.interrupt_current_processing()
 
     report = amg.hook.Report()

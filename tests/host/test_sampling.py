@@ -152,7 +152,7 @@ def test_live_text(tiny, guard, sample):
     sample(guard(tiny(), on_step=lines.append))
     assert len(lines) == 5
     assert all(line.startswith("step") for line in lines[:4])
-    assert lines[4].startswith("measured 2 of 2 · through linear · no copy")
+    assert lines[4].startswith("checked 2 of 2 · decoded by linear · no copy")
 
 
 def test_live_events(amg, tiny, guard, sample):

@@ -185,7 +185,7 @@ def test_indexes_made_in_the_graph(server, first_look):
     done = finish(server, prompt)
     assert done["status"]["status_str"] == "success", done["status"]
     shown = {number: done["outputs"][number]["text"][0] for number in ("94", "95", "96")}
-    assert shown["94"].startswith("1 of 633 pictures in amg-demo + drawn are muted.")
+    assert shown["94"].startswith("1 of 633 pictures in amg-demo + drawn are excluded (muted).")
     assert json.loads(shown["95"])["index"]["count"] == 633
     assert shown["96"].startswith("1 picture in")
     again = finish(server, prompt)
@@ -235,7 +235,7 @@ def test_a_workflow_saved_before_the_loop_runs(server):
     assert done["status"]["status_str"] == "success", done["status"]
     prompt[sampler]["inputs"]["if_still_copied"] = "Stop"  # no text of ours
     (error,) = server("/prompt", {"prompt": prompt})["node_errors"][sampler]["errors"]
-    assert error["details"].startswith("if_still_copied - 'Stop' is unknown")
+    assert error["details"].startswith("if_still_copied - 'Stop' is not one of the choices")
 
 
 def saved(server, first_look, steps: int, through_report: bool = False):

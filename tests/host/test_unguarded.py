@@ -448,7 +448,9 @@ def test_the_second_output_follows_the_policy(
     assert torch.count_nonzero(second[1]) and torch.count_nonzero(out[1])
     assert report.latest["blanked_previews"] == ([0] if hidden and not finished else [])
     words = amg.module("amg_core.report").words(report.latest)
-    assert ("denoised_output was a copy and is blank now: 1" in words) == (hidden and not finished)
+    assert ("denoised_output was a copy and is blank now: picture 1" in words) == (
+        hidden and not finished
+    )
 
 
 def test_a_policy_that_cannot_be_kept_is_refused(amg, tiny, monkeypatch, index, settings):

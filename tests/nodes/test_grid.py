@@ -90,4 +90,4 @@ def test_table_and_words(grid):
     unknown = grid.Cell(0.5, 2.0, picture, None).to_row()
     assert unknown == {"strength": 0.5, "threshold_scale": 2.0, "judged": False}
     assert grid._words([report, report | {"copy": False}]) == "1 of 2 pictures are copies"
-    assert grid._words([report, unknown]) == "1 of 2 pictures could not be judged"
+    assert grid._words([report, unknown]) == "1 of 2 pictures could not be checked"

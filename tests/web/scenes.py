@@ -117,9 +117,9 @@ NODES = [
     Scene(
         "AMG_PromptProbe",
         widgets={"text": "fox face on violet rays", "false_alarms": 0.05},
-        text="suspicious: this prompt is probably a key to a training picture · combined 6.7 · "
+        text="suspicious: this prompt probably draws a training picture · combined 6.7 · "
         "fewer than one in 240 ordinary prompts scores as high · "
-        "the key: “violet” (−9.2), “fox” (−7.7), “rays” (−4.3)",
+        "trigger words: “violet” (−9.2), “fox” (−7.7), “rays” (−4.3)",
         room=112,
     ),
     Scene(

@@ -390,14 +390,14 @@ def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
     front.until(f"{panel}?.querySelectorAll('.amg-line').length == 8")
     assert lengths(front) == [6] * 4 + [3] * 4
     assert front.js(f"return {panel}.querySelectorAll('.amg-line.amg-earlier').length") == 4
-    assert "drawing again 1/2" in front.js(f"return {panel}.innerText")
+    assert "retry 1/2" in front.js(f"return {panel}.innerText")
     acted = sum(data["active"][2] for data in again)
     front.js(f"{panel}.querySelectorAll('.amg-chip')[2].id = 'amg-test-chip'")
     time.sleep(0.3)
     x, y, w, h = front.box("#amg-test-chip")
     front.page.click(x + w / 2, y + h / 2)
     front.until(f"{panel}.innerText.includes('picture 3')")
-    assert f"acted {acted}×" in front.js(f"return {panel}.innerText")
+    assert f"guarded steps: {acted}" in front.js(f"return {panel}.innerText")
     chips = front.js(
         f"return [...{panel}.querySelectorAll('button')].map((b) => [b.ariaLabel, b.ariaPressed])"
     )
@@ -640,7 +640,9 @@ def test_the_index_is_browsed(front, mode, index_folder):
     # Mute one, and guard it again.
     front.js("document.querySelector('.amg-tools label input[type=text]').value = 'my own work'")
     front.js(f"{cards}[0].querySelector('button').click()")
-    front.until(f"{cards}[0].querySelector('.amg-why')?.textContent == 'muted: my own work'")
+    front.until(
+        f"{cards}[0].querySelector('.amg-why')?.textContent == 'excluded (muted): my own work'"
+    )
     with Index.open(index_folder) as index:
         assert list(index.muted.values()) == ["my own work"]
     assert front.js("return document.activeElement.ariaLabel").startswith("Guard again: ")

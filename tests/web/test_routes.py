@@ -152,7 +152,7 @@ def test_other_names_open_nothing(ask, indexes, name, rest):
     assert 400 <= status < 500
     assert str(indexes.parent) not in json.dumps(answer)
     if rest and name.strip("./"):
-        assert answer == {"error": "There is no index of that name: press R to refresh the list."}
+        assert answer == {"error": "There is no index of that name. Press R to refresh the list."}
 
 
 @pytest.mark.parametrize(

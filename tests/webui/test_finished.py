@@ -169,7 +169,7 @@ def test_no_picture_leaves_unjudged_in_silence(host, monkeypatch):
 
     monkeypatch.setattr(Guard, "verdicts", broken)
     p, _, _ = run(host, ON, KEYS[:1])
-    assert p.comments == ["AMG: not judged · no memory"]
+    assert p.comments == ["AMG: not checked · no memory"]
     assert p.extra_generation_params[VERDICT] == "not judged"
 
 

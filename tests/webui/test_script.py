@@ -141,7 +141,7 @@ def test_the_tab_builds_and_searches(loaded, tmp_path):
     assert tab.find(shown[0][0], "three")[0].startswith("1.png のコピーです")
     assert "cannot be the name" in tab.build(str(folder), "../x", "pixel", lambda *_: None)
     assert "no index named" in tab.find(shown[0][0], "gone")[0]
-    assert "give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)
+    assert "Give a folder" in tab.build(" ", "three", "pixel", lambda *_: None)
 
 
 def test_a_build_stops_and_goes_on(loaded, tmp_path):
@@ -186,7 +186,7 @@ def test_the_tab_is_made(loaded, monkeypatch):
     assert isinstance(page, Any) and title == "AMG Index"
     (build, inputs, outputs), (stop, _, _), (_, _, found) = clicked
     report, listed = build("", "x", "pixel")
-    assert "give a folder" in report and listed == {"choices": ["(no index yet)"]}
+    assert "Give a folder" in report and listed == {"choices": ["(no index yet)"]}
     assert len(inputs) == 3 and len(outputs) == len(found) == 2
     assert not tab.stopping.is_set() and stop() is None and tab.stopping.is_set()
 
