@@ -1,4 +1,4 @@
-"""A minimal sampler, Euler over a model's own noise levels with guidance, and the closed loop around it."""
+"""A minimal sampler, Euler over a model's own noise levels with guidance, and retries around it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def closed_loop(
     retries: int,
     steps: int,
 ) -> Outcome:
-    """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
+    """Draw a batch by `draw(seeds, guide)`, and copies again, in the last retry from other noise."""
     sessions: list[SamplingRun] = []
 
     def once(settings: Settings, suspects: Tensor) -> Drawn:
