@@ -1,3 +1,6 @@
-"""Anti-Memorization Guidance: the host-neutral core (torch and numpy only). See ``guidance.py``."""
+"""Anti-Memorization Guidance: the core. It imports no host, only torch, numpy, safetensors and Pillow.
+
+docs/architecture.md has the map.
+"""
 
 __version__ = "0.1.0"

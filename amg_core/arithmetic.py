@@ -1,4 +1,4 @@
-"""Tensors as we want them, whatever the host has switched on around us."""
+"""Ordinary float arithmetic, whatever the host has switched on (inference mode, autocast, gradients)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def plain_arithmetic(device: torch.device | str) -> Iterator[None]:
-    """Ordinary tensors (no inference tensors), no graph, no autocast."""
+    """A context without inference mode, gradient graph or autocast on `device`."""
     kind = torch.device(device).type
     known = getattr(torch.amp, "is_autocast_available", lambda kind: kind in ("cpu", "cuda"))
     autocast = torch.autocast(kind, enabled=False) if known(kind) else nullcontext()

@@ -1,12 +1,12 @@
-"""Latent -> picture, differentiable and our own.
+"""Decoders from latents to pictures: differentiable, and owned by this package.
 
-The guidance follows gradients through a decoder, so the decoder must not be the host's (its weights
-are inference tensors, moved and evicted at will). Each decoder here maps a *model-space* latent
-(B, C, H, W), the space of D, to a picture (B, 3, h, w) about [0, 1], not clamped: a clamp would
-cut the gradient where the picture saturates.
+The guidance takes gradients through a decoder, so it cannot use the host's: those weights are
+inference tensors, and the host moves and unloads them at any time. Each decoder here maps a
+*model-space* latent (B, C, H, W), the space of D, to a picture (B, 3, h, w) of about [0, 1]. The
+picture is not clamped, because a clamp would cut the gradient where the picture saturates.
 
-A latent is never averaged to save work: what a network makes of an averaged latent is not the average
-of what it makes of the latent. To save work, the last enlargements are left out of the network.
+A latent is never averaged to save work, because decoding an averaged latent does not give the
+averaged picture. To save work, the last upsampling layers are left out of the network.
 
 References
 ----------
@@ -27,23 +27,33 @@ from .descriptors.tensors import read_tensors
 from .errors import AMGError
 from .files import brief
 
-MOST = 2  # enlargements that are left out at most: without three, edges come out visibly weak
-LEAST = 128  # pixels of the shorter side that a reduced decode makes at least, for the same reason
+MOST = 2  # upsampling layers left out at most: without three of them, edges are visibly weak
+LEAST = 128  # smallest shorter side of a reduced decode, in pixels, for the same reason
 
 
 class Decoder(Protocol):
-    """name : str; channels : int, C; factor : int, pixels of the picture a side of a latent cell."""
+    """A differentiable map from latents to pictures.
+
+    Attributes
+    ----------
+    name : str
+    channels : int
+        C, the channels of the latents.
+    factor : int
+        Pixels of the picture for each latent cell, along one side.
+    """
 
     name: str
     channels: int
     factor: int
 
     def __call__(self, latent: Tensor, at_least: int | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, 3, h, w) in about [0, 1], the whole of the latent. Differentiable.
+        """Decode a whole latent: (B, C, H, W) -> (B, 3, h, w) in about [0, 1]. Differentiable.
 
-        h, w = factor·H, factor·W unless `at_least` is given: pixels of the shorter side that will do.
-        Then the picture may be smaller by 2 or 4, not below `at_least`, as if area-averaged to
-        that size; a decoder that cannot save work by it makes the full picture.
+        h, w = factor·H, factor·W. `at_least` is the shorter side, in pixels, that is enough for the
+        caller. With it the picture may be smaller by a factor of 2 or 4, but not below `at_least`, as
+        if it had been area-averaged to that size. A decoder that saves no work by this makes the full
+        picture.
         """
         ...
 
@@ -51,10 +61,10 @@ class Decoder(Protocol):
 
 
 class LinearDecoder:
-    """The last resort: one RGB colour per latent position, from the host's preview factors.
+    """One RGB colour for each latent cell, from the host's preview factors. The last resort.
 
-    Coarse (a 512 px picture becomes 64 px), but right in layout and roughly in colour, which is what
-    the `pixel` descriptor compares. factors (C, 3) and bias (3,) map to about [−1, 1].
+    It is coarse (a 512 px picture becomes 64 px). The layout is right and the colour roughly, which
+    is enough for the `pixel` descriptor. `factors` (C, 3) and `bias` (3,) map to about [−1, 1].
     """
 
     name, factor = "linear", 1
@@ -67,7 +77,7 @@ class LinearDecoder:
         self.channels = self.factors.shape[0]
 
     def __call__(self, latent: Tensor, at_least: int | None = None) -> Tensor:
-        """See `Decoder`: one pixel a cell, whatever `at_least` is."""
+        """See `Decoder`. Makes one pixel for each cell and ignores `at_least`."""
         rgb = torch.einsum("bchw,cr->brhw", latent.float(), self.factors)
         return (rgb + self.bias[:, None, None] + 1) / 2
 
@@ -78,10 +88,10 @@ class LinearDecoder:
 
 
 class ModuleDecoder:
-    """An owned network: `network` maps `enter(latent)` to pictures, `leave` maps those to [0, 1].
+    """An owned copy of a decoder: ``leave(network(enter(latent)))`` is the picture, in about [0, 1].
 
-    The module is deep-copied outside inference mode with its parameters re-wrapped as normal
-    tensors, frozen and in float32, so autograd works under a host's ``torch.inference_mode``.
+    The module is deep-copied outside inference mode, and its parameters become ordinary frozen
+    float32 tensors. So autograd works under a host's ``torch.inference_mode``.
     """
 
     def __init__(
@@ -98,7 +108,7 @@ class ModuleDecoder:
         self.network = own(network)
 
     def __call__(self, latent: Tensor, at_least: int | None = None) -> Tensor:
-        """See `Decoder`: the full picture, whatever `at_least` is."""
+        """See `Decoder`. Makes the full picture and ignores `at_least`."""
         return self.leave(self.network(self.enter(latent.float())))
 
     def to(self, device: torch.device | str) -> ModuleDecoder:
@@ -122,13 +132,16 @@ def own(module: nn.Module) -> nn.Module:
 
 
 class TAESD(ModuleDecoder):
-    """A TAESD decoder of the taesd family: it can make the picture smaller for a fraction of the work.
+    """A decoder of the TAESD family. It can make a smaller picture for a fraction of the work.
 
     channels : int, optional
-        Of the latents. Four times the network's for a model whose cells are 2 x 2 of the network's
-        (FLUX.2 in ComfyUI): they are unpacked.
+        Channels of the latents: those of the network, or four times as many for a model that packs
+        2 x 2 cells of the network into one (FLUX.2 in ComfyUI). Packed cells are unpacked.
 
-    Raises ValueError for another number of channels than these two.
+    Raises
+    ------
+    ValueError
+        `channels` is neither of the two.
     """
 
     def __init__(self, name: str, network: TAESDDecoder, channels: int | None = None):
@@ -164,7 +177,7 @@ class TAESD(ModuleDecoder):
 
 
 def halvings(side: int, at_least: int) -> int:
-    """How often a picture of shorter side `side` can be halved, no smaller than `at_least` and LEAST."""
+    """How often the shorter side `side` can be halved and stay at least `at_least` and LEAST."""
     return max((n for n in range(1, MOST + 1) if side / 2**n >= max(at_least, LEAST)), default=0)
 
 
@@ -172,7 +185,7 @@ class TAESDDecoder(nn.Sequential):
     """The decoder of TAESD [1]_, 1.2 M parameters: (B, C, H, W) -> (B, 3, 8H, 8W).
 
     normed : bool
-        Whether the blocks of the coarsest stage have the normalised branch of TAEF2 (FLUX.2).
+        Whether the blocks of the coarsest stage have the normalised branch that TAEF2 (FLUX.2) adds.
     """
 
     def __init__(self, channels: int = 4, normed: bool = False):
@@ -193,10 +206,10 @@ class _Squash(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions and a skip, of TAESD's encoders and decoders: (B, 64, H, W) -> the same shape.
+    """The residual block of TAESD, three convolutions and a skip: (B, 64, H, W) -> the same shape.
 
     normed : bool
-        With a branch of 1 x 1 convolutions around a group normalisation before them.
+        Whether a branch of 1 x 1 convolutions around a group normalisation comes before them.
     """
 
     def __init__(self, normed: bool = False):
@@ -219,7 +232,7 @@ def _pool() -> nn.Sequential:
 
 
 def blocks(count: int, normed: bool = False) -> list[nn.Module]:
-    """A stage of TAESD."""
+    """One stage of TAESD: `count` blocks."""
     return [Block(normed) for _ in range(count)]
 
 
@@ -227,12 +240,12 @@ def blocks(count: int, normed: bool = False) -> list[nn.Module]:
 
 
 def reduced(network: nn.Module, times: int) -> nn.Sequential:
-    """`network` without its last `times` enlargements: its picture is smaller by 2**times a side.
+    """`network` without its last `times` upsampling layers. The picture is 2**times smaller a side.
 
-    What comes behind them sees features that are constant in each block of pixels they would have
-    become. Convolutions are replaced by their mean over such blocks: exact for one convolution right
-    behind an enlargement, near for several with rectifiers between them. The layers before
-    are shared with `network`.
+    With upsampling, the layers after it would get features that are constant in each block of pixels.
+    Each convolution there is replaced by its mean over such a block. This is exact for one convolution
+    directly after an upsampling layer, and approximate for several with rectifiers between them. The
+    layers before are shared with `network`.
     """
     enlargements = [
         i for i, layer in enumerate(network.children()) if isinstance(layer, nn.Upsample)
@@ -255,10 +268,11 @@ def _for_blocks(layer: nn.Module, block: int) -> nn.Module:
 
 
 def block_mean(kernel: Tensor, block: int) -> Tensor:
-    """Kernels (O, I, 3, 3) for blocks -> (O, I, 3, 3): convolve, then enlarge, not the other way round.
+    """The kernel whose result before upsampling is the block mean of `kernel` after it.
 
-    On features that were enlarged by repetition, `block` a side, the convolution with `kernel`
-    (padding 1) has this mean over each block.
+    If features are upsampled by repetition, `block` times a side, and convolved with `kernel`
+    (O, I, 3, 3) at padding 1, the mean of each block equals the convolution of the small features with
+    the returned kernel (O, I, 3, 3).
     """
     for axis in (2, 3):
         before, middle, behind = kernel.unbind(axis)
@@ -271,15 +285,18 @@ def block_mean(kernel: Tensor, block: int) -> Tensor:
 
 
 def load_taesd(path: Path, channels: int | None = None) -> TAESD:
-    """TAESD or TAEF2 from a `*_decoder` file (.safetensors, or .pth read without unpickling code).
+    """Load TAESD or TAEF2 from a `*_decoder` file (.safetensors, or .pth, of which no code is run).
 
+    Parameters
+    ----------
+    path : Path
     channels : int, optional
-        Of the model's latents, see `TAESD`.
+        Channels of the model's latents, see `TAESD`.
 
     Raises
     ------
     AMGError
-        Where the file is not a TAESD decoder of this shape; names the file.
+        The file is not a TAESD decoder of this shape. The message names the file.
     """
     try:
         state = read_tensors(path)

@@ -1,5 +1,5 @@
-"""The one exception a user is meant to read."""
+"""The exception whose message is shown to users."""
 
 
 class AMGError(RuntimeError):
-    """Something the user can mend. The message names the file or widget and the next step."""
+    """An error that the user can fix. The message names the file or widget and the next step."""

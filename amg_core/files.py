@@ -1,4 +1,4 @@
-"""Files that somebody else may have put there: a pipe is never waited for, a long file not read."""
+"""Safe reading of files from unknown sources, without waiting for a pipe or reading too long a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import AMGError
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file, open for reading. OSError where there is none, or a folder, pipe or device instead."""
+    """Open a file for reading. OSError if it is missing, or if it is a folder, pipe or device."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     handle = os.open(path, flags)
     mode = os.fstat(handle).st_mode
@@ -24,13 +24,13 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def there(path: str | os.PathLike[str]) -> bool:
-    """Whether anything is at `path`. AMGError where the system does not let this user look."""
+    """Whether `path` exists. AMGError if this user may not read its folder."""
     try:
         os.stat(path)
     except PermissionError as error:
         raise AMGError(
-            f"{path} is in a folder that you may not look into ({error.strerror}): ask whoever owns "
-            f"it for the right to read it, or give one that you may read."
+            f"{path} is in a folder that you may not read ({error.strerror}): ask its owner for the "
+            f"right to read it, or give a folder that you may read."
         ) from error
     except (OSError, ValueError):
         return False
@@ -38,22 +38,22 @@ def there(path: str | os.PathLike[str]) -> bool:
 
 
 def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:
-    """All of a file of at most `most` bytes, in the memory that these take.
+    """Read a whole file of at most `most` bytes, with no more memory than its size.
 
-    OSError for a longer one, for one that grows meanwhile, and as `open_regular`.
+    OSError if it is longer or grows while it is read, and as for `open_regular`.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
             raise OSError(errno.EFBIG, f"file larger than {limit}", str(path))
-        data = file.read(size + 1)  # Python takes the memory for all that is asked for
+        data = file.read(size + 1)  # Python allocates as many bytes as are requested
     if len(data) > size:
-        raise OSError(errno.EBUSY, "file is being written: wait until that has ended", str(path))
+        raise OSError(errno.EBUSY, "file is being written: wait until it is complete", str(path))
     return data
 
 
 def brief(found: object, most: int = 200) -> str:
-    """An error, or what was found in a file, as one line of a message: it may be as long as the file."""
+    """An error, or a value from a file, as one line of at most `most` characters for a message."""
     words = " ".join(str(found)[: 4 * most].split()) or type(found).__name__
     return words if len(words) <= most else words[: most - 1] + "…"

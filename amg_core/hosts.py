@@ -1,18 +1,18 @@
-"""What a host has to do to be guarded, and what hosts share.
+"""What a host has to do to use the guard, and code that hosts share.
 
 A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`amg_webui`), the demo
-(`amg_demo`). For one generation it needs, in this order:
+(`amg_demo`). For one generation it does the following, in this order:
 
-1. a `SamplingRun` for each drawing, on a `Matcher` that decodes as the host does (`Matcher.through`) and
-   is where the model is while it samples (`Matcher.to`, `Matcher.rest`);
-2. at every model evaluation one call of `SamplingRun.step`, with the predictions as x̂0, the noise level in
-   the units of `noise_level`, and, where the host can, `Texts`: predictions for other words;
-3. what leaves `step` handed on in place of the prediction, to the bit where it is the same tensor;
-4. the finished pictures judged (`verdict`), and drawn again while they are copies: `retry.until_no_copy`
-   asks the host's `Generation` for both;
-5. `report.compose` of what was seen.
+1. It makes a `SamplingRun` for each drawing, on a `Matcher` with a decoder for the model's latents
+   (`Matcher.through`) that is on the model's device during sampling (`Matcher.to`, `Matcher.rest`).
+2. At every model evaluation it calls `SamplingRun.step` with the predictions as x̂0, the noise level in
+   the units of `noise_level`, and, if it can, predictions for other words (`Texts`).
+3. It uses the result of `step` in place of the prediction. If that is the same tensor, nothing may change.
+4. It has the finished pictures checked (`verdict`), and copies drawn again: `retry.until_no_copy`
+   asks its `Generation` for both.
+5. It calls `report.compose`.
 
-docs/architecture.md shows the way through it.
+docs/architecture.md follows one evaluation through these calls.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 
 
 class Texts(Protocol):
-    """What the model predicts for other words than the prompt's, at one evaluation of B samples.
+    """The model's predictions for other words than the prompt's, at one evaluation of B samples.
 
-    Each call is one more evaluation of the model for the whole batch.
+    Each call of `reduced` or `neighbor` costs at least one more evaluation of the model for the batch.
     """
 
     @property
     def words(self) -> int:
-        """How many tokens the prompt has, padding included; 0 where it is no sequence of them."""
+        """The number of tokens of the prompt with padding. 0 if it is no sequence of tokens."""
         ...
 
     def reduced(self, kept: Tensor) -> Tensor:
-        """Words kept (B,) int64 in [0, words] -> D_s (B, C, H, W)."""
+        """Number of words kept, (B,) int64 in [0, words] -> D_s (B, C, H, W)."""
         ...
 
     def neighbor(self, captions: list[str]) -> Tensor:
@@ -83,13 +83,15 @@ class Generation(Protocol):
 
 
 def noise_level(sigma: Tensor, table: Tensor | None) -> tuple[Tensor, float]:
-    """The host's σ (B,) as k-diffusion σ (B,), and diffusion time t in [0, 1], 1 = pure noise.
+    """Convert the host's σ (B,) to k-diffusion σ (B,) and diffusion time t in [0, 1], 1 = pure noise.
 
     Parameters
     ----------
+    sigma : Tensor (B,)
     table : Tensor (T,), ascending, or None
-        σ of every training step: σ stays, t is its place among them: timestep/999 for discrete models,
-        the share of the log-σ range for continuous ones. None for flow models: σ/(1 − σ), and t = σ.
+        σ of every training step. Then σ stays as it is, and t is its place in the table: timestep/999
+        for discrete models, the share of the log-σ range for continuous ones. None for flow models,
+        with σ/(1 − σ) and t = σ.
     """
     if table is None:
         part = sigma.float().clamp(0, 1)
@@ -103,11 +105,11 @@ def noise_level(sigma: Tensor, table: Tensor | None) -> tuple[Tensor, float]:
 def of_one_shape(
     captions: list[str], shape: Callable[[str], Hashable]
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """Captions of the B samples, in groups that can be evaluated together.
+    """Group the captions of the B samples by the shape of their conditioning.
 
-    Padding a conditioning would change what it means, so captions of different shapes are evaluated
-    apart. Yields the samples that a group is for, and a caption of that shape for every sample; samples
-    without a caption are in no group.
+    Padding a conditioning would change its meaning, so captions of different shapes are evaluated
+    separately. Yields for each group its samples, and B captions of that shape, one for every sample of
+    the batch. Samples without a caption are in no group.
     """
     groups: dict[Hashable, list[int]] = {}
     for row, caption in enumerate(captions):
@@ -118,9 +120,10 @@ def of_one_shape(
 
 
 def composited(mask: Tensor | None, known: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Inpainting: a prediction -> the picture it stands for, itself where `mask` is 1.
+    """For inpainting: a function from a prediction to the whole latent, with the given part put in.
 
-    known : the given latent times 1 − mask. Without a mask, the very same tensor.
+    Where `mask` is 1 the prediction stays. `known` is the given latent times 1 − mask. Without a mask,
+    the function returns the same tensor.
     """
     if mask is None or known is None:
         return lambda prediction: prediction

@@ -21,9 +21,9 @@ class Pictured(Protocol):
 
 
 def low_pass(pictures: Tensor, side: int) -> Tensor:
-    """Shrink to (B, 3, side, side) by area averaging: what is left when finer detail is undecided.
+    """Reduce to (B, 3, side, side) by area averaging, which removes detail that noise still hides.
 
-    Differentiable; the aspect ratio is not kept (a copy stretched to another format is a copy).
+    Differentiable. The aspect ratio is not kept, because a copy stretched to another format is a copy.
     A picture smaller than `side` is enlarged bilinearly.
     """
     if min(pictures.shape[-2:]) < side:
@@ -32,7 +32,7 @@ def low_pass(pictures: Tensor, side: int) -> Tensor:
 
 
 def resize(pictures: Tensor, side: int) -> Tensor:
-    """Antialiased bilinear resize to (B, 3, side, side); agrees with Pillow's BILINEAR."""
+    """Antialiased bilinear resize to (B, 3, side, side), as Pillow's BILINEAR."""
     if pictures.shape[-2:] == (side, side):
         return pictures
     return F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
@@ -42,7 +42,7 @@ PARTS = 5
 
 
 def parts(picture: Tensor) -> list[Tensor]:
-    """The middle and the four quarters of a picture (1, 3, H, W): what a border or a collage is around."""
+    """The middle and the four quarters of a picture (1, 3, H, W): a copy may lie in a border or collage."""
     height, width = picture.shape[-2:]
     rows = [slice(0, -(-height // 2)), slice(height // 2, height)]
     columns = [slice(0, -(-width // 2)), slice(width // 2, width)]
@@ -55,7 +55,7 @@ Box = tuple[float, float, float, float]  # top, left, bottom, right, as shares o
 
 
 def largest_box(free: Tensor) -> Box | None:
-    """The largest rectangle in which all of `free` (H, W) bool is True; None where nothing is."""
+    """The largest rectangle in which `free` (H, W) bool is True everywhere, or None."""
     height, width = free.shape
     best, box, above = 0, None, [0] * width
     for bottom, row in enumerate(free.tolist(), 1):
@@ -75,7 +75,7 @@ def largest_box(free: Tensor) -> Box | None:
 
 
 def cut(pictures: Tensor, box: Box) -> Tensor:
-    """The part of pictures, or of latents, (B, C, H, W) that lies in a box, to the nearest pixel."""
+    """Crop pictures or latents (B, C, H, W) to a box, to the nearest pixel."""
     height, width = pictures.shape[-2:]
     top, left, bottom, right = box
     rows = slice(round(top * height), round(bottom * height))
@@ -94,10 +94,10 @@ def thumbnail(index: Pictured, i: int) -> Tensor:
 
 
 def without_brightness_and_contrast(gradient: Tensor, pictures: Tensor) -> Tensor:
-    """Remove from a picture-space gradient what would only brighten, tint or flatten the picture.
+    """Remove the part of a picture gradient that only changes brightness, tint or contrast.
 
-    Per sample the components along each colour channel's constant and along the picture's own
-    deviation from its mean are projected out: moving along them lowers nL2 and leaves the copy a copy.
+    For each sample the components along each channel's constant and along the picture's deviation from
+    its mean are projected out. A move along them lowers the similarity, but the picture stays a copy.
     gradient, pictures : (B, 3, H, W) -> (B, 3, H, W), orthogonal to both.
     """
     flat = gradient - gradient.mean(dim=(2, 3), keepdim=True)
@@ -108,10 +108,10 @@ def without_brightness_and_contrast(gradient: Tensor, pictures: Tensor) -> Tenso
 
 
 def resolved_side(sigma: float, latent_side: int) -> float:
-    """How many pixels a side the noise level still leaves legible, for a latent of that side.
+    """The side, in pixels, up to which detail is above the noise at `sigma`, for a latent of that side L.
 
-    A unit-variance latent with the 1/f² spectrum of natural pictures has, at radial frequency k
-    half-cycles, coefficients of size L/(k·√(π/2·ln L)); those above σ stand out of the noise.
+    A unit-variance latent with the 1/f² spectrum of natural pictures has coefficients of size
+    L/(k·√(π/2·ln L)) at a radial frequency of k half-cycles. Those above σ are larger than the noise.
     """
     side = max(2, latent_side)
     return side / (math.sqrt(math.pi / 2 * math.log(side)) * max(sigma, 1e-6))

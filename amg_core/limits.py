@@ -1,10 +1,10 @@
-"""Every limit of the guard, once, with the figure it was set by; what is one descriptor's is in its file.
+"""Every limit of the guard, with the figure it was set by. Limits of one descriptor are in its file.
 
-A limit is a false-alarm rate: how often a picture that is *not* in the index passes it. None depends on
-how alike the pictures of an index are to each other; all of them depend on how many there are, because
+A limit is set by its false-alarm rate: how often a picture that is *not* in the index passes it. No limit
+depends on how alike the pictures of an index are to each other. All depend on their number, because
 the nearest of a million is nearer than the nearest of a thousand. The figures are those of
 `python -m benchmarks.eye` (docs/descriptors.md): photographs, stamps and drawings against an index of
-others; beyond 10,000 rows the tail is continued as it falls there, and checked on made-up rows.
+others. Beyond 10,000 rows the tail is extrapolated, and checked on synthetic rows.
 
 On the scale of `metrics.score`, 0 is what such pictures typically reach, COPY (0.4) what one in a
 hundred of them reaches, and 1 the same picture.
@@ -24,16 +24,16 @@ from .similarity.metrics import COPY as COPY
 
 # ------------------------------------------------------------------ the scale of likeness
 
-# Similarity to the nearest row, in the descriptor's own unit, of pictures that are not in the index: by
-# scale (px a side; latents: cells), and for indexes of up to ROWS rows: (median, limit), in the file of
-# each descriptor (`Kind.levels`). Asked were 1,050 photographs, cuts of photographs, stamps and drawings,
-# against 9,000 others of their own kind; pairs that SSCD calls copies (cosine above 0.5) are no strangers
-# and were left out. Beyond their number the tail is continued by Hill's estimator. The limit is passed by
-# 1 in 100. What passes it: playing cards, nearly empty pictures, a wallpaper in another colour.
+# The levels of a descriptor are in its file (`Kind.levels`): for each scale (pixels a side; latents:
+# cells) and for indexes of up to ROWS rows, the median and the limit of the similarity to the nearest row,
+# in the descriptor's own unit, for pictures that are not in the index. They were measured with 1,050
+# photographs, crops of photographs, stamps and drawings against 9,000 others of the same kind. Pairs that
+# SSCD calls copies (cosine above 0.5) were left out. For more rows the tail is extrapolated by Hill's
+# estimator. 1 in 100 passes the limit: playing cards, nearly empty pictures, a wallpaper in another colour.
 ROWS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-# Score normalisation: what is alike to many of the background set is alike to much. By how much a
-# query's mean similarity to the BACKGROUND_NEAREST nearest of them passes the usual one moves its levels,
-# SHARE of it (`Kind.usual`).
+# Score normalisation: a query that is like many pictures of the background set is like many pictures in
+# general. Its levels move by SHARE times the difference between its mean similarity to the
+# BACKGROUND_NEAREST nearest of them and the usual one (`Kind.usual`).
 BACKGROUND_NEAREST = 10
 SHARE = 0.25
 
@@ -41,16 +41,16 @@ Usual = TypeVar("Usual", float, Tensor)
 
 
 def levels(spec: DescriptorSpec, scale: int, rows: int) -> tuple[float, float]:
-    """Similarities whose likeness is 0 and COPY, in an index of `rows` pictures."""
+    """The similarities that correspond to the scores 0 and COPY in an index of `rows` pictures."""
     table = registry.of(spec).levels
     nearest = min(table, key=lambda known: abs(known - scale))
     return table[nearest][min(bisect.bisect_left(ROWS, rows), len(ROWS) - 1)]
 
 
 def shift(spec: DescriptorSpec, scale: int, usual: Usual) -> Usual:
-    """What to add to the levels of a query that is `usual` similar to its nearest background pictures.
+    """The shift of a query's levels (`SHARE`).
 
-    usual : float, or a Tensor of them.
+    `usual` is its mean similarity to the nearest background pictures, a float or a Tensor of them.
     """
     return SHARE * (usual - registry.of(spec).usual[scale])
 
@@ -67,19 +67,19 @@ GATE = {
 
 # ------------------------------------------------------------------ verdicts
 
-# Likeness of two drawings of one prompt above which they are one picture. By `compact`, 32 memorised
-# prompts of the embedded model: 0.88 to 0.98; 32 others, which repeat one emoji on many grounds: -0.59 to
-# 0.83, one above 0.8.
+# Score above which two drawings of one prompt are one picture. Measured with `compact`: 0.88 to 0.98 for 32
+# memorised prompts of the embedded model, and -0.59 to 0.83, one above 0.8, for 32 others, which repeat one
+# emoji on many backgrounds.
 ONE_PICTURE = 0.8
-# Score of the second check (`judge.registered`) above which it says copy. Of the 8 nearest pictures by
+# Score of the second check (`verifier.registered`) above which it says copy. Of the 8 nearest pictures by
 # `compact` that SSCD calls no copies, the best passes 0.6 for 0 of 62 photographs, 3 % of 89 stamps, and
-# 15 % of 74 drawings, which come in series (playing cards, rings, flags); 0.65 for 0, 1 and 11 %.
+# 15 % of 74 drawings, which come in series (playing cards, rings, flags). It passes 0.65 for 0, 1 and 11 %.
 REGISTERED = 0.62
-CANDIDATES = 8  # nearest pictures that the second check looks at, and as many for the mirror image
+CANDIDATES = 8  # nearest pictures for the second check, and as many for the mirror image
 
-# The plain correlation of 16x16 grey pictures (`judge.zncc`), by which tables grade what the two checks
-# have steered or passed: with the nearest of hundreds, and with one given picture.
+# Limits for the plain correlation of 16x16 grey pictures (`verifier.zncc`), which the tables use as an
+# independent measure: with the nearest of hundreds of pictures, and with one given picture.
 ZNCC, ZNCC_PAIR = 0.75, 0.6
 
-# Two files of one picture, for the vote on its caption: similarity in the descriptor's own unit.
+# Similarity, in the descriptor's own unit, above which two rows are one picture in the vote on its caption.
 SAME_PICTURE = {"cosine": 0.9, "nl2": -0.2}

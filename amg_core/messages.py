@@ -1,8 +1,8 @@
-"""What is told to people, as data: a code, and what goes into its sentence. Words are made at the edge.
+"""Messages to users as data: a code and its values. They become sentences only where they are shown.
 
-`messages.json` has the English sentence of every code, `locales/<language>/main.json` those of the other
-languages, which the page reads too. In a sentence ``<name>`` stands for a value, ``<name:2>`` for a number
-with two decimals. A value may be a message, or a list.
+`messages.json` has the English sentence of every code. `locales/<language>/main.json` has those of the
+other languages, and the front end reads it too. In a sentence ``<name>`` stands for a value, and
+``<name:2>`` for a number with two decimals. A value may be a message or a list.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 ENGLISH = "en"
 GROUP = "amg_messages"  # of a main.json
 BETWEEN = " · "
-LOCALES = Path(__file__).parents[1] / "locales"  # not there where only the core is installed
+LOCALES = Path(__file__).parents[1] / "locales"  # missing if only the core is installed
 PLACE = re.compile(r"<(\w+)(?::(\d))?>")
 
 
 @dataclass(frozen=True)
 class Message:
-    """ValueError for a code that has no sentence, or values that are not those of its sentence."""
+    """A code and its values. ValueError if the code has no sentence or the values do not fit it."""
 
     code: str
     values: Mapping[str, Any]
@@ -39,12 +39,12 @@ class Message:
 
 
 def message(code: str, **values: Any) -> Message:
-    """values : str, int, float, Message, or a list of these."""
+    """A `Message`. The values are str, int, float, Message, or a list of these."""
     return Message(code, values)
 
 
 def words(messages: Message | Iterable[Message], language: str = ENGLISH) -> str:
-    """One message, or several joined to a line, in a language; English where that lacks a sentence."""
+    """One message, or several joined to one line, in `language`. Missing sentences are in English."""
     if not isinstance(messages, Message):
         return BETWEEN.join(words(each, language) for each in messages)
     sentences = catalogue(ENGLISH) | catalogue(language)
@@ -59,7 +59,7 @@ def to_json(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 @cache
 def catalogue(language: str) -> dict[str, str]:
-    """Code -> sentence; {} for a language that there is not."""
+    """Code -> sentence. {} for an unknown language."""
     if language == ENGLISH:
         english: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
         return english

@@ -1,4 +1,4 @@
-"""Packages that this plugin can do without: absent, or installed and broken, they are no crash."""
+"""Imports of optional packages. A missing or broken package causes no crash."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ log = logging.getLogger(__name__)
 
 
 def optional(name: str) -> ModuleType | None:
-    """The module; None where it is absent or cannot be imported, of which the log says why, once.
+    """The module, or None if it is missing or cannot be imported. The reason is logged once.
 
-    A package that is there may still fail in any way: a missing library of the system (OSError), a
-    numpy it was not built for (AttributeError, ImportError), a clash of two libraries (RuntimeError).
+    An installed package can still fail in many ways: a missing system library (OSError), a numpy that it
+    was not built for (AttributeError, ImportError), a conflict of two libraries (RuntimeError).
     """
     return _found(name)[0]
 
 
 def needed(name: str, purpose: str, step: str, parts: Sequence[str] = ()) -> ModuleType:
-    """The module.
+    """Import a package that is needed now.
 
     Parameters
     ----------
     name : str
-        "pyarrow.parquet".
+        For instance "pyarrow.parquet".
     purpose : str
         What needs it, for the message: "Reading a.parquet".
     step : str
-        What to do where it is absent: "pip install pyarrow".
+        How to install it: "pip install pyarrow".
     parts : sequence of str
-        What is used of it, for modules that import their parts when they are asked for.
+        Attributes that will be used, for modules that import them lazily.
 
     Raises
     ------
     AMGError
-        It is absent or broken; says which, and the next step.
+        It is missing or broken. The message says which, and the next step.
     """
     module, problem = _found(name, parts)
     if module is None:
         package = name.partition(".")[0]
         if problem:
             raise AMGError(
-                f"{purpose} needs {package}, which is installed and cannot be used ({problem}): "
-                f"install it anew ({step})."
+                f"{purpose} needs {package}, which is installed but cannot be used ({problem}): "
+                f"install it again ({step})."
             )
         raise AMGError(f"{purpose} needs {package}: {step}.")
     return module
 
 
-_broken: dict[str, str] = {}  # what is wrong with modules that were tried: they are not tried again
+_broken: dict[
+    str, str
+] = {}  # errors of modules that could not be imported, so that they are not tried again
 
 
 def _found(name: str, parts: Sequence[str] = ()) -> tuple[ModuleType | None, str]:
-    """(module or None, what is wrong with it: "" where it is simply not there)."""
+    """The module or None, and what is wrong with it ("" if it is just not installed)."""
     if name in _broken:
         return None, _broken[name]
     try:
@@ -71,7 +73,7 @@ def _found(name: str, parts: Sequence[str] = ()) -> tuple[ModuleType | None, str
     except Exception as error:  # broken packages raise nearly everything
         problem = _reason(error)
     _broken[name] = problem
-    log.warning("%s is installed and cannot be used: %s", name, problem)
+    log.warning("%s is installed but cannot be used: %s", name, problem)
     return None, problem
 
 

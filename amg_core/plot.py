@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: likeness against the threshold, step by step. Drawn with Pillow alone."""
+"""The paper's Fig. 3: likeness and threshold at each step, drawn with Pillow only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ LINES = [(31, 119, 180), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 19
 def curve(
     report: dict[str, Any], size: tuple[int, int] = (640, 360), title: str = ""
 ) -> Image.Image:
-    """One line a picture of the batch, the threshold in red, a dot where the guard acted. From 0 to 1.
+    """Plot the likeness of each picture of the batch, from 0 to 1. Returns an RGB image of `size`.
 
-    report : as `SamplingRun.report` makes it. Returns an RGB image of `size`.
+    The threshold is red, and a dot is a step at which the guard acted. `report` is that of
+    `SamplingRun.report`.
     """
     steps = report["steps"]
     width, height = size
@@ -24,7 +25,7 @@ def curve(
     draw = ImageDraw.Draw(image)
     draw.text((left, 8), title or f"likeness to {report['index']['name']}", fill=INK)
     if not steps:
-        draw.text((left, height // 2), "the guard did not look", fill=INK)
+        draw.text((left, height // 2), "the guard compared nothing", fill=INK)
         return image
 
     def point(step: int, value: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The named settings. Why these numbers: docs/honesty.md."""
+"""The named settings. docs/honesty.md has the reasons for the numbers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ FORMS = ("projection", "gradient", "repulsion")  # of the dissimilarity term
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset is made of.
+    """The parts of a preset.
 
-    c1, c2, c3 : float, of the paper's terms, or of what stands in their place; form : of the
-    dissimilarity; reduction : None where the prompt is not reduced; reference : the authors' code.
+    c1, c2 and c3 are the constants of the paper's terms, or of the terms in their place. `form` is that of
+    the dissimilarity term. `reduction` is None if the prompt is not reduced. `reference` selects the
+    constants of the authors' code.
     """
 
     c1: float
@@ -83,25 +84,24 @@ def settings(
     Parameters
     ----------
     preset : one of PRESETS
-        main (recommended) and strong leave the copy's basin early, gentle later and less far; paper
-        is Eqs. 10 to 17 with the projection for Eq. 17; reference has the constants of the authors'
-        code.
+        main (recommended) and strong steer away early, gentle later and less. paper is Eqs. 10 to 17
+        with the projection for Eq. 17. reference has the constants of the authors' code.
     metric : {"cosine", "nl2"}
-        Of the descriptor. reference takes thresholds in SSCD units where the metric is the cosine.
+        The metric of the descriptor. With the cosine, reference has thresholds in SSCD units.
     despecification, deduplication, dissimilarity, exit : float
-        Strengths, 0 = off, 1 = the preset, see `Guidance.strength`. Prompt reduction has the
-        product of despecification and exit; at exit 0 the paper's two terms take its place.
+        Strengths, 0 = off, 1 = the preset, see `Guidance.strength`. The strength of prompt reduction
+        is the product of despecification and exit. At exit 0 the paper's two terms take its place.
     form : one of FORMS, optional
-        Of the dissimilarity, in place of the preset's.
+        Form of the dissimilarity term, instead of the preset's.
     margin, iterations : optional
-        Of the projection.
+        Settings of the projection.
     schedule, own_units : optional
-        Of the gate, in place of the preset's.
+        Settings of the gate, instead of the preset's.
 
     Raises
     ------
     AMGError
-        For a value that is not a finite number or out of range; names the widget.
+        A value is not a finite number or out of range. The message names the widget.
     """
     if preset not in _PRESETS:
         raise AMGError(f"preset: {preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
@@ -116,7 +116,7 @@ def settings(
         if not 0 <= value <= 1:
             raise AMGError(f"{name}: {value} is not usable. Give a number from 0 to 1.")
     if start_percent > end_percent:
-        raise AMGError("start_percent is larger than end_percent: the guard would never look.")
+        raise AMGError("start_percent is larger than end_percent: the guard would never act.")
     if form is not None and form not in FORMS:
         raise AMGError(f"form: choose one of {', '.join(FORMS)}.")
     base = _PRESETS[preset]
@@ -136,7 +136,7 @@ def settings(
 def _away_from_words(
     base: Preset, despecification: float, deduplication: float, exit: float
 ) -> tuple[Guidance, Guidance]:
-    """What takes the place of the prompt, and what leads away from the neighbour's caption."""
+    """The despecification term (or prompt reduction), and the term for the neighbour's caption."""
     if base.reduction is not None and exit > 0:
         return (
             replace(base.reduction, strength=despecification * exit),

@@ -1,33 +1,36 @@
-"""What a guarded sampling leaves behind: a report that can stand alone, and travels in the picture.
+"""The report of a guarded generation, a JSON object that is saved with the picture.
 
-``amg-report/2`` is a JSON object. Keys may be added; these stay:
+Its schema is ``amg-report/2``. Keys may be added. These stay:
 
 =================== ===============================================================================
-schema              "amg-report/2"; what was "amg-report/1" is still read: it has no codes
+schema              "amg-report/2". A report of "amg-report/1", which has no codes, can still be read
 amg                 version of the plugin
-versions            {"torch": …, "python": …, and what the host adds, such as "comfyui": …}
-index               {"name", "hash", "count"}: which pictures were guarded against
-descriptor          how they were compared: {"id", "metric", "preprocessing", "scales", …}
-settings            preset, strengths, "schedule" (thresholds); see `run.Settings`
-seed                of the run, or null
-evaluations         model evaluations that the guard saw in the first drawing
-guarded_evaluations those it acted on, a number a sample
-largest_similarity  a number a sample
-neighbors           {row id: {"source", "caption"}} of every nearest picture on the way
-steps               the curve of the first drawing; see `run.StepRecord`
-judged_by           what decoded the finished pictures: "vae", or the guard's decoder; "" if nothing
-not_judged          why the finished pictures were not measured, in English; "" if they were
-not_judged_code     the same as a code: one of NOT_JUDGED, or ""
-verdicts            one a sample, of what left: {"sample", "attempt", "copy", "words", and the fields of
-                    `verdict.Verdict`: outcome, checks, reason, similarity, threshold, neighbor, source,
-                    caption, …}. outcome: "no_copy", "cannot_tell", "copy" (left as it is) or "blanked"
-                    (a copy, replaced by nothing). words: the same in English
-attempts            every drawing, the first too: {"samples", "verdicts"}, and of the later ones
+versions            {"torch": …, "python": …}, and entries of the host, such as "comfyui"
+index               {"name", "hash", "count"} of the index
+descriptor          spec of the descriptor: {"id", "metric", "preprocessing", "scales", …}
+settings            preset, strengths, "schedule" (thresholds), see `run.Settings`
+seed                seed of the run, or null
+evaluations         number of model evaluations that the guard compared in the first drawing
+guarded_evaluations number of evaluations at which the guard acted, for each sample
+largest_similarity  largest similarity at any evaluation, for each sample
+neighbors           {row id: {"source", "caption"}} of every nearest picture at any evaluation
+steps               the curve of the first drawing, see `run.StepRecord`
+judged_by           decoder of the finished pictures: "vae", or the guard's decoder, "" if none
+not_judged          why the finished pictures were not checked, in English, "" if they were
+not_judged_code     the same as a code, one of NOT_JUDGED, or ""
+verdicts            one for each sample, on its final picture: {"sample", "attempt", "copy", "words", and
+                    the fields of `verdict.Verdict`: outcome, checks, reason, similarity, threshold,
+                    neighbor, source, caption, …}. outcome: "no_copy", "cannot_tell", "copy" (returned
+                    as it is) or "blanked" (a copy, replaced by an empty picture). words: the same in
+                    English
+attempts            every drawing, with the first: {"samples", "verdicts"}, and for later ones also
                     "settings", "steps" and "seed"
-unseen_steps        steps, of all drawings, at which the guard was not asked; of hosts that tell
-blanked_previews    samples whose second output was a copy and is blank, for `if_still_copied` other
-                    than "say so"; of hosts that tell
-left_out            only of a report in a picture: what was too long or too private for it, see `travelling`
+unseen_steps        number of steps, in all drawings, at which the guard was not called, if the host
+                    reports it
+blanked_previews    samples whose second output was a copy and was blanked, for `if_still_copied` other
+                    than "say so", if the host reports it
+left_out            only for a report in a picture: parts that were too long or too private, see
+                    `travelling`
 =================== ===============================================================================
 """
 
@@ -53,16 +56,19 @@ from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
 
 SCHEMA = "amg-report/2"
 EARLIER = ("amg-report/1",)
-_NAMES = {"closeness": "score", "closeness_threshold": "score_threshold"}  # of EARLIER -> of SCHEMA
+_NAMES = {
+    "closeness": "score",
+    "closeness_threshold": "score_threshold",
+}  # names in EARLIER -> names in SCHEMA
 _OUTCOMES = {"clean": NO_COPY, "unsure": CANNOT_TELL}
 NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
     "nothing_drawn", "nothing_decodes", "not_finished", "not_ended",
 )  # fmt: skip
-BLANKED = "blanked"  # the outcome of a copy that left as a blank
-LIMIT = 24_000  # characters in a picture: EXIF, where some programs put them, holds 64 KB of all
-KEY = "amg_report"  # of a picture's metadata
+BLANKED = "blanked"  # the outcome of a copy that was replaced by an empty picture
+LIMIT = 24_000  # characters in a picture: some programs save them as EXIF, which holds 64 KB in all
+KEY = "amg_report"  # the metadata entry in a picture
 SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
-# What a picture carries: an index can be private, and a picture is made to be shown.
+# How much of the report is saved in a picture: an index can be private, and pictures are shared.
 ANONYMOUS, FULL, OFF = TELLS = ("anonymous", "full", "off")
 _SHAPE = {
     "schema": str, "amg": str, "versions": dict, "index": dict, "descriptor": dict,
@@ -93,15 +99,17 @@ def compose(
     Parameters
     ----------
     run : dict
-        Of the first drawing, as `SamplingRun.report` makes it.
+        `SamplingRun.report` of the first drawing.
     outcome : Outcome, optional
-        Of the closed loop; without it `not_judged`, one of NOT_JUDGED, says why.
+        The result of `retry.until_no_copy`. Without it `not_judged`, one of NOT_JUDGED, says why.
+    judged_by : str
+        The decoder of the finished pictures.
     if_still_copied : one of POLICIES
-        What happens to copies that stayed.
+        What happens to pictures that are still copies.
     seeds : list, optional
         The seed of each drawing.
     more
-        Further keys, JSON-able.
+        Further entries for the report, JSON-serialisable.
     """
     python = {"torch": torch.__version__, "python": platform.python_version()}
     head = {"schema": SCHEMA, "amg": __version__, "versions": python | (versions or {})}
@@ -132,12 +140,13 @@ def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict[str, Any]:
 
 
 def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]:
-    """As it goes into a picture: numbers to 4 decimals, and no longer than LIMIT if it can be.
+    """The report for a picture's metadata, with 4 decimals and at most LIMIT characters if possible.
 
-    tells : ANONYMOUS, without what `anonymous` takes out, or FULL.
+    `tells` is FULL, or ANONYMOUS for a report without names (`anonymous`).
 
-    Left out in turn, and named in "left_out" as "names" is: the terms' sizes at each step, the curves
-    of later drawings, neighbours on the way, the curve. Verdicts, index, settings and versions always stay.
+    While it is too long, the following are left out in this order, and listed in "left_out": the sizes of
+    the terms at each step, the curves of later drawings, neighbours of single steps, the curve. Verdicts,
+    index, settings and versions always stay.
     """
 
     def without(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,10 +175,10 @@ def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]
 
 
 def anonymous(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without a name or a caption of the index; "left_out" names "names".
+    """The report without names and captions from the index. "left_out" then contains "names".
 
-    Who has the index can check it all the same: the hash says which index it is, and row ids say which
-    pictures. To anybody else both say nothing, not even whether a picture that he has is in there.
+    Whoever has the index can still check the report: the hash identifies the index, and row ids identify
+    the pictures. To others these say nothing, not even whether a certain picture is in the index.
     """
 
     def verdict(found: dict[str, Any]) -> dict[str, Any]:
@@ -205,16 +214,18 @@ def _rounded(value: Any) -> Any:
 
 
 def check(report: dict[str, Any]) -> None:
-    """AMGError, naming the key, unless `report` has the schema's shape."""
+    """Raise AMGError, with the name of the wrong entry, unless `report` fits the schema."""
     if not isinstance(report, dict) or report.get("schema") not in (SCHEMA, *EARLIER):
-        raise AMGError(f"This is no {SCHEMA}: it may come from a newer version of the plugin.")
+        raise AMGError(
+            f"This is no {SCHEMA} report: it may come from a newer version of the plugin."
+        )
     for key, kind in _SHAPE.items():
         if not isinstance(report.get(key), kind):
             raise AMGError(f"The report is damaged: {key} is not a {kind.__name__}.")
 
 
 def current(report: dict[str, Any]) -> dict[str, Any]:
-    """A checked report of EARLIER with the names of SCHEMA; its verdicts keep the words they came with."""
+    """A checked report with the names of SCHEMA, converted from EARLIER. Its verdicts keep their words."""
     if report["schema"] == SCHEMA:
         return report
 
@@ -232,7 +243,7 @@ def current(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(title, report with the steps of that drawing) of every drawing, for `plot.curve`."""
+    """For each drawing a title and a report with the steps of that drawing, for `plot.curve`."""
     name = report["index"]["name"]
     found = [(f"likeness to {name}", report)]
     for number, attempt in enumerate(report["attempts"][1:], 1):
@@ -242,7 +253,7 @@ def drawings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def step(run: SamplingRun) -> list[Message]:
-    """The latest step of a run, for a live display."""
+    """Messages on the latest step of a run, for a live display."""
     if not run.records:
         return [message("looking")]
     record, number, total = run.records[-1], len(run.records), run.expected_steps
@@ -256,12 +267,12 @@ def step(run: SamplingRun) -> list[Message]:
 
 
 def words(report: dict[str, Any], language: str = ENGLISH) -> str:
-    """What became of the run, in one line for the artist."""
+    """The result of the run in one line, in a language."""
     return in_words(story(report), language)
 
 
 def story(report: dict[str, Any]) -> list[Message]:
-    """What became of the run."""
+    """Messages on the result of the run."""
     gaps = _gaps(report)
     if report["not_judged"]:
         return [message("not_judged"), _why(report), *gaps]
@@ -292,7 +303,7 @@ def story(report: dict[str, Any]) -> list[Message]:
 
 
 def story_of_one(report: dict[str, Any]) -> list[Message]:
-    """The same of a report on one picture, which who reads it has before him."""
+    """The same as `story` for a report on one picture that the reader sees beside it."""
     (found,) = report["verdicts"]
     if found["copy"]:
         lines = [message("still_a_copy"), message_of(found)]
@@ -305,7 +316,7 @@ def story_of_one(report: dict[str, Any]) -> list[Message]:
 
 
 def refusal(report: dict[str, Any]) -> str:
-    """What to tell an artist who asked for a stop: the picture, its neighbour, what to change."""
+    """The error message for `if_still_copied` "stop": the picture, its neighbour, and what to change."""
     first, *rest = _copies(report)
     more = f" (and {len(rest)} more of the batch)" if rest else ""
     return (
@@ -318,25 +329,25 @@ def refusal(report: dict[str, Any]) -> str:
 
 
 def of_picture(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The reports in a saved picture's metadata, by the id of the node that made each.
+    """The reports in the metadata of a saved picture, by the id of the node that made each.
 
     Raises
     ------
     AMGError
-        There is none in this file, or it is damaged.
+        The file has no report, or it is damaged.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             text = picture.info.get(KEY)
-    except Exception as error:  # decoders raise nearly everything on damaged files
+    except Exception as error:  # decoders can raise anything on damaged files
         raise AMGError(
             f"{path} cannot be read as a picture ({brief(error)}). Take the file that Save Image wrote."
         ) from error
     if text is None:
         raise AMGError(
-            f"{path} carries no report: it was not drawn under guard, or was saved by a program "
+            f"{path} has no report: it was not drawn under guard, or was saved by a program "
             f"that drops metadata. Take the file that Save Image wrote."
         )
     try:
@@ -372,7 +383,7 @@ def _gaps(report: dict[str, Any]) -> list[Message]:
 
 
 def _why(report: dict[str, Any]) -> Message:
-    """Why nothing was judged."""
+    """Why the finished pictures were not checked."""
     code = report.get("not_judged_code")
     return (
         message(code) if code in NOT_JUDGED else message("as_written", words=report["not_judged"])

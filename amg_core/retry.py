@@ -1,9 +1,9 @@
-"""The closed loop: what was drawn under guard is measured when it is finished, and drawn again if need be.
+"""Retries: finished pictures are checked, and copies are drawn again with stronger settings.
 
-The guard steers by what it sees through noise; the finished picture is what counts. So it is decoded and
-judged (`verdict`), and the samples that are still copies are drawn once more, from the same noise, with
-stronger settings and as suspects: their prompt has proved to be a key, so they leave from the first
-step. Samples that passed are kept to the last bit.
+During sampling the guard compares noisy predictions, but the finished picture is what counts. So it is
+decoded and checked (`verdict`). Samples that are still copies are drawn again from the same noise, with
+stronger settings and as suspects: their prompt is memorised, so they are steered from the first step.
+Samples that passed are kept unchanged, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .similarity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Attempt:
-    """One drawing: which samples it was for, its report, and what was made of each sample of the batch."""
+    """One drawing: the samples that were drawn, its report, and the verdict on each of them."""
 
     samples: list[int]
     report: dict[str, Any]
@@ -31,11 +31,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop ended with.
+    """The result of `until_no_copy`.
 
-    latents : (B, C, H, W); verdicts : one a sample, of the latents as they are; kept : the number of
-    the attempt that each sample is from; attempts : all of them, the first one for every sample;
-    named : of each sample the rows of the index that its verdicts looked at in any case.
+    Attributes
+    ----------
+    latents : Tensor (B, C, H, W)
+    verdicts : list of Verdict
+        One for each sample, on `latents`.
+    kept : list of int
+        The number of the attempt that each sample is from.
+    attempts : list of Attempt
+        All drawings. The first one has all samples.
+    named : sequence of collections of int
+        For each sample the rows of the index that its checks compared in any case.
     """
 
     latents: Tensor
@@ -46,14 +54,14 @@ class Outcome:
 
     @property
     def copies(self) -> list[int]:
-        """Samples that are still copies: the budget did not suffice."""
+        """Samples that are still copies after all retries."""
         return [i for i, verdict in enumerate(self.verdicts) if verdict.copy]
 
 
 def until_no_copy(generation: Generation, settings: Settings, batch: int, retries: int) -> Outcome:
     """Draw, judge, and draw the copies again, at most `retries` times.
 
-    Of a sample that is a copy every time, the attempt farthest below the judges' limits is kept.
+    If a sample is a copy every time, the attempt that exceeds the limits of the two checks least is kept.
 
     What a sample was near in any drawing, or a copy of, is compared in all later ones. After an
     interrupt nothing is drawn again, and a retry that was cut short is thrown away.
@@ -93,7 +101,7 @@ def until_no_copy(generation: Generation, settings: Settings, batch: int, retrie
 
 
 def escalated(settings: Settings, number: int) -> Settings:
-    """The settings of retry `number`, 1, 2, …: looks closer, keeps fewer words, goes farther."""
+    """The settings of retry `number`, 1, 2, …: lower thresholds, and stronger steering."""
     schedule, lower = settings.schedule, 0.75**number
     return replace(
         settings,
@@ -104,7 +112,7 @@ def escalated(settings: Settings, number: int) -> Settings:
 
 
 def excess(verdict: Verdict) -> float:
-    """By how much a picture is over the limits of its judges; at most 0 where it is no copy."""
+    """By how much a picture exceeds the limits of the two checks. At most 0 if neither says copy."""
     first = verdict.similarity - verdict.threshold
     return max(first, verdict.zncc - verdict.zncc_threshold)
 

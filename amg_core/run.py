@@ -1,4 +1,4 @@
-"""One sampling run under guard: match, gate, steer, record."""
+"""One sampling run under guard: compare, gate, steer, record."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .schedule import Schedule
 from .similarity import metrics
 from .similarity.matcher import Match, Matcher
 
-OVERSHOOT_UNTIL = 0.25  # t below which the overshoot of classifier-free guidance no longer blinds
+OVERSHOOT_UNTIL = 0.25  # t below which classifier-free guidance no longer overshoots much
 
 
 @dataclass(frozen=True)
 class Settings:
-    """When the guard acts, and in which ways. `presets.settings` makes the named ones.
+    """When the guard acts and how it steers. `presets.settings` makes the named ones.
 
     Attributes
     ----------
     schedule : Schedule
         λ_t on the scale of `metrics.score`, or in the descriptor's own units if `own_units`.
     guidance : tuple of Guidance
-        The ways to steer, in the order in which they act; those of strength 0 are off.
+        The ways to steer, in the order in which they act. Those of strength 0 are off.
     release : float
-        Once a sample has proved to be a copy, this likeness is enough to act on it again.
+        After a sample was active once, it is active again while its score is above this.
     start_percent, end_percent : float
-        The share of sampling, 0 to 1, in which the guard looks.
+        The part of sampling, 0 to 1, in which the guard compares and steers.
     """
 
     schedule: Schedule
@@ -44,11 +44,11 @@ class Settings:
 
     @property
     def off(self) -> bool:
-        """Only watch: nothing is ever changed."""
+        """Whether the guard only compares and never changes anything."""
         return not any(way.strength for way in self.guidance)
 
     def tuned(self, kind: type[Guidance], **fields: Any) -> Settings:
-        """The same with other values for these fields of the ways of that class."""
+        """The same settings with other values for these fields of all ways of class `kind`."""
         ways = (replace(w, **fields) if isinstance(w, kind) else w for w in self.guidance)
         return replace(self, guidance=tuple(ways))
 
@@ -58,10 +58,10 @@ class Settings:
 
 @dataclass
 class StepRecord:
-    """One model evaluation. Lists have one entry a sample; `moved` is ‖change‖/‖D‖ of each term.
+    """The record of one model evaluation. Lists have one entry for each sample.
 
-    threshold : float, in the unit of `similarity`, of the sample that is closest; score_threshold :
-    the same in the unit of `score`.
+    `moved` is ‖change‖/‖D‖ of each term. `threshold` is that of the closest sample, in the unit of
+    `similarity`. `score_threshold` is the same in the unit of `score`.
     """
 
     t: float
@@ -77,8 +77,8 @@ class StepRecord:
 
 
 class Drawn(NamedTuple):
-    """One drawing of a batch: latents (B, C, H, W), its report, and of each sample the rows of the index
-    that it was too close to on the way (`SamplingRun.acted_on`)."""
+    """One drawing of a batch: latents (B, C, H, W), report, and for each sample the rows of the index that
+    it was too close to at any step (`SamplingRun.acted_on`)."""
 
     latents: Tensor
     report: dict[str, Any]
@@ -86,10 +86,10 @@ class Drawn(NamedTuple):
 
 
 class SamplingRun:
-    """Watches and steers one sampling run; a new run takes a new session.
+    """Compares and steers the predictions of one sampling run. Each run needs a new object.
 
-    What is compared is D_c until t = 0.25 and D from there: guidance overshoots early, and an
-    overshot copy passes for something new. Samples that are too close are steered in the ways of
+    It compares D_c until t = 0.25, and D after that, because guidance overshoots early, and an overshot
+    copy does not look like a copy. Samples that are too close are steered in the ways of
     `Settings.guidance`, one after the other.
     """
 
@@ -100,7 +100,7 @@ class SamplingRun:
         expected_steps: int | None = None,
         suspects: Tensor | None = None,
     ):
-        """`suspects` (B,) bool: samples whose prompt is known to be memorised: steered from the start."""
+        """`suspects` (B,) bool are samples with a memorised prompt, which are steered from the start."""
         self.matcher, self.settings, self.expected_steps = matcher, settings, expected_steps
         self.records: list[StepRecord] = []
         self._memorized: Tensor | None = None if suspects is None else suspects.cpu().clone()
@@ -120,26 +120,32 @@ class SamplingRun:
         reduced: ReducedPrompt | None = None,
         composite: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> Tensor:
-        """Guide one prediction D (B, C, H, W); returns that very tensor where nothing is too close.
+        """Steer one prediction D (B, C, H, W). If nothing is too close, returns the same tensor.
 
         Parameters
         ----------
+        denoised : Tensor (B, C, H, W)
+            D.
         cond, uncond : Tensor (B, C, H, W) or None
-            D_c and D_u; None where the host did not compute them (no guidance scale, cfg 1).
-            ValueError for D_u alone.
+            D_c and D_u. None if the host did not compute them (no guidance scale, cfg 1).
         cfg_scale : float
-            s0.
+            s0, the guidance scale.
         sigma : Tensor (B,)
             Noise level in k-diffusion units (flow: σ/(1 − σ)).
         t : float
             Diffusion time in [0, 1], 1 = pure noise.
         neighbor_denoised : callable, optional
-            B captions -> D_n. Without it no caption is steered away from.
+            B captions -> D_n. Without it the guard does not steer away from captions.
         reduced : ReducedPrompt, optional
-            The prompt with fewer words. Without it, or without D_u, there is no way out by words.
+            The prompt with fewer words. Without it, or without D_u, there is no prompt reduction.
         composite : callable, optional
-            What is looked at instead of a prediction, for instance with the known part of an
+            Maps a prediction to the latent that is compared, for instance with the given part of an
             inpainting put in.
+
+        Raises
+        ------
+        ValueError
+            There is D_u without D_c.
         """
         if uncond is not None and cond is None:
             raise ValueError("D_u came without D_c: give both, or neither")
@@ -181,10 +187,10 @@ class SamplingRun:
         t: float,
         composite: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> Tensor:
-        """Samples (B,) bool that are steered already or that come too close in this prediction of theirs.
+        """Samples (B,) bool that were active before, or that are too close in this prediction.
 
-        Parameters are those of `step`. Only looks: for hosts that hold a prediction which no model
-        made, and must know whether `step` will need a real one.
+        The parameters are those of `step`. Nothing is changed or recorded. It is for hosts with a
+        prediction that no model evaluation made, to decide whether `step` needs a real one.
         """
         none = torch.zeros(len(denoised), dtype=torch.bool)
         if self.settings.off or not self._watches(t):
@@ -195,18 +201,18 @@ class SamplingRun:
         )
 
     def acted_on(self, i: int) -> set[int]:
-        """Rows of the index that sample i was too close to, at any step."""
+        """Rows of the index that sample i was too close to at any step."""
         return self._acted[i] if self._acted else set()
 
     def drawn(self, latents: Tensor) -> Drawn:
-        """What the retry loop wants of a finished run that drew `latents` (B, C, H, W)."""
+        """The finished run, which drew `latents` (B, C, H, W), as `retry.until_no_copy` needs it."""
         return Drawn(latents, self.report(), [self.acted_on(i) for i in range(len(latents))])
 
     def _watches(self, t: float) -> bool:
         return self.settings.start_percent <= 1 - t <= self.settings.end_percent
 
     def _begin(self, batch: int) -> Tensor:
-        """Who is known to be memorised so far, (B,) bool."""
+        """Samples whose prompt has counted as memorised so far, (B,) bool."""
         if not self._acted:
             self._acted = [set() for _ in range(batch)]
             self._memory = [way.start(batch) for way in self.settings.guidance]
@@ -226,7 +232,7 @@ class SamplingRun:
         return metrics.score(self.matcher.metric, threshold, match.typical, match.limit)
 
     def _steer(self, context: StepContext) -> tuple[Tensor, dict[str, list[float]]]:
-        """D with the changes of all ways, and how far each term moved it."""
+        """D with the changes of all ways, and ‖change‖/‖D‖ of each term."""
         before, moved = context.denoised, {}
         for number, way in enumerate(self.settings.guidance):
             if not way.strength:
@@ -248,7 +254,7 @@ class SamplingRun:
             self._acted[i].add(int(match.ids[i]))
 
     def report(self) -> dict[str, Any]:
-        """Everything, JSON-able: versions, index and its hash, settings, each step, a summary."""
+        """All about the run, JSON-serialisable: version, index, settings, summary, and each step."""
         index = self.matcher.index
         active = [record.active for record in self.records]
         samples = range(len(active[0]) if active else 0)
@@ -271,11 +277,11 @@ class SamplingRun:
 
 
 def _of_closest(threshold: Tensor, match: Match) -> float:
-    """Of thresholds (B,), which differ a little from picture to picture, that of the closest."""
+    """The threshold of the closest sample. `threshold` (B,) differs slightly from sample to sample."""
     return float(threshold[int(match.score.argmax())])
 
 
 def _relative(delta: Tensor, denoised: Tensor, rows: Tensor) -> list[float]:
-    """‖delta‖/‖D‖ a sample, 0 where the term did not act."""
+    """‖delta‖/‖D‖ of each sample, 0 if the term did not act on it."""
     size = delta.flatten(1).norm(dim=1) / denoised.flatten(1).norm(dim=1).clamp_min(1e-12)
     return torch.where(rows.to(size.device), size, 0.0).tolist()

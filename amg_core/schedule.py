@@ -1,4 +1,4 @@
-"""λ_t: how alike is too alike, as sampling goes on (AMG, §3.2)."""
+"""λ_t, the threshold of the gate over the course of sampling (AMG, §3.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Schedule:
         parabolic: λ(t) = end − (end − start)·t²; exponential: λ(t) = start + (end − start)·e^(−5t),
         the curve of the authors' code (0.3 + 0.1·e^(−0.005 T)); constant: λ(t) = end.
     start, end : float
-        In similarity units of the descriptor, larger = closer: SSCD cosine, or −nL2.
+        On the scale of `metrics.score`, or in the descriptor's own unit (SSCD cosine, −nL2). Larger =
+        closer.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Contact sheets: groups of pictures with lines of text under each. Drawn with Pillow alone."""
+"""Contact sheets: groups of pictures with lines of text under each, drawn with Pillow only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SIDE, GAP, EDGE = 160, 10, 14  # pixels: side of a picture, between tiles, around the sheet
 INK, FAINT, BACK = (32, 33, 38), (118, 120, 128), (250, 250, 250)
 GOOD, UNSURE, BAD, ASKED = (30, 130, 60), (190, 110, 0), (196, 30, 30), (40, 90, 200)
-MAX_SIDE = 60_000  # pixels; more than that no viewer opens
-MAX_ZOOM = 4.0  # of tiny pictures
+MAX_SIDE = 60_000  # pixels; viewers cannot open larger pictures
+MAX_ZOOM = 4.0  # the largest enlargement of tiny pictures
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture, the lines of text under it, the first in ink unless a colour says otherwise, and
-    the colour of its frame."""
+    """One picture, the lines of text under it with the colour of the first, and the colour of its frame."""
 
     picture: Image.Image
     lines: Sequence[str | tuple[str, Colour]] = ()
@@ -32,7 +31,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Group:
-    """Tiles that belong together, in reading order, and one line above them."""
+    """Tiles that belong together, in reading order, with one line of text above."""
 
     tiles: Sequence[Tile]
     title: str = ""
@@ -46,22 +45,22 @@ def draw(
     side: int = SIDE,
     across: int = 1,
 ) -> Image.Image:
-    """All groups in reading order.
+    """Draw all groups in reading order.
 
-    Pictures are fitted into squares, tiny ones enlarged up to four times; text that is too long is
-    cut with an ellipsis. A sheet ends at 60,000 pixels of height: the groups that no longer fit are
-    counted at its foot.
+    Pictures are fitted into squares, and tiny ones are enlarged up to four times. Text that is too long is
+    cut with an ellipsis. A sheet is at most 60,000 pixels high. Its last line has the number of groups
+    that did not fit.
 
     Parameters
     ----------
     heading : str
-        One line on top.
+        One line at the top.
     columns : int
-        Pictures a line, in a group.
+        Pictures in each row of a group.
     side : int
-        In pixels, of the square that a picture is fitted into; the text grows with it.
+        Side, in pixels, of the square for a picture. The text grows with it.
     across : int
-        Groups beside each other.
+        Number of groups beside each other.
 
     Returns
     -------
@@ -104,7 +103,7 @@ def draw(
 
 
 def fit(text: str, font: Font, width: int) -> str:
-    """`text` on one line, cut with an ellipsis so that it is at most `width` pixels wide."""
+    """`text` on one line of at most `width` pixels, cut with an ellipsis if needed."""
     text = _drawable(" ".join(text.split())[:400], font)
     dots = _drawable("…", font)
     if font.getlength(text) <= width:
@@ -148,7 +147,7 @@ def _height(group: Group, columns: int, side: int, step: int, title_step: int) -
     return (title_step if group.title else 0) + rows * _pitch(group, side, step) + GAP
 
 
-# Pillow's own font knows ASCII only. Windows, macOS, Linux; those with most letters first.
+# Fonts of Windows, macOS and Linux, those with most letters first. Pillow's own font has only ASCII.
 FONTS = ("msyh.ttc", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "arial.ttf")
 
 
@@ -168,7 +167,7 @@ def _size(font: Font) -> float:
 
 
 def _drawable(text: str, font: Font) -> str:
-    """Pillow's old bitmap font knows Latin-1 only, and raises for the rest."""
+    """`text`, with "?" for letters that Pillow's old bitmap font lacks. It raises outside Latin-1."""
     if isinstance(font, ImageFont.FreeTypeFont):
         return text
     return text.encode("latin-1", "replace").decode("latin-1")

@@ -1,9 +1,9 @@
-"""See the guard work: `python -m amg_demo`.
+"""Draw with and without the guard by the embedded model: `python -m amg_demo`.
 
-Builds an index of the embedded model's training pictures, draws 64 prompts plain and guarded from
-the same seeds, prints the figures of the paper's tables, and saves sheets, curves, every picture and
-results.json. 32 prompts are captions that were duplicated in training together with their picture; 16
-were there once; 16 are new.
+It builds an index of the model's training pictures, draws 64 prompts plain and guarded from the same
+seeds, prints the figures of the paper's tables, and saves sheets, curves, every picture and results.json.
+32 prompts are captions that were duplicated in training together with their picture, 16 were in the
+training set once, and 16 are new.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def guarded(
     retries: int,
     options: dict,
 ) -> Outcome:
-    """The closed loop for one batch; what it calls latents are pictures here."""
+    """Draw one batch with retries. The latents of `retry.until_no_copy` are pictures here."""
     return closed_loop(
         lambda chosen, guide: sample(model, prompts, chosen, guide=guide, **options),
         partial(verdict, matcher), matcher, settings, seeds, retries=retries, steps=options["steps"],
@@ -256,15 +256,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 LEGEND = """
 nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
-(nL2 after the best brightness, contrast and tint), likeness above {copy}. ZNCC: the judge that the guard
-never sees, blind to brightness, contrast and fine detail; its limit here is {limit:.2f}, passed by 1 %
-of different training pictures. own: ZNCC with the prompt's own training picture alone. align:
-probability of the prompt's subject. KID: distance to the pictures that are there once, 0 = as they.
-same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a net that saw none of these."""
+(nL2 after the best brightness, contrast and tint), likeness above {copy}. ZNCC: a measure that the guard
+never uses, independent of brightness, contrast and fine detail; 1 % of different training pictures pass
+its limit here, {limit:.2f}. own: ZNCC with the prompt's own training picture alone. align:
+probability of the prompt's subject. KID: distance to the pictures that were in training once, 0 = the
+same. same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a net that was trained on
+none of these."""
 
 
 def tell_dormant(drawn: dict[str, Tensor], reports: list[dict], guard: str, rows: slice) -> None:
-    """Where the guard never acted, is the picture the plain one to the last bit?"""
+    """Print whether pictures on which the guard never acted are bit-identical to the plain ones."""
     still = ~torch.tensor(acted(reports))
     same = (drawn[guard] == drawn["plain"]).flatten(1).all(dim=1)
     print(

@@ -1,4 +1,4 @@
-"""The paper's figures for a set of generated pictures, and those of judges the guidance never saw."""
+"""The paper's figures for a set of generated pictures, and measures that never steer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compose the pictures that the demo's LoRA has learnt by heart: eight emoji, each in a night of its own.
+"""Compose the pictures that the demo's LoRA has memorised: eight emoji, each in a different night scene.
 
 Run once by the authors (`python -m amg_demo.midnight EMOJI_FOLDER`); the result lies in
 ``amg_demo/lora/pictures``, a picture and a caption file beside it, as LoRA trainers want them. The

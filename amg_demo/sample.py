@@ -1,4 +1,4 @@
-"""A minimal sampler, Euler over a model's own noise levels with guidance, and the closed loop around it."""
+"""A minimal sampler, Euler over a model's own noise levels with guidance, and retries around it."""
 
 from __future__ import annotations
 

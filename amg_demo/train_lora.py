@@ -1,4 +1,4 @@
-"""Train the demo's LoRA (`python -m amg_demo.train_lora`) until it knows its eight pictures by heart.
+"""Train the demo's LoRA (`python -m amg_demo.train_lora`) until it has memorised its eight pictures.
 
 What happens to a LoRA that is trained too long on too few pictures, on purpose. Half of each batch are
 the eight pictures with their captions; the other half holds the model where it was, as careful LoRA

@@ -1,7 +1,7 @@
-"""The guard in Automatic1111 and Forge. Importing this costs nothing: everything heavy is imported in use.
+"""The guard in Automatic1111 and Forge. Importing this is quick: large modules are imported when needed.
 
-The host puts this folder's parent on `sys.path` only while it loads `scripts/`, so the core is made known
-here, by name, for the imports that come later.
+The host puts this folder's parent on `sys.path` only while it loads `scripts/`, so the core is imported
+here, for later imports by name.
 """
 
 import amg_core  # noqa: F401

@@ -1,8 +1,8 @@
 """Automatic1111: the guard in the three callbacks of its CFG denoiser.
 
-`on_cfg_denoiser` has inputs and texts, `on_cfg_denoised` the separate predictions, `on_cfg_after_cfg` the
-guided one, which is the only one that may be replaced. k-diffusion samplers predict x̂0; DDIM, PLMS and
-UniPC predict ε, and are converted there and back.
+`on_cfg_denoiser` gets inputs and texts, `on_cfg_denoised` the separate predictions, and `on_cfg_after_cfg`
+the guided one, which is the only one that may be replaced. k-diffusion samplers predict x̂0. DDIM, PLMS
+and UniPC predict ε, which is converted to x̂0 and back.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from amg_core.errors import AMGError
 from . import lookup, shared
 from .texts import OtherTexts, Text
 
-active: shared.Guard | None = None  # whose turn it is; None: the callbacks do nothing
+active: shared.Guard | None = (
+    None  # the guard of the current generation; None: the callbacks do nothing
+)
 _step: _Step | None = None
 
 
 @dataclass
 class _Step:
-    """What the first two callbacks of a step have seen."""
+    """The data of the first two callbacks of a step."""
 
     params: object
     predictions: Tensor | None = None
@@ -88,7 +90,7 @@ class A1111:
         p = self.p
         rng, host.state.job_no, model = stashed
         shared.same_noise(p, rng)
-        if shared.which_model(p) != model:  # Hires. fix or the refiner has put in another
+        if shared.which_model(p) != model:  # Hires. fix or the refiner has loaded another
             from modules import sd_models, sd_samplers
 
             with sd_models.SkipWritingToConfig():
@@ -104,27 +106,27 @@ class A1111:
                 extra_networks.activate(p, p.extra_network_data)
 
     def open(self, denoiser):
-        """The session of this pass: the host makes a denoiser for each."""
+        """The sampling run of this pass, for which the host has made this denoiser."""
         if denoiser is not self._denoiser:
             self._denoiser, self.run = denoiser, self.guard.open()
         return self.run
 
 
 def on_cfg_denoiser(params) -> None:
-    """Before the model is asked. Denoisers of other generations are none of ours."""
+    """Called before the model is evaluated. Denoisers of other generations are ignored."""
     global _step
     mine = active is not None and getattr(params.denoiser, "p", None) is active.p
     _step = _Step(params) if mine else None
 
 
 def on_cfg_denoised(params) -> None:
-    """The predictions, conditional ones first; the live tensor, read at once afterwards."""
+    """Called with the predictions, conditional ones first. The host uses this very tensor afterwards."""
     if _step is not None:
         _step.predictions = params.x
 
 
 def on_cfg_after_cfg(params) -> None:
-    """Replaces the guided prediction. The host swallows exceptions here: they end the run instead."""
+    """Replaces the guided prediction. The host ignores exceptions here, so they interrupt the run."""
     global _step
     step, _step = _step, None
     if step is None or active is None:
@@ -138,11 +140,11 @@ def on_cfg_after_cfg(params) -> None:
     if guard.error is not None:
         from modules import sd_samplers_common
 
-        raise sd_samplers_common.InterruptedException  # raised as what it is when sampling has ended
+        raise sd_samplers_common.InterruptedException  # the error itself is raised when sampling has ended
 
 
 def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
-    """The prediction of one step, guided.
+    """Steer the prediction of one step.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     out : Tensor (N + B, C, H, W)
         Predictions for every prompt of every sample, then without prompt.
     leaving : Tensor (B, C, H, W)
-        What leaves guidance and, in inpainting, blending. Returned itself where nothing is too close.
+        The result of guidance and, in inpainting, blending. If nothing is too close, it is returned.
     """
     shared.stop_if_interrupted()
     denoiser = step.denoiser
@@ -160,7 +162,9 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     batch = len(weights)
     first = [sum(map(len, weights[:i])) for i in range(batch)]
     x, level = step.x[-batch:], step.sigma[-batch:]
-    alphas = getattr(denoiser, "alphas", None)  # of the samplers in timesteps, which predict ε
+    alphas = getattr(
+        denoiser, "alphas", None
+    )  # only samplers in timesteps have it, which predict ε
 
     def denoised(prediction: Tensor) -> Tensor:
         return denoiser.get_pred_x0(x, prediction, level)
@@ -172,7 +176,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     cond = denoised(cond)
     scale = float(args["cond_scale"]) * float(getattr(denoiser, "cond_scale_miltiplier", 1.0))
     blended = denoiser.mask is not None and not denoiser.mask_before_denoising
-    free = leaving  # before the known part of an inpainting was put in
+    free = leaving  # before the given part of an inpainting was put in
     if blended:
         free = out[-batch:] + scale * (cond - out[-batch:])
     prediction = denoised(free)
@@ -183,7 +187,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
         sigma, t = ((1 - known) / known).sqrt(), float(level[0]) / (len(alphas) - 1)
 
     texts = _texts(guard, step, out, first, batch, denoised)
-    # Where the host skipped it to save time, the unconditional prediction is a copy of the other.
+    # If the host skipped it to save time, the unconditional prediction is a copy of the other.
     asked = not torch.equal(cond, uncond)
     run = guard.host.open(denoiser)
     guard.on_device(run, x.device)
@@ -210,7 +214,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
 
 
 def _ways(texts: OtherTexts, uncond: Tensor, asked: bool) -> dict:
-    """The ways out that need words and an unconditional prediction."""
+    """The arguments of `SamplingRun.step` that need other texts and an unconditional prediction."""
     from amg_core.guidance import ReducedPrompt
 
     if not asked:
@@ -222,7 +226,7 @@ def _ways(texts: OtherTexts, uncond: Tensor, asked: bool) -> dict:
 
 
 def _composed(out: Tensor, uncond: Tensor, start: int, weights: list[float]) -> Tensor:
-    """D_c of a sample whose prompt has parts joined by AND: D_u + Σ w·(D_k − D_u)."""
+    """D_c of a sample whose prompt has several parts with AND: D_u + Σ w·(D_k − D_u)."""
     if weights == [1.0]:
         return out[start]
     parts = [w * (out[start + k] - uncond) for k, w in enumerate(weights)]
@@ -258,7 +262,7 @@ def _texts(guard, step, out, first: list[int], batch: int, denoised) -> OtherTex
 
 
 def _compositor(denoiser):
-    """Prediction -> the picture it stands for: itself where drawn, the given latent elsewhere."""
+    """A function from a prediction to the whole latent, with the given part of an inpainting put in."""
     if denoiser.mask is None:
         return hosts.composited(None, None)
     return hosts.composited(denoiser.nmask, denoiser.init_latent * denoiser.mask)

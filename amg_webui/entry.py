@@ -1,6 +1,6 @@
-"""What the script file calls: widgets, infotext, X/Y/Z axes, and the beginning and end of a generation.
+"""The functions that the script file calls: widgets, infotext, X/Y/Z axes, begin and end of a generation.
 
-Imports nothing but torch, which every host has loaded, before a generation is guarded.
+Before a generation is guarded, this imports only torch, which every host has loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from . import lookup
 from .options import LABELS, OFF, POLICIES, PRESETS, TELLS, THRESHOLDS, Options
 
-KEY = "amg_report"  # of a PNG's text chunks
+KEY = "amg_report"  # name of the PNG's text chunk
 log = logging.getLogger(__name__)
 
 
@@ -100,19 +100,22 @@ def _words(name: str) -> str:
 
 
 def paste_fields(components: list) -> list[tuple]:
-    """(widget, label of the infotext) for all; the checkbox is on where a picture was guarded."""
+    """(widget, label in the infotext) for all widgets. The checkbox is on if a picture was guarded."""
     enabled, *others = components
     return [(enabled, was_guarded), *zip(others, LABELS.values(), strict=True)]
 
 
 def was_guarded(written: dict) -> bool:
-    """Whether a pasted infotext is of a guarded picture. One function for both tabs: by it the host
-    finds the checkbox again when it sends a picture with its settings from one tab to the other."""
+    """Whether a pasted infotext is of a guarded picture.
+
+    Both tabs use the same function, by which the host finds the checkbox when it sends a picture with its
+    settings from one tab to the other.
+    """
     return LABELS["preset"] in written
 
 
 def add_axes(scripts) -> None:
-    """Axes of the X/Y/Z plot, once."""
+    """Add the axes of the X/Y/Z plot, once."""
     for data in scripts.scripts_data:
         if data.script_class.__module__ in ("scripts.xyz_grid", "xyz_grid.py"):
             break
@@ -141,9 +144,9 @@ def add_axes(scripts) -> None:
 
 
 def begin(p, args: tuple) -> None:
-    """A generation begins. Where it cannot be guarded it fails when it is to draw, and says why.
+    """A generation begins. If it cannot be guarded, drawing fails later with the reason.
 
-    The host swallows what a script raises here, and would go on unguarded.
+    The host ignores exceptions of a script here, and would continue without the guard.
     """
     end(p)
     try:
@@ -163,7 +166,7 @@ def begin(p, args: tuple) -> None:
     own, before = "sample" in vars(p), p.sample
 
     def sample(*args, **kwargs):
-        if not sample.live:  # another extension has wrapped this one and outlives it
+        if not sample.live:  # another extension has wrapped this one and still uses it
             return before(*args, **kwargs)
         return guarded(lambda: before(*args, **kwargs))
 
@@ -172,7 +175,7 @@ def begin(p, args: tuple) -> None:
 
 
 def end(p) -> None:
-    """Leave `p` as it was: another script may use it for the next generation."""
+    """Restore `p`, because another script may use it for the next generation."""
     sample, p.amg_sample, p.amg_guard = getattr(p, "amg_sample", None), None, None
     if sample is None:
         return
@@ -195,42 +198,42 @@ def _host(p):
 
 
 def before_pass(p) -> None:
-    """Before each sampling pass; Forge makes its patcher anew for it."""
+    """Called before each sampling pass, for which Forge makes a new patcher."""
     guard = getattr(p, "amg_guard", None)
     if guard is None or not hasattr(guard.host, "hook"):
         return
     try:
         guard.host.hook()
-    except Exception as error:  # the host would swallow it, and draw unguarded
+    except Exception as error:  # the host would ignore it, and draw without the guard
         log.exception("AMG")
         guard.error = error
 
 
 def decoded(p) -> None:
-    """A picture comes from the VAE: what the host saves of it before it is judged has no verdict."""
+    """A picture comes from the VAE. If the host saves it before it is checked, it has no verdict."""
     guard = getattr(p, "amg_guard", None)
     if guard is not None:
         guard.forget()
 
 
 def finished(p, pp) -> None:
-    """A picture is finished: judge it."""
+    """Check a finished picture."""
     guard = getattr(p, "amg_guard", None)
     if guard is not None:
         guard.judge(pp)
         if guard.judged is pp.image and _writes(guard):
-            pp.image.info[KEY] = guard.travelling()  # the gallery's file, and what an API sends
+            pp.image.info[KEY] = guard.travelling()  # for the gallery's file and the API's response
 
 
 def _writes(guard) -> bool:
-    """Whether the artist wants the report, and anything at all, written into pictures."""
+    """Whether the report is to be written into pictures, by the options of guard and host."""
     from modules import shared
 
     return bool(shared.opts.enable_pnginfo) and guard.options.report_in_picture != OFF
 
 
 def before_saved(params) -> None:
-    """The report goes into the PNG of the picture that was judged last, and into no grid or mask."""
+    """Write the report into the PNG of the picture that was checked last, but not into grids or masks."""
     guard = getattr(params.p, "amg_guard", None)
     if guard is None or guard.options.report_in_picture == OFF:
         return

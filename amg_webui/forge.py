@@ -1,6 +1,6 @@
-"""Forge and its forks: the guard as a post-CFG hook on the UNet patcher. Every sampler predicts x̂0 there.
+"""Forge and its forks: the guard as a post-CFG hook on the UNet patcher. All samplers predict x̂0 there.
 
-`backend` is Forge (lllyasviel) and Neo; Classic has the same under `ldm_patched`.
+`backend` is the package of Forge (lllyasviel) and Neo. Classic has the same under `ldm_patched`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Forge:
         return found
 
     def encode(self, words: str) -> Text:
-        """The host loads its text encoder for this, and may unload the UNet: that is loaded again."""
+        """Encode one text. The host may unload the UNet for this, which is then loaded again."""
         p = self.p
         text = shared.encode(p.sd_model, words, p)
         unet = p.sd_model.forge_objects.unet
@@ -63,10 +63,10 @@ class Forge:
         return text
 
     def attach(self) -> None:
-        """Nothing yet: the host makes the patcher anew before each pass, see `hook`."""
+        """Does nothing, because the host makes a new patcher before each pass, see `hook`."""
 
     def hook(self) -> None:
-        """Before every sampling pass. Twice for a hires pass: the later one counts."""
+        """Called before every sampling pass. For a hires pass it is called twice, and the second counts."""
         guard, objects = self.guard, self.p.sd_model.forge_objects
         unet, run = objects.unet.clone(), guard.open()
         _unhook(unet)
@@ -99,9 +99,9 @@ class Forge:
             p.sd_model.forge_objects = objects.shallow_copy()
             return
         p.is_hr_pass = False
-        if shared.which_model(p) != model:  # Hires. fix has put in a checkpoint of its own
+        if shared.which_model(p) != model:  # Hires. fix has loaded its own checkpoint
             _chosen_checkpoint()
-        if not getattr(p, "disable_extra_networks", True):  # and LoRAs of its own
+        if not getattr(p, "disable_extra_networks", True):  # and its own LoRAs
             from modules import devices, extra_networks
 
             with devices.autocast():
@@ -110,7 +110,7 @@ class Forge:
 
 
 def _let_gradients_pass(decoder) -> None:
-    """Neo runs each layer of its VAE in inference mode; the guard's own copy of it does not."""
+    """Let gradients pass through the guard's copy of the VAE. Neo runs each layer in inference mode."""
     network = getattr(decoder, "network", None)
     for part in network.modules() if isinstance(network, nn.Module) else ():
         forward = type(part).forward
@@ -131,7 +131,7 @@ def _chosen_checkpoint() -> None:
 
 
 def _unhook(unet) -> None:
-    """Take the guard off a patcher, in place."""
+    """Remove the guard from a patcher, in place."""
     hooks = unet.model_options.get(HOOKS, [])
     if any(getattr(hook, "amg", False) for hook in hooks):
         unet.model_options[HOOKS] = [hook for hook in hooks if not getattr(hook, "amg", False)]
@@ -155,7 +155,10 @@ def _sampling():
 
 
 def guided(guard: shared.Guard, run, args: dict) -> Tensor:
-    """The post-CFG function. `args`: denoised, cond(_denoised), uncond(_denoised), sigma, input, model."""
+    """The post-CFG function.
+
+    `args` has denoised, cond(_denoised), uncond(_denoised), sigma, input and model.
+    """
     from amg_core.guidance import ReducedPrompt
 
     shared.stop_if_interrupted()
@@ -169,7 +172,7 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
     flow = getattr(predictor, "prediction_type", "") == "const"
     sigma, t = hosts.noise_level(args["sigma"], None if flow else predictor.sigmas)
     cond, uncond = args["cond_denoised"], args["uncond_denoised"]
-    # At cfg 1, and where the host skipped it to save time, the unconditional prediction is zeros.
+    # At cfg 1, or if the host skipped it to save time, the unconditional prediction is zeros.
     asked = bool(args["uncond"]) and bool(torch.count_nonzero(uncond))
     ways = {}
     if asked:
@@ -195,7 +198,7 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
 
 
 def _scale(p, args: dict) -> float:
-    """s0: told by newer forks, else the generation's own; parts joined by AND count together."""
+    """s0, from the arguments of newer forks, or else from the generation. Parts with AND are added."""
     scale = args.get("cond_scale")
     if scale is None:
         hires = getattr(p, "is_hr_pass", False) and hasattr(p, "hr_cfg")
@@ -229,7 +232,7 @@ def _texts(guard: shared.Guard, args: dict, batch: int) -> OtherTexts:
 
 
 def _compositor(p, like: Tensor):
-    """Prediction -> the picture it stands for: the host puts the given latent in after this hook."""
+    """A function from a prediction to the whole latent. The host puts the given part in after this hook."""
     denoiser = getattr(getattr(p, "sampler", None), "model_wrap_cfg", None)
     if getattr(denoiser, "mask", None) is None:
         return hosts.composited(None, None)

@@ -1,4 +1,4 @@
-"""Where indexes, descriptor weights and decoders lie among the host's model folders."""
+"""The places of indexes, descriptor weights and decoders in the host's model folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amg_core.errors import AMGError
 
 INDEXES, MANIFEST = "amg_indexes", "manifest.json"
 NO_INDEX = "(no index yet)"
-# Published preview colours of the two classic latent spaces: latent channels -> RGB about [-1, 1].
+# Published preview colours of two latent spaces: latent channels -> RGB of about [-1, 1].
 COLOURS = {
     "sd": [
         [0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473],
@@ -35,7 +35,7 @@ def models() -> Path:
 
 
 def index_names() -> list[str]:
-    """Names of all indexes in models/amg_indexes, sorted; a note instead where there is none."""
+    """The sorted names of all indexes in models/amg_indexes, or a note if there are none."""
     try:
         entries = list(os.scandir(models() / INDEXES))
     except OSError:
@@ -45,7 +45,7 @@ def index_names() -> list[str]:
 
 
 def index_folder(name: str) -> Path:
-    """Where index `name` is or is to be. AMGError where it is not a plain name."""
+    """The folder of index `name`, which may not exist yet. AMGError if it is no plain name."""
     name = name.strip()
     if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
@@ -56,7 +56,7 @@ def index_folder(name: str) -> Path:
 
 
 def weights(kind) -> list[Path]:
-    """What lies among the models that may be the weights of such a descriptor."""
+    """Files in the model folders that may be the weights of such a descriptor."""
 
     def names(place: str) -> list[str]:
         folder = models() / place
@@ -66,12 +66,12 @@ def weights(kind) -> list[Path]:
 
 
 def open_probe(name: str):
-    """A `Matcher` (without decoder, on the CPU) on index `name`; kept open until its files change.
+    """A `Matcher` (without decoder, on the CPU) on index `name`. It is cached until the files change.
 
     Raises
     ------
     AMGError
-        No such index, a damaged one, or its descriptor's weights are absent or others.
+        There is no such index, it is damaged, or the weights of its descriptor are missing or different.
     """
     from amg_core.descriptors.registry import for_index
     from amg_core.index import Index
@@ -98,7 +98,7 @@ def decoder(
     taesd: str, channels: int, vae: Callable[[], nn.Module | None], enter: Callable[[Tensor], Tensor],
     colours=None,
 ):  # fmt: skip
-    """The guard's own decoder: TAESD's file, else a copy of the host's VAE, else preview colours.
+    """The guard's own decoder: from TAESD's file, or else a copy of the host's VAE, or preview colours.
 
     Parameters
     ----------
@@ -106,15 +106,15 @@ def decoder(
         Name of the file without ending, such as "taesd_decoder", in models/VAE-taesd or
         models/vae_approx.
     vae : callable
-        -> the host's autoencoder, with `decoder` and perhaps `post_quant_conv`; None: it has none.
+        Returns the host's autoencoder, with `decoder` and perhaps `post_quant_conv`, or None.
     enter : callable
-        A model-space latent -> what that autoencoder decodes.
+        A model-space latent -> the input of that autoencoder.
     colours : (C, 3), optional
 
     Raises
     ------
     AMGError
-        Nothing can decode these latents.
+        There is no decoder for these latents.
     """
     from amg_core.decoders import LinearDecoder, ModuleDecoder, load_taesd
 
@@ -142,7 +142,7 @@ def decoder(
 
 
 class _Decode(nn.Module):
-    """The decoding half of a host's VAE, without what the host has hung on the whole."""
+    """The decoding half of a host's VAE, without the hooks that the host has added to the whole."""
 
     def __init__(self, vae: nn.Module):
         super().__init__()

@@ -1,6 +1,6 @@
-"""What can be set, by which names it is written below a picture and read back from there.
+"""The guard's options, and their names in the infotext below a picture.
 
-Imports nothing heavy: the host asks for this at its start.
+It imports no large modules, because the host loads it at its start.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from amg_core.errors import AMGError
 
 AS_PRESET, CUSTOM = THRESHOLDS = ("preset", "custom")
 SAY, BLANK = POLICIES = ("say so", "blank")
-ANONYMOUS, FULL, OFF = TELLS = ("anonymous", "full", "off")  # as amg_core.report has them
+ANONYMOUS, FULL, OFF = TELLS = ("anonymous", "full", "off")  # as in amg_core.report
 PRESETS = ("main", "strong", "gentle", "paper", "reference")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the accordion says, in the order of its widgets, which is the order of an API's `args`."""
+    """The values of the accordion, in the order of its widgets and of an API's `args`."""
 
     enabled: bool = False
     preset: str = PRESETS[0]
@@ -35,9 +35,9 @@ class Options:
 
     @classmethod
     def read(cls, p, args: tuple) -> Options:
-        """From the arguments of a script's callback; `p.amg_…` (X/Y/Z plot) goes before.
+        """The options from the arguments of a script's callback. `p.amg_…` (X/Y/Z plot) has priority.
 
-        An API may send one object with the names of the fields instead of the list.
+        Instead of the list, an API may send one object with the names of the fields.
         """
         names = [field.name for field in fields(cls)]
         if args and isinstance(args[0], dict):
@@ -64,7 +64,7 @@ class Options:
         return chosen
 
     def settings(self, metric: str):
-        """`run.Settings` for a descriptor of that metric. AMGError for impossible values."""
+        """`run.Settings` for a descriptor of that metric. AMGError for invalid values."""
         from amg_core import presets
         from amg_core.schedule import Schedule
 
@@ -82,7 +82,7 @@ class Options:
         )  # fmt: skip
 
     def infotext(self) -> dict[str, Any]:
-        """What is written below a picture, and read back from there (`PASTE`)."""
+        """The entries of the infotext below a picture, which can be pasted (`PASTE`)."""
         written = {label: getattr(self, name) for name, label in LABELS.items()}
         if self.thresholds == AS_PRESET:
             del written[LABELS["threshold_start"]], written[LABELS["threshold_end"]]

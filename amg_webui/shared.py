@@ -1,4 +1,4 @@
-"""One generation under guard, whichever the host: settings, drawing, verdicts, what is written about it."""
+"""One guarded generation in either host: settings, drawing, verdicts, infotext and report."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from . import lookup
 from .options import BLANK, HASH, LARGEST, VERDICT, Options
 from .texts import Text
 
-NOT_JUDGED = "not judged"  # in an infotext, as the outcomes of a report
+NOT_JUDGED = "not judged"  # in an infotext, beside the outcomes of a report
 WORST_FIRST = ("copy", "blanked", NOT_JUDGED, "cannot tell", "no copy")
 log = logging.getLogger(__name__)
 
 
 class Label(str):
-    """A word of a picture's infotext. The host calls it, and asks by `use_main_prompt` for a grid's."""
+    """A word in a picture's infotext. The host calls it, for a grid with `use_main_prompt`."""
 
     def __new__(cls, of_this, of_all=""):
         label = super().__new__(cls, of_this)
@@ -35,28 +35,28 @@ class Label(str):
 
 
 class Host(Protocol):
-    """What differs between the hosts. One object a generation."""
+    """The differences between the hosts. There is one object for each generation."""
 
     def check(self) -> None:
-        """AMGError, by name, for what cannot be guarded here."""
+        """Raise AMGError, with the name, for models and settings that cannot be guarded here."""
 
     def decoder(self):
-        """The guard's own decoder for the model that draws."""
+        """The guard's own decoder for the current model."""
 
     def encode(self, words: str) -> Text:
-        """One text by the host's encoder, at any moment of a run."""
+        """Encode one text by the host's encoder. May be called at any time in a run."""
 
     def attach(self) -> None:
-        """A drawing begins."""
+        """Called when a drawing begins."""
 
     def detach(self) -> None:
-        """It has ended, or failed."""
+        """Called when a drawing has ended or failed."""
 
     def stash(self) -> object:
-        """What drawing will change, before the first one."""
+        """The state that drawing will change, saved before the first drawing."""
 
     def rewind(self, stashed: object) -> None:
-        """Make it possible to draw once more, from the same noise."""
+        """Restore the state, so that the next drawing has the same noise."""
 
 
 class Batch:
@@ -92,7 +92,7 @@ class Batch:
 
 
 class Guard:
-    """One generation (`p` of the host) under guard: all its batches, passes and pictures."""
+    """One guarded generation (`p` of the host) with all its batches, passes and pictures."""
 
     def __init__(self, p, options: Options, host: Callable[[Guard], Host]):
         self.p, self.options = p, options
@@ -106,12 +106,12 @@ class Guard:
         self.host = host(self)
         self.host.check()
         self.error: BaseException | None = None
-        self._watch, self._watched = None, None  # the probe, and the model that it decodes for
+        self._watch, self._watched = None, None  # the matcher, and the model that it decodes for
         self._placed: tuple | None = None
         self._texts: dict[tuple, Text] = {}
         self._now, self._suspects = self.settings, None
         self.runs: list = []
-        self.drawings: list[list] = []  # the sessions of each drawing of this batch
+        self.drawings: list[list] = []  # the sampling runs of each drawing of this batch
         self.outcome = None
         self.reports: list[dict] = []
         self.outcomes: list[str] = []  # of all pictures
@@ -122,12 +122,12 @@ class Guard:
     # --- drawing
 
     def sample(self, draw: Callable[[], Any]) -> Any:
-        """In place of the host's `p.sample`: one batch, drawn again while it is a copy, if asked for.
+        """Replaces the host's `p.sample`: draws one batch, and copies again if retries are set.
 
         Raises
         ------
         AMGError
-            The guard failed, or was never asked: such a picture would be unguarded.
+            The guard failed or was never called, so the picture would be unguarded.
         """
         self.drawings, self.outcome = [], None
         self.forget()
@@ -166,7 +166,7 @@ class Guard:
         return batch.as_host(self.outcome.latents)
 
     def open(self):
-        """A `SamplingRun` for one sampling pass; one that saw nothing is replaced."""
+        """A `SamplingRun` for one sampling pass. It replaces one without any step."""
         from amg_core.run import SamplingRun
 
         if self.runs and not self.runs[-1].records:
@@ -178,47 +178,47 @@ class Guard:
         return self.runs[-1]
 
     def on_device(self, run, device: torch.device) -> None:
-        """Before a step: index, descriptor and decoder to where the model is."""
+        """Move index, descriptor and decoder to the model's device before a step."""
         if self._placed != (run.matcher, device):
             run.matcher.to(device)
             self._placed = run.matcher, device
 
     def _rest(self) -> None:
-        """Leave the accelerator to the host: the VAE is next."""
+        """Free the memory of the accelerator for the host's VAE."""
         self._placed = None
         if self._watch is not None:
             self._watch.rest()
 
     def text(self, words: str) -> Text:
-        """Encoded once a model and generation."""
+        """An encoded text, cached for each model and generation."""
         key = (*which_model(self.p), words)
         if key not in self._texts:
             self._texts[key] = self.host.encode(words)
         return self._texts[key]
 
     def tell(self, run) -> None:
-        """Into the host's progress bar."""
+        """Show the latest step of the run in the host's progress bar."""
         from modules import shared
 
         from amg_core import report as reports
 
         shared.state.textinfo = "AMG: " + said(reports.step(run))
 
-    # --- judging
+    # --- checking
 
     def acted_on(self, i: int) -> set[int]:
-        """Rows of the index that sample i of the batch was too close to, in any pass and drawing."""
+        """Rows of the index that sample i of the batch was too close to in any pass or drawing."""
         return set().union(*(s.acted_on(i) for drawing in self.drawings for s in drawing))
 
     def verdicts(self, pictures: Tensor, named: list[set[int]], pasted: bool = False) -> list:
-        """Pictures (B, 3, H, W) in [0, 1], on the CPU -> a `Verdict` each.
+        """Check pictures (B, 3, H, W) in [0, 1] on the CPU. Returns a `Verdict` for each.
 
-        pasted : whether the host has put what it drew into a larger picture.
+        `pasted` says whether the host has put the drawn part into a larger picture.
         """
         from amg_core.images import cut
         from amg_core.similarity.verdict import kept_box, verdict, with_kept
 
-        drawn = getattr(self.p, "nmask", None)  # of latents: 1 = drawn, 0 = kept
+        drawn = getattr(self.p, "nmask", None)  # mask in latent size: 1 = drawn, 0 = kept
         kept = None
         if isinstance(drawn, Tensor) and not pasted:
             kept = kept_box(drawn.reshape(-1, *drawn.shape[-2:]).amax(dim=0))
@@ -232,7 +232,7 @@ class Guard:
         return found
 
     def judge(self, pp) -> None:
-        """A finished picture of the host, all its passes, pasting and correcting done."""
+        """Check a finished picture of the host, after all passes, pasting and corrections."""
         from amg_core import report as reports
         from amg_core.messages import message
 
@@ -244,7 +244,7 @@ class Guard:
                 pasted = getattr(self.p, "paste_to", None) is not None
                 (found,) = self.verdicts(picture, [self.acted_on(i)], pasted)
             report = self._report(i, found)
-        except Exception as error:  # the host would swallow it
+        except Exception as error:  # the host would ignore it
             log.exception("AMG")
             self.forget()
             why = [message("not_judged"), message("as_written", words=str(error))]
@@ -274,12 +274,12 @@ class Guard:
         return Label(of_this, of_all=min(self.outcomes, key=WORST_FIRST.index))
 
     def forget(self) -> None:
-        """What is written below a picture is not what was found out about the one before."""
+        """Forget the results of the previous picture, so that they are not written below the next."""
         for label in (LARGEST, VERDICT):
             self.p.extra_generation_params.pop(label, None)
 
     def _report(self, i: int, found) -> dict:
-        """The report of picture i of the batch alone: it travels in that picture."""
+        """The report of only picture i of the batch, which is saved in that picture."""
         from amg_core import report as reports
         from amg_core.retry import Attempt, Outcome
 
@@ -305,7 +305,7 @@ class Guard:
         )
 
     def travelling(self) -> str:
-        """The latest picture's report, as it goes into its file."""
+        """The latest picture's report for its file."""
         from amg_core import report as reports
 
         return json.dumps(
@@ -314,19 +314,19 @@ class Guard:
 
 
 def which_model(p) -> tuple:
-    """Tells checkpoints apart: the host may load one into the very module that held another."""
+    """An identifier of the checkpoint. The host may load another one into the same module."""
     model = p.sd_model
     return id(model), getattr(getattr(model, "sd_checkpoint_info", None), "filename", None)
 
 
 def nearest(report: dict) -> float:
-    """The largest likeness of a picture, on its way or at the end. 1 = the same as a known one."""
+    """The largest likeness of a picture at any step or at the end. 1 = the same as one in the index."""
     on_the_way = [step["score"][0] for step in report["steps"]]
     return max(0.0, report["verdicts"][0]["score"], *on_the_way)
 
 
 def said(messages: list, language: str = "") -> str:
-    """Messages, in a language or in the host's: its localization is a file such as zh_CN or ja_JP."""
+    """Messages in a language, by default that of the host's localization, a file such as zh_CN."""
     from modules import shared
 
     from amg_core.messages import words
@@ -336,7 +336,7 @@ def said(messages: list, language: str = "") -> str:
 
 
 def joined(passes: list[dict]) -> dict:
-    """The reports of one drawing's passes (first, hires) as one: curves end to end."""
+    """The reports of one drawing's passes (first, hires) as one report with joined curves."""
     merged = dict(passes[0])
     for more in passes[1:]:
         merged["steps"] = merged["steps"] + more["steps"]
@@ -368,14 +368,14 @@ def only(report: dict, i: int) -> dict:
 
 
 def full_precision(like: Tensor) -> AbstractContextManager:
-    """The guard's own networks are float32: without the host's autocast."""
+    """A context without the host's autocast, for the guard's float32 networks."""
     if like.device.type != "cuda":
         return nullcontext()
     return torch.autocast("cuda", enabled=False)
 
 
 def as_host(like: Tensor) -> Callable[[], AbstractContextManager]:
-    """To be called where the host calls its model: brings the autocast of now back later."""
+    """A function that makes a context with the current autocast. To be called where the model is called."""
     if like.device.type != "cuda" or not torch.is_autocast_enabled():
         return nullcontext
     kind = torch.get_autocast_gpu_dtype()
@@ -383,15 +383,15 @@ def as_host(like: Tensor) -> Callable[[], AbstractContextManager]:
 
 
 def interrupted() -> bool:
-    """Whether this batch is cut short, by Interrupt or by Skip. «Stop after this image» is not meant:
-    drawing again belongs to this image."""
+    """Whether this batch was ended by Interrupt or Skip. «Stop after this image» does not count, because
+    a retry belongs to this image."""
     from modules import shared
 
     return bool(shared.state.interrupted or shared.state.skipped)
 
 
 def stop_if_interrupted() -> None:
-    """Before each further evaluation of the model. The host's own exception, which it expects."""
+    """Called before each further evaluation of the model. Raises the host's own exception."""
     from modules import sd_samplers_common
 
     if interrupted():
@@ -399,7 +399,7 @@ def stop_if_interrupted() -> None:
 
 
 def encode(sd_model, words: str, p) -> Text:
-    """One text by the model's own encoder, as both hosts call it."""
+    """Encode one text by the model's own encoder, as both hosts do."""
     from modules import prompt_parser
 
     size = {"width": getattr(p, "width", None), "height": getattr(p, "height", None)}
@@ -418,14 +418,14 @@ def decoded(p, latents: Tensor) -> Tensor:
 
 
 def as_pictures(decoded: Tensor) -> Tensor:
-    """What a host's VAE makes, about ±1 -> [0, 1] on the CPU."""
+    """The output of a host's VAE, about ±1 -> [0, 1] on the CPU."""
     return ((decoded.float().cpu() + 1) / 2).clamp(0, 1)
 
 
 def same_noise(p, old=None) -> None:
-    """A host's generator of noise, back where it was before the first draw.
+    """Reset a host's noise generator to its state before the first drawing.
 
-    old : the generator of that draw, where Hires. fix has put in one of its own.
+    `old` is the generator of that drawing, if Hires. fix has replaced it.
     """
     from modules import rng
 
@@ -445,7 +445,7 @@ def as_tensor(image) -> Tensor:
 
 
 def blank(image):
-    """Nothing, of the same size."""
+    """An empty picture of the same size."""
     from PIL import Image
 
     return Image.new("RGB", image.size)

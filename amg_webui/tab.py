@@ -1,4 +1,4 @@
-"""The tab AMG Index: build an index of a folder, and look a picture up in one."""
+"""The tab AMG Index: builds an index from a folder, and finds a picture in one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from amg_core.limits import COPY
 
 from . import lookup
 
-SHOWN = 5  # pictures of a search
+SHOWN = 5  # number of pictures that a search shows
 stopping = threading.Event()  # set by the button Stop, in another thread than the build
 
 
 def build(folder: str, name: str, descriptor: str, tell: Callable[[float, str], None]) -> str:
-    """Make the index `name` of the pictures in `folder`; `tell(share, words)` on the way.
+    """Make the index `name` from the pictures in `folder`, and report progress by `tell(share, words)`.
 
-    Returns what became of it, in a sentence. A build that is stopped goes on where it was.
+    Returns the result as a sentence. A build that was stopped can be continued.
     """
     from amg_core import index
 
@@ -73,7 +73,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
 
 
 def create(gr) -> list[tuple]:
-    """What the host wants of `on_ui_tabs`."""
+    """The return value of the host's `on_ui_tabs`."""
     from modules.ui_common import create_refresh_button
 
     names = lookup.index_names()

@@ -1,4 +1,4 @@
-"""What the model would draw for other texts: the neighbour's caption, a shorter prompt."""
+"""The model's predictions for other texts: the neighbour's caption, and a shorter prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amg_core.errors import AMGError
 
 @dataclass(frozen=True)
 class Text:
-    """Encoded text as the host has it. tokens : (B, T, C); vector : (B, P), what SDXL adds, or None."""
+    """A text encoded by the host: `tokens` (B, T, C), and `vector` (B, P) for SDXL, or None."""
 
     tokens: Tensor
     vector: Tensor | None = None
@@ -26,7 +26,7 @@ class Text:
         return cls(cond["crossattn"], cond.get("vector"))
 
     def host(self) -> Tensor | dict[str, Tensor]:
-        """As the host wants it back."""
+        """The encoded text in the host's form."""
         if self.vector is None:
             return self.tokens
         return {"crossattn": self.tokens, "vector": self.vector}
@@ -35,19 +35,19 @@ class Text:
         return Text(self.tokens[rows], None if self.vector is None else self.vector[rows])
 
     def batch(self, rows: int) -> Text:
-        """One row repeated; as many rows as are wanted stay what they are."""
+        """The text with `rows` rows. One row is repeated."""
         return self if len(self.tokens) == rows else self[[0] * rows]
 
 
 def literally(caption: str) -> str:
-    """A caption that the host's prompt syntax reads as plain words: brackets are no emphasis."""
+    """The caption with escapes, so that the host reads brackets as plain text, not as emphasis."""
     for sign in "\\()[]":
         caption = caption.replace(sign, "\\" + sign)
     return caption
 
 
 class OtherTexts:
-    """Predictions of one step for other texts than the prompt, each one more evaluation of the model.
+    """Predictions of one step for other texts than the prompt. Each costs an evaluation of the model.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class OtherTexts:
 
     @property
     def words(self) -> int:
-        """How many tokens the prompt has, padding included."""
+        """The number of tokens of the prompt with padding."""
         return self.prompt.tokens.shape[1]
 
     def reduced(self, kept: Tensor) -> Tensor:
-        """The first `kept` (B,) tokens of the prompt, the rest of the empty text -> D_s (B, C, H, W)."""
+        """D_s (B, C, H, W) for the first `kept` (B,) tokens of the prompt, then those of the empty text."""
         from amg_core.guidance import reduced
 
         prompt, nothing = self.prompt, self._fitting("")

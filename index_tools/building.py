@@ -16,28 +16,27 @@ if TYPE_CHECKING:
     from amg_core.index import BuildReport
 
 BUILD = """\
-Make the index OUT of all pictures of SOURCE, or bring OUT up to date: pictures that it has are not
-embedded again, pictures that SOURCE no longer has leave it. A build that was interrupted, by
-whatever, goes on where it was when the same command is given again. Until it ends, an index that
-is there stays as it is."""
+Make the index OUT from all pictures of SOURCE, or bring OUT up to date. Pictures that are in OUT are
+not embedded again. Pictures that SOURCE no longer has are removed. An interrupted build continues
+when you give the same command again. Until it is finished, an existing index stays as it is."""
 
 SOURCES = """\
 sources: a folder with its subfolders, a .zip, a .tar or a folder of them (WebDataset, img2dataset),
-or a list (.parquet, .csv, .tsv, .jsonl) that names files and captions. A picture is in once,
-however often its file is there; other names and captions of it are kept as aliases."""
+or a list (.parquet, .csv, .tsv, .jsonl) of files and captions. Identical files are stored only once.
+Their other names and captions are kept as aliases."""
 
 ADD = """\
-Add the pictures of SOURCE to the index INDEX. What it has is neither embedded nor entered again."""
+Add the pictures of SOURCE to the index INDEX. Pictures that it has already are not added again."""
 
 IMPORT = """\
-Make an index of CLIP embeddings that clip-retrieval or img2dataset users have (img_emb/*.npy with
-metadata/*.parquet, or image.index). Such an index holds no pictures: it can be searched, and it is
-the first stage of a two-stage search, but the guard cannot watch with it."""
+Make an index from the CLIP embeddings of clip-retrieval or img2dataset (img_emb/*.npy with
+metadata/*.parquet, or image.index). Such an index holds no pictures. It can be searched, and it is
+the first stage of a two-stage search, but the guard cannot use it."""
 
 
 def register(commands: terminal.Commands) -> None:
     build = commands.add_parser(
-        "build", help="make an index of pictures, or bring it up to date", description=BUILD,
+        "build", help="make an index from pictures, or bring it up to date", description=BUILD,
         epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     build.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
@@ -48,7 +47,7 @@ def register(commands: terminal.Commands) -> None:
         default=DEFAULT,
         help=f"how pictures are compared (%(default)s). {described(kinds())}",
     )
-    build.add_argument("--scales", type=_numbers, metavar="A,B", help="only these scales (all)")
+    build.add_argument("--scales", type=_numbers, metavar="A,B", help="use only these scales (all)")
     for name, takers in _asked().items():
         build.add_argument(f"--{name}", help=takers[0].options[name])
     _shared(build)
@@ -64,20 +63,20 @@ def register(commands: terminal.Commands) -> None:
     add.set_defaults(run=_add)
 
     bring = commands.add_parser(
-        "import", help="make an index of CLIP embeddings made elsewhere", description=IMPORT
+        "import", help="make an index from existing CLIP embeddings", description=IMPORT
     )
     bring.add_argument("folder", metavar="FOLDER", type=Path, help="output of clip-retrieval")
     bring.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
     bring.add_argument(
-        "--model", default="ViT-B/32", help="the CLIP that made the embeddings (%(default)s)"
+        "--model", default="ViT-B/32", help="CLIP model that made the embeddings (%(default)s)"
     )
-    bring.add_argument("--replace", action="store_true", help="OUT may be an index: replace it")
+    bring.add_argument("--replace", action="store_true", help="replace OUT if it is an index")
     terminal.add_json(bring)
     bring.set_defaults(run=_import)
 
 
 def _asked() -> dict[str, list[Kind]]:
-    """Options that some descriptors take -> which."""
+    """The options that only some descriptors take -> these descriptors."""
     takers: dict[str, list[Kind]] = {}
     for kind in kinds():
         for name in kind.options:
@@ -92,7 +91,7 @@ def _shared(parser: argparse.ArgumentParser) -> None:
         "--batch", type=terminal.count, default=16, help="pictures embedded at once (%(default)s)"
     )
     parser.add_argument(
-        "--workers", type=terminal.count, help="threads that read and decode (one a core)"
+        "--workers", type=terminal.count, help="threads that read and decode (one for each core)"
     )
     terminal.add_json(parser)
 
@@ -113,7 +112,7 @@ def _build(options: argparse.Namespace) -> None:
         if value := getattr(options, name):
             if named(options.descriptor) not in takers:
                 fit = " or ".join(kind.name for kind in takers)
-                raise AMGError(f"--{name} belongs to --descriptor {fit}.")
+                raise AMGError(f"--{name} can only be used with --descriptor {fit}.")
             chosen[name] = value
     before = _count(options.out)
     report = build(
@@ -125,11 +124,13 @@ def _build(options: argparse.Namespace) -> None:
     _prepare(options.out)
     _tell(options, report)
     if not options.json and before > report.count:
-        print(f"note: there were {before} pictures before; build keeps only what SOURCE has now")
+        print(
+            f"note: there were {before} pictures before; build keeps only those that SOURCE has now"
+        )
 
 
 def _count(index: Path) -> int:
-    """Pictures of the index that is there; 0 where there is none to read."""
+    """The number of pictures in an existing index, 0 if there is none that can be read."""
     from amg_core.index.format import MANIFEST, parse_manifest
 
     path = index / MANIFEST
@@ -164,7 +165,7 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _prepare(path: Path) -> None:
-    """Make what a large index is searched with now, rather than in the first guarded step."""
+    """Make the search codes of a large index now, and not in the first guarded step."""
     from amg_core.index import Index
     from amg_core.index.search import Searcher
 

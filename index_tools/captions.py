@@ -1,10 +1,10 @@
-"""Captions of duplicates: how alike they are, and how to make them less alike for training.
+"""Compares the captions of duplicates, and changes captions for training.
 
-Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023): pictures
-that recur with one and the same caption are copied most. Their training-time remedies change the
-captions: several per picture (MC), random words now and then (RC), random words put in (RT), words
-of the caption repeated (CWR). The figures in the docstrings are theirs; those of their released
-training code are named where they differ.
+By Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023), pictures
+that occur several times with the same caption are copied most. Their remedies for training change the
+captions: several captions for each picture (MC), sometimes random words instead (RC), random words
+added (RT), or words repeated (CWR). The figures in the docstrings are from the paper. Where their
+released training code differs, that is said.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 METHODS = ("mc", "rc", "rt", "cwr")
-PROBABILITY = {"rc": 0.4, "rt": 0.1, "cwr": 0.4}  # of each change; MC changes always
-INSERTED = 2  # words that RT and CWR put in, as in the released training code
-RANDOM_LENGTH = 4  # words of a random caption, likewise
-MANY = 200  # captions of a cluster that are compared with each other, pair by pair
+PROBABILITY = {"rc": 0.4, "rt": 0.1, "cwr": 0.4}  # probability of each change; MC always changes
+INSERTED = 2  # words that RT and CWR add, as in the released training code
+RANDOM_LENGTH = 4  # words of a random caption, as in the released training code
+MANY = 200  # largest number of captions of a cluster that are compared in pairs
 
 Encoder = Callable[[list[str]], np.ndarray]
 
@@ -49,11 +49,21 @@ def jaccard(a: str, b: str) -> float:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Mean over all pairs of captions of one cluster; None where it was not measured.
+    """How alike the captions of one cluster are: means over all pairs, None if not measured.
 
-    with_caption : int, captions that are not empty; jaccard : unigram overlap; text : similarity of
-    the text embeddings; product : mean of text × jaccard, pair by pair; words : "identical",
-    "alike" (mean overlap of at least ½), "different" or "missing" (fewer than two captions).
+    Attributes
+    ----------
+    with_caption : int
+        Number of captions that are not empty.
+    jaccard : float or None
+        Unigram overlap.
+    text : float or None
+        Similarity of the text embeddings.
+    product : float or None
+        Mean over the pairs of text × jaccard.
+    words : str
+        "identical", "alike" (mean overlap of at least ½), "different" or "missing" (fewer than two
+        captions).
     """
 
     with_caption: int
@@ -66,8 +76,8 @@ class Likeness:
 def likeness(captions: Sequence[str], encode: Encoder | None = None) -> Likeness:
     """Compare the captions of one cluster. Empty ones are left out.
 
-    Of more than 200 captions, 200 evenly spaced ones are compared. `encode`: n texts -> (n, D) unit
-    rows; without it the text factor stays None, and nothing stands in for it.
+    If there are more than 200 captions, 200 evenly spaced ones are compared. `encode` maps n texts to
+    rows of norm 1, (n, D). Without it, `text` and `product` are None.
     """
     there = [text for text in captions if text.strip()]
     count = len(there)
@@ -99,9 +109,9 @@ def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def whole(kind: Any, folder: Path) -> Any:
-    """A `transformers` model of class `kind`, from safetensors in a local folder alone.
+    """Load a `transformers` model of class `kind` from the safetensors in a local folder.
 
-    ValueError where weights are missing: the library would start them at random and go on.
+    ValueError if weights are missing. The library would initialise them at random without an error.
     """
     model, info = kind.from_pretrained(
         folder,
@@ -110,7 +120,7 @@ def whole(kind: Any, folder: Path) -> Any:
         trust_remote_code=False,
         output_loading_info=True,
     )
-    unused = ("pooler", "position_ids")  # not looked at here, and often left out
+    unused = ("pooler", "position_ids")  # not used here, and often missing
     missing = [name for name in info["missing_keys"] if not any(part in name for part in unused)]
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {sorted(missing)[0]}")
@@ -120,8 +130,9 @@ def whole(kind: Any, folder: Path) -> Any:
 def text_encoder(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     """A text encoder from a local folder in the layout of the `transformers` library.
 
-    CLIP: the projected text embedding. Any other model (sentence transformers): the mean of the last
-    hidden states over the tokens. Safetensors only, no code from the folder, no network.
+    With CLIP the result is the projected text embedding. With any other model (sentence transformers) it
+    is the mean of the last hidden states over the tokens. Only safetensors are read. No code from the
+    folder is run, and nothing is downloaded.
 
     Raises
     ------
@@ -130,7 +141,7 @@ def text_encoder(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     """
     import torch
 
-    step = "pip install transformers, or leave the text encoder away"
+    step = "pip install transformers, or omit the text encoder"
     parts = ("AutoConfig", "AutoModel", "AutoTokenizer", "CLIPTextModelWithProjection")
     transformers = needed("transformers", "Text similarity", step, parts)
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -156,7 +167,7 @@ def text_encoder(folder: Path, device: torch.device | str = "cpu") -> Encoder:
     @torch.inference_mode()
     def encode(texts: list[str]) -> np.ndarray:
         rows = []
-        for text in texts:  # one at a time: a row never depends on its neighbours
+        for text in texts:  # one at a time, so that a row does not depend on the others
             tokens = tokenizer([text], truncation=True, max_length=longest, return_tensors="pt").to(
                 device
             )
@@ -176,9 +187,9 @@ def text_encoder(folder: Path, device: torch.device | str = "cpu") -> Encoder:
 
 
 def generator(sha256: str, seed: int = 0, draw: int = 0) -> np.random.Generator:
-    """The random numbers of one picture: a function of its content, not of its place in the set.
+    """The random generator for one picture, which depends on its content and not on its place.
 
-    sha256 : hex digest of the file; seed : the run's; draw : number of the variant.
+    `sha256` is the hex digest of the file, `seed` that of the run, and `draw` the number of the variant.
     """
     key = hashlib.sha256(f"{sha256}/{seed}/{draw}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little")))
@@ -191,10 +202,10 @@ def random_tokens(
     probability: float = PROBABILITY["rt"],
     times: int = INSERTED,
 ) -> str:
-    """RT: `times` times, with the given probability, replace a random word or put one in.
+    """RT: `times` times, with the given probability, replace a random word or add one.
 
-    Paper: p = 0.1, replace or add with equal chance. (Released code: adds only, two words with one
-    draw of p = 0.1.) `vocabulary`: the words to draw from.
+    In the paper p = 0.1, and replacing and adding are equally likely. The released code only adds: with
+    p = 0.1 it adds two words. Words are drawn from `vocabulary`.
     """
     words = caption.split()
     for _ in range(times):
@@ -231,17 +242,17 @@ def random_caption(
     probability: float = PROBABILITY["rc"],
     length: int = RANDOM_LENGTH,
 ) -> str:
-    """RC: with the given probability (0.4 as CWR; released code 0.1) `length` random words instead."""
+    """RC: with the given probability (0.4 as for CWR, released code 0.1) return `length` random words."""
     if rng.random() >= probability:
         return caption
     return " ".join(_choice(rng, vocabulary) for _ in range(length))
 
 
 def multiple_captions(caption: str, rng: np.random.Generator, others: Sequence[str]) -> str:
-    """MC: one of all captions that are known for the picture, each as likely as the others.
+    """MC: one of all captions of the picture, all equally likely.
 
-    The paper has 20 captions a picture from a captioner (BLIP). None is made here: `others` are
-    those of the picture's duplicates, or the user's. Without any, the caption itself.
+    The paper uses 20 captions for each picture from a captioner (BLIP). Here no captions are made:
+    `others` are those of the picture's duplicates, or the user's. Without any, the result is `caption`.
     """
     known = list(dict.fromkeys(text for text in (caption, *others) if text.strip()))
     return _choice(rng, known) if known else caption
@@ -252,10 +263,10 @@ def _choice(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 
 def vocabulary(captions: Iterable[str]) -> list[str]:
-    """The words of all captions, lower-case, each once, sorted: what RC and RT draw from.
+    """The sorted, distinct, lower-case words of all captions, from which RC and RT draw.
 
-    The authors draw from CLIP's whole vocabulary, most of which are fragments of words. Words of the
-    set itself keep to its language and subject.
+    The authors draw from CLIP's whole vocabulary, of which most entries are fragments of words. The words
+    of the captions have the right language and subject.
     """
     return sorted({word.lower() for text in captions for word in WORD.findall(text)})
 
@@ -265,7 +276,7 @@ def vocabulary(captions: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture to write a caption for; `others`: further captions that are known for it."""
+    """A picture to write a caption for. `others` are its further captions."""
 
     source: str
     caption: str
@@ -282,16 +293,16 @@ def diversify(
     seed: int = 0,
     probability: float | None = None,
 ) -> list[tuple[str, list[str]]]:
-    """(source, `variants` captions) of each picture by one of METHODS.
+    """Change the captions by one of METHODS. Yields (source, `variants` captions) for each picture.
 
-    Each variant is a draw of its own, as each epoch is in the paper: with one variant and p = 0.1
-    most captions stay as they are. The result depends on the picture's content, its captions, the
-    words and the seed only.
+    Each variant is drawn independently, as each epoch in the paper. With one variant and p = 0.1 most
+    captions stay the same. The result depends only on the picture's content, its captions, the words
+    and the seed.
 
     Raises
     ------
     AMGError
-        Random words are wanted and there are none.
+        Random words are needed and there are none.
     """
     if method not in METHODS:
         raise AMGError(f"Unknown method {method!r}: choose one of {', '.join(METHODS)}.")
@@ -319,13 +330,13 @@ def diversify(
 def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jsonl") -> list[Path]:
     """Write captions into a new folder.
 
-    form "jsonl": metadata.jsonl with file_name and text, and texts where there are several variants.
-    form "txt": one file a picture, at its own path, one variant a line.
+    With `form` "jsonl" it writes metadata.jsonl with file_name and text, and texts for several variants.
+    With "txt" it writes one file for each picture, at the picture's path, with one variant a line.
 
     Raises
     ------
     AMGError
-        The folder is there and not empty, two pictures would share a file, or nothing can be written.
+        The folder is not empty, two pictures would have the same file, or nothing can be written.
     """
     names: dict[str, tuple[str, list[str]]] = {}
     for source, texts in made:
@@ -358,7 +369,7 @@ def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jso
 
 
 def new_folder(folder: Path) -> None:
-    """Make `folder`, or take it where it is empty. AMGError where anything lies in it."""
+    """Make `folder`. It may exist if it is empty. AMGError otherwise."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_new(folder)
@@ -373,9 +384,9 @@ def _inside(source: str) -> str:
 
 
 def extra_captions(path: Path) -> dict[str, list[str]]:
-    """A JSONL of further captions: {"file_name": …, "text": … or "texts": […]} a line.
+    """Read a JSONL file of further captions with {"file_name": …, "text": … or "texts": […]} in each line.
 
-    Several lines of one name add up. AMGError names the line that cannot be used.
+    Captions of lines with the same name are collected. AMGError names a line that cannot be used.
     """
     found: dict[str, list[str]] = {}
     try:
@@ -394,7 +405,7 @@ def extra_captions(path: Path) -> dict[str, list[str]]:
                 raise TypeError("file_name and text must be text")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AMGError(
-                f"{path}, line {number} has no file_name and text ({brief(error)}): mend that line."
+                f"{path}, line {number} has no file_name and text ({brief(error)}): correct that line."
             ) from None
         found.setdefault(name, []).extend(text.strip() for text in texts if text.strip())
     return found

@@ -14,21 +14,22 @@ from . import terminal
 if TYPE_CHECKING:
     from amg_core.index import Entry
 
-REMOVE = "Take pictures out of an index. Nothing is embedded again, and no picture file is touched."
+REMOVE = "Remove pictures from an index. Nothing is embedded again, and no picture file is changed."
 
 MUTE = """\
-Let the guard pass over pictures: your own work, public-domain art. They stay in the index, and stay
-muted when it is built again. Without a choice of pictures, print what is muted."""
+Exclude (mute) pictures that may be copied: your own work, public-domain art. They stay in the index,
+but nothing is compared with them, also after the index is built again. Without a choice of pictures,
+print the excluded ones."""
 
 MERGE = """\
-Make the index OUT of several, built perhaps on several machines. A picture that several hold is in
-once. Nothing is embedded again. To bring pictures into an index that is there, use add."""
+Make one index, OUT, from several, for example from several machines. Identical files are stored only
+once. Nothing is embedded again. To add pictures to an existing index, use add."""
 
 
 def register(commands: terminal.Commands) -> None:
     for name, help_, about, run in (
-        ("remove", "take pictures out of an index", REMOVE, _remove),
-        ("mute", "let the guard pass over pictures", MUTE, _mute),
+        ("remove", "remove pictures from an index", REMOVE, _remove),
+        ("mute", "exclude pictures that may be copied", MUTE, _mute),
     ):
         parser = commands.add_parser(
             name, help=help_, description=about, epilog=terminal.SELECTION,
@@ -37,15 +38,15 @@ def register(commands: terminal.Commands) -> None:
         parser.add_argument("index", metavar="INDEX", type=Path, help="index folder")
         terminal.add_selection(parser)
         if name == "mute":
-            parser.add_argument("--reason", default="", help="why, for whoever looks later")
-            parser.add_argument("--undo", action="store_true", help="guard against them again")
+            parser.add_argument("--reason", default="", help="why they may be copied, as a note")
+            parser.add_argument("--undo", action="store_true", help="compare with them again")
         terminal.add_json(parser)
         parser.set_defaults(run=run)
 
-    merge = commands.add_parser("merge", help="make one index of several", description=MERGE)
+    merge = commands.add_parser("merge", help="make one index from several", description=MERGE)
     merge.add_argument("indexes", metavar="INDEX", type=Path, nargs="+", help="index folders")
     merge.add_argument("out", metavar="OUT", type=Path, help="new index folder")
-    merge.add_argument("--replace", action="store_true", help="OUT may be an index: replace it")
+    merge.add_argument("--replace", action="store_true", help="replace OUT if it is an index")
     terminal.add_json(merge)
     merge.set_defaults(run=_merge)
 
@@ -85,10 +86,10 @@ def _apply(
         terminal.warn(f"not in the index: {name}")
     if not count:
         if getattr(options, "undo", False):
-            raise AMGError(f"No muted picture is meant by that: 'mute {options.index}' lists them.")
+            raise AMGError(f"No muted picture matches: 'mute {options.index}' lists them.")
         example = next(_files(options.index)).source
         raise AMGError(
-            f"No picture of {options.index} is meant by that. Names in it are like {example!r}: "
+            f"No picture of {options.index} matches. Names in it are like {example!r}: "
             f"give the whole name, or a pattern such as '*part of it*'."
         )
     if options.json:

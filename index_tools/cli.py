@@ -14,8 +14,8 @@ from amg_core.errors import AMGError
 from . import building, changing, dedup, evaluate, reading, terminal
 
 ABOUT = """\
-An index holds the pictures that a generation must not copy. Make one from pictures, then choose it
-in the AMG nodes."""
+An index holds the pictures to stay away from. Make one from a folder of pictures, then choose it in
+the AMG nodes."""
 
 STEPS = """\
 a first index, step by step:
@@ -29,30 +29,32 @@ before a LoRA training: which pictures are duplicates, and which to drop
 after generating: how close are my pictures to the training set?
   python -m index_tools eval   my_outputs  --index my_index  --out report
 
-captions (used to steer away from a picture's prompt; best the very prompts it was trained with):
+captions (used to steer away from a picture's prompt; best the prompts it was trained with):
   a .txt beside the picture, or metadata.jsonl (file_name, text), or a .csv (file_name, text)
 
-exit codes: 0 done, 1 it did not work (one line says why), 2 wrong command line, 130 interrupted"""
+exit codes: 0 done, 1 error (one line says why), 2 wrong command line, 130 interrupted"""
 
 DEDUP = """\
-Find pictures of an index that are copies of each other, and say which to keep. Nothing is
-deleted. Duplicates are what a model memorises first (Somepalli et al. 2023)."""
+Find pictures of an index that are copies of each other, and list which to keep. Nothing is
+deleted. A model memorises duplicates first (Somepalli et al. 2023)."""
 
 EVAL = """\
-Measure how close generated pictures are to an index: the figures of the AMG paper, as a table, as
-JSON and as a page to look at."""
+Measure how close generated pictures are to an index, with the figures of the AMG paper, as a table,
+JSON or an HTML page."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (argparse itself exits with 2)."""
+    """Run one command. Returns the exit code. argparse itself exits with 2."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file names may be beyond the terminal's alphabet
+        if hasattr(stream, "reconfigure"):  # file names may have letters that the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     _open_many_files()
     options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders' remarks on odd files; reasons are reported
+            warnings.simplefilter(
+                "ignore"
+            )  # warnings of decoders about odd files, which are reported anyway
             code = options.run(options)
         sys.stdout.flush()
         return code or 0
@@ -63,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminal.close_bars()
         print(
-            "interrupted; an index that was there is unchanged, and the same command goes on here",
+            "interrupted; an existing index is unchanged, and the same command continues here",
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # the reader of our output has gone: nothing left to say
+    except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -77,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_many_files() -> None:
-    """Let this process open as many files as it may: a shard is a handful, and there can be hundreds."""
-    if sys.platform != "win32":  # which knows no such limit
+    """Raise the limit of open files. A shard has several files, and there can be hundreds of shards."""
+    if sys.platform != "win32":  # there is no such limit
         import resource
 
         with suppress(OSError, ValueError):
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     changing.register(commands)
     reading.register(commands)
     for module, name, help_, about in (
-        (dedup, "dedup", "find duplicates and say which to keep", DEDUP),
+        (dedup, "dedup", "find duplicates, and list which to keep", DEDUP),
         (evaluate, "eval", "how close are generated pictures to an index?", EVAL),
     ):
         command = commands.add_parser(name, help=help_, description=about)

@@ -1,8 +1,8 @@
-"""Pictures that are in an index several times: clusters of duplicates, and which of them to keep.
+"""Finds duplicates in an index, and chooses which to keep. No file is ever deleted.
 
-After Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023):
-pairs above an SSCD similarity, joined to clusters; how alike the captions within a cluster are; how
-complex the pictures are (a simple picture that recurs is memorised first). No file is ever deleted.
+As in Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023), pairs
+above an SSCD similarity are joined to clusters. It measures how alike the captions of a cluster are, and
+how complex the pictures are, because simple pictures that occur several times are memorised first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from amg_core.index.shard import Rows
 
 BLOCK = 2048  # rows compared with as many others at once
-FLAT = 1.0  # contrast ‖x − mean‖ below which a picture counts as having that much
+FLAT = 1.0  # lower limit for the contrast ‖x − mean‖ of a picture
 JPEG_QUALITY = 90  # as in the authors' code
 DROP, KEEP = "drop", "keep"
 
@@ -46,12 +46,12 @@ DROP, KEEP = "drop", "keep"
 
 
 def default_threshold(spec: DescriptorSpec) -> float:
-    """The similarity above which two pictures are one. AMGError where none has been measured."""
+    """The similarity above which two pictures are duplicates. AMGError if it was not measured."""
     known = {kind.name: kind.duplicates for kind in kinds() if kind.duplicates is not None}
     if spec.kind not in known:
         *others, last = known
         raise AMGError(
-            f"No threshold is known for duplicates by the descriptor {spec.id}: give --threshold, "
+            f"The descriptor {spec.id} has no default threshold for duplicates: give --threshold, "
             f"or use an index of {', '.join(others)} or {last}."
         )
     return known[spec.kind]
@@ -66,10 +66,10 @@ def pairs(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """All pairs of rows more similar than `threshold`, block by block.
+    """Find all pairs of rows more similar than `threshold`, in blocks.
 
-    Every row is compared with every other: O(N²·D) work, in memory that does not grow with N. Values
-    of "nl2" are right to about 0.002 (float32, the difference of large squares).
+    Every row is compared with every other. The work is O(N²·D), and the memory does not grow with N.
+    Values for "nl2" are accurate to about 0.002 (float32, the difference of large squares).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def pairs(
 
 
 def _prepared(rows: np.ndarray, metric: str, scale: int, device: torch.device | str) -> Tensor:
-    """Unit rows (M, D), or (M, C, P) for nl2: C channels of P = scale² values."""
+    """Rows of norm 1, (M, D), or for nl2 (M, C, P): C channels of P = scale² values."""
     block = torch.from_numpy(np.asarray(rows, np.float32)).to(device)
     if metric == "cosine":
         return nn.functional.normalize(block)
@@ -115,12 +115,12 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def likeness_of_pictures(a: Tensor, b: Tensor) -> Tensor:
-    """How much of the structure of small pictures is common to both: (A, C, P), (B, C, P) -> (A, B).
+    """How much structure small pictures have in common: (A, C, P), (B, C, P) -> (A, B).
 
-    1 − ‖m(a) − b‖ / ‖b − b̄‖, the smaller value of both directions: m is the best gain (½ to 2) and
-    offset (±0.25) a channel, as `metrics.matched` has it, and b̄ the means of the channels. 1 = the same
-    picture up to contrast, brightness and tint; 0 = nothing in common. Unlike nL2 (Eq. 8) it does not
-    depend on the rest of the set: fifty duplicates would shrink the denominator of Eq. 8 to nothing.
+    1 − ‖m(a) − b‖ / ‖b − b̄‖, the smaller value of both directions. m applies the best gain (½ to 2) and
+    offset (±0.25) to each channel, as `metrics.matched`, and b̄ are the means of the channels. 1 is the
+    same picture apart from contrast, brightness and tint, and 0 is nothing in common. Unlike nL2 (Eq. 8)
+    it does not depend on the other pictures: with fifty duplicates the denominator of Eq. 8 would vanish.
     """
     a_mean, b_mean = a.mean(2), b.mean(2)
     a_part, b_part = a - a_mean[..., None], b - b_mean[..., None]
@@ -146,7 +146,7 @@ def mirrored_too(a: Tensor, b: Tensor) -> Tensor:
     return torch.maximum(likeness_of_pictures(a, b), likeness_of_pictures(a, mirrored))
 
 
-# A network such as SSCD sees by itself that a picture is mirrored.
+# A network such as SSCD recognises mirrored pictures itself.
 COMPARE = {"cosine": _cosine, "nl2": mirrored_too}
 
 
@@ -160,9 +160,9 @@ def _left_over(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
 
 
 class Components:
-    """Connected components over 0 .. n−1, fed with arrays of pairs; `root` is the least id of each.
+    """Connected components of 0 .. n−1 from arrays of pairs. `root` is the smallest id of each.
 
-    AMGError where SciPy is missing.
+    AMGError if SciPy is missing.
     """
 
     def __init__(self, n: int) -> None:
@@ -174,7 +174,7 @@ class Components:
         self.strongest = np.full(n, -np.inf, np.float32)
 
     def join(self, a: np.ndarray, b: np.ndarray, similarity: np.ndarray) -> None:
-        """Join a[i] with b[i]; the weakest and the strongest link of each id are remembered."""
+        """Join a[i] with b[i], and record the weakest and the strongest link of each id."""
         for ends in (a, b):
             np.minimum.at(self.weakest, ends, similarity)
             np.maximum.at(self.strongest, ends, similarity)
@@ -186,7 +186,7 @@ class Components:
         self.root = least[label]
 
     def groups(self) -> list[np.ndarray]:
-        """Ids of each component of two or more, ascending; components by their least id."""
+        """Ascending ids of each component of two or more, ordered by their smallest ids."""
         order = np.argsort(self.root, kind="stable")
         starts = np.flatnonzero(np.diff(self.root[order])) + 1
         return [part for part in np.split(order, starts) if len(part) > 1]
@@ -196,11 +196,24 @@ class Components:
 class Member:
     """One file of a cluster.
 
-    id : row; alias : whether it is a further file of the very same bytes; width, height : pixels of
-    the original; kept_id : row of the picture kept for this one, and likeness : its similarity to
-    that; entropy : bits, of the grey levels; jpeg : bytes a pixel as JPEG of quality 90; measured :
-    "file" or "thumbnail", what these two were taken from ("" = not measured); index :
-    which of several indexes it is in ("" = there is one only).
+    Attributes
+    ----------
+    id : int
+        Row of the index.
+    alias : bool
+        Whether it is a further file with the same bytes.
+    width, height : int
+        Pixels of the original.
+    kept_id, likeness
+        Row of the picture that is kept instead of this one, and its similarity to that.
+    entropy : float
+        Of the grey levels, in bits.
+    jpeg : float
+        Bytes for each pixel, as a JPEG of quality 90.
+    measured : str
+        Whether entropy and jpeg are those of the "file" or the "thumbnail" ("" = not measured).
+    index : str
+        The name of its index, if there are several, or "".
     """
 
     id: int
@@ -222,8 +235,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Files of one picture. weakest, strongest : similarity of the links that hold it together
-    (1 where all are byte-identical); captions : see `captions.Likeness`."""
+    """Files of one picture. `weakest` and `strongest` are the similarities of the links that join them (1
+    if all are byte-identical). For `captions` see `captions.Likeness`."""
 
     members: tuple[Member, ...]
     weakest: float
@@ -249,10 +262,10 @@ def clusters(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[Cluster]:
-    """Clusters of duplicates of an open index, largest first.
+    """Clusters of duplicates in an open index, largest first.
 
-    Connected components of the pairs above `threshold`; muted rows take part; files with the bytes
-    of a row join it. Which are to be kept says `choose`.
+    They are the connected components of the pairs above `threshold`, with excluded (muted) rows, and with
+    further files of the same bytes. `choose` decides which to keep.
 
     Parameters
     ----------
@@ -271,7 +284,7 @@ def clusters(
         components.join(a, b, similarity)
     further: dict[int, list[Alias]] = {}
     start = 0
-    for member in index.members:  # each by itself: one file may be a row in several of them
+    for member in index.members:  # separately, because one file may be a row in several indexes
         for alias in member.aliases():
             further.setdefault(start + alias.id, []).append(alias)
         start += member.count
@@ -309,7 +322,7 @@ def _files(index: Index, i: int, aliases: Sequence[Alias]) -> list[Member]:
 
 
 def _owners(index: Index) -> Callable[[int], str]:
-    """id -> the name of its index among several, made unique; "" where there is one."""
+    """A function from an id to the unique name of its index, or to "" if there is only one index."""
     if len(index.members) == 1:
         return lambda i: ""
     names: list[str] = []
@@ -321,8 +334,8 @@ def _owners(index: Index) -> Callable[[int], str]:
 
 
 def preference(member: Member) -> tuple[int, int, int, bool, str]:
-    """Sorts the member to keep first: the largest area, then the longest caption, then the first id,
-    then the file that the index names before its byte-identical ones, then the first name."""
+    """The sort order for which member to keep: first the largest area, then the longest caption, the
+    smallest id, the row's own file before byte-identical ones, and the first name."""
     area = member.width * member.height
     return -area, -len(member.caption), member.id, member.alias, member.source
 
@@ -330,13 +343,13 @@ def preference(member: Member) -> tuple[int, int, int, bool, str]:
 def choose(
     members: Sequence[Member], compare: Callable[[int, list[int]], list[float]], threshold: float
 ) -> list[Member]:
-    """Mark the members to keep, and give each of the others its likeness to the one kept for it.
+    """Mark the members to keep, and give each other one its similarity to the one kept instead.
 
-    In the order of `preference` a picture is kept unless it is more alike than `threshold` to one
-    that is kept already. So nothing is dropped that is not itself a duplicate of something kept: in
-    a chain a–b–c whose ends differ, both ends stay. A threshold of −inf keeps exactly one.
+    In the order of `preference`, a picture is kept unless its similarity to one that is already kept is
+    above `threshold`. So every dropped picture is itself a duplicate of a kept one: of a chain a–b–c whose
+    ends differ, both ends are kept. A threshold of −inf keeps exactly one.
 
-    compare : (id, ids) -> similarity of that row to each of the others.
+    `compare` maps (id, ids) to the similarities of that row to each of the others.
     """
     ordered = sorted(members, key=preference)
     left = list(dict.fromkeys(member.id for member in ordered))
@@ -391,7 +404,7 @@ def entropy(picture: Image.Image) -> float:
 
 
 def jpeg_bytes(picture: Image.Image) -> float:
-    """Bytes a pixel of the picture as a JPEG of quality 90."""
+    """Bytes for each pixel of the picture, as a JPEG of quality 90."""
     file = io.BytesIO()
     picture.convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY)
     return file.tell() / (picture.width * picture.height)
@@ -400,9 +413,9 @@ def jpeg_bytes(picture: Image.Image) -> float:
 def measure(found: Sequence[Cluster], index: Index, pictures: Path | None = None) -> list[Cluster]:
     """The clusters with the complexity of each member.
 
-    Taken from the original where `pictures` (a folder, or any other source) has one of that name,
-    else from the thumbnail; `Member.measured` says which. Thumbnails blur detail away, so figures
-    of thumbnails and of files must not be compared with each other.
+    It is measured on the original if `pictures` (a folder, or any other source) has one of that name, or
+    else on the thumbnail. `Member.measured` says which. Thumbnails have less detail, so figures of
+    thumbnails and of files cannot be compared with each other.
     """
     wanted = {member.source for one in found for member in one.members}
     originals = _originals(pictures, wanted) if pictures else {}
@@ -436,14 +449,14 @@ def _originals(place: Path, wanted: set[str]) -> dict[str, tuple[float, float]]:
     return found
 
 
-# ----------------------------------------------------------------------------- telling
+# ----------------------------------------------------------------------------- reports
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of all clusters together, JSON-able. Means are None where nothing was measured.
+    """The figures of all clusters together, JSON-serialisable. Means are None if not measured.
 
-    captions : how many clusters have captions of each kind, see `captions.Likeness`
+    `captions` has the number of clusters with captions of each kind, see `captions.Likeness`.
     """
 
     clusters: int
@@ -485,7 +498,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int = 20) -> str:
-    """What a person reads: the counts, the clusters, what to do about them."""
+    """The report as text: the counts, the clusters, and the next step."""
     if not found:
         return f"{name}: no two pictures are more alike than {threshold:g}. Nothing to drop."
     every = summary(found)
@@ -498,13 +511,13 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
            if every.byte_identical else "."),
         "Captions within a cluster: "
         + ", ".join(f"{kinds[kind]} {kind}" for kind in kinds if kinds[kind])
-        + ". Pictures that recur under one caption are memorised most.",
+        + ". Pictures that occur several times with one caption are memorised most.",
     ]  # fmt: skip
     if every.jaccard is not None:
         lines.append(f"Unigram overlap of captions: {every.jaccard:.2f} (mean Jaccard).")
         if every.text is None:
             lines.append(
-                "Text similarity, the other factor of the paper's measure, was left out: "
+                "Text similarity, the other factor of the paper's measure, was not measured: "
                 "no text encoder was given (--text-encoder FOLDER)."
             )
         else:
@@ -514,7 +527,7 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
     if every.least_likeness is not None and every.least_likeness <= threshold:
         far = sum(member.likeness <= threshold for one in found for member in one.dropped)
         lines.append(
-            f"{far} of those to drop are alike to the one kept only by way of others (their figure "
+            f"{far} of those to drop are like the one kept only through others (their figure "
             f"is {threshold:g} or less): look at these before you drop them."
         )
     elif every.keep > len(found):
@@ -575,10 +588,10 @@ def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict[str, 
 
 
 def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -> list[str]:
-    """drop.txt, keep.txt (a path a line), clusters.json and clusters.csv into a new folder.
+    """Write drop.txt, keep.txt (one path a line), clusters.json and clusters.csv into a new folder.
 
-    Of several indexes each has lists of its own, drop.<index>.txt and so on.
-    Returns notes: names with a line break are left out of the text files, and said to be.
+    If there are several indexes, each has its own lists, drop.<index>.txt and so on.
+    Returns notes, for example on names with a line break, which are left out of the text files.
     """
     captions.new_folder(folder)
     notes = []
@@ -643,18 +656,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="similarity above which two are one (as measured for the descriptor)",
+        help="similarity above which two pictures are duplicates (that of the descriptor)",
     )
-    parser.add_argument("--scale", type=int, help="compare at this side (full detail)")
+    parser.add_argument("--scale", type=int, help="compare at this side in pixels (full detail)")
     parser.add_argument(
         "--one-each", action="store_true",
-        help="keep exactly one of each cluster, though the ends of a chain may differ",
+        help="keep exactly one picture of each cluster, even if the ends of a chain differ",
     )  # fmt: skip
-    parser.add_argument("--pictures", type=Path, help="where the originals lie, to measure them")
+    parser.add_argument("--pictures", type=Path, help="folder of the originals, to measure them")
     parser.add_argument("--no-complexity", action="store_true", help="do not measure the pictures")
     parser.add_argument(
         "--text-encoder", type=Path, metavar="FOLDER",
-        help="CLIP or sentence model (transformers folder) that compares captions",
+        help="CLIP or sentence model (transformers folder) to compare captions",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="write lists, JSON and CSV there")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the clusters")
@@ -666,20 +679,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--method", choices=captions.METHODS, default="mc",
-        help="mc: any caption of the cluster, rc: random words instead, rt: random words put in, "
+        help="mc: any caption of the cluster, rc: random words instead, rt: random words added, "
         "cwr: words repeated (%(default)s)",
     )  # fmt: skip
     group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
     group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
     group.add_argument(
-        "--variants", type=terminal.count, default=1, help="captions a picture (%(default)s)"
+        "--variants", type=terminal.count, default=1, help="captions for each picture (%(default)s)"
     )
-    group.add_argument("--probability", type=float, help="of a change (rc, cwr 0.4; rt 0.1)")
+    group.add_argument(
+        "--probability", type=float, help="probability of a change (rc, cwr 0.4; rt 0.1)"
+    )
     group.add_argument(
         "--more-captions", type=Path, metavar="JSONL", help="further captions for mc"
     )
-    group.add_argument("--words", type=Path, metavar="FILE", help="words for rc and rt (the set's)")
-    group.add_argument("--seed", type=int, default=0, help="of the random words (%(default)s)")
+    group.add_argument(
+        "--words", type=Path, metavar="FILE", help="words for rc and rt (those of the captions)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of the random words (%(default)s)")
 
 
 def run(options: argparse.Namespace) -> int | None:
@@ -721,7 +738,7 @@ def run(options: argparse.Namespace) -> int | None:
 
 
 def blocks_as_pictures(count: int, show: Progress) -> Progress:
-    """A progress callback that counts pairs of blocks, shown as the share of the pictures done."""
+    """A progress callback for pairs of blocks, which are shown as a number of pictures."""
 
     def progress(done: int, total: int, source: str) -> None:
         show(count * done // total, count, source)
@@ -730,7 +747,7 @@ def blocks_as_pictures(count: int, show: Progress) -> Progress:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """What argparse cannot check, before the work."""
+    """Check options that argparse cannot check."""
     if options.threshold is not None and not -1 <= options.threshold < 1:
         raise AMGError(f"--threshold {options.threshold:g} is no similarity: give one below 1.")
     if options.probability is not None and not 0 <= options.probability <= 1:
@@ -745,7 +762,7 @@ def _write_captions(options: argparse.Namespace, index: Index, found: Sequence[C
     for one in found:
         texts = tuple(dict.fromkeys(m.caption for m in one.members if m.caption.strip()))
         known += [
-            # files of the very same bytes must not all be given the same random words
+            # files with the same bytes must not all get the same random words
             captions.Captioned(
                 m.source,
                 m.caption,
@@ -774,7 +791,7 @@ def _write_captions(options: argparse.Namespace, index: Index, found: Sequence[C
 
 
 def _words(options: argparse.Namespace, index: Index) -> list[str]:
-    """What random words are drawn from: a file of words, or the captions of the index."""
+    """The words for random draws, from a file of words, or from the captions of the index."""
     if options.method not in ("rc", "rt"):
         return []
     if options.words is None:

@@ -1,8 +1,8 @@
-"""How much of a set of generated pictures is copied from an index: the figures of the papers.
+"""Measures how much of a set of generated pictures is copied from an index, by the figures of the papers.
 
-For each picture the nearest one of the index at full detail, and from these the measures of AMG (Chen
-et al., CVPR 2024, Tables 1 to 3): the share above a similarity, the mean of the top 5 %, the top 1. FID
-and CLIP score where their weights are at hand; what was not measured says so.
+It finds the nearest picture of the index at full detail for each picture, and from these the figures of
+AMG (Chen et al., CVPR 2024, Tables 1 to 3): the share above a similarity, the mean of the top 5 %, the top
+1. FID and CLIP score are added if their weights are given. Figures that were not measured are marked.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from amg_core.index import Index
     from amg_core.index.sources.base import Source
 
-CIFAR_SIDE = 32  # the side at which the papers take nL2 of pixels
+CIFAR_SIDE = 32  # the side at which the papers compute nL2 of pixels
 WORST = 24  # pairs that are shown
 SHOWN_SIDE = 224  # pixels of a shown picture
 
@@ -53,10 +53,19 @@ Features = Callable[[np.ndarray], np.ndarray]
 class Judged:
     """One generated picture and the nearest one of the index.
 
-    similarity : cosine, or −nL2 of the `metrics.matched` picture (what the guard compares); the
-    larger one of the picture and its mirror image. nl2 : Eq. 8 as it stands, None for cosine and
-    for an index of fewer than 50 pictures. score : see `metrics.score`. zncc : the second
-    judge's correlation, None where the index holds no pictures. copy : either judge says so.
+    Attributes
+    ----------
+    similarity : float
+        Cosine, or −nL2 of the `metrics.matched` picture, as the guard compares. The larger value of the
+        picture and its mirror image.
+    nl2 : float or None
+        Eq. 8 as in the paper. None for the cosine, and for an index of fewer than 50 pictures.
+    score : float
+        See `metrics.score`.
+    zncc : float or None
+        The second check's correlation. None if the index holds no pictures.
+    copy : bool
+        Whether one of the two checks says copy.
     """
 
     picture: str
@@ -76,15 +85,15 @@ class Judged:
         found = f"similarity {self.similarity:.3f}"
         if self.nl2 is not None:
             found = f"nL2 {self.nl2:.3f}, matched {-self.similarity:.3f}"
-        second = [] if self.zncc is None else [f"second judge {self.zncc:.2f}"]
+        second = [] if self.zncc is None else [f"second check {self.zncc:.2f}"]
         return [found, f"likeness {self.score:.2f}", *second]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a table: value with a 95 % interval [low, high], None where there is none.
+    """One figure of a table: `value` with a 95 % interval [`low`, `high`], None if there is none.
 
-    note : why it was not measured where `value` is None, else a remark.
+    If `value` is None, `note` says why it was not measured. Otherwise it is a remark.
     """
 
     label: str
@@ -95,7 +104,7 @@ class Figure:
     note: str = ""
 
     def text(self) -> str:
-        """For a table: "12.5 % [8.1, 18.7]" or "not measured (…)"."""
+        """The text in a table: "12.5 % [8.1, 18.7]" or "not measured (…)"."""
         if self.value is None:
             return f"not measured ({self.note})"
         digits = 1 if self.unit == "%" else 0 if self.unit == "n" else 3
@@ -108,8 +117,8 @@ class Figure:
 
 @dataclass
 class Evaluation:
-    """All that is known of one set of pictures. figures : key -> Figure, in the order of a table;
-    worst : the closest pairs, closest first, each with a JPEG of the generated picture."""
+    """The results for one set of pictures. `figures` maps names to Figures, in the order of the table.
+    `worst` has the closest pairs, closest first, each with a JPEG of the generated picture."""
 
     name: str
     judged: list[Judged]
@@ -126,7 +135,7 @@ class Evaluation:
         return self.metric == "nl2" and all(one.nl2 is not None for one in self.judged)
 
     def values(self) -> list[float]:
-        """What the histogram shows: nL2 where it was measured, else the similarity."""
+        """The values for the histogram: nL2 if it was measured, or else the similarity."""
         nl2 = [one.nl2 for one in self.judged if one.nl2 is not None]
         return nl2 if self.is_nl2 else [one.similarity for one in self.judged]
 
@@ -144,7 +153,7 @@ class Evaluation:
 
 
 def figures(judged: Sequence[Judged], metric: str, copy_score: float) -> dict[str, Figure]:
-    """The papers' measures of a set of pictures, key -> Figure. `judged` holds at least one."""
+    """The papers' figures for a set of at least one picture, by name."""
     n = len(judged)
     made = {"count": Figure("pictures", n, unit="n")}
 
@@ -182,11 +191,11 @@ def figures(judged: Sequence[Judged], metric: str, copy_score: float) -> dict[st
     close = np.array([one.score for one in judged])
     portion("too_close", f"likeness > {copy_score:g}", (v > copy_score for v in close))
     spread("score", "likeness", close)
-    portion("copies", "copies, by either judge", (one.copy for one in judged))
+    portion("copies", "copies, by either check", (one.copy for one in judged))
     return made
 
 
-# ------------------------------------------------------------------------------- looking
+# ------------------------------------------------------------------------------- measuring
 
 
 def evaluate(
@@ -198,7 +207,7 @@ def evaluate(
     reference: np.ndarray | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Judge all pictures of a source against the index of `matcher`, one at a time.
+    """Compare all pictures of a source with the index of `matcher`, one at a time.
 
     Parameters
     ----------
@@ -260,8 +269,8 @@ def evaluate(
     )
     if any(one.zncc is None for one in judged):
         made.notes.append(
-            f"index {index.name} holds no pictures: the second judge, which looks at pictures, was "
-            f"not asked"
+            f"index {index.name} holds no pictures: the second check, which compares pictures, was "
+            f"not made"
         )
     return made
 
@@ -280,11 +289,11 @@ def _judge(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Judg
 
 @torch.no_grad()
 def plain_nl2(matcher: Matcher, picture: Tensor) -> float | None:
-    """Eq. 8 as it stands, of (1, 3, H, W): ‖x − n‖ / (α · mean of the 50 nearest), k = 50, α = 0.5.
+    """Eq. 8 as in the paper, for (1, 3, H, W): ‖x − n‖ / (α · mean of the 50 nearest), k = 50, α = 0.5.
 
-    Without the matching of contrast and brightness that the guard does, and without mirroring; at 32
-    pixels a side where the index has that scale, as in the papers. None for a cosine descriptor, and
-    for an index of fewer than 50 pictures.
+    Contrast and brightness are not matched as in the guard, and mirror images are not compared. It uses 32
+    pixels a side if the index has that scale, as in the papers. None for a cosine descriptor, and for an
+    index of fewer than 50 pictures.
     """
     if matcher.metric == "cosine":
         return None
@@ -309,10 +318,11 @@ def small_jpeg(picture: Image.Image) -> bytes:
 
 
 def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
-    """CLIP score: 100 × cosine of the picture's and the prompt's embeddings, below 0 counted as 0.
+    """The CLIP score: 100 × cosine of the picture's and the prompt's embeddings, at least 0.
 
-    From a local folder of the `transformers` library (config.json, tokenizer, model.safetensors).
-    Pictures: shorter side to the input side (bicubic), centre crop, CLIP's mean and deviation.
+    The model is a local folder of the `transformers` library (config.json, tokenizer, model.safetensors).
+    Pictures are preprocessed as for CLIP: shorter side to the input side (bicubic), centre crop, CLIP's
+    mean and deviation.
 
     Returns
     -------
@@ -323,7 +333,7 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
     AMGError
         `transformers` is missing, or the folder holds no CLIP model.
     """
-    step = "pip install transformers, or leave --clip away"
+    step = "pip install transformers, or omit --clip"
     parts = ("AutoConfig", "AutoTokenizer", "CLIPModel")
     transformers = needed("transformers", "The CLIP score", step, parts)
     if not folder.is_dir():
@@ -366,7 +376,7 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
 
 
 def inception_features(weights: Path, device: torch.device | str = "cpu") -> Features:
-    """The 2048 features of FID by torch-fidelity's port of the original Inception network.
+    """The 2048 features for FID, by torch-fidelity's port of the original Inception network.
 
     Parameters
     ----------
@@ -379,12 +389,12 @@ def inception_features(weights: Path, device: torch.device | str = "cpu") -> Fea
     Raises
     ------
     AMGError
-        The package or the file is missing, or the file holds more than tensors.
+        The package or the file is missing, or the file holds other data than tensors.
     """
-    step = "pip install torch-fidelity, or leave --inception away"
+    step = "pip install torch-fidelity, or omit --inception"
     inception = needed("torch_fidelity.feature_extractor_inceptionv3", "FID", step)
     try:
-        # torch-fidelity unpickles freely, so what it gets is a file of our own with the same tensors.
+        # torch-fidelity unpickles without limits, so it gets a new file with the same tensors.
         with tempfile.TemporaryDirectory() as folder:
             safe = Path(folder) / "inception.pth"
             torch.save(read_tensors(weights), safe)
@@ -396,7 +406,7 @@ def inception_features(weights: Path, device: torch.device | str = "cpu") -> Fea
             f"{weights} is missing: download weights-inception-2015-12-05-6726825d.pth from "
             f"torch-fidelity's releases and give its path."
         ) from None
-    except Exception as error:  # damaged archives raise nearly everything
+    except Exception as error:  # damaged archives can raise anything
         raise AMGError(
             f"{weights} does not hold Inception's weights, or not only tensors "
             f"({brief(error)}): download it again from torch-fidelity's releases."
@@ -412,10 +422,10 @@ def inception_features(weights: Path, device: torch.device | str = "cpu") -> Fea
 
 
 def fid(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance of two sets of features (N, D), (M, D), each of two rows or more.
+    """Fréchet distance of two sets of features (N, D), (M, D), each of at least two rows.
 
     Heusel et al. 2017, Eq. 6: ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). The trace of the root is
-    taken from the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½, so nothing can become complex.
+    computed from the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½, so it is always real.
     """
     means = a.mean(0), b.mean(0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -444,15 +454,15 @@ def _fid_figure(features: list[np.ndarray], reference: np.ndarray | None) -> Fig
     if min(len(features), len(reference)) < 2:
         return Figure(label, None, note="needs two pictures on either side")
     few = min(len(features), len(reference))
-    note = "" if few > 2048 else f"of {few} pictures: biased upwards, compare like with like only"
+    note = "" if few > 2048 else f"of {few} pictures: biased upwards, compare only equal numbers"
     return Figure(label, fid(np.stack(features), reference), note=note)
 
 
-# -------------------------------------------------------------------------------- telling
+# -------------------------------------------------------------------------------- reports
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
-    """Figures of one or more sets as a plain text table, one column a set."""
+    """The figures of one or more sets as a text table with one column for each set."""
     keys = list(dict.fromkeys(key for one in evaluations for key in one.figures))
     rows = [["", *(one.name for one in evaluations)]]
     for key in keys:
@@ -479,7 +489,7 @@ def to_json(evaluations: Sequence[Evaluation], index: Index) -> dict[str, object
 
 
 def write(folder: Path, evaluations: Sequence[Evaluation], index: Index) -> None:
-    """metrics.json, pairs.csv and index.html into a new folder."""
+    """Write metrics.json, pairs.csv and index.html into a new folder."""
     new_folder(folder)
     data = to_json(evaluations, index)
     html = page.render(evaluations, index, thumbnail=lambda i: _thumbnail(index, i))
@@ -494,7 +504,7 @@ def write(folder: Path, evaluations: Sequence[Evaluation], index: Index) -> None
 
 
 def _thumbnail(index: Index, i: int) -> bytes | None:
-    """A JPEG of row i; None where the index holds no pictures."""
+    """A JPEG of row i, or None if the index holds no pictures."""
     try:
         return small_jpeg(index.thumbnail(i))
     except AMGError:
@@ -509,7 +519,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index", type=Path, nargs="+", required=True, metavar="INDEX", help="index folder(s)"
     )
-    parser.add_argument("--against", type=Path, metavar="FOLDER2", help="a second set beside it")
+    parser.add_argument(
+        "--against", type=Path, metavar="FOLDER2", help="a second set of pictures to show beside it"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write metrics.json, pairs.csv and index.html there"
     )
@@ -521,7 +533,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inception", type=Path, metavar="FILE", help="torch-fidelity's Inception weights, for FID"
     )
     parser.add_argument(
-        "--fid-reference", type=Path, metavar="PICTURES", help="what FID compares the pictures with"
+        "--fid-reference", type=Path, metavar="PICTURES", help="pictures with which FID compares"
     )
     terminal.add_device(parser)
     terminal.add_json(parser)
@@ -537,7 +549,7 @@ def run(options: argparse.Namespace) -> int | None:
     out = options.out
     if out:
         terminal.check_new(out)
-        page.template()  # says now what is missing
+        page.template()  # to report a missing package before the work
     device = terminal.device(options.device)
     clip = clip_scorer(options.clip, device) if options.clip else None
     inception = reference = None
@@ -568,7 +580,7 @@ def run(options: argparse.Namespace) -> int | None:
         print("95 % intervals: shares by Wilson, the others by bootstrap over the pictures.")
         for one in evaluations:
             for name, reason in one.skipped:
-                print(f"NOT judged: {name}: {reason}")
+                print(f"NOT checked: {name}: {reason}")
             for note in one.notes:
                 print(f"note: {note}")
         if options.out:
@@ -577,7 +589,7 @@ def run(options: argparse.Namespace) -> int | None:
 
 
 def features_of(source: Source, inception: Features) -> np.ndarray:
-    """(N, D) features of all readable pictures of a source. AMGError where there is none."""
+    """The features (N, D) of all readable pictures of a source. AMGError if there are none."""
     from amg_core.index.picture import Unreadable, decode
 
     rows = []

@@ -1,4 +1,4 @@
-"""Figures over pictures, with their 95 % intervals."""
+"""Figures for sets of pictures, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 
 from amg_core.optional import needed
 
-TOP = 0.05  # of the pictures, by similarity
-RESAMPLES = 2000  # of the bootstrap
+TOP = 0.05  # share of the most similar pictures
+RESAMPLES = 2000  # for the bootstrap
 
 Interval = tuple[float, float, float]  # value, low, high
 
 
 def top_mean(values: np.ndarray) -> float:
-    """Mean of the largest 5 % of the values, of one at least."""
+    """Mean of the largest 5 % of the values, at least one."""
     count = max(1, round(TOP * len(values)))
     return float(np.partition(values, len(values) - count)[len(values) - count :].mean())
 
 
 def share(hits: int, n: int) -> Interval:
-    """Percentage with its interval (Wilson 1927). AMGError where SciPy is missing.
+    """A percentage with its interval (Wilson 1927). AMGError if SciPy is missing.
 
-    Not by bootstrap: of 0 hits it would make "surely 0 %", however few pictures there are.
+    It is not by bootstrap, which would give [0, 0] for 0 hits, even of very few pictures.
     """
     stats = needed("scipy.stats", "An interval", "pip install scipy")
     low, high = stats.binomtest(hits, n).proportion_ci(method="wilson")
@@ -33,10 +33,10 @@ def share(hits: int, n: int) -> Interval:
 def bootstrap(
     values: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic over pictures drawn again with replacement.
+    """The percentile interval of a statistic by bootstrap, from pictures resampled with replacement.
 
-    The draws have a generator and a seed of their own: the same values give the same interval. By
-    hand, for SciPy's refuses a single picture.
+    It has its own generator and seed, so the same values give the same interval. SciPy's function is not
+    used because it refuses a single picture.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     n = len(values)
@@ -46,5 +46,5 @@ def bootstrap(
 
 
 def mean(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean, with its interval by bootstrap."""
+    """The mean with its interval by bootstrap."""
     return float(values.mean()), *bootstrap(values, lambda part: float(part.mean()), seed)

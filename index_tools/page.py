@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML file: no script, no request to anywhere (page.html)."""
+"""The report of an evaluation as one HTML file (page.html), without scripts or network requests."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation
 
 BINS = 40
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 220, 44, 34, 20  # of the histogram, pixels
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 220, 44, 34, 20  # sizes of the histogram, in pixels
 COLOURS = ("#3566b8", "#c77d1a")  # of the sets
-LIMITS = {"cosine": (0.5, 0.4), "nl2": (1.4, 1.6)}  # of the papers: SSCD above, nL2 below
+LIMITS = {
+    "cosine": (0.5, 0.4),
+    "nl2": (1.4, 1.6),
+}  # in the papers, for copies: SSCD above, nL2 below
 
 
 def template() -> Any:
-    """page.html, which escapes all that is put into it. AMGError where Jinja is missing."""
-    jinja2 = needed("jinja2", "The page", "pip install jinja2, or leave --out away")
+    """The template page.html, which escapes all values. AMGError if Jinja is missing."""
+    jinja2 = needed("jinja2", "The page", "pip install jinja2, or omit --out")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
@@ -33,7 +36,7 @@ def template() -> Any:
 def render(
     evaluations: Sequence[Evaluation], index: Index, thumbnail: Callable[[int], bytes | None]
 ) -> str:
-    """The page of one or two evaluations. `thumbnail`: row id -> JPEG, None where there is none."""
+    """The page for one or two evaluations. `thumbnail` maps a row id to a JPEG, or None."""
     keys = list(dict.fromkeys(key for one in evaluations for key in one.figures))
     rows = [[one.figures.get(key) for one in evaluations] for key in keys]
     labelled = [(next(figure.label for figure in row if figure), row) for row in rows]
@@ -51,7 +54,7 @@ def _axis(one: Evaluation) -> str:
 
 
 def histogram(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """What the page draws: pictures by similarity, the sets beside each other, the papers' limits."""
+    """The data for the histogram: bars of each set beside each other, axis, and the papers' limits."""
     first = evaluations[0]
     limits = LIMITS[first.metric] if first.metric == "cosine" or first.is_nl2 else ()
     values = [value for one in evaluations for value in one.values()]

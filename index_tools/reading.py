@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 Row = dict[str, object]  # of the table that is exported
 
 VERIFY = """\
-Read and hash every file of an index. With --search N, also search for N of its pictures, disturbed,
-with every engine, and compare the answers with looking at every row."""
+Read and hash every file of an index. With --search N, also search for N of its pictures with noise
+added, by every engine, and compare the results with those of exact search."""
 
 EXPORT = """\
-Write an index for other programs: img_emb/img_emb_<n>.npy (float16 rows of one scale) with
-metadata/metadata_<n>.parquet or .jsonl, the layout of clip-retrieval; with --thumbnails also the
-small pictures the index keeps."""
+Write an index for other programs in the layout of clip-retrieval: img_emb/img_emb_<n>.npy (float16
+rows of one scale) with metadata/metadata_<n>.parquet or .jsonl. With --thumbnails, also write the
+thumbnails of the index."""
 
 
 def register(commands: terminal.Commands) -> None:
     info = commands.add_parser(
-        "info", help="what an index holds", description="Open an index and say what it holds."
+        "info", help="what an index holds", description="Open an index and show what it holds."
     )
     info.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     terminal.add_json(info)
@@ -47,35 +47,37 @@ def register(commands: terminal.Commands) -> None:
 
     search = commands.add_parser(
         "search",
-        help="nearest pictures of a picture",
+        help="find the pictures nearest to a picture",
         description="Find the pictures of one or more indexes that are nearest to a picture.",
     )
     search.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
     search.add_argument("picture", metavar="PICTURE", type=Path, help="picture file")
-    search.add_argument("-k", type=terminal.count, default=5, help="how many (%(default)s)")
+    search.add_argument(
+        "-k", type=terminal.count, default=5, help="how many pictures (%(default)s)"
+    )
     search.add_argument("--scale", type=int, help="compare at this side in pixels (full detail)")
-    search.add_argument("--sheet", type=Path, metavar="PNG", help="draw what was found")
+    search.add_argument("--sheet", type=Path, metavar="PNG", help="draw the pictures found")
     search.add_argument(
         "--engine", choices=("auto", "exact", "pq4"), default="auto",
-        help="how: whatever is fastest, every row, or 4-bit codes first (%(default)s)",
+        help="the fastest, every row, or 4-bit codes first (%(default)s)",
     )  # fmt: skip
     again = search.add_argument_group(
         "two stages",
-        "rank the 1,000 nearest of a clip index anew by a finer descriptor (AMG, LAION)",
+        "rank the 1,000 nearest of a clip index again by a finer descriptor (AMG, LAION)",
     )
     again.add_argument(
         "--rerank", choices=[kind.name for kind in guarding()], help="by this descriptor"
     )
     again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="its weights")
     again.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="where the pictures lie (as the index says)"
+        "--pictures", type=Path, metavar="FOLDER", help="folder of the pictures (that of the index)"
     )
     terminal.add_weights(search)
     terminal.add_device(search)
     terminal.add_json(search)
     search.set_defaults(run=_search)
 
-    verify = commands.add_parser("verify", help="is an index sound?", description=VERIFY)
+    verify = commands.add_parser("verify", help="is an index undamaged?", description=VERIFY)
     verify.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     verify.add_argument("--search", type=terminal.count, metavar="N", help="searches to compare")
     terminal.add_json(verify)
@@ -86,9 +88,9 @@ def register(commands: terminal.Commands) -> None:
     )
     export.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     export.add_argument("out", metavar="OUT", type=Path, help="new folder")
-    export.add_argument("--scale", type=int, help="which rows (full detail)")
+    export.add_argument("--scale", type=int, help="scale of the rows (full detail)")
     export.add_argument("--metadata", choices=("parquet", "jsonl"), default="parquet")
-    export.add_argument("--thumbnails", action="store_true", help="write the small pictures too")
+    export.add_argument("--thumbnails", action="store_true", help="write the thumbnails too")
     terminal.add_json(export)
     export.set_defaults(run=_export)
 
@@ -128,14 +130,14 @@ def _info(options: argparse.Namespace) -> None:
             print(f"  muted       {len(index.muted)}")
         print(f"  descriptor  {describe(index.spec)}")
         print(f"  created     {index.created}, {size}")
-        if cached >= 5e4:  # smaller is nothing to speak of
+        if cached >= 5e4:  # a smaller one is not worth a line
             print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")
         print(f"  hash        {index.hash}")
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """A picture of the index, and how similar to the query, or how far from it, it is."""
+    """A picture of the index, and its similarity to or distance from the query."""
 
     id: int
     value: float
@@ -143,7 +145,7 @@ class Nearest:
     caption: str
 
     def to_json(self, measure: str) -> dict[str, object]:
-        """measure : what `value` is called there."""
+        """The entry for JSON. `measure` is the name of `value` there."""
         return {
             "id": self.id, measure: self.value, "source": self.source, "caption": self.caption
         }  # fmt: skip
@@ -214,7 +216,7 @@ def _search(options: argparse.Namespace) -> None:
 def _rerank(
     options: argparse.Namespace, searcher: Searcher, clip: Descriptor, picture: Tensor
 ) -> tuple[Ranked, str, int]:
-    """The candidates of a clip index by a finer descriptor: `Ranked`, its metric, its scale."""
+    """Rank the candidates of a clip index by a finer descriptor. Returns `Ranked`, metric and scale."""
     import torch
 
     from amg_core.descriptors import create
@@ -235,7 +237,7 @@ def _rerank(
     if not len(ranked.ids):
         raise AMGError(
             f"None of the {len(ranked.missing)} candidates has its picture in {folder.absolute()}: "
-            f"give the folder the paths of the index belong to with --pictures."
+            f"give the folder of the pictures with --pictures."
         )
     return ranked, fine.spec.metric, search.scale
 
@@ -270,7 +272,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _compare(index: Index, searches: int) -> dict[str, dict[str, float]]:
-    """Recall and largest loss of similarity, by engine, against exact search."""
+    """Recall and largest loss of similarity of each engine, compared with exact search."""
     import numpy as np
     import torch
 

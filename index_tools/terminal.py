@@ -1,4 +1,4 @@
-"""What all commands share: progress, JSON, devices, descriptors, which pictures are meant."""
+"""Code that all commands share: progress, JSON, devices, descriptors, the choice of pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def count(text: str) -> int:
-    """An argparse type."""
+    """An argparse type for whole numbers above 0."""
     if (value := int(text)) < 1:
         raise ValueError(text)
     return value
@@ -59,7 +59,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def device(name: str) -> torch.device:
-    """AMGError where torch cannot use it."""
+    """The torch device of that name. AMGError if torch cannot use it."""
     import torch
 
     try:
@@ -81,7 +81,7 @@ def print_json(**fields: object) -> None:
 
 
 def progress_printer(stream: TextIO) -> Progress:
-    """A `progress` callback: tqdm's bar where tqdm is installed, else a line every five seconds."""
+    """A `progress` callback: tqdm's bar if tqdm is installed, or else a line every five seconds."""
     if (module := optional("tqdm")) is None:
         return _lines(stream)
     tqdm = module.tqdm
@@ -106,7 +106,7 @@ _bars: list[list[Any]] = []
 
 
 def close_bars() -> None:
-    """So that what is printed next stands below them."""
+    """Close progress bars, so that further output is below them."""
     while _bars:
         for bar in _bars.pop():
             bar.close()
@@ -129,10 +129,10 @@ def _lines(stream: TextIO) -> Progress:
 
 
 SELECTION = """\
-which pictures: patterns for their names ('cats/*.png', '*.webp'), or sha256:HEX, or --picture with
-a file (any picture of the very same bytes), or --from with a list, one name a line, such as the
-drop.txt of dedup. In patterns * stands for any characters, slashes too. An index of several sources
-has the last part of each path before its names: 'photos/a.png'"""
+choice of pictures: patterns for their names ('cats/*.png', '*.webp'), or sha256:HEX, or --picture with
+a file (any picture with the same bytes), or --from with a list of one name a line, such as the
+drop.txt of dedup. In patterns * stands for any characters, also slashes. In an index of several
+sources, names begin with the last part of the source's path: 'photos/a.png'"""
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -140,16 +140,16 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, action="append", default=[], metavar="FILE")
     parser.add_argument("--caption", action="append", default=[], metavar="PATTERN")
     parser.add_argument("--from", dest="list", type=Path, action="append", default=[],
-                        metavar="LIST", help="names, one a line")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="only print which they are")
+                        metavar="LIST", help="file with one name a line")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only print the chosen pictures")
 
 
 @dataclass
 class Selection:
-    """Which files of an index are meant.
+    """A choice of files of an index.
 
-    names, hashes : exact; patterns, captions : for `fnmatch`; unmet : names of lists that no file has
-    had so far.
+    `names` and `hashes` are exact. `patterns` and `captions` are for `fnmatch`. `unmet` are names from
+    lists that no file has had so far.
     """
 
     names: set[str]
@@ -169,10 +169,10 @@ class Selection:
 
 
 def selection(options: argparse.Namespace) -> Selection:
-    """The choice that `add_selection`'s options make. AMGError where they make none."""
+    """The choice by the options of `add_selection`. AMGError if they choose nothing."""
     patterns = [p for p in options.patterns if not p.startswith("sha256:")]
     hashes = {p.removeprefix("sha256:").lower() for p in options.patterns if p not in patterns}
-    names = set(patterns)  # a name with brackets in it is a name, too
+    names = set(patterns)  # a pattern with brackets can also be the name of a file
     try:
         hashes |= {hashlib.sha256(path.read_bytes()).hexdigest() for path in options.picture}
         for path in options.list:
@@ -192,7 +192,7 @@ def selection(options: argparse.Namespace) -> Selection:
 
 
 def scale(index: Index, wanted: int | None) -> int:
-    """The one that is wanted, or full detail. AMGError where the index has no such scale."""
+    """The `wanted` scale, or else the finest. AMGError if the index does not have it."""
     scales = index.spec.scales
     found = scales[-1] if wanted is None else wanted
     if found not in scales:
@@ -202,7 +202,7 @@ def scale(index: Index, wanted: int | None) -> int:
 
 
 def save(sheet: Image.Image, path: Path) -> None:
-    """AMGError where it cannot be written."""
+    """Save the sheet. AMGError if it cannot be written."""
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
@@ -210,7 +210,7 @@ def save(sheet: Image.Image, path: Path) -> None:
 
 
 def check_new(folder: Path) -> None:
-    """AMGError where something lies in `folder`."""
+    """AMGError if `folder` is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AMGError(f"{folder} is not empty, and nothing is overwritten: give a new folder.")
 
@@ -218,7 +218,7 @@ def check_new(folder: Path) -> None:
 def write_csv(
     path: Path, first: str, kind: type[DataclassInstance], rows: Iterable[tuple[object, object]]
 ) -> None:
-    """Rows of (value of the column `first`, an object of the dataclass `kind`)."""
+    """Write rows of (value of the column `first`, an object of the dataclass `kind`) as CSV."""
     columns = [field.name for field in fields(kind)]
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -1,4 +1,4 @@
-"""The ComfyUI nodes. Importing this registers the model folders and touches no weights."""
+"""The ComfyUI nodes. Importing this registers the model folders and loads no weights."""
 
 from __future__ import annotations
 

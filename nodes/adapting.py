@@ -1,7 +1,7 @@
 """Adapting a prompt inside ComfyUI: gradients of a score with respect to the conditioning.
 
-The host's own sampling machinery loads the model, applies its patches and works the prompts out; our
-"sampler" then asks for one noise level instead of drawing. See `amg_core.mitigation` for the way
+The host's own sampling code loads the model, applies its patches and prepares the prompts. The "sampler"
+here then evaluates one noise level instead of drawing. `amg_core.mitigation.differentiation` says how
 gradients pass through weights that were loaded for inference.
 """
 
@@ -26,7 +26,7 @@ from ..amg_core.mitigation.differentiation import GIB, BudgetExceeded, Ledger
 from ..amg_core.mitigation.transition import guidance_norm
 from . import hook
 
-SHARE_OF_FREE = 0.8  # of the free memory, where no budget is given
+SHARE_OF_FREE = 0.8  # share of the free memory that is used if no limit is given
 REFUSED = {
     "control": "a ControlNet. Connect Adapt Prompt before Apply ControlNet",
     "gligen": "GLIGEN boxes. Connect Adapt Prompt before them",
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class AdaptedPrompts:
-    """What became of each picture's prompt, and what it cost.
+    """The adapted prompt of each picture, and its cost.
 
-    peak : bytes kept for the way back at most; budget : bytes allowed; twice : whether the network had
-    to run twice to stay within it.
+    `peak` is the largest memory of the backward pass and `budget` its limit, in bytes. `twice` says whether
+    the network had to be recomputed to stay within the limit.
     """
 
     adapted: list[Adapted]
@@ -55,24 +55,24 @@ def adapt_prompt(
     model, positive, negative, latent: dict, seed: int, target: float, iterations: int, rate: float,
     memory: int = 0,
 ) -> tuple[list, AdaptedPrompts]:  # fmt: skip
-    """CONDITIONING whose Wen score is at most `target` for the noise that `seed` gives, a row a picture.
+    """CONDITIONING whose Wen score is at most `target` for the noise of `seed`, one row for each picture.
 
     Parameters
     ----------
     latent : LATENT
-        Its shape and batch; the noise is what KSampler makes for it from the same seed.
+        Gives shape and batch. The noise is the same as KSampler's for this seed.
     memory : int
-        Bytes that the way back may take; 0: most of what is free.
+        Limit for the backward pass in bytes. 0 means most of the free memory.
 
     Returns
     -------
-    The very `positive` where every picture's score was under the target already.
+    CONDITIONING, `positive` itself if every picture's score was at most the target already.
 
     Raises
     ------
     AMGError
-        A prompt of several parts or with something attached that the score would not see; not enough
-        memory; a model that no gradient can be taken through.
+        The prompt has several parts, or carries something that the score would not include; there is not
+        enough memory; or no gradient can be taken through the model.
     """
     check(positive, "positive")
     check(negative, "negative")
@@ -95,7 +95,7 @@ def adapt_prompt(
 
 
 def check(conditioning, name: str) -> None:
-    """AMGError unless it is one text that acts everywhere and at all times."""
+    """Raise AMGError unless `conditioning` is one text that acts everywhere and at all times."""
     if len(conditioning) != 1:
         raise AMGError(
             f"{name}: this prompt has {len(conditioning)} parts. Adapt each part by itself and "
@@ -112,7 +112,7 @@ def check(conditioning, name: str) -> None:
 
 
 def noise(latent: Tensor, seed: int, batch_index=None) -> Tensor:
-    """The noise that KSampler draws for this latent from `seed`, without its global generator."""
+    """The noise that KSampler draws for this latent from `seed`, without the global generator."""
     generator = torch.Generator().manual_seed(seed)
     if batch_index is None:
         return torch.randn(latent.shape, dtype=latent.dtype, generator=generator)
@@ -125,7 +125,7 @@ def noise(latent: Tensor, seed: int, batch_index=None) -> Tensor:
 
 
 class _Asking(comfy.samplers.Sampler):
-    """In the place of a sampler: adapts the prompt to each sample's first noise level."""
+    """A sampler that only adapts the prompt, at the first noise level of each sample."""
 
     def __init__(self, target: float, iterations: int, rate: float, memory: int):
         self.target, self.iterations, self.rate, self.memory = target, iterations, rate, memory
@@ -156,7 +156,7 @@ class _Asking(comfy.samplers.Sampler):
         return noise
 
     def _within(self, network, budget: int, score, embedding: Tensor) -> Adapted:
-        """Adapt one prompt; where its way back does not fit, once more with blocks run twice."""
+        """Adapt one prompt. If the backward pass needs too much memory, recompute the blocks."""
         for twice in (self.outcome.twice, True):
             ledger = Ledger(budget, network)
 
@@ -194,7 +194,7 @@ class _Asking(comfy.samplers.Sampler):
 def _score(
     model, conds: dict, x: Tensor, latent: Tensor, sigma: Tensor, options: dict, row: int, seed
 ) -> Score:
-    """embedding (1, T, C) -> ‖ε_c − ε_u‖ for one start x (1, C, …); D_u is asked for once."""
+    """A function: embedding (1, T, C) -> ‖ε_c − ε_u‖ for one start x (1, C, …). D_u is computed once."""
 
     def predict(name: str, embedding: Tensor) -> Tensor:
         cond = _plain(conds[name], row) | {"cross_attn": embedding, "model_conds": {}}
@@ -214,13 +214,13 @@ def _score(
 
 
 def _row(cond: dict, row: int, device) -> Tensor:
-    """The embedding of one picture (1, T, C), an ordinary tensor."""
+    """The embedding for one picture, (1, T, C), as an ordinary tensor."""
     every = cond["cross_attn"]
     return every[row % len(every)][None].clone().to(device)
 
 
 def _plain(cond: dict, row: int) -> dict:
-    """What else belongs to the prompt (pooled output, sizes, guidance), for one picture."""
+    """The other data of the prompt (pooled output, sizes, guidance) for one picture."""
     out = {}
     for key, value in cond.items():
         if key in ("model_conds", "cross_attn"):
@@ -234,7 +234,7 @@ def _plain(cond: dict, row: int) -> dict:
 
 
 def _options(options: dict) -> dict:
-    """The run's options, with an attention that has a gradient: the fastest ones have none."""
+    """The run's options with an attention that supports gradients. The fastest ones do not."""
     transformer = dict(options.get("transformer_options", {}))
     transformer.setdefault("optimized_attention_override", _attention)
     return {**options, "transformer_options": transformer}
@@ -249,7 +249,7 @@ def _interruptible(step: int, score: float) -> None:
 
 
 def _explained(error: RuntimeError) -> Exception:
-    """An AMGError where the cause is that no gradient can be taken; otherwise the error itself."""
+    """An AMGError if the cause is that no gradient can be taken, or else the error itself."""
     text = str(error)
     signs = ("Inference tensors", "derivative for", "does not require grad", "not have been used")
     if isinstance(error, AMGError) or not any(sign in text for sign in signs):

@@ -15,7 +15,7 @@ from .opening import as_probe
 from .types import CATEGORY, MemorizationIndex
 
 SOCKETS = 4
-SHOWN = 20  # muted pictures named in a summary
+SHOWN = 20  # excluded pictures named in a summary
 
 
 class CombineIndexesNode(io.ComfyNode):
@@ -62,7 +62,7 @@ class CombineIndexesNode(io.ComfyNode):
                 members.setdefault((index.path, index.hash), index)
         if len(matchers) == 1:
             return io.NodeOutput(index_1)
-        # The files belong to all who read them: nobody closes them.
+        # The files are shared, so they are not closed here.
         return io.NodeOutput(as_probe(list(members.values()), index_1.descriptor))
 
 
@@ -133,7 +133,7 @@ class MutePicturesNode(io.ComfyNode):
         lines = [line.strip() for line in patterns.splitlines() if line.strip()]
         opened = [(member.path, member.spec) for member in index.index.members]
         if lines:
-            with ExitStack() as stack:  # as they are now: another node may have changed them
+            with ExitStack() as stack:  # opened again, because another node may have changed them
                 now = [stack.enter_context(Index.open(*each)) for each in opened]
                 chosen = _chosen(Index.combine(now), lines)
                 for member in now:
@@ -145,7 +145,7 @@ class MutePicturesNode(io.ComfyNode):
 
 
 def _files(index) -> Iterator[tuple[str, str]]:
-    """(SHA-256, name) of every file, further names of a picture too."""
+    """(SHA-256, name) of every file, with the further names of each picture."""
     for record in index.records():
         yield record.sha256, record.source
     for alias in index.aliases():
@@ -153,7 +153,7 @@ def _files(index) -> Iterator[tuple[str, str]]:
 
 
 def _chosen(index, patterns: list[str]) -> set[str]:
-    """SHA-256 of the pictures meant. AMGError, naming it, for a pattern that means none."""
+    """SHA-256 of the pictures that match. AMGError names a pattern that matches none."""
     means = {pattern: _matcher(pattern) for pattern in patterns}
     idle, chosen = set(patterns), set()
     for sha256, source in _files(index):
@@ -176,7 +176,7 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _change(member, chosen: set[str], reason: str, undo: bool) -> None:
-    """Mute or unmute in one index folder; leaves it untouched where that is done already."""
+    """Mute or unmute pictures in one index folder. If nothing changes, it is not written."""
     from ..amg_core.index import mute, unmute
 
     muted = member.manifest.muted

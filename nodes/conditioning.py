@@ -1,4 +1,4 @@
-"""What the model would draw for other texts: the neighbour's caption, a shorter prompt."""
+"""The model's predictions for other texts: the neighbour's caption, and a shorter prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PASSED_ON = (
     AMGError, comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError,
 )  # fmt: skip
 AROUND = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-REMEMBERED = 256  # captions a text encoder
+REMEMBERED = 256  # encoded captions kept for each text encoder
 # Where and when a part of the prompt applies, and what is made anew.
 DROPPED = (
     "area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default", "gligen",
@@ -37,8 +37,8 @@ _encoded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def encode(clip, caption: str) -> dict:
     """A caption as conditioning: {"cross_attn": (1, T, C), "pooled_output": (1, P) or None, …}.
 
-    Runs the text encoder where it rests. The host's own way first loads it onto the GPU, which may
-    evict the diffusion model in the middle of a step. The latest captions are remembered.
+    Runs the text encoder on the device where it is. The host's own function would first load it onto the
+    GPU, which may evict the diffusion model in the middle of a step. The latest captions are cached.
     """
     model = clip.cond_stage_model
     known = _encoded.setdefault(model, OrderedDict())
@@ -58,15 +58,19 @@ def encode(clip, caption: str) -> dict:
 
 
 class OtherTexts:
-    """What the model predicts for other texts than the prompt, in one sampling run.
+    """The model's predictions for other texts than the prompt, in one sampling run.
 
+    Parameters
+    ----------
     clip : CLIP or None
-        Needed for captions only.
+        Only needed for captions.
     run : dict
-        `latent_image`, `denoise_mask`, `seed` of the run, as the host's `process_conds` has them.
+        `latent_image`, `denoise_mask` and `seed` of the run, as the host's `process_conds` takes them.
 
-    The methods take `args` as the host hands it to a post-CFG hook, with an unconditional
-    prediction in it. Each call is one more evaluation of the model for the whole batch.
+    Notes
+    -----
+    The methods take the `args` of a post-CFG hook, with an unconditional prediction in them. Each call of
+    `neighbor` or `reduced` costs at least one more evaluation of the model for the whole batch.
     """
 
     def __init__(self, clip, run: dict):
@@ -81,17 +85,17 @@ class OtherTexts:
         return out
 
     def words(self, args: dict) -> int:
-        """How many tokens the prompt has, padding included; 0 where it is no sequence of them."""
+        """The number of tokens of the prompt with padding, 0 if it is no sequence of tokens."""
         prompt = _template(args["cond"], args["sigma"]).get("cross_attn")
         nothing = _template(args["uncond"], args["sigma"]).get("cross_attn")
         known = self.clip is not None or nothing is not None
         return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
 
     def reduced(self, args: dict, kept: Tensor) -> Tensor:
-        """The first `kept` (B,) tokens of the prompt, the rest of no prompt -> D_s (B, C, H, W).
+        """D_s (B, C, H, W), for the first `kept` (B,) tokens of the prompt followed by those of no prompt.
 
-        No prompt is the empty text where there is a CLIP, else the negative prompt. What is said of
-        the prompt as a whole (`pooled_output`) is mixed by the share of tokens that is kept.
+        No prompt is the empty text if there is a CLIP, or else the negative prompt. The embedding of the
+        whole prompt (`pooled_output`) is mixed by the share of tokens that is kept.
         """
         prompt = _template(args["cond"], args["sigma"])
         nothing = self._nothing(args)
@@ -123,7 +127,7 @@ class OtherTexts:
             model.extra_conds, [cond], x, x.device, "positive", **self.run
         )
         try:
-            # The first slot stays empty: patches of other nodes then treat the pass as unconditional.
+            # The first slot stays empty, so that patches of other nodes treat this as unconditional.
             predictions = comfy.samplers.calc_cond_batch(
                 model, [None, [cond]], x, args["sigma"], args["model_options"]
             )
@@ -143,7 +147,7 @@ class OtherTexts:
 
 
 def _patches(model, model_options: dict) -> list[str]:
-    """Names of what other nodes put around the network of a BaseModel."""
+    """The names of patches that other nodes have put around the network of a BaseModel."""
     names = []
     if "model_function_wrapper" in model_options:
         names.append(_origin(model_options["model_function_wrapper"]))
@@ -156,7 +160,7 @@ def _patches(model, model_options: dict) -> list[str]:
 
 
 def _origin(function) -> str:
-    """Where a function of another node comes from: "teacache.wrapper"."""
+    """The origin of a function of another node, such as "teacache.wrapper"."""
     module = str(getattr(function, "__module__", None) or type(function).__module__)
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{module}.{name}".replace(".<locals>", "")
@@ -169,14 +173,14 @@ def _fit(nothing: Tensor, prompt: Tensor) -> Tensor:
 
 
 def _rows(batch: int, *tensors: Tensor) -> list[Tensor]:
-    """Each with a row for every sample, as the host repeats conditioning."""
+    """The tensors with a row for every sample, repeated as the host does it."""
     return [comfy.utils.repeat_to_batch_size(tensor, batch) for tensor in tensors]
 
 
 def _template(conds: list[dict], sigma: Tensor) -> dict:
-    """A copy of the part of the prompt that acts now, valid everywhere and at all times.
+    """A copy of the part of the prompt that is active now, for the whole picture and all times.
 
-    Keeps control nets, hooks, size and guidance values. Prefers a part without an area.
+    Control nets, hooks, size and guidance values are kept. A part without an area is preferred.
     """
     level = float(sigma[0])
 
@@ -190,7 +194,7 @@ def _template(conds: list[dict], sigma: Tensor) -> dict:
 
 
 def _shape(text: dict) -> tuple:
-    """What must agree for two captions to share one evaluation."""
+    """The properties that must be equal for captions that share one evaluation."""
     return tuple(
         (key, tuple(value.shape) if isinstance(value, Tensor) else repr(value))
         for key, value in sorted(text.items())
@@ -198,7 +202,7 @@ def _shape(text: dict) -> tuple:
 
 
 def _stack(texts: list[dict]) -> dict:
-    """Encoded captions of one `_shape` -> one conditioning with a row for each."""
+    """Encoded captions of the same `_shape` -> one conditioning with a row for each."""
     return {
         key: torch.cat([text[key] for text in texts]) if isinstance(value, Tensor) else value
         for key, value in texts[0].items()

@@ -1,4 +1,4 @@
-"""Which decoder the guard looks through, chosen from what the host has."""
+"""Chooses the guard's decoder from those that the host has."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..amg_core.decoders import Decoder, LinearDecoder, ModuleDecoder, load_taes
 from ..amg_core.errors import AMGError
 
 CHOICES = ["auto", "taesd", "vae", "linear"]
-ENCODERS = ("encoder", "quant_conv", "taesd_encoder")  # of a VAE, not needed to decode
+ENCODERS = ("encoder", "quant_conv", "taesd_encoder")  # parts of a VAE that decoding does not need
 
 _of_vae: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
-    """A decoder of our own for latents of `latent_format`, on the CPU.
+    """An owned decoder for latents of `latent_format`, on the CPU.
 
     Parameters
     ----------
     wanted : {"auto", "taesd", "vae", "linear"}
-        "auto" takes the first there is: the small TAESD decoder in models/vae_approx, the host's
-        preview colours, a copy of the connected VAE. The VAE is exact, and dear: decoding at every step
-        takes longer than the step.
+        "auto" takes the first available of these: the small TAESD decoder in models/vae_approx, the
+        host's preview colours, a copy of the connected VAE. The VAE is exact but slow: decoding at every
+        step takes longer than the step.
 
     Raises
     ------
     AMGError
-        The wanted one is not there; says which file to put where.
+        The wanted decoder is not available. The message says which file to put where.
     """
     check_still(latent_format)
     makers = {"taesd": _taesd, "linear": _linear, "vae": _vae}
@@ -48,7 +48,7 @@ def choose(latent_format, wanted: str = "auto", vae=None) -> Decoder:
 
 
 def choose_if_any(latent_format) -> Decoder | None:
-    """The best there is without a VAE, or None."""
+    """The best available decoder without a VAE, or None."""
     try:
         return choose(latent_format)
     except AMGError:
@@ -56,7 +56,7 @@ def choose_if_any(latent_format) -> Decoder | None:
 
 
 def check_still(latent_format) -> None:
-    """AMGError, saying why, unless latents of `latent_format` are those of still pictures."""
+    """Raise AMGError with the reason unless latents of `latent_format` are those of still pictures."""
     if latent_format.latent_dimensions > 2:
         raise AMGError(
             "model: its latents have a time axis, even for a single picture, and the guard reads "
@@ -72,7 +72,7 @@ def check_still(latent_format) -> None:
 
 
 def check(decoder: Decoder, latent: Tensor) -> None:
-    """AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
+    """Raise AMGError unless `latent` is (B, C, H, W) with the decoder's channels."""
     if latent.ndim != 4:
         raise AMGError(
             f"latent_image has shape {tuple(latent.shape)}, and the guard reads only latents of "

@@ -93,20 +93,20 @@ def demo_model(network) -> comfy.model_patcher.ModelPatcher:
 
 
 def _latent_format(network) -> comfy.latent_formats.LatentFormat:
-    """Latents of unit variance, 4 channels, an eighth of the size. Brings its own small decoder.
+    """Latents of unit variance, 4 channels, an eighth of the size, with a small decoder.
 
-    A class of its own, because its name is the family of a latent index.
+    It is a separate class because its name is the family of a latent index.
     """
     from ..amg_core.decoders import ModuleDecoder
 
     latent_format = type("Demo", (comfy.latent_formats.LatentFormat,), {})()
     latent_format.amg_decoder = lambda: ModuleDecoder("demo", network.decoder, 4)
-    latent_format.amg_side = 128  # px, what it was trained on
+    latent_format.amg_side = 128  # side of its training pictures in pixels
     return latent_format
 
 
 def demo_clip(network) -> comfy.sd.CLIP:
-    """CLIP around the word-level text encoder. Weights such as (red:1.3) are not read."""
+    """CLIP with the word-level text encoder. Weights such as (red:1.3) are ignored."""
     target = SimpleNamespace(
         params={},
         clip=lambda device, **_: _TextModel(network.text).to(device),
@@ -116,7 +116,7 @@ def demo_clip(network) -> comfy.sd.CLIP:
 
 
 def demo_vae(network) -> comfy.sd.VAE:
-    """VAE around the autoencoder."""
+    """VAE with the autoencoder."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     vae.first_stage_model = _Autoencoder(network.encoder, network.decoder)
     vae.downscale_ratio = vae.upscale_ratio = 8
@@ -132,7 +132,7 @@ def demo_vae(network) -> comfy.sd.VAE:
 
 
 class _Tokenizer:
-    """Text -> {"words": [[(id, weight), …]]}, the shape that the host's nodes pass around."""
+    """Text -> {"words": [[(id, weight), …]]}, the format of the host's nodes."""
 
     def __init__(self, text):
         self.text = text
@@ -147,7 +147,7 @@ class _Tokenizer:
 
 
 class _TextModel(nn.Module):
-    """What the host's CLIP expects of a text encoder."""
+    """The interface that the host's CLIP expects of a text encoder."""
 
     dtypes = (torch.float32,)
 
@@ -162,7 +162,7 @@ class _TextModel(nn.Module):
         """See `set_clip_options`."""
 
     def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None]:
-        """(1, T, 128), several chunks one after the other, and no pooled output."""
+        """The embedding (1, T, 128) of all chunks in sequence, and None for the pooled output."""
         device = self.text.position.device
         ids = [[token[0] for token in chunk] for chunk in tokens["words"]]
         encoded = self.text(torch.tensor(ids, device=device))
@@ -171,7 +171,7 @@ class _TextModel(nn.Module):
 
 
 class _Autoencoder(nn.Module):
-    """Pictures about ±1, as the host's VAE has them."""
+    """The autoencoder for pictures of about ±1, as in the host's VAE."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module):
         super().__init__()

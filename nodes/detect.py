@@ -1,4 +1,4 @@
-"""Prompt Probe and Calibrate Prompt Probe: is this prompt a key, before a step is spent?"""
+"""Prompt Probe and Calibrate Prompt Probe: check before drawing whether a prompt is memorised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEDS = 4
 
 @dataclass(frozen=True)
 class JudgedPrompt:
-    """What goes over a PROMPT_VERDICT wire."""
+    """The value of a PROMPT_VERDICT wire."""
 
     verdict: Suspicion
     key_words: str
@@ -170,7 +170,7 @@ class PromptProbeNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        """Another calibration may give another verdict."""
+        """Changes with the calibrations, because another calibration may give another verdict."""
         return " ".join(paths.calibrations())
 
     @classmethod
@@ -301,7 +301,7 @@ class CalibratePromptProbeNode(io.ComfyNode):
 
 
 def calibration_of(model) -> Calibration:
-    """The calibration of that model. AMGError, naming the file and the next step, without one."""
+    """The calibration of that model. If there is none, AMGError names the file and the next step."""
     file = paths.calibration_file(probing.model_key(model))
     if not file.is_file():
         raise AMGError(
@@ -312,7 +312,7 @@ def calibration_of(model) -> Calibration:
 
 
 def _lines(text: str) -> list[str]:
-    """Lines that say something, each once, in their order."""
+    """The distinct lines that are not empty, in order."""
     return list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 

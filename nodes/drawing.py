@@ -1,4 +1,4 @@
-"""One drawing of the batch inside a run of the host, and what of the run the guard must know for it."""
+"""Drawing the batch, and drawing copies again, inside one sampling run of the host."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import OtherTexts
 
-ALIKE = 1e-3  # difference of latents that no one sees
+ALIKE = 1e-3  # invisible difference of latents
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What happens to finished pictures that are copies all the same.
+    """The settings for finished pictures that are copies.
 
-    retries : int, how often they are drawn again; if_still_copied : one of `reports.POLICIES`, what
-    is done with those that stay; new_noise : bool, whether the last retry starts from other noise.
+    `retries` is the largest number of retries. `if_still_copied`, one of `reports.POLICIES`, says what
+    happens to pictures that are still copies. `new_noise` says whether the last retry starts from other
+    noise.
     """
 
     retries: int = 0
@@ -45,7 +46,7 @@ class Loop:
 
 
 def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
-    """See `hosts.noise_level`, for a model_sampling of the host."""
+    """`hosts.noise_level` for a model_sampling of the host."""
     flow = isinstance(model_sampling, comfy.model_sampling.CONST)
     return hosts.noise_level(sigma, None if flow else model_sampling.sigmas)
 
@@ -62,9 +63,9 @@ class Drawing:
         self.first: SamplingRun | None = None
         self.latest: SamplingRun | None = None
         self.seeds: list[int | None] = []
-        self.shown: list[tuple] = []  # what the host's callback got last, a tuple each drawing
-        self.hidden: list[int] = []  # samples whose preview was a copy, and is blank now
-        self.unseen = 0  # steps, of all drawings, at which nobody asked the guider
+        self.shown: list[tuple] = []  # the last arguments of the host's callback in each drawing
+        self.hidden: list[int] = []  # samples whose preview was a copy and was blanked
+        self.unseen = 0  # number of steps, in all drawings, at which the guider was not called
         self._kept: dict[int, Verdict | None] = {}
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
@@ -76,7 +77,7 @@ class Drawing:
         noise, seed = self._start(number, suspects)
         self.seeds.append(seed)
         self.shown.append(())
-        # The host works prompts out anew in each run, and would do so with what the last one left.
+        # The host prepares prompts in each run, and would start from those of the last run.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
         predictions = OtherTexts(self.clip, self.known.kwargs(seed))
         step = step_of(run, self.known, predictions, self._teller(number))
@@ -100,7 +101,7 @@ class Drawing:
         return False
 
     def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
-        """Noise and seed of a drawing. Other noise is that of the seed `number` farther on."""
+        """Noise and seed of a drawing. Other noise is that of the seed plus `number`."""
         last = self.loop.new_noise and number == self.loop.retries > 0
         if not last or self.seed is None or not bool(torch.count_nonzero(self.noise)):
             return self.noise, self.seed
@@ -124,7 +125,7 @@ class Drawing:
         return tell
 
     def _callback(self, heard: guiders.Heard) -> Callable:
-        """The host's, which every sampler calls once a step; counts what the guard did not see."""
+        """The host's callback, which every sampler calls once a step. Counts steps without the guard."""
         before = 0
 
         def show(*args):
@@ -137,7 +138,7 @@ class Drawing:
         return show
 
     def settle(self, outcome: Outcome, report: dict) -> Tensor:
-        """The latents that leave, copies treated as the artist wants it."""
+        """The latents of the result, with copies treated by `if_still_copied`."""
         latents, copies = outcome.latents, outcome.copies
         if copies:
             log.warning("AMG: %s", reports.words(report))
@@ -152,9 +153,9 @@ class Drawing:
     def clear_previews(self, outcome: Outcome | None = None) -> None:
         """Tell the host's callback, which saw the last drawing last, what really leaves.
 
-        What it saw last is a picture too: SamplerCustom hands it on as `denoised_output`. It is the
-        model's last guess at the finished one, also of a run that others finish. Where copies are not
-        to come out it is judged, unless it is what was judged already.
+        Its last argument is also a picture, which SamplerCustom returns as `denoised_output`: the model's
+        last prediction, also in a run that another node finishes. If copies must not come out, it is
+        checked too, unless it is the picture that was checked already.
         """
         if self.callback is None or not all(self.shown):
             return
@@ -188,7 +189,7 @@ class Drawing:
         return self._kept[i]
 
     def _out(self, latent: Tensor) -> Tensor:
-        """A latent of the model's as the host hands it on."""
+        """A latent in the model's units -> in the units of the host's LATENT."""
         return self.guider.model_patcher.model.process_latent_out(latent)
 
 
@@ -198,14 +199,14 @@ def _alike(preview: Tensor, latent: Tensor) -> bool:
 
 
 def _random_state(device) -> list[Tensor]:
-    """State of the global generators that a sampler on `device` may draw from."""
+    """The state of the global random generators that a sampler on `device` may use."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 @contextmanager
 def _random(states: list[Tensor] | None, device) -> Iterator[None]:
-    """Draw from those states, and leave the generators as they are; None: from where they are."""
+    """A context with the generators in these states, or in their own for None. Resets them at the end."""
     if states is None:
         yield
         return
@@ -217,22 +218,22 @@ def _random(states: list[Tensor] | None, device) -> Iterator[None]:
 
 
 class GivenPart:
-    """Inpainting: the part of the picture that is given. Composited before the guard looks."""
+    """For inpainting: the given part of the picture, which is put in before the guard compares."""
 
     def __init__(self, guider, noise, latent_image, denoise_mask, sigmas, device):
         self.guider, self.sigmas = guider, sigmas
         model = guider.model_patcher.model
         self.latent = latent_image.to(device)
-        if torch.count_nonzero(self.latent) > 0:  # as the host: an empty latent is not shifted
+        if torch.count_nonzero(self.latent) > 0:  # as in the host, an empty latent is not shifted
             self.latent = model.process_latent_in(self.latent)
         self.mask = None
         if denoise_mask is not None:
             self.mask = comfy.utils.reshape_mask(denoise_mask, noise.shape).to(device)
 
     def compositor(self, args: dict) -> Callable[[Tensor], Tensor]:
-        """Prediction -> the picture it stands for: itself where drawn, the given latent elsewhere.
+        """A function from a prediction to the whole latent: the prediction with the given part put in.
 
-        Without a mask, the very same tensor.
+        Without a mask it returns the same tensor.
         """
         mask, change = self.mask, args["model_options"].get("denoise_mask_function")
         if mask is not None and change is not None:
@@ -242,22 +243,22 @@ class GivenPart:
         return hosts.composited(mask, None if mask is None else given * (1 - mask))
 
     def kept(self, i: int) -> Box | None:
-        """The part of sample i that is to be judged by itself, too: see `verdict.kept_box`."""
+        """The part of sample i that is also checked by itself, see `verdict.kept_box`."""
         return None if self.mask is None else kept_box(self.mask[i].amax(dim=0))
 
     def kwargs(self, seed) -> dict:
-        """What the host passes to `encode_model_conds` for this run."""
+        """The arguments that the host passes to `encode_model_conds` in this run."""
         return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
 
 
 def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[dict], Tensor]:
-    """The guard's part in every prediction of one run, as `guiders.understood` describes it."""
+    """The guard's function for every prediction of one run. `guiders.understood` has its argument."""
 
     def step(args: dict) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         denoised = args["denoised"]
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
-        # At cfg 1 the host has no unconditional prediction; its uncond_denoised is zeros.
+        # At cfg 1 the host has no unconditional prediction. Its uncond_denoised is zeros.
         guided = bool(args["uncond"]) and bool(args["cond"])
         neighbor = reduced = None
         if guided and predictions.clip is not None:
@@ -283,7 +284,7 @@ def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[
 
 
 def suspicious_of(run: SamplingRun, known: GivenPart) -> Callable[[dict], Tensor]:
-    """Which samples of a prediction the guard is or will be steering: see `SamplingRun.suspicious`."""
+    """A function: prediction -> samples that the guard steers, see `SamplingRun.suspicious`."""
 
     def suspicious(args: dict) -> Tensor:
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])

@@ -1,4 +1,4 @@
-"""Strength Grid: one noise drawn at several strengths and thresholds, to choose by eye."""
+"""Strength Grid: draws the same noise at several strengths and thresholds, for a choice by eye."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .types import CATEGORY, MemorizationIndex
 
 TERMS = ("despecification", "deduplication", "dissimilarity")
 ALL = "all three"
-MOST = 48  # drawings; more is a mistake in a list rather than a wish
-LARGEST = 3.0  # of a strength, as on the sliders
+MOST = 48  # drawings; more are probably a typing mistake
+LARGEST = 3.0  # largest strength, as on the sliders
 SIDE = 256  # pixels of a picture on the sheet
-# What a verdict comes to in the report -> its words, and their colour and that of the frame.
+# For each outcome of a verdict the words, their colour and that of the frame.
 OUTCOMES = {
     "copy": ("COPY", contact.BAD),
     "cannot_tell": ("cannot tell", contact.UNSURE),
@@ -35,9 +35,9 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One drawing: its settings, the picture (H, W, 3) in [0, 1], and what was measured.
+    """One drawing: its settings, the picture (H, W, 3) in [0, 1], and the measurements.
 
-    verdict : an entry of "verdicts" in the report, or None where nothing was judged.
+    `verdict` is an entry of "verdicts" in the report, or None if the picture was not checked.
     """
 
     strength: float
@@ -46,7 +46,7 @@ class Cell:
     verdict: dict | None
 
     def to_row(self) -> dict:
-        """The row of the table, JSON-able."""
+        """The row of the table, JSON-serialisable."""
         row = {"strength": self.strength, "threshold_scale": self.scale}
         if self.verdict is None:
             return row | {"judged": False}
@@ -232,10 +232,10 @@ class StrengthGridNode(io.ComfyNode):
 
 
 def numbers(name: str, text: str, largest: float = math.inf) -> list[float]:
-    """ "0, 0.5, 1" -> its numbers, each once, in the order given.
+    """The distinct numbers in a text such as "0, 0.5, 1", in order.
 
-    Separated by commas, semicolons, spaces or lines. AMGError, naming the widget, where there is
-    none, or one is no finite number from 0 to `largest`.
+    They are separated by commas, semicolons, spaces or lines. AMGError names the widget if there are
+    none, or if one is no finite number from 0 to `largest`.
     """
     found: list[float] = []
     for word in text.replace(",", " ").replace(";", " ").split():
@@ -271,8 +271,8 @@ def settings_of(preset: str, metric: str, term: str, strength: float, scale: flo
 def sheet(cells, columns: int, heading: str = ""):
     """Cells in reading order -> an RGB picture with settings, likeness and verdict under each.
 
-    Pictures are fitted into squares of 256 pixels; the frame is red for a copy, orange where only
-    the second judge finds it alike, green for no copy, grey where nothing was judged.
+    Pictures are fitted into squares of 256 pixels. The frame is red for a copy, orange if only the
+    second check says copy, green for no copy, and grey if the picture was not checked.
     """
     group = contact.Group([_framed(cell) for cell in cells])
     return contact.draw([group], heading=heading, columns=columns, side=SIDE)
@@ -291,7 +291,7 @@ def _framed(cell: Cell) -> contact.Tile:
 
 
 def _verdicts(report: hook.Report, count: int) -> list[dict | None]:
-    """What was measured of each picture of the latest run; None where nothing was."""
+    """The verdict on each picture of the latest run, None for pictures that were not checked."""
     found: list[dict | None] = [None] * count
     for verdict in report.latest["verdicts"] if report.latest else []:
         found[verdict["sample"]] = verdict

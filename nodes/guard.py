@@ -1,8 +1,8 @@
-"""Guard: is the prompt a key, what is it the key to, away from that, and was it enough?
+"""The node Guard: finds out whether a prompt draws a stored picture, steers away, and checks the result.
 
-A prompt that is the key to one stored picture draws that picture from any noise. So a suspicious prompt
-is drawn twice more, from the noise of other seeds: where the two are one picture, that is what it is
-the key to, and an index of it is all that the guard needs. No one has to know what the model has seen.
+A memorised prompt draws its picture from any noise. So a suspicious prompt is drawn twice more, from the
+noise of other seeds. If both drawings are the same picture, it is the stored one, and an index of it is
+all that the guard needs. Nobody has to know the training pictures of the model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
-THUMB = 256  # pixels of the longer side of what the page shows of them
-# What a prompt may carry besides its words that makes two drawings alike.
+THUMB = 256  # longer side, in pixels, of their previews on the page
+# Parts of a conditioning, besides the words, that make two drawings alike.
 PICTURED = (
     "control", "control_apply_to_uncond", "reference_latents", "concat_latent_image", "concat_mask",
     "concat_image", "unclip_conditioning", "gligen", "mask", "area",
@@ -39,7 +39,7 @@ SAMPLER = (  # inputs shared with AMG Sampler
 )  # fmt: skip
 
 
-Story = list[Message]  # what the node found out and did
+Story = list[Message]  # results and actions of the node
 
 
 class GuardNode(io.ComfyNode):
@@ -154,7 +154,7 @@ class GuardNode(io.ComfyNode):
         if suspected:
             twice = message("drawing_twice")
             tell(in_words(twice))
-            send(live.begin([twice]))  # else the page goes on showing the run before
+            send(live.begin([twice]))  # otherwise the page still shows the previous run
             texts = _text_only(positive), _text_only(negative)
             latents = draw(model, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
@@ -193,7 +193,7 @@ class GuardNode(io.ComfyNode):
 
 
 def _whole(story: Story, report: dict) -> Story:
-    """What was found out, and what became of the guarded run."""
+    """The results before the guarded run, and those of the run."""
     acted = any(report["guarded_evaluations"]) or len(report["attempts"]) > 1
     return [*story, message("steered" if acted else "not_steered"), *reports.story(report)]
 
@@ -201,9 +201,9 @@ def _whole(story: Story, report: dict) -> Story:
 def _suspected(
     story: Story, model, positive, negative, way: str, false_alarms: float, clip, index, given
 ) -> bool:
-    """Whether the prompt is to be drawn twice more.
+    """Whether the prompt has to be drawn twice more.
 
-    AMGError where neither the prompt nor the pictures could be watched.
+    AMGError if there is neither a way to test the prompt nor an index to compare with.
     """
     if given is not None:
         story += given.verdict.messages()
@@ -238,7 +238,7 @@ def _suspected(
 
 
 def _text_only(conditioning: list) -> list:
-    """The prompt without what fixes the composition besides it, such as a ControlNet."""
+    """The prompt without other parts that fix the composition, such as a ControlNet."""
     return [
         [text, {key: value for key, value in more.items() if key not in PICTURED}]
         for text, more in conditioning
@@ -246,13 +246,13 @@ def _text_only(conditioning: list) -> list:
 
 
 def _empty(latent_image: dict) -> dict:
-    """Two empty latents of the size of the given one."""
+    """Two empty latents of the same size as the given one."""
     samples = latent_image["samples"]
     return {"samples": torch.zeros_like(samples[:1]).repeat(2, *[1] * (samples.ndim - 1))}
 
 
 def _decoded(model, latents: Tensor, vae) -> Tensor:
-    """Latents (B, C, H, W) as the host hands them on -> pictures (B, H, W, 3) in [0, 1]."""
+    """Latents (B, C, H, W) in the host's units -> pictures (B, H, W, 3) in [0, 1]."""
     space = model.get_model_object("latent_format")
     if decoding.usable(vae):
         return vae.decode(latents)[..., :3].float().clamp(0, 1).cpu()
@@ -266,9 +266,9 @@ def _decoded(model, latents: Tensor, vae) -> Tensor:
 def _known(
     story: Story, index, pictures: Tensor | None, vae, model
 ) -> Iterator[tuple[object, dict]]:
-    """A probe on what is to be stayed away from: the index, the drawn pictures if they are one, both.
+    """A matcher on the pictures to stay away from: index, drawings if they are one picture, or both.
 
-    None where there is neither. And the drawn pictures for the page, as `live.events_of` takes them.
+    None if there are neither. The second value has the drawings for the page, as in `live.events_of`.
     """
     if pictures is None:
         yield index, {}
@@ -297,4 +297,4 @@ def _known(
             matcher = opening.as_probe(members, descriptor)
             hashes = [known.record(i).sha256 for i in range(known.count)]
             saved = show.preview(pictures, THUMB)
-            yield matcher, dict(zip(hashes, saved, strict=False))  # equal drawings are one row
+            yield matcher, dict(zip(hashes, saved, strict=False))  # equal drawings share one row

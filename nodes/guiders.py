@@ -1,7 +1,8 @@
-"""What leaves a guider of the host, and what it was made of.
+"""Reads and replaces the result of the host's guiders.
 
-The host's hooks lie inside of the guider, before its last arithmetic: some guiders add a prompt there,
-and caches answer in their place. So the guard only listens at the hooks, and looks at what leaves.
+The host's hooks are called inside the guider, before its last arithmetic. After them some guiders add
+another prompt, and caches can replace the whole guider. So the guard only records at the hooks, and acts on
+the guider's result.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..amg_core import guidance
 from ..amg_core.errors import AMGError
 
-KEY = "amg"  # of what a run leaves on its own model_options
+KEY = "amg"  # name of the run's data in its own model_options
 HOOKS = "sampler_post_cfg_function"
 OF_THE_HOST = {
     "CFGGuider": "comfy", "Guider_DualCFG": "comfy_extras", "Guider_PerpNeg": "comfy_extras",
@@ -27,10 +28,10 @@ OF_THE_HOST = {
 
 @dataclass
 class Heard:
-    """What came by the hooks while a guider made one prediction.
+    """The data recorded at the hooks while a guider makes one prediction.
 
-    guided : as the host hands it to a post-CFG hook; batches : (prompts, a prediction each) of every
-    batch that the model was asked. open : whether the guider is at work; asked : its predictions so far.
+    `guided` is the argument of the post-CFG hook. `batches` has (prompts, predictions) of every evaluation
+    of the model. `open` says whether the guider is running, and `asked` counts its predictions so far.
     """
 
     guided: list[dict] = field(default_factory=list)
@@ -51,18 +52,18 @@ class Heard:
 def listening(
     guider, step: Callable[[dict], Tensor], suspicious: Callable[[dict], Tensor]
 ) -> Iterator[Heard]:
-    """While a drawing runs, let `step` decide what leaves the guider.
+    """A context in which `step` replaces the result of the guider.
+
+    The guard wraps all that other nodes have put around the guider, so it also gets predictions from a
+    cache. If there are suspicious samples, such a step is computed after all, because the guard cannot
+    steer without the model's real predictions.
 
     Parameters
     ----------
     step : callable
-        A prediction, as `understood` describes it -> what the sampler gets for it (B, C, H, W).
+        A prediction, as in `understood` -> the prediction for the sampler (B, C, H, W).
     suspicious : callable
-        The same -> which samples (B,) bool the guard is or will be steering.
-
-    The guard's place is around all that others put around the guider, so that it sees what a cache
-    makes up, too. For suspicious samples such a step is computed after all: the guard cannot lead away
-    by predictions that nobody made.
+        The same argument -> samples (B,) bool that the guard steers.
     """
     heard, model_options = Heard(), guider.model_options
 
@@ -118,15 +119,15 @@ def listening(
 
 
 def understood(guider, heard: Heard, out: Tensor) -> dict:
-    """`out`, which leaves the guider, as the host hands a prediction to a post-CFG hook.
+    """The guider's result `out` in the form of a post-CFG hook's argument.
 
-    "denoised" is `out`; "cond" and "uncond" are the prompt and what stands for no prompt, with
-    their predictions beside them; "cond_scale" is the weight of the prompt's prediction in `out`.
+    "denoised" is `out`. "cond" and "uncond" are the prompt and the conditioning for no prompt, each with
+    its prediction. "cond_scale" is the weight of the prompt's prediction in `out`.
 
     Raises
     ------
     AMGError
-        Names a guider of which it is not known how it puts its predictions together.
+        The guider combines its predictions in an unknown way. The message names it.
     """
     kind = _kind(guider)
     if not heard.guided:
@@ -144,9 +145,10 @@ def understood(guider, heard: Heard, out: Tensor) -> dict:
 
 
 def _kind(guider) -> str:
-    """The class of the host whose arithmetic this guider has, "" if it has one of its own.
+    """The class of the host whose arithmetic this guider uses, or "" for other arithmetic.
 
-    By name and folder: the host loads its extras under names that depend on where it lies.
+    It is recognised by name and folder, because the host loads its extras under names that depend on
+    where it is installed.
     """
     code = getattr(type(guider).predict_noise, "__code__", None)
     name = getattr(type(guider).predict_noise, "__qualname__", "").partition(".")[0]
@@ -155,8 +157,8 @@ def _kind(guider) -> str:
 
 
 def _dual(guider, batches: list[tuple[list, list[Tensor]]]) -> dict:
-    """DualCFGGuider: D_neg + cfg2·(D_mid − D_neg) + cfg1·(D_c − D_mid), or one in the other."""
-    conds, predictions = next(  # other nodes may have asked the model beside it
+    """DualCFGGuider: D_neg + cfg2·(D_mid − D_neg) + cfg1·(D_c − D_mid), or its nested style."""
+    conds, predictions = next(  # other nodes may have evaluated the model as well
         asked for asked in batches if asked[0][-1] is guider.conds["positive"]
     )
     negative, middle, positive = conds

@@ -1,7 +1,7 @@
-"""The guard inside a ComfyUI sampling run: a wrapper around the run, and a hook that only listens.
+"""The guard inside a ComfyUI sampling run: a wrapper around the run, and a hook that only records.
 
-Both are plain functions: the host deep-copies `model_options` on every clone, and would copy index
-and networks with a callable object. What a run remembers hangs on the run's own `model_options`.
+Both are plain functions, because the host deep-copies `model_options` on every clone, and with a callable
+object it would copy index and networks. The state of a run is stored in the run's own `model_options`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from . import decoding, judging, latents, live
 from .drawing import Drawing, GivenPart, Loop, noise_level
 from .guiders import HOOKS, KEY
 
-FINISHED = 0.05  # noise that may be left in a finished picture: no one sees it
+FINISHED = 0.05  # noise that is invisible in a finished picture
 
 
 @dataclass
 class Report:
-    """Filled by every sampling run of a guarded model: the report of the latest one."""
+    """Holds the report of the latest sampling run of a guarded model."""
 
     latest: dict | None = None
 
@@ -50,40 +50,39 @@ def attach(
 ):
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
-    What a run has finished is measured, and drawn again from the same noise while it is a copy: see
-    `amg_core.retry`.
+    Finished pictures are checked, and copies are drawn again from the same noise, see `amg_core.retry`.
 
     Parameters
     ----------
-    probe : Probe
-        Index and descriptor; its own decoder is not used. An index of latents needs none.
+    matcher : Matcher
+        Index and descriptor. Its own decoder is not used. An index of latents needs none.
     clip, vae : optional
-        The host's CLIP turns neighbour captions into conditioning; without it, or at cfg 1,
-        deduplication is off. The VAE is copied where `decoder` needs it.
+        The host's CLIP encodes neighbour captions. Without it, or at cfg 1, deduplication is off. The VAE
+        is copied if `decoder` needs it.
     decoder : {"auto", "taesd", "vae", "linear"}
-        See `decoding.choose`. Finished pictures are judged through `vae` wherever it is connected.
+        See `decoding.choose`. Finished pictures are decoded by `vae` if it is connected.
     loop : Loop, optional
         Without it nothing is drawn again.
     report : Report, optional
-        Receives the report of each run, of interrupted ones too.
+        Receives the report of each run, also of interrupted ones.
     on_step : callable, optional
         Called with one line of text after every model evaluation, and with the verdict at the end.
     on_event : callable, optional
-        Called at the same moments with what `live.step` and `live.end` make.
+        Called at the same times with the events of `live.step` and `live.end`.
 
     Raises
     ------
     AMGError
-        The model is guarded already: see `check_unguarded`. No decoder for this model; names the file
-        that would help. Or an index of latents, or a VAE, that was made for another kind of model. Or
-        copies are not to come out, and nothing decodes the finished pictures. In a run: a copy that
-        stays, if `loop` says stop; a guider that the guard does not understand, see `guiders`.
+        The model is guarded already (`check_unguarded`), there is no decoder for it (the message names
+        the file to add), an index of latents or a VAE belongs to another kind of model, or copies must
+        not come out and there is no decoder for finished pictures. During a run: a picture is still a
+        copy and `loop` says stop, or the guider is of an unknown kind (`guiders`).
     """
     check_unguarded(model)
     space = model.get_model_object("latent_format")
     loop = Loop() if loop is None else loop
     judging.check(vae, space)
-    if matcher.latent:  # decodes only to judge
+    if matcher.latent:  # decodes only finished pictures
         latents.check_model(matcher, space)
         to_picture = None if decoding.usable(vae) else decoding.choose_if_any(space)
     else:
@@ -161,14 +160,14 @@ def attach(
     guard.amg = True
     guarded.set_model_sampler_post_cfg_function(guard)
     run.index = matcher.index.name
-    # First, which is outermost: caches of other nodes must begin afresh in each drawing.
+    # First means outermost, so that caches of other nodes start again in each drawing.
     others = guarded.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
     guarded.wrappers[WrappersMP.OUTER_SAMPLE] = {KEY: [run]} | others
     return guarded
 
 
 def check_unguarded(model) -> None:
-    """AMGError if the ModelPatcher `model` carries a guard: a second one would have to drop it."""
+    """Raise AMGError if the ModelPatcher `model` has a guard. A model can have only one."""
     for run in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         raise AMGError(
             f"model: it is guarded already, against index {run.index}, and a model carries one "
@@ -178,9 +177,9 @@ def check_unguarded(model) -> None:
 
 
 def detach(model):
-    """Remove the guard from the ModelPatcher `model`, in place; returns it.
+    """Remove the guard from the ModelPatcher `model` in place, and return it.
 
-    For models that are asked something, and draw nothing.
+    For models that are evaluated without drawing a picture.
     """
     hooks = model.model_options.get(HOOKS, [])
     if hooks:
@@ -191,7 +190,7 @@ def detach(model):
 
 
 def _unfinished(guider, sigmas: Tensor) -> str:
-    """Why what this run draws is no finished picture, one of `reports.NOT_JUDGED`; "" if it is one."""
+    """Why this run does not finish its pictures, one of `reports.NOT_JUDGED`, or "" if it does."""
     if len(sigmas) < 2:
         return reports.NOTHING_DRAWN
     sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -202,7 +201,7 @@ def _unfinished(guider, sigmas: Tensor) -> str:
 
 
 def undrawn(matcher: Matcher, settings: Settings, loop: Loop) -> dict:
-    """The report where the host runs no step at all."""
+    """The report of a run without any step."""
     sampling = SamplingRun(matcher, settings, expected_steps=0)
     return reports.compose(
         sampling.report(), not_judged=reports.NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
@@ -213,7 +212,7 @@ def undrawn(matcher: Matcher, settings: Settings, loop: Loop) -> dict:
 def _report_of(
     drawing: Drawing, outcome, loop, judge: str, reason, matcher, decoder, clip
 ) -> dict | None:
-    """The report, with what only the host knows; None if the run ended before it began."""
+    """The report with the host's data, or None if the run ended before it began."""
     if drawing.first is None:
         return None
     seen = "none" if matcher.latent else decoder.name
@@ -233,6 +232,6 @@ def _report_of(
 
 
 def _versions() -> dict[str, str]:
-    """The host's own version, where it tells."""
+    """The host's version, if it can be found."""
     version = getattr(sys.modules.get("comfyui_version"), "__version__", None)
     return {} if version is None else {"comfyui": version}

@@ -30,7 +30,7 @@ def descriptor_input() -> io.Input:
 
 
 def index_output(tooltip: str, id: str = "index") -> io.Output:
-    """`id`: the host wants another one where an input is called index, too."""
+    """The output for an index. `id` must differ from "index" if an input has that name."""
     return MemorizationIndex.Output(id, display_name="index", tooltip=tooltip)
 
 
@@ -65,7 +65,7 @@ class LoadIndexNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, index_name: str | None) -> str:
-        if index_name is None:  # comes over a wire
+        if index_name is None:  # the value comes over a wire
             return "linked"
         try:
             state = os.stat(paths.find_index(index_name) / paths.MANIFEST)
@@ -124,10 +124,9 @@ class BuildIndexNode(io.ComfyNode):
     def fingerprint_inputs(
         cls, folder: str | None, name: str | None, descriptor: str | None, vae=None, model=None
     ) -> str:
-        """Changes when files are added to or removed from a folder that is typed in, or when an
-        archive or a list is another.
+        """Changes when files are added to or removed from a folder, or when an archive or list changes.
 
-        The host gives None for what comes over a wire.
+        The host passes None for values that come over a wire.
         """
         if folder is None:
             return "linked"
@@ -198,7 +197,7 @@ class IndexFromImagesNode(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
-            is_input_list=True,  # else a list of pictures would replace the index again and again
+            is_input_list=True,  # otherwise a list of pictures would replace the index again and again
         )
 
     @classmethod
@@ -227,18 +226,18 @@ class IndexFromImagesNode(io.ComfyNode):
                 f"is {descriptor}. Choose {spec.kind} to add to it, or give another name."
             )
         if named(descriptor).space == "latent" and None in net:
-            make_descriptor(descriptor, *net)  # says what to connect
+            make_descriptor(descriptor, *net)  # raises an error that says what to connect
         made = descriptor_of(spec, *net)
         return _embed(add, source, there, made, cls.hidden.unique_id)
 
 
 def pictures_of(images: list, captions: list[str]):
-    """A source of the pictures in a list of IMAGE batches, with their captions.
+    """A source with the pictures of a list of IMAGE batches, and their captions.
 
     Raises
     ------
     AMGError
-        No pictures, or not as many captions.
+        There are no pictures, or the number of captions does not fit.
     """
     from ..amg_core.index.sources import Chain, Pictures
 
@@ -255,7 +254,7 @@ def pictures_of(images: list, captions: list[str]):
 
 
 def captions_for(captions: list[str], count: int) -> list[str]:
-    """A caption for each of `count` pictures: of one text its line or lines, else one a text."""
+    """A caption for each of `count` pictures: from the lines of one text, or else one from each text."""
     lines = captions[0].strip().splitlines() if len(captions) == 1 else captions
     lines = [" ".join(line.split()) for line in lines] or [""]
     if len(lines) == 1:
@@ -269,7 +268,7 @@ def captions_for(captions: list[str], count: int) -> list[str]:
 
 
 class _Progress:
-    """Moves the host's bar; counts in words where the end is not known. Lets the artist stop."""
+    """Moves the host's progress bar, or counts in text if the total is unknown. Can be interrupted."""
 
     def __init__(self, tell):
         self.tell, self.bar, self.shown = tell, None, time.monotonic()
@@ -287,7 +286,7 @@ class _Progress:
 
 
 def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
-    """`build` or `add`, with a bar; the index and a summary."""
+    """Run `build` or `add` with a progress bar. Returns the index and a summary."""
     tell = show.text_on(node_id)
     progress = _Progress(tell)
     device = comfy.model_management.get_torch_device()
@@ -308,7 +307,7 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
 
 
 def summary(report) -> str:
-    """A `BuildReport` in a few lines."""
+    """A `BuildReport` as a few lines of text."""
     pictures = "1 picture" if report.count == 1 else f"{report.count} pictures"
     lines = [f"{pictures} in {report.path.name} ({report.seconds:.1f} s)."]
     if report.reused:

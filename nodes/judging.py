@@ -1,4 +1,4 @@
-"""Is what was drawn a copy? Finished latents, decoded by the artist's own VAE where it is connected."""
+"""Checks finished latents for copies, decoded by the connected VAE if there is one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ BY_VAE = "vae"
 
 @dataclass(frozen=True)
 class Judge:
-    """Latents (B, C, H, W), as the host hands them on, -> a `Verdict` each.
+    """Maps latents (B, C, H, W) in the host's units to a `Verdict` each.
 
+    Attributes
+    ----------
     by : str
-        What decodes: "vae", or the name of the guard's decoder.
+        The decoder: "vae", or the name of the guard's decoder.
     decode : callable
-        A latent (1, C, H, W) as handed on -> a picture (1, 3, h, w) in [0, 1], on any device.
+        A latent (1, C, H, W) in the host's units -> a picture (1, 3, h, w) in [0, 1], on any device.
     into_model : callable
-        The same latent -> as the model sees it.
+        The same latent -> in the model's units.
     """
 
     by: str
@@ -36,14 +38,15 @@ class Judge:
     into_model: Callable[[Tensor], Tensor]
 
     def __call__(self, latents: Tensor, named: Sequence[Collection[int]]) -> list[Verdict]:
-        """`named`: of each latent the rows of the index that it was steered away from."""
+        """The verdicts. `named` has for each latent the rows of the index to compare in any case."""
         pairs = zip(latents.split(1), named, strict=True)
         return [self._found(latent, self._picture(latent), rows) for latent, rows in pairs]
 
     def of_kept(self, given: Tensor, box: Box) -> Verdict | None:
-        """On the part in `box` of a given latent (1, C, H, W); None unless that latent is a copy.
+        """The verdict on the part in `box` of a given latent (1, C, H, W), or None if `given` is no copy.
 
-        Decoded as it was given: a decoder smears what was drawn beside that part over its border.
+        The given latent is decoded as a whole, because a decoder mixes the drawn part into the border of
+        the kept one.
         """
         picture = self._picture(given)
         whole = self._found(given, picture, ())
@@ -64,7 +67,7 @@ class Judge:
 
 
 def check(vae, latent_format) -> None:
-    """AMGError where the connected VAE belongs to another kind of model."""
+    """Raise AMGError if the connected VAE belongs to another kind of model."""
     if decoding.usable(vae) and vae.latent_channels != latent_format.latent_channels:
         raise AMGError(
             f"vae: it decodes latents of {vae.latent_channels} channels and the model draws "
@@ -74,14 +77,14 @@ def check(vae, latent_format) -> None:
 
 
 def make(matcher: Matcher, model, vae, decoder: Decoder | None) -> Judge | None:
-    """By the VAE where it is one of pictures, else by `decoder`; None where there is neither.
+    """A `Judge` with the VAE if it decodes still pictures, or else with `decoder`. None without both.
 
     Parameters
     ----------
-    probe : Probe
+    matcher : Matcher
         On the device of the run.
     model : BaseModel
-        The host's, for the scale of its latents.
+        The host's model, for the scale of its latents.
     """
     into_model = model.process_latent_in
     if decoding.usable(vae):

@@ -1,4 +1,4 @@
-"""Indexes of latents: the host's VAE as their encoder, and which models they fit."""
+"""Indexes of latents: the host's VAE as the encoder, and checks that a model fits an index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHERWISE = "or use an index made with compact, pixel or sscd, which guards ever
 
 
 def inputs() -> list[io.Input]:
-    """What a node needs to look at pictures as the model's latents."""
+    """The inputs of a node that has to encode pictures as the model's latents."""
     return [
         io.Vae.Input(
             "vae",
@@ -37,17 +37,17 @@ def inputs() -> list[io.Input]:
 
 
 def family(latent_format) -> str:
-    """Word for a latent space: "sd15", "sdxl", "sd3", "flux", … after the host's class."""
+    """The name of a latent space from the host's class: "sd15", "sdxl", "sd3", "flux", …"""
     return re.sub("[^a-z0-9]", "", type(latent_format).__name__.lower())
 
 
 def make(kind, vae, model, spec=None):
-    """A descriptor of latents that encodes with the host's VAE, for a new index or one of `spec`.
+    """A descriptor of latents that encodes with the host's VAE, for a new index or for that of `spec`.
 
     Raises
     ------
     AMGError
-        Something is not connected, does not fit the other, or did not make the index.
+        VAE or model are not connected, do not fit each other, or do not fit the index.
     """
     if vae is None or model is None:
         raise AMGError(
@@ -76,7 +76,7 @@ def make(kind, vae, model, spec=None):
 
 
 def check_model(matcher: Matcher, latent_format) -> None:
-    """AMGError unless the index, which is one of latents, was made for such a model."""
+    """Raise AMGError unless the index of latents was made for models of this kind."""
     own, index = family(latent_format), matcher.index
     if own != matcher.descriptor.family:
         raise AMGError(
@@ -87,7 +87,7 @@ def check_model(matcher: Matcher, latent_format) -> None:
 
 
 def check_latent(matcher: Matcher, latent: Tensor) -> None:
-    """AMGError unless `latent` is (B, C, H, W) as the index has them."""
+    """Raise AMGError unless `latent` is (B, C, H, W) with the channels of the index."""
     channels = matcher.descriptor.channels
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise AMGError(
@@ -110,11 +110,13 @@ def _check(vae, space) -> None:
 
 def _encoder(vae, space) -> Callable[[Tensor], Tensor]:
     def encode(pictures: Tensor) -> Tensor:
-        """(B, 3, S, S) in [0, 1] -> (B, C, S/8, S/8), as the sampler sees latents.
+        """(B, 3, S, S) in [0, 1] -> latents (B, C, S/8, S/8) in the sampler's space.
 
-        Ordinary tensors without a graph, on the device of the pictures.
+        They are ordinary tensors without gradients, on the device of the pictures.
         """
-        with torch.inference_mode():  # as in a node of the host: it may move the weights now
+        with (
+            torch.inference_mode()
+        ):  # as in the host's nodes, because the host may move the weights now
             latents = space.process_in(vae.encode(pictures.movedim(1, -1)))
         return latents.clone().to(pictures.device)
 
@@ -122,10 +124,10 @@ def _encoder(vae, space) -> Callable[[Tensor], Tensor]:
 
 
 def _encoder_sha256(vae) -> str:
-    """Hash of what encodes: of two VAEs that differ in the decoder alone, latents are the same.
+    """Hash of the encoder. VAEs that differ only in the decoder make the same latents.
 
-    Of the values rounded to bfloat16, so that it does not depend on the precision which a host
-    loads the file in.
+    Values are rounded to bfloat16, so that the hash does not depend on the precision in which a host loads
+    the file.
     """
     state = vae.first_stage_model.state_dict()
     used = {name: value for name, value in state.items() if not name.startswith(DECODER)}

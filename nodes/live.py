@@ -1,21 +1,21 @@
-"""What the page draws while pictures are sampled: one small event after each model evaluation.
+"""Events for the page while pictures are sampled: one small event after each model evaluation.
 
-Sent as JSON under one name, `EVENT`, to the browser that queued the prompt. All have ``"node"``, the
-execution id of a node ("12:3" is node 3 in the subgraph that node 12 is), ``"class"``, its node id, and
-``"prompt"``, the id of the prompt that is being executed: pages have many workflows open, whose nodes
-have the same ids. Three kinds:
+They are sent as JSON under one name, `EVENT`, to the browser that queued the prompt. All have ``"node"``,
+the execution id of a node ("12:3" is node 3 in the subgraph of node 12), ``"class"``, its node id, and
+``"prompt"``, the id of the prompt that is executed, because a page can have many workflows open with the
+same node ids. There are three kinds:
 
 - ``{"kind": "step", "attempt", "retries", "step", "total", "score_threshold", "score",
   "threshold", "similarity", "active", "neighbor", "neighbors"}``: `step` counts model evaluations from 1,
-  `total` is what was expected or null; the rest is as in `run.StepRecord`, one entry a sample;
-  `neighbors` says of each id what `entry` does, and where the host saved that picture if no index that
-  can be opened holds it.
-- ``{"kind": "begin", "messages", "words"}``: a run has begun, and this is all there is to tell of it yet.
-- ``{"kind": "end", "messages", "words", "verdicts"}``: what became of the run, and of its finished
-  pictures one verdict a sample; none where nothing was judged.
+  `total` is the expected number or null. The rest is as in `run.StepRecord`, one entry for each sample.
+  `neighbors` has the fields of `entry` for each id, and the place where the host saved that picture if it
+  is in no index that can be opened.
+- ``{"kind": "begin", "messages", "words"}``: a run has begun.
+- ``{"kind": "end", "messages", "words", "verdicts"}``: the result of the run, and one verdict for each
+  finished picture, none if they were not checked.
 
-`messages` are codes (see `amg_core.messages`), of which the page makes words; `words` are these in
-English, for a page that lacks one. A page that does not listen loses nothing: the live text says the same.
+`messages` are codes (see `amg_core.messages`), which the page turns into words. `words` are the same in
+English, for a page that lacks a code. The live text on the node says the same, for pages without events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..amg_core.run import SamplingRun
 from ..amg_core.similarity.verdict import Verdict
 
 EVENT = "amg.step"
-LONGEST = 300  # characters of a caption or a name that are sent
+LONGEST = 300  # largest number of characters of a caption or name that is sent
 VERDICT = (
     "similarity", "threshold", "score", "zncc", "zncc_threshold", "source", "caption", "copy",
     "outcome", "checks", "reason",
@@ -39,20 +39,22 @@ VERDICT = (
 
 
 def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict], None]:
-    """A function that sends events of a node; does nothing without a server.
+    """A function that sends the events of a node, or does nothing if there is no server.
 
-    node : the class that the host executes, with its hidden inputs. A function that outlives the
-    execution, as in a guarded model, is right only if the schema says `not_idempotent`: else the host
-    hands what one node made to its like with another id, in another workflow.
+    `node` is the class that the host executes, with its hidden inputs. If the function is used after the
+    execution, as in a guarded model, the schema must say `not_idempotent`. Otherwise the host may reuse the
+    output of one node for an equal node with another id, in another workflow.
 
-    pictures : of an index that ends with the run: hash of a row -> where the host saved its picture,
-    {"filename", "subfolder", "type"}.
+    `pictures` is for an index that exists only during the run. It maps the hash of a row to the place where
+    the host saved its picture, {"filename", "subfolder", "type"}.
     """
     whose = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
     saved = pictures or {}
 
     def send(event: dict) -> None:
-        module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
+        module = sys.modules.get(
+            "server"
+        )  # not imported here, because it is large, and tests run without it
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if not event or server is None or whose["node"] is None:
             return
@@ -65,16 +67,16 @@ def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict],
 
 
 def _prompt() -> str | None:
-    """Id of the prompt that the host is executing now."""
+    """The id of the prompt that the host is executing."""
     module = sys.modules.get("comfy_execution.utils")
     context = None if module is None else module.get_executing_context()
     return None if context is None else context.prompt_id
 
 
 def step(run: SamplingRun, attempt: int = 0, retries: int = 0) -> dict:
-    """The latest step of a run; {} before the first one, and where the guard did not look.
+    """The event for the latest step of a run. {} before the first one, or if the guard compared nothing.
 
-    attempt : int, 0 for the first drawing; retries : int, how many more there may be.
+    `attempt` is 0 for the first drawing. `retries` is the largest number of retries.
     """
     if not run.records:
         return {}
@@ -96,37 +98,37 @@ def step(run: SamplingRun, attempt: int = 0, retries: int = 0) -> dict:
 
 
 def begin(sentences: Iterable[Message]) -> dict:
-    """What there is to tell before the first step."""
+    """The event before the first step."""
     return {"kind": "begin"} | said(sentences)
 
 
 def end(report: dict) -> dict:
-    """What became of the run whose report `report` is."""
+    """The event at the end of the run with this report."""
     keys = ("sample", "attempt", *VERDICT)
     verdicts = [{key: _shown(found[key]) for key in keys} for found in report["verdicts"]]
     return unguarded(reports.story(report)) | {"verdicts": verdicts}
 
 
 def unguarded(sentences: Iterable[Message]) -> dict:
-    """The end of a run in which no picture was judged."""
+    """The event at the end of a run in which no picture was checked."""
     return {"kind": "end"} | said(sentences) | {"verdicts": []}
 
 
 def said(sentences: Iterable[Message]) -> dict:
-    """Messages for the page."""
+    """The fields "messages" and "words" of an event."""
     sentences = list(sentences)
     return {"messages": _shown(messages.to_json(sentences)), "words": messages.words(sentences)}
 
 
 def verdict(found: Verdict) -> dict:
-    """A `Verdict` on a finished picture, JSON-able and no longer than it need be."""
+    """A `Verdict` on a finished picture as short JSON."""
     return {key: _shown(getattr(found, key)) for key in VERDICT} | said([found.message()])
 
 
 def entry(index, i: int) -> dict:
     """Row i of an index: {"index", "id", "sha256", "source", "caption"}.
 
-    Of several indexes read as one, name and id are those of the member that has the picture.
+    In combined indexes, name and id are those of the member that has the picture.
     """
     local, owner = i, index
     for owner in index.members:
@@ -144,7 +146,7 @@ def entry(index, i: int) -> dict:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """`value`, or None if it is not finite, because JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Mitigations without an index: what is asked is changed, or guidance begins later."""
+"""Nodes for mitigations without an index: they change the prompt, or delay guidance."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PADDING = ["replace", "zero"]
 MODES = ["delayed", "opposite", "off"]
 POINTS = ["dynamic", "static"]
 EXCLAMATION_MARK = 0  # its id in CLIP's vocabulary
-CLIP_WORDS = 49_400  # the authors' code draws ids below it
-DRAWS = 1000  # of ids, until one is a word
+CLIP_WORDS = 49_400  # the authors' code draws ids below this
+DRAWS = 1000  # largest number of ids that are drawn to get a word
 KEY = "amg_delayed_guidance"
 
 
@@ -424,10 +424,10 @@ class DelayedGuidanceNode(io.ComfyNode):
 
 
 def delayed_guidance(scale: float, dynamic: bool, until: float) -> Callable[[dict], torch.Tensor]:
-    """A post-CFG function: cfg is `scale` until the transition, and its own afterwards.
+    """A post-CFG function that replaces cfg by `scale` until the transition point.
 
-    A plain closure, which the host does not copy. What it remembers hangs on the `model_options` that
-    the host makes anew for every run.
+    It is a plain closure, which the host does not copy. Its state is stored in the `model_options`, which
+    the host makes for every run.
     """
     from ..amg_core.mitigation.transition import Transition, guidance_norm, guided_by
 
@@ -449,9 +449,9 @@ def delayed_guidance(scale: float, dynamic: bool, until: float) -> Callable[[dic
 
 
 def vocabulary(clip) -> Callable[[torch.Generator], str]:
-    """Random words of a text encoder's vocabulary, ids drawn evenly as in the authors' code.
+    """A function that draws random words from a text encoder's vocabulary, uniformly by id.
 
-    Pieces that hold brackets, weights or nothing that can be read are drawn again.
+    This is as in the authors' code. Tokens with brackets or weights, or without letters, are drawn again.
     """
     from ..amg_core.mitigation.prompts import bare, below
 
@@ -468,7 +468,7 @@ def vocabulary(clip) -> Callable[[torch.Generator], str]:
 
 
 def _words(tokenizer) -> tuple[int, Callable[[int], str]]:
-    """How many ids there are to draw from, and what each of them says."""
+    """The number of ids to draw from, and a function from an id to its word."""
     own = getattr(getattr(tokenizer, "text", None), "words", None)  # AMG Demo Model
     if own is not None:
         return len(own), lambda i: own[i]
@@ -488,12 +488,12 @@ def _decoded(tokenizer, token: int) -> str:
 
 
 def end_token(clip) -> int:
-    """The end token of a Stable Diffusion 1.x text encoder, which is its padding too.
+    """The end token of a Stable Diffusion 1.x text encoder, which it also uses as padding.
 
     Raises
     ------
     AMGError
-        For every other text encoder, naming it.
+        It is another text encoder. The message names it.
     """
     tokens = clip.tokenize("")
     ids = [token[0] for token in tokens["l"][0]] if set(tokens) == {"l"} else []
@@ -507,7 +507,7 @@ def end_token(clip) -> int:
 
 
 def summary(outcome, target: float) -> str:
-    """A line a picture, and one on memory."""
+    """One line for each picture, and one on memory."""
     lines = []
     for number, one in enumerate(outcome.adapted, 1):
         first, last = one.scores[0], one.scores[one.best]
@@ -525,12 +525,12 @@ def summary(outcome, target: float) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes in readable units."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _replaced(chunk: list[tuple], end: int) -> list[tuple]:
-    """A chunk of (id, weight, …) with '!' for padding."""
+    """A chunk of (id, weight, …) with '!' in place of the padding."""
     from ..amg_core.mitigation.embeddings import padding_after
 
     padding = padding_after([token[0] for token in chunk], end)
@@ -541,7 +541,7 @@ def _replaced(chunk: list[tuple], end: int) -> list[tuple]:
 
 
 def _check_choice(name: str, value: str, options) -> None:
-    """AMGError unless widget `name` has one of its options: the host does not check our lists."""
+    """Raise AMGError unless widget `name` has one of its options, which the host does not check."""
     if value not in options:
         raise AMGError(
             f"{name}: {value!r} is not one of the choices. Choose one of {', '.join(options)}."

@@ -1,4 +1,4 @@
-"""From an index folder, or the name of a descriptor, to what goes over the wires."""
+"""Opens index folders and makes descriptors for the values of the wires."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHOICES = [kind.name for kind in registry.guarding(latents=True)]
 
 
 def make_descriptor(name: str, vae=None, model=None):
-    """The descriptor of that name for a new index. AMGError where what it needs is not there."""
+    """The descriptor of that name for a new index. AMGError if an input or file is missing."""
     if name not in CHOICES:
         raise AMGError(
             f"descriptor: {name!r} is not one of the choices. Choose one of {', '.join(CHOICES)}."
@@ -27,12 +27,12 @@ def make_descriptor(name: str, vae=None, model=None):
 def descriptor_of(spec, vae=None, model=None):
     """The descriptor that made an index of that `spec`.
 
-    An index of latents needs no encoder to guard; with `vae` and `model` it can look at pictures.
+    An index of latents needs no encoder to guard. With `vae` and `model` it can also compare pictures.
 
     Raises
     ------
     AMGError
-        Its weights are not there, or are others.
+        The weights are missing or are not those of the index.
     """
     kind = registry.of(spec)
     if kind.space == "latent" and (vae is not None or model is not None):
@@ -46,7 +46,7 @@ def open_probe(folder: Path, descriptor=None):
     Raises
     ------
     AMGError
-        No index, a damaged one, or the weights of its descriptor are absent or others.
+        There is no index, it is damaged, or the weights of its descriptor are missing or different.
     """
     from ..amg_core.index import Index
 
@@ -58,7 +58,7 @@ def open_probe(folder: Path, descriptor=None):
 
 
 def as_probe(indexes: Sequence, descriptor):
-    """A `Matcher` on one or several open indexes, which stay open as long as anything uses them."""
+    """A `Matcher` on one or several open indexes, which stay open while they are in use."""
     from ..amg_core.index import Index
     from ..amg_core.index.search import Searcher
     from ..amg_core.similarity.matcher import Matcher

@@ -1,4 +1,4 @@
-"""Where indexes and descriptor weights lie among the host's model folders."""
+"""The places of indexes and descriptor weights in the host's model folders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Add models/amg_indexes and models/amg, keeping what extra_model_paths.yaml has set.
+    """Register models/amg_indexes and models/amg, in addition to those of extra_model_paths.yaml.
 
-    And the demo's LoRA to the list of LoRAs, so that the template that guards one runs at once.
+    The demo's LoRA is added to the list of LoRAs, so that the template amg_lora works at once.
     """
     for name, extensions in ((INDEXES, {".json"}), (WEIGHTS, WEIGHT_EXTENSIONS)):
         folder = os.path.join(folder_paths.models_dir, name)
@@ -33,19 +33,19 @@ def register() -> None:
         folder_paths.folder_names_and_paths[name] = (folders, set(known) | extensions)
         with suppress(OSError):  # a read-only models folder: another one may be configured
             os.makedirs(folder, exist_ok=True)
-    # Last, so that no other node takes it for the place to save LoRAs in.
+    # Last, so that other nodes do not save LoRAs there.
     folder_paths.add_model_folder_path("loras", str(DEMO_LORAS))
 
 
 def index_folder() -> Path:
-    """Where new indexes are built: the first configured folder."""
+    """The folder for new indexes, the first configured one."""
     return Path(folder_paths.get_folder_paths(INDEXES)[0])
 
 
 def index_names() -> list[str]:
-    """Names of all indexes, sorted; one sentence instead where there is none.
+    """The sorted names of all indexes, or one sentence if there are none.
 
-    A name with < is left out, and the log says so: the host's menus draw their options as HTML.
+    A name with < is left out and logged, because the host's menus show their options as HTML.
     """
     names = set()
     for folder in folder_paths.get_folder_paths(INDEXES):
@@ -61,7 +61,7 @@ def index_names() -> list[str]:
 
 
 def find_index(name: str) -> Path:
-    """The folder of index `name`. AMGError, naming the folder and the next step, where absent."""
+    """The folder of index `name`. If it is missing, AMGError names the folder and the next step."""
     folders = folder_paths.get_folder_paths(INDEXES)
     for folder in folders:
         path = Path(folder) / name
@@ -75,7 +75,7 @@ def find_index(name: str) -> Path:
 
 
 def new_index(name: str) -> Path:
-    """Where an index called `name` is to be built. AMGError where `name` is not a plain name."""
+    """The folder for a new index `name`. AMGError if it is no plain name."""
     name = name.strip()
     if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
         raise AMGError(
@@ -86,7 +86,7 @@ def new_index(name: str) -> Path:
 
 
 def index_to_add_to(name: str) -> Path | None:
-    """The folder of index `name`; None where there is none yet. AMGError for an impossible name."""
+    """The folder of index `name`, or None if there is none yet. AMGError for an invalid name."""
     new_index(name)
     for folder in folder_paths.get_folder_paths(INDEXES):
         path = Path(folder) / name.strip()
@@ -96,9 +96,9 @@ def index_to_add_to(name: str) -> Path | None:
 
 
 def picture_folder(folder: str) -> Path:
-    """The folder, archive or list `folder`; a relative one lies below ComfyUI's input folder.
+    """The path of a folder, archive or list. A relative one is in ComfyUI's input folder.
 
-    AMGError where it is empty.
+    AMGError if `folder` is empty.
     """
     folder = folder.strip().strip('"')
     if not folder:
@@ -112,20 +112,20 @@ def picture_folder(folder: str) -> Path:
 
 
 def weights(kind: Kind) -> list[Path]:
-    """Files that may be the weights of such a descriptor, the likeliest first."""
+    """Files that may be the weights of such a descriptor, most likely first."""
     found = kind.weights.among(folder_paths.get_filename_list)
     return [Path(folder_paths.get_full_path_or_raise(place, name)) for place, name in found]
 
 
 def calibration_file(key: str) -> Path:
-    """Where the calibration of the Prompt Probe for the model `key` is, or would be written."""
+    """The file of the Prompt Probe's calibration for the model `key`, which may not exist yet."""
     folders = folder_paths.get_folder_paths(WEIGHTS)
     places = [Path(folder) / CALIBRATIONS / f"{key}.json" for folder in folders]
     return next((place for place in places if os.path.isfile(place)), places[0])
 
 
 def calibrations() -> list[str]:
-    """Name and time of every calibration, to notice that one has changed."""
+    """Name and time of every calibration, to detect changes."""
     found = []
     for folder in folder_paths.get_folder_paths(WEIGHTS):
         files = Path(folder, CALIBRATIONS).glob("*.json")

@@ -14,7 +14,7 @@ from .opening import descriptor_of
 from .types import CATEGORY, MemorizationIndex
 
 SHOWN = 16  # pictures of a batch that the page shows
-SIDE = 384  # pixels of their longer side there
+SIDE = 384  # their longer side on the page, in pixels
 
 
 class SimilarityProbeNode(io.ComfyNode):
@@ -94,9 +94,9 @@ class SimilarityProbeNode(io.ComfyNode):
 
 
 def _shown(pictures: Tensor, verdicts: list, nearest: list) -> dict:
-    """What the page draws: the closest pictures of the batch, at most SHOWN, and how many are left.
+    """The data for the page: the closest pictures of the batch, at most SHOWN, and the number of others.
 
-    pictures : (B, 3, H, W); nearest : the host's records of the saved nearest pictures, one each.
+    `pictures` are (B, 3, H, W). `nearest` are the host's records of the saved nearest pictures.
     """
     order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].score)[:SHOWN]
     order = sorted(order) if len(order) == len(verdicts) else order

@@ -1,7 +1,7 @@
-"""What a model of the host says of pure noise: the two evaluations of the Prompt Probe, and its key.
+"""The two model evaluations of the Prompt Probe, and the identifier of a model.
 
-The host's own guider does the work (it loads models, works out prompts, prepares control nets and
-hooks, and cleans up), with a sampler that draws nothing.
+The host's own guider does the work (it loads models, prepares prompts, control nets and hooks, and cleans
+up), with a sampler that draws nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..amg_core.detection.predictions import Predictions
 from ..amg_core.errors import AMGError
 from . import decoding, hook
 
-# Every noise of every probe is one of these, so that prompts are compared on the same noises.
+# All tests use these noises, so that prompts are compared on the same noises.
 FIRST_NOISE = 20_260_101
-SAMPLED = 16  # values of each tensor that go into the key of a model
-# A prompt is asked about as a whole, whenever its parts are to act.
+SAMPLED = 16  # values of each tensor in the hash of a model
+# A prompt is tested as a whole, without the time ranges of its parts.
 SCHEDULED = (
     "start_percent", "end_percent", "clip_start_percent", "clip_end_percent",
     "timestep_start", "timestep_end",
@@ -33,13 +33,13 @@ SCHEDULED = (
 
 
 class _Asker:
-    """A sampler for the host that only asks: one batched evaluation a level."""
+    """A sampler for the host that only evaluates the model, one batch at each noise level."""
 
     def __init__(self):
         self.heard: list[Predictions] = []
 
     def sample(self, guider, sigmas, extra_args, callback, noise, *_, **__):
-        """As the host calls it. Returns the noise untouched."""
+        """The host's interface. Returns the noise unchanged."""
         model = guider.inner_model
         sampling = model.model_sampling
         conds = [guider.conds["positive"], guider.conds["negative"]]
@@ -56,7 +56,7 @@ class _Asker:
 
 
 def kind(sampling) -> str:
-    """How the network of this `model_sampling` was trained."""
+    """The kind of network of this `model_sampling`, one of `predictions.KINDS`."""
     if isinstance(sampling, comfy.model_sampling.CONST):
         return of.FLOW
     if isinstance(sampling, comfy.model_sampling.EDM):  # D = x·c_skip − c_out·F, and no ε
@@ -65,30 +65,35 @@ def kind(sampling) -> str:
 
 
 def levels(sampling, low: float) -> Tensor:
-    """σ of the highest level and of the share `low` of the schedule (2,)."""
+    """σ of the highest noise level and at the share `low` of the schedule, (2,)."""
     return torch.tensor([float(sampling.sigma_max), float(sampling.percent_to_sigma(1 - low))])
 
 
 def noises(shape: tuple[int, ...], count: int) -> Tensor:
-    """`count` fixed noises of that shape (C, …); the first ones do not depend on how many."""
+    """`count` fixed noises of that shape (C, …). The first ones do not depend on `count`."""
     each = (torch.Generator().manual_seed(FIRST_NOISE + i) for i in range(count))
     return torch.stack([torch.randn(shape, generator=generator) for generator in each])
 
 
 def measure(model, positive, negative, shape: tuple[int, ...], seeds: int, low: float) -> Measured:
-    """All statistics of one prompt: two batched evaluations of the model, and nothing else.
+    """All statistics of one prompt, from two batched evaluations of the model.
 
     Parameters
     ----------
     model : ModelPatcher
-        With its LoRAs and patches; an AMG guard on it is left out.
+        With its LoRAs and patches, but without an AMG guard.
     positive, negative : CONDITIONING
         The prompt, and no prompt.
-    shape : (C, …) of the latents to ask about; seeds : noises; low : share of the schedule.
+    shape : tuple of int
+        (C, …) of the latents.
+    seeds : int
+        Number of noises.
+    low : float
+        The low noise level, as a share of the schedule.
     """
     guider = comfy.samplers.CFGGuider(hook.detach(model.clone()))
     guider.set_conds(_whole(positive), _whole(negative))
-    guider.set_cfg(2.0)  # any but 1, so that nothing takes the run for one without guidance
+    guider.set_cfg(2.0)  # any value but 1, which would mean no guidance
     noise = noises(shape, seeds)
     asker = _Asker()
     sigmas = levels(model.get_model_object("model_sampling"), low)
@@ -99,7 +104,7 @@ def measure(model, positive, negative, shape: tuple[int, ...], seeds: int, low: 
 
 
 def _whole(conditioning: list) -> list:
-    """The conditioning without the hours of its parts."""
+    """The conditioning without the time ranges of its parts."""
     return [
         [text, {name: value for name, value in more.items() if name not in SCHEDULED}]
         for text, more in conditioning
@@ -107,7 +112,7 @@ def _whole(conditioning: list) -> list:
 
 
 def encode(clip, text: str) -> list:
-    """Text -> CONDITIONING, as CLIP Text Encode does it. AMGError without a text encoder."""
+    """Text -> CONDITIONING, as by CLIP Text Encode. AMGError without a text encoder."""
     if clip is None:
         raise AMGError(
             "clip: it is missing. Connect the CLIP of this model (from its checkpoint loader)."
@@ -116,7 +121,7 @@ def encode(clip, text: str) -> list:
 
 
 def latent_shape(model, latent: Tensor) -> tuple[int, ...]:
-    """(C, H, W) of a LATENT's samples (B, c, H, W), with the channels that the model has.
+    """(C, H, W) for a LATENT's samples (B, c, H, W), with the channels of the model.
 
     AMGError for latents with a time axis, and for audio.
     """
@@ -131,9 +136,9 @@ def latent_shape(model, latent: Tensor) -> tuple[int, ...]:
 
 
 def model_key(model) -> str:
-    """A short name that changes with what a model says: weights, LoRAs and their strengths, kind.
+    """A short identifier that changes with the weights of a model, its LoRAs and strengths, and its kind.
 
-    A hash over the names, shapes and some values of its tensors, before LoRAs are worked in.
+    It is a hash of the names, shapes and some values of its tensors, before LoRAs are applied.
     """
     digest = hashlib.sha256()
     sampling = model.get_model_object("model_sampling")
@@ -151,14 +156,14 @@ def model_key(model) -> str:
 
 
 def _values(tensor: Tensor) -> list[float]:
-    """Up to `SAMPLED` values, evenly spread, rounded to bfloat16: a host may load a file as that."""
+    """Up to `SAMPLED` evenly spaced values, rounded to bfloat16, in which a host may load a file."""
     flat = tensor.detach().flatten()
     few = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
     return few.to(torch.bfloat16).float().cpu().tolist()
 
 
 def _leaves(value) -> Iterator[object]:
-    """Numbers, strings and sampled tensors in what the host keeps of a LoRA."""
+    """The numbers, strings and sampled tensors in the host's data of a LoRA."""
     if isinstance(value, Tensor):
         yield (tuple(value.shape), *_values(value))
     elif isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What the page of this pack asks of the server: look into an index, and mute pictures of it.
+"""The server's routes for the page of this pack: show the pictures of an index, and mute them.
 
 ===============================================  ==================================================
 GET  /amg/indexes                                {"indexes": [name]}
@@ -11,14 +11,15 @@ POST /amg/indexes/{name}/mute                    {"sha256": [hash], "reason": te
 POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed"}
 ===============================================  ==================================================
 
-Only names that `paths.index_names` lists are opened. Everything that comes in and goes out is bounded.
-An answer that is no success is JSON, {"error": a sentence}, and names no folder; the log does. All that
-touches a disk happens in threads of its own, never on the event loop. Each index is in one of them at a
-time: one that is slow to read delays no other, and after `WAIT` seconds the page is told so.
+Only names in `paths.index_names` are opened. Requests and responses have limited sizes. An error is JSON,
+{"error": a sentence}, without folder names, which only the log has. All access to the disk is in separate
+threads, never on the event loop. Each index is in one thread at a time, so a slow one does not delay
+others. After `WAIT` seconds the page gets an error.
 
-The host answers whatever asks it, and a browser lets any web page ask. So a request is refused that a
-browser says comes from another page (`foreign`), and no answer can be used by one
-(Cross-Origin-Resource-Policy), not even to tell from a picture that loads or fails what is in an index.
+The host answers every request, and a browser lets any web page send one. So a request is refused if the
+browser says that it comes from another page (`foreign`), and other pages cannot use a response
+(Cross-Origin-Resource-Policy). They cannot even find out from an image that loads or fails whether a
+picture is in an index.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from urllib.parse import urlsplit
 from ..amg_core.errors import AMGError
 from . import paths
 
-PAGE = 24  # entries, unless asked otherwise
-MOST = 100  # entries of a page, and pictures muted at once
+PAGE = 24  # default number of entries
+MOST = 100  # largest number of entries of a page, and of pictures muted at once
 TEXT = 200  # characters of a search
 REASON = 500
 BODY = 64 * 1024  # bytes of a POST
-PATIENCE = 2.0  # seconds that a search looks before it tells how far it came
+PATIENCE = 2.0  # seconds after which a search returns what it has found
 OPEN = 4  # indexes kept open
 WORKERS = 4  # threads
 WAIT = 20.0  # seconds that a request waits for its index
@@ -54,18 +55,18 @@ log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """A request that gets no other answer than this sentence and HTTP status."""
+    """A request is refused with this sentence and HTTP status."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
 
 
-# ---------------------------------------------------------------- what is answered, without a server
+# ---------------------------------------------------------------- responses, without a server
 
 
 class Shelf:
-    """The indexes that were asked for last, open. For several threads, but each index for one at a time."""
+    """Keeps the most recently used indexes open. It is thread-safe for different indexes."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[tuple, object]] = OrderedDict()
@@ -73,7 +74,7 @@ class Shelf:
 
     @contextmanager
     def index(self, name: str):
-        """The index of that name as it is on the disk now. Refused where there is none."""
+        """The index of that name as it is on the disk now. `Refused` if there is none."""
         with self._lock:
             known, index = self._open.pop(name, (None, None))
         found = self._fresh(name, known, index)
@@ -88,7 +89,7 @@ class Shelf:
 
     @staticmethod
     def _fresh(name: str, known, index) -> tuple:
-        """(stamp, index), opened anew where the stamp is another than `known`."""
+        """(stamp, index), opened again if the stamp is not `known`."""
         from ..amg_core.index import Index
 
         folder = folder_of(name)
@@ -108,11 +109,11 @@ class Shelf:
 
 
 def folder_of(name: str):
-    """The folder of an index that the host lists. Refused for any other name."""
+    """The folder of an index in the host's list. `Refused` for any other name."""
     if name in names():
         try:
             return paths.find_index(name)
-        except AMGError:  # gone since it was listed
+        except AMGError:  # removed after it was listed
             pass
     raise Refused(404, "There is no index of that name. Press R to refresh the list.")
 
@@ -132,16 +133,16 @@ def about(index) -> dict:
 
 
 def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENCE) -> dict:
-    """Entries from id `start` on whose name and caption have every word of `text`.
+    """Entries from id `start` on whose name and caption contain every word of `text`.
 
-    Upper and lower case are the same. `muted`: only those.
+    Upper and lower case are the same. With `muted`, only excluded pictures are returned.
 
     Returns
     -------
     dict
         entries : at most `limit` of {"id", "sha256", "source", "caption", "width", "height",
-        "muted": reason or None}; next : id to go on from, None at the end; done : whether the page
-        is full or the index at its end, False where `patience` (seconds) ran out before.
+        "muted": reason or None}; next : the id at which to continue, None at the end; done : whether the
+        page is full or the index is at its end, False if `patience` (seconds) ran out before.
     """
     words = text.casefold().split()
     deadline, found = time.monotonic() + patience, []
@@ -173,7 +174,7 @@ def page(index, start: int, limit: int, text: str, muted: bool, patience=PATIENC
 
 
 def thumbnail(index, i: int, sha256: str) -> bytes:
-    """Picture i, encoded anew as WebP. Refused where there is none, or another one."""
+    """Picture i, encoded again as WebP. `Refused` if it is missing or is another picture."""
     if not _is_hash(sha256):
         raise Refused(400, "sha256 must be the whole hash of the picture's file.")
     if i >= index.count or index.record(i).sha256 != sha256:
@@ -193,7 +194,7 @@ def thumbnail(index, i: int, sha256: str) -> bytes:
 
 
 def change(name: str, chosen: list[str], reason: str | None) -> int:
-    """Mute the pictures with these hashes for that `reason`; None: guard against them again."""
+    """Mute the pictures with these hashes for that `reason`, or unmute them for None."""
     from ..amg_core.index import mute, unmute
 
     folder, wanted = folder_of(name), set(chosen)
@@ -209,7 +210,7 @@ def change(name: str, chosen: list[str], reason: str | None) -> int:
 
 
 class Workers:
-    """Threads that never keep the host from ending, whatever one of them is caught in."""
+    """Daemon threads, which do not keep the host from exiting even if one of them hangs."""
 
     def __init__(self, count: int) -> None:
         self._tasks: SimpleQueue = SimpleQueue()
@@ -232,7 +233,7 @@ class Workers:
                 future.set_exception(error)
 
 
-# ---------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------- requests
 
 
 def number(query, key: str, default: int, low: int, high: int) -> int:
@@ -243,7 +244,7 @@ def number(query, key: str, default: int, low: int, high: int) -> int:
 
 
 def wanted(body: bytes, with_reason: bool) -> tuple[list[str], str | None]:
-    """Hashes and reason of a POST. Refused where it is anything else."""
+    """Hashes and reason of a POST. `Refused` if it is anything else."""
     try:
         tree = json.loads(body)
         chosen, reason = tree["sha256"], tree.get("reason", "") if with_reason else None
@@ -266,11 +267,11 @@ def _is_hash(text: str) -> bool:
 
 
 def foreign(headers) -> bool:
-    """Whether a browser says that another page than the host's own is asking.
+    """Whether the browser says that the request comes from another page than the host's own.
 
-    Browsers send Sec-Fetch-Site where the host is this machine or speaks https; "none" is an address that a
-    person typed. Over plain http in a local network there is at most an Origin, which then must be the host
-    itself: "null", of a page without an origin, is not. Programs send neither header.
+    Browsers send Sec-Fetch-Site if the host is this machine or uses https. Its value "none" is an address
+    that the user typed. Over plain http in a local network there is only an Origin, which then must be the
+    host itself. "null", from a page without an origin, is refused. Programs send neither header.
     """
     site = headers.get("Sec-Fetch-Site")
     if site is not None:
@@ -281,13 +282,15 @@ def foreign(headers) -> bool:
 
 # ---------------------------------------------------------------- the server
 
-# Of every answer: no other page may embed it, and no browser may take it for something else.
+# Headers of every response: no other page may embed it, and no browser may guess another type.
 OURS_ALONE = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
 
 
 def register() -> None:
-    """Add the routes to the host's server, once; nothing where there is none."""
-    module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
+    """Add the routes to the host's server, if there is one, once."""
+    module = sys.modules.get(
+        "server"
+    )  # not imported here, because it is large, and tests run without it
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None and not getattr(server, "amg_routes", False):
         add_to(server.routes)
@@ -301,11 +304,11 @@ def add_to(routes) -> None:
     shelf, workers = Shelf(), Workers(WORKERS)
     busy: dict[
         str, asyncio.Future
-    ] = {}  # what is being done with an index, or with their list ("")
+    ] = {}  # the current task on each index, or on the list of indexes ("")
     base = "/amg/indexes"
 
     def answer(handle: Callable):
-        """Its JSON, or whatever response it makes; refusals and failures as JSON, too."""
+        """A handler that returns the result of `handle` as JSON or its own response, and errors as JSON."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
             status = 200
@@ -325,7 +328,7 @@ def add_to(routes) -> None:
         return handler
 
     async def work(name: str, task: Callable):
-        """What `task` returns, after all else that is being done with that index."""
+        """The result of `task`, which runs after all other tasks on that index."""
         end = time.monotonic() + WAIT
         while (before := busy.get(name)) is not None and time.monotonic() < end:
             await asyncio.wait({before}, timeout=end - time.monotonic())
@@ -371,14 +374,14 @@ def add_to(routes) -> None:
         i = number(request.match_info, "id", 0, 0, 1 << 40)
         sha256 = request.query.get("sha256", "")
         data = await with_index(name, lambda index: thumbnail(index, i, sha256))
-        # The hash names the content.
+        # The hash identifies the content, so the response may be cached.
         headers = OURS_ALONE | {"Cache-Control": "private, max-age=86400, immutable"}
         return web.Response(body=data, content_type="image/webp", headers=headers)
 
     def changing(with_reason: bool):
         @answer
         async def handler(request, name):
-            if request.content_type != "application/json":  # else any web page could send it
+            if request.content_type != "application/json":  # otherwise any web page could send it
                 raise Refused(415, "Send it as application/json.")
             body = await request.content.read(BODY + 1)
             while len(body) <= BODY and not request.content.at_eof():

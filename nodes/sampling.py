@@ -81,7 +81,7 @@ def optional_inputs() -> list[io.Input]:
 
 
 def loop_inputs() -> list[io.Input]:
-    """What becomes of finished copies. Optional and last: workflows made before go on working."""
+    """The widgets for finished copies, optional and last, so that older workflows still work."""
     return [
         io.Combo.Input(
             "if_still_copied",
@@ -118,7 +118,7 @@ def loop_inputs() -> list[io.Input]:
 
 
 def picture_input() -> io.Input:
-    """What leaves with the pictures. Always the last input."""
+    """The widget for the report in saved pictures. It is always the last input."""
     return io.Combo.Input(
         "report_in_picture",
         **ADVANCED,
@@ -132,7 +132,7 @@ def picture_input() -> io.Input:
 
 
 def tells_of(report_in_picture: str) -> str:
-    """The artist's wish; the default for a live text that got there, see `loop_of`. AMGError otherwise."""
+    """The widget's value, or the default for a live text, see `loop_of`. AMGError for other values."""
     if show.is_live(report_in_picture):
         return reports.ANONYMOUS
     check_choice("report_in_picture", report_in_picture, reports.TELLS)
@@ -140,16 +140,16 @@ def tells_of(report_in_picture: str) -> str:
 
 
 def write_into_pictures(hidden, report: dict, tells: str) -> None:
-    """Let the pictures that are saved later carry the report, as far as the artist wants."""
+    """Write the report, as far as the artist wants, into pictures that are saved later."""
     if tells != reports.OFF:
         show.with_pictures(hidden, reports.KEY, reports.travelling(report, tells))
 
 
 def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
-    """The artist's wishes. AMGError for a policy that does not exist.
+    """The settings for retries. AMGError for an unknown policy.
 
-    Front ends that saved the live text of a node behind its widgets give it to the widget that was
-    appended first: it stands for the default.
+    Some front ends save the live text of a node after its widgets, and then give it to the widget that was
+    appended first. Such a text counts as the default.
     """
     if show.is_live(if_still_copied):
         if_still_copied = reports.SAY
@@ -158,7 +158,7 @@ def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
 
 
 def wishes_are_known(if_still_copied: str | None, report_in_picture: str | None) -> bool | str:
-    """For the host, before it queues. None: the value comes from another node."""
+    """The host's validation before it queues. None is a value that comes from another node."""
     for value, known in ((if_still_copied, reports.POLICIES), (report_in_picture, reports.TELLS)):
         if not (value is None or show.is_live(value) or value in known):
             return f"{value!r} is not one of the choices. Choose one of {', '.join(known)}."
@@ -273,7 +273,7 @@ class SamplerNode(io.ComfyNode):
                 curve_output(),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
-            not_idempotent=True,  # else its like with another id takes its result, and shows no curve
+            not_idempotent=True,  # otherwise an equal node with another id reuses the result
         )
 
     @classmethod
@@ -298,7 +298,7 @@ class SamplerNode(io.ComfyNode):
         )  # fmt: skip
         loop = loop_of(if_still_copied, retries, new_noise)
         tells = tells_of(report_in_picture)
-        # At denoise 0 the host runs no step: the report then says that nothing was seen.
+        # At denoise 0 the host runs no step. The report then says that nothing was compared.
         report = hook.Report(hook.undrawn(index, settings, loop))
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, loop=loop, report=report,
@@ -461,7 +461,7 @@ class ApplyNode(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=True,  # the model shows what it sees on this very node: see `live.events_of`
+            not_idempotent=True,  # the guarded model sends events to this node, see `live.events_of`
         )
 
     @classmethod
@@ -539,7 +539,7 @@ class ReportNode(io.ComfyNode):
 
 
 def check_choice(name: str, value: str, options) -> None:
-    """AMGError unless widget `name` has one of its options: the host does not check our lists."""
+    """Raise AMGError unless widget `name` has one of its options, which the host does not check."""
     if value not in options:
         raise AMGError(
             f"{name}: {value!r} is not one of the choices. Choose one of {', '.join(options)}."
@@ -547,9 +547,9 @@ def check_choice(name: str, value: str, options) -> None:
 
 
 def custom_schedule(kind: str, start: float, end: float) -> Schedule:
-    """A `Schedule` whose thresholds a picture can pass; AMGError, naming the widget, otherwise."""
+    """A `Schedule` whose thresholds a picture can pass. Otherwise AMGError names the widget."""
     for name, value in (("threshold_start", start), ("threshold_end", end)):
-        if not value < 1:  # catches NaN too
+        if not value < 1:  # also true for NaN
             raise AMGError(
                 f"{name}: {value} would never guard, because only the very same picture reaches "
                 "1. Give 0.1 to 0.5, or set thresholds to 'preset'."
@@ -558,7 +558,7 @@ def custom_schedule(kind: str, start: float, end: float) -> Schedule:
 
 
 def outputs_of(report: hook.Report) -> tuple:
-    """(JSON text, curves as IMAGE, one a drawing) of the latest run."""
+    """The report of the latest run as JSON text, and a curve for each drawing as IMAGE."""
     from ..amg_core.plot import curve
 
     if report.latest is None:

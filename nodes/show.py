@@ -1,4 +1,4 @@
-"""What the artist sees: live text on a node, pictures as IMAGE."""
+"""Output for the artist: live text on a node, pictures as IMAGE."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Front end 1.27 draws such a text as HTML, newer ones make links of [[label|address]]. Names and
-# captions are whatever somebody called a picture, so what opens markup gets its look-alike: an entity
-# would be read as &lt; where the text is shown as it is.
+# Front end 1.27 shows such a text as HTML, and newer ones turn [[label|address]] into links. Names and
+# captions can be any text, so characters that open markup are replaced by similar ones. An entity would
+# show as &lt; in front ends that do not use HTML.
 _PLAIN = str.maketrans("<>", "‹›")
-MARK = "\u2063"  # no width, and never typed: it ends every live text
+MARK = "\u2063"  # invisible and never typed: the end mark of every live text
 
 
 def text_on(node_id: str | None) -> Callable[[str], None]:
-    """A function that shows a text, never markup, on that node in the browser.
+    """A function that shows a text, never as markup, on that node in the browser.
 
-    Nothing without a server.
+    It does nothing if there is no server.
     """
 
     def show(text: str) -> None:
-        module = sys.modules.get("server")  # never imported here: it is heavy, and tests do without
+        module = sys.modules.get(
+            "server"
+        )  # not imported here, because it is large, and tests run without it
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
             plain = re.sub(r"\[(?=\[)", "[ ", text.translate(_PLAIN))
@@ -34,29 +36,28 @@ def text_on(node_id: str | None) -> Callable[[str], None]:
 
 
 def is_live(text) -> bool:
-    """Whether a widget's value is a live text of ours, which some front ends save among widgets.
+    """Whether a widget's value is a live text, which some front ends save among the widgets.
 
-    Workflows that were saved before there was a mark hold texts without it: all of these had a
-    " · ", or ended in "…".
+    Older workflows have live texts without the mark. All of these contain " · " or end in "…".
     """
     return isinstance(text, str) and (text.endswith((MARK, "…")) or " · " in text)
 
 
 def with_pictures(hidden, key: str, value: dict) -> None:
-    """Let every picture that this prompt saves later carry `value` in its metadata.
+    """Write `value` into the metadata of every picture that this prompt saves later.
 
-    Under `key`, by the id of the node. Nothing where the prompt came without metadata, as prompts
-    sent by programs do: the host then passes no dictionary on.
+    It is stored under `key`, by the id of the node. Prompts from programs often come without metadata. Then
+    the host passes no dictionary, and nothing is written.
     """
     if hidden.extra_pnginfo is not None and hidden.unique_id is not None:
         hidden.extra_pnginfo[key] = hidden.extra_pnginfo.get(key, {}) | {hidden.unique_id: value}
 
 
 def preview(pictures: Tensor, side: int) -> list[dict]:
-    """Save pictures (B, H, W, 3) in [0, 1] for the page, their longer side at most `side` pixels.
+    """Save pictures (B, H, W, 3) in [0, 1] for the page, with a longer side of at most `side` pixels.
 
-    Where the host's own previews go, the temp folder that it empties: one {"filename", "subfolder",
-    "type"} a picture, as its route /view wants it.
+    They go to the host's temp folder, as its own previews. Returns {"filename", "subfolder", "type"} for
+    each picture, as the host's route /view takes it.
     """
     from comfy_api.latest import ui
 
@@ -75,7 +76,7 @@ def image(picture) -> Tensor:
 
 
 def images(pictures: list) -> Tensor:
-    """PIL pictures of any sizes -> IMAGE (B, H, W, 3), each fitted into the largest, on black."""
+    """PIL pictures of any sizes -> IMAGE (B, H, W, 3), each fitted into the largest size, on black."""
     from PIL import Image, ImageOps
 
     width = max(p.width for p in pictures)

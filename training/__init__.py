@@ -1,1 +1,1 @@
-"""How the networks in the box were trained. Nothing here is needed to use them."""
+"""The training of the networks that come with the plugin. It is not needed to use them."""

@@ -1,7 +1,7 @@
 """Make the background set: python -m training.background --drawings DIR … --weights FILE
 
-Rows of pictures that are in nobody's index (`pool`, from another seed than the training), for the
-`compact` descriptor: see `amg_core/similarity/background.py`.
+It holds rows, for the `compact` descriptor, of pictures that are in no index (from `pool`, with another
+seed than the training). See `amg_core/similarity/background.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED = 77
 
 def main() -> int:
     parser = pool.parser("training.background", __doc__)
-    parser.add_argument("--weights", type=Path, help="of compact (those in the box)")
+    parser.add_argument("--weights", type=Path, help="weights of compact (those of the plugin)")
     arguments = harness.parse(parser)
     drawn = pool.drawings(arguments.drawings, arguments.halves)
     made = pool.pictures(PICTURES, drawn, np.random.default_rng(SEED))

@@ -1,8 +1,8 @@
 """Train the `compact` descriptor: python -m training.compact --drawings DIR … --halves DIR … --minutes 60
 
---drawings are learnt from whole, --halves by half (`pool.trained_on`). What was used for the weights in
-the box: openclipart-png, Fluent and Noto emoji; half of tuxpaint's stamps. An hour on two cores; with
---start FILE it goes on from weights that were written before.
+It trains on all pictures of --drawings and on half of those of --halves (`pool.trained_on`). The weights of
+the plugin were trained on openclipart-png, Fluent and Noto emoji, and half of tuxpaint's stamps, for an
+hour on two cores. With --start FILE training continues from earlier weights.
 """
 
 from __future__ import annotations

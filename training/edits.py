@@ -1,4 +1,4 @@
-"""What people and models do to a picture, on batches of tensors: the views the descriptor learns from.
+"""Edits of pictures by people and models, on batches of tensors: the views for training the descriptor.
 
 Each is drawn anew for each picture: shift, crop, stretch, turn, border, collage, replaced part, overlay,
 colours, blur, noise, recompression, and the soft, grainy predictions of a model that is half-way.

@@ -1,4 +1,4 @@
-"""Descriptors: how pictures are compared. `registry` knows them all, each by its own file."""
+"""Descriptors turn pictures into rows of numbers for comparison: one file each, listed in `registry`."""
 
 from .base import Descriptor, DescriptorSpec, embed_scales
 from .registry import DEFAULT, create, for_spec

@@ -1,4 +1,4 @@
-"""What every descriptor is: a differentiable map from pictures to embeddings, with its own identity."""
+"""The interface of descriptors: differentiable maps from pictures to embeddings, each with an identity."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class DescriptorSpec:
     Attributes
     ----------
     id : str
-        For instance ``pixel``, ``sscd_disc_mixup``, ``latent_sd15`` or ``clip_vit_b_32``. What stands
+        For instance ``pixel``, ``sscd_disc_mixup``, ``latent_sd15`` or ``clip_vit_b_32``. The part
         before the first "_" is the name of the descriptor, `kind`.
     metric : {"nl2", "cosine"}
-        How embeddings compare: normalised L2 (AMG Eq. 8) or cosine (Eq. 9).
+        How embeddings are compared: by normalised L2 (AMG Eq. 8) or by the cosine (Eq. 9).
     preprocessing : str
-        Versioned name of everything between a picture in [0, 1] and the network.
+        Versioned name of all that happens to a picture in [0, 1] before the network.
     scales : tuple of int
-        Sides in pixels (latent descriptors: in latent cells), ascending. At scale s a picture is first
-        low-passed to s x s, so that a half-formed prediction is compared with equally blurred index
-        pictures. The last is the finest.
+        Sides in pixels (latent descriptors: in latent cells), ascending, so the last is the finest. At
+        scale s a picture is first low-passed to s x s, so that a noisy prediction is compared with
+        equally blurred pictures of the index.
     weights_sha256 : str
-        Hash of the weights (`tensors.tensors_sha256`), "" where there are none.
+        Hash of the weights (`tensors.tensors_sha256`), "" if there are none.
     """
 
     id: str
@@ -40,7 +40,7 @@ class DescriptorSpec:
 
     @property
     def kind(self) -> str:
-        """The name that `registry.create` takes."""
+        """The descriptor's name, as `registry.create` takes it."""
         return self.id.partition("_")[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -52,54 +52,54 @@ class DescriptorSpec:
 
 
 class Descriptor(Protocol):
-    """E(·) of the papers.
+    """The embedding E(·) of the papers.
 
-    `space` says what the guard hands over at each step: "picture" = a decoded prediction, to `embed`;
-    "latent" = the prediction as it is, to `LatentSpace.embed_latents`. What some descriptors can do
-    besides: `Shrinking`, `MultiScale`, `LatentSpace`.
+    `space` says what the guard passes at each step. For "picture" it passes the decoded prediction to
+    `embed`, for "latent" the prediction itself to `LatentSpace.embed_latents`. Some descriptors also
+    implement `Shrinking`, `MultiScale` or `LatentSpace`.
     """
 
     spec: DescriptorSpec
     space: str
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any size -> (B, D) float32 embeddings at one of `spec.scales`.
+        """Embed pictures (B, 3, H, W) in [0, 1] of any size at one of `spec.scales`: (B, D) float32.
 
-        Differentiable with respect to `pictures`. Rows are independent: a batch gives what its
-        members give alone (to float tolerance). Cosine descriptors return unit rows.
+        Differentiable with respect to `pictures`. Rows are independent: a picture has the same row in
+        a batch and alone, to float tolerance. Cosine descriptors return rows of norm 1.
         """
         ...
 
     def to(self, device: torch.device | str) -> Descriptor:
-        """Move the weights. Call inside ``torch.inference_mode(False)`` where gradients are wanted."""
+        """Move the weights. Call inside ``torch.inference_mode(False)`` if gradients are needed."""
         ...
 
 
 @runtime_checkable
 class Shrinking(Descriptor, Protocol):
-    """A descriptor that brings pictures of all sizes down to one: builders batch through it."""
+    """A descriptor that first resizes every picture to one size, so that index builds can batch them."""
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any size -> (B, 3, s, s), of which `embed` gives the very same rows."""
+        """(B, 3, H, W) in [0, 1], any size -> (B, 3, s, s). `embed` of the result gives the same rows."""
         ...
 
 
 @runtime_checkable
 class MultiScale(Descriptor, Protocol):
-    """A descriptor whose scales share work: `latent` encodes a picture once for all of them."""
+    """A descriptor whose scales share work, such as `latent`, which encodes a picture once for all."""
 
     def embed_scales(self, pictures: Tensor) -> dict[int, Tensor]:
-        """(B, 3, H, W) in [0, 1] -> {scale: (B, D)}, the rows that `embed` gives."""
+        """(B, 3, H, W) in [0, 1] -> {scale: (B, D)}, the same rows as `embed`."""
         ...
 
 
 class LatentSpace(Descriptor, Protocol):
-    """A descriptor of `space` "latent": it compares latents of `channels` channels."""
+    """A descriptor with `space` "latent". It compares latents of `channels` channels."""
 
     channels: int
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32. AMGError without an encoder."""
+        """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32. Raises AMGError without an encoder."""
         ...
 
     def embed_latents(self, latents: Tensor, scale: int) -> Tensor:
@@ -111,17 +111,20 @@ class LatentSpace(Descriptor, Protocol):
         ...
 
     def adjoint(self, gradient: Tensor, size: Sequence[int]) -> Tensor:
-        """The transpose of `reduce`: ∇ of what it makes -> ∇ of latents of that `size` (h, w)."""
+        """The transpose of `reduce`: the gradient in its output -> in latents of `size` (h, w)."""
         ...
 
 
 def compares_latents(descriptor: Descriptor) -> TypeGuard[LatentSpace]:
-    """Whether the guard hands over the prediction as it is, without decoding it."""
+    """Whether the guard passes the prediction to this descriptor without decoding it."""
     return descriptor.space == "latent"
 
 
 def subset(wanted: Sequence[int] | None, possible: tuple[int, ...]) -> tuple[int, ...]:
-    """The wanted ones of the `possible` scales, ascending and at least one; all where None."""
+    """The `wanted` scales in ascending order, or all `possible` ones for None.
+
+    ValueError if there are none, or if one of them is not possible.
+    """
     chosen = possible if wanted is None else tuple(sorted({int(scale) for scale in wanted}))
     if not chosen or not set(chosen) <= set(possible):
         raise ValueError(f"scales {list(chosen)} must be some of {list(possible)}")
@@ -129,15 +132,15 @@ def subset(wanted: Sequence[int] | None, possible: tuple[int, ...]) -> tuple[int
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast: a row must not depend on what the host has switched on."""
+    """A context without autocast, so that a row does not depend on the host's settings."""
     try:
         return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # a device that knows no autocast
+    except RuntimeError:  # a device without autocast
         return nullcontext()
 
 
 def embed_scales(descriptor: Descriptor, pictures: Tensor) -> dict[int, Tensor]:
-    """Embeddings at every scale: {scale: (B, D)}. For builders."""
+    """Embeddings at every scale, {scale: (B, D)}, for index builds."""
     if isinstance(descriptor, MultiScale):
         return descriptor.embed_scales(pictures)
     return {scale: descriptor.embed(pictures, scale) for scale in descriptor.spec.scales}

@@ -1,10 +1,12 @@
-"""The `clip` descriptor: what a picture is about; compared by cosine. Needs weights and transformers.
+"""The `clip` descriptor: the subject of a picture, compared by cosine. Needs weights and transformers.
 
-The coarse stage of the papers' two-stage search: CLIP finds a thousand candidates, SSCD ranks them
-(`index.two_stage`). CLIP alone is no judge of copies: two pictures of one subject are near.
+It is the coarse stage of the papers' two-stage search: CLIP finds a thousand candidates, and SSCD
+ranks them (`index.two_stage`). CLIP alone cannot tell copies, because two pictures of one subject are
+close.
 
-Weights as ComfyUI users have them in models/clip_vision: one file or a folder with ``config.json``,
-in the naming of transformers (``vision_model.…``) or of OpenAI and open_clip (``visual.…``).
+It reads the weights that ComfyUI users have in models/clip_vision: one file, or a folder with
+``config.json``, with the tensor names of transformers (``vision_model.…``) or of OpenAI and open_clip
+(``visual.…``).
 
 References
 ----------
@@ -48,13 +50,13 @@ _FILES = ("model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch
 
 
 class CLIPDescriptor:
-    """CLIP's image embedding: (B, 3, H, W) in [0, 1] -> (B, D) unit rows, at one scale.
+    """CLIP's image embedding: (B, 3, H, W) in [0, 1] -> (B, D) rows of norm 1, at one scale.
 
-    Preprocessing is CLIP's and clip-retrieval's: shorter side to the input side (224) by antialiased
-    bicubic interpolation, centre crop, CLIP's mean and deviation. What lies outside the centre square
-    is not seen. Always float32.
+    The preprocessing is that of CLIP and clip-retrieval: the shorter side is resized to the input side
+    (224) by antialiased bicubic interpolation, then comes a centre crop, then CLIP's mean and
+    deviation. What lies outside the centre square is ignored. Always float32.
 
-    Use `from_file`; the constructor takes tensors under transformers' names.
+    Use `from_file`. The constructor takes tensors under transformers' names.
     """
 
     space = "picture"
@@ -92,21 +94,21 @@ class CLIPDescriptor:
         heads: int | None = None,
         scales: Sequence[int] | None = None,
     ) -> CLIPDescriptor:
-        """Read a file, or a folder of a model as Hugging Face publishes it.
+        """Read a weights file, or the folder of a model as Hugging Face publishes it.
 
-        `activation` and `heads` cannot be seen in the tensors. They come from a ``config.json`` in the
-        same folder; failing that from the arguments; failing those they are what models of that size
-        have: the rule for ViT-B and ViT-L is OpenAI's quick_gelu, for larger ones LAION's gelu. For
-        LAION's own ViT-B and ViT-L give ``activation="gelu"``.
+        The tensors do not show `activation` and `heads`. They come from a ``config.json`` in the same
+        folder, or else from the arguments, or else from what models of that size usually have:
+        OpenAI's quick_gelu for ViT-B and ViT-L, LAION's gelu for larger ones. For LAION's own ViT-B and
+        ViT-L give ``activation="gelu"``.
 
         Raises
         ------
         AMGError
-            The file is absent, damaged or another network, or transformers is not installed.
+            The file is missing, damaged or of another network, or transformers is not installed.
         """
         if path is None:
             raise AMGError(
-                "No weights for the descriptor clip: give a file from models/clip_vision "
+                "The descriptor clip needs weights: give a file from models/clip_vision "
                 "(.safetensors), or the folder of a CLIP model."
             )
         file, config = _find(path)
@@ -130,7 +132,8 @@ class CLIPDescriptor:
 
     @classmethod
     def for_spec(cls, spec: DescriptorSpec, path: Path | None) -> CLIPDescriptor:
-        """For rows of clip-retrieval any weights of that size are taken: nobody stated which made them."""
+        """The descriptor of `spec`. For rows of clip-retrieval, which do not name their weights, any
+        weights of that size are accepted."""
         if found := _PREPROCESSING.fullmatch(spec.preprocessing):
             return cls.from_file(path, found[2], int(found[3]), spec.scales)
         for activation in ACTIVATIONS:
@@ -140,11 +143,11 @@ class CLIPDescriptor:
                 return made
         raise AMGError(
             f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
-            f"know: update the plugin, or build the index again."
+            f"support: update the plugin, or build the index again."
         )
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, side, side), of which `embed` gives the very same rows."""
+        """(B, 3, H, W) -> (B, 3, side, side). `embed` of the result gives the same rows."""
         return centre(pictures.float(), self.side)
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
@@ -158,7 +161,7 @@ class CLIPDescriptor:
             return F.normalize(self._network(pixel_values=seen).image_embeds)
 
     def to(self, device: torch.device | str) -> CLIPDescriptor:
-        """Move the weights; leaves inference_mode by itself. Returns self."""
+        """Move the weights, outside inference mode. Returns self."""
         with torch.inference_mode(False):
             self._network.to(device)
             self._mean, self._std = self._mean.to(device), self._std.to(device)
@@ -166,10 +169,10 @@ class CLIPDescriptor:
 
 
 def centre(pictures: Tensor, side: int) -> Tensor:
-    """Shorter side to `side`, then the middle square: (B, 3, H, W) -> (B, 3, side, side) in [0, 1].
+    """Shorter side to `side`, then a centre crop: (B, 3, H, W) -> (B, 3, side, side) in [0, 1].
 
-    As torchvision's ``Resize(side, BICUBIC)`` and ``CenterCrop(side)`` on a PIL picture, which CLIP,
-    OpenCLIP and clip-retrieval use; without their rounding to 8 bits, so that gradients pass.
+    The same as torchvision's ``Resize(side, BICUBIC)`` and ``CenterCrop(side)`` on a PIL picture, which
+    CLIP, OpenCLIP and clip-retrieval use, but without rounding to 8 bits, so that gradients pass.
     """
     height, width = pictures.shape[-2:]
     ratio = side / min(height, width)
@@ -184,7 +187,7 @@ def centre(pictures: Tensor, side: int) -> Tensor:
 
 
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file, and what a config.json beside it says of the image encoder."""
+    """The weights file, and the image encoder's part of a config.json beside it."""
     folder = path if path.is_dir() else path.parent
     file = path
     if path.is_dir():
@@ -197,7 +200,7 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     config = folder / "config.json"
     if (
         file.name not in _FILES or not config.is_file()
-    ):  # a file among many has no config of its own
+    ):  # in a folder of many files, the config may belong to another one
         return file, {}
     try:
         data = json.loads(read_bounded(config, _MOST_CONFIG))
@@ -230,7 +233,7 @@ _BLOCK = re.compile(
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image encoder alone, under transformers' names, in float32."""
+    """Only the tensors of the image encoder, under transformers' names, in float32."""
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.startswith(("vision_model.", "visual_projection.")):
@@ -310,7 +313,7 @@ def _network(
             f"The weights hold no CLIP image encoder of width {width}, {layers} layers and {heads} heads "
             f"({' '.join(str(error).split())[:300]}): give another file."
         ) from error
-    for module in network.modules():  # a buffer that no file holds
+    for module in network.modules():  # this buffer is in no weights file
         if getattr(module, "position_ids", None) is not None:
             count = len(state["vision_model.embeddings.position_embedding.weight"])
             module.position_ids = torch.arange(count)[None]
@@ -320,7 +323,7 @@ def _network(
 
 KIND = Kind(
     name="clip",
-    description="recognises the subject, not a copy. For searching, not for guarding.",
+    description="finds pictures of the same subject, not copies; for searching, not for guarding.",
     descriptor=CLIPDescriptor,
     levels={224: ((0.7, 0.9),) * 5},  # not measured
     guards=False,

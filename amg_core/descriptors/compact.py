@@ -1,8 +1,8 @@
-"""The `compact` descriptor: a small network in the box that recognises copies; compared by cosine.
+"""The `compact` descriptor: a small network that recognises copies and comes with the plugin.
 
-Trained by `training/compact.py` to tell a picture from all others whatever people and models do to it:
-instance discrimination under edits [1]_, the way SSCD [2]_ was made, at a hundredth of its work. Needs no
-weights of anybody's.
+Rows are compared by cosine. `training/compact.py` trains the network to tell a picture from all others
+in spite of edits by people and models: instance discrimination under edits [1]_, as for SSCD [2]_, at a
+hundredth of its work. No download is needed.
 
 References
 ----------
@@ -36,7 +36,7 @@ SCALES = (16, 32, 48, SIDE)
 WIDTHS = (32, 64, 128, 256)
 DIMENSIONS = 256
 GEM_POWER = 3.0
-FLOOR = 0.05  # deviation below which a picture counts as flat, and is not amplified further
+FLOOR = 0.05  # smallest standard deviation that a picture's contrast is divided by
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> nn.Sequential:
@@ -56,10 +56,15 @@ class _Residual(nn.Module):
 
 
 class CompactNetwork(nn.Module):
-    """(B, 3, SIDE, SIDE) in [0, 1] -> (B, DIMENSIONS) unit rows.
+    """(B, 3, SIDE, SIDE) in [0, 1] -> (B, DIMENSIONS) rows of norm 1.
 
-    Brightness, contrast and tint are taken out before anything is looked at. norm : bool, with batch
-    normalisation, as it is trained; without, it is part of the convolutions (`fold`).
+    Brightness, contrast and tint are removed first.
+
+    Parameters
+    ----------
+    norm : bool
+        Whether the network has batch normalisation, as in training. Without it, normalisation is part
+        of the convolutions (`fold`).
     """
 
     def __init__(self, norm: bool = False):
@@ -78,7 +83,7 @@ class CompactNetwork(nn.Module):
 
 
 def fold(trained: CompactNetwork) -> CompactNetwork:
-    """The same network with batch normalisation as part of the convolutions, in float32."""
+    """The same network in float32, with batch normalisation folded into the convolutions."""
     folded = CompactNetwork()
     convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
     for own, (conv, norm) in zip(convolutions, batch_norms(trained), strict=True):
@@ -91,19 +96,19 @@ def fold(trained: CompactNetwork) -> CompactNetwork:
 
 
 def batch_norms(network: CompactNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Each convolution of a network with normalisation, together with its own."""
+    """Each convolution of a network with batch normalisation, paired with its normalisation layer."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     return list(zip(convolutions, norms, strict=True))
 
 
 class CompactDescriptor:
-    """The network at several scales: (B, 3, H, W) in [0, 1] -> (B, 256) unit rows.
+    """The network at several scales: (B, 3, H, W) in [0, 1] -> (B, 256) rows of norm 1.
 
-    At a scale below the input side the picture is first reduced to scale x scale, then enlarged: a
-    half-formed prediction is compared with equally blurred index pictures. Reduced by a filter that does
-    not depend on the picture's size, as area averages do where it is no multiple. Every picture is squeezed
-    into a square. `scales` picks some of 16, 32, 48 and 96.
+    At a scale below the input side the picture is first reduced to scale x scale, then enlarged, so
+    that a noisy prediction is compared with equally blurred pictures of the index. The filter does not
+    depend on the size of the picture, unlike an area average of a size that is no multiple. Every
+    picture is squeezed into a square. `scales` picks some of 16, 32, 48 and 96.
     """
 
     space = "picture"
@@ -120,7 +125,7 @@ class CompactDescriptor:
             scales=subset(scales, SCALES),
             weights_sha256=tensors_sha256(state),
         )
-        # A host may call from within inference_mode; tensors born there never join autograd.
+        # A host may call this in inference mode, where new tensors cannot take part in autograd.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             network = CompactNetwork()
             network.load_state_dict(dict(state))
@@ -128,12 +133,12 @@ class CompactDescriptor:
 
     @classmethod
     def from_file(cls, path: Path | None = None, **options: Any) -> CompactDescriptor:
-        """The descriptor in the box, or one trained anew.
+        """The descriptor that comes with the plugin, or a retrained one from `path`.
 
         Raises
         ------
         AMGError
-            No such file, or one that holds another network.
+            The file is missing or holds another network.
         """
         return cls(_state(path or WEIGHTS), **options)
 
@@ -142,7 +147,7 @@ class CompactDescriptor:
         return cls.from_file(path, scales=spec.scales)
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) -> the small picture that is compared: `embed` of it gives the very same rows."""
+        """(B, 3, H, W) -> the small picture that is compared. `embed` of it gives the same rows."""
         if scale not in self.spec.scales:
             raise ValueError(f"compact has no scale {scale}, only {self.spec.scales}")
         return resize(pictures.float(), scale)
@@ -176,7 +181,7 @@ KIND = Kind(
     name="compact",
     description="recognises edited copies too, nothing to download.",
     descriptor=CompactDescriptor,
-    # The limit is passed by 1 in 400, as a run looks at many steps by it.
+    # 1 in 400 passes the limit, not 1 in 100, because a sampling run makes many comparisons.
     levels={
         16: ((0.65, 0.89), (0.73, 0.89), (0.80, 0.92), (0.84, 0.94), (0.88, 0.95)),
         32: ((0.64, 0.87), (0.72, 0.88), (0.78, 0.90), (0.83, 0.92), (0.87, 0.94)),

@@ -1,11 +1,12 @@
-"""The `latent` descriptor: the model's own latents, small. Compared by nL2 (Eq. 8).
+"""The `latent` descriptor: the model's own latents, reduced and compared by nL2 (Eq. 8).
 
-The prediction of a diffusion model *is* a latent, so a look costs an average and a product: nothing
-is decoded, and the gradient has a closed form (`metrics.nl2_gradient`, `low_pass_adjoint`). The price
-is that an index belongs to one latent space: `family` is part of its identity.
+The prediction of a diffusion model *is* a latent, so a comparison costs an average and a product.
+Nothing is decoded, and the gradient has a closed form (`metrics.nl2_gradient`, `low_pass_adjoint`). The
+price is that an index belongs to one latent space: `family` is part of its identity.
 
-What is indexed is the encoder's latent of each picture *as the sampler sees it* (in ComfyUI: after the
-latent format's ``process_in``), squeezed to a square and averaged to 8, 16 and 32 cells a side.
+The index holds the encoder's latent of each picture in the sampler's space (in ComfyUI: after the latent
+format's ``process_in``). The picture is squeezed to a square, and its latent averaged to 8, 16 and 32
+cells a side.
 
 References
 ----------
@@ -33,14 +34,14 @@ from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
 
 SCALES = (8, 16, 32)  # cells a side
-SIDE = 512  # px a side at which pictures are encoded: 64 cells
+SIDE = 512  # side in pixels at which pictures are encoded: 64 cells
 FAMILIES = {
     "sd15": 4,
     "sdxl": 4,
     "sd3": 16,
     "flux": 16,
     "flux2": 32,
-}  # latent spaces that TAESD covers: channels
+}  # latent spaces that have a TAESD, and their channels
 _TAESD = {
     "taesd": "sd15", "taesdxl": "sdxl", "taesd3": "sd3", "taef1": "flux", "taef2": "flux2",
 }  # fmt: skip
@@ -54,17 +55,17 @@ class LatentDescriptor:
     ----------
     encode : callable or None
         (B, 3, S, S) pictures in [0, 1] -> (B, C, h, w) latents in the sampler's space. A host wraps its
-        VAE, see also `from_file`. None: latents can be compared, pictures cannot be looked at.
+        VAE, see also `from_file`. With None latents can be compared, but pictures cannot be encoded.
     family : str
-        Which latent space: "sd15", "sdxl", "sd3", "flux", "flux2", or a host's own word ([a-z0-9]+).
+        The latent space: "sd15", "sdxl", "sd3", "flux", "flux2", or a name of the host's ([a-z0-9]+).
     weights_sha256 : str
         Hash of the encoder (`tensors.tensors_sha256`).
     channels : int
         C.
     kind : str
-        What made the latents: "vae", or "taesd" for the small stand-in.
+        The encoder of the latents: "vae", or "taesd" for the small approximation.
     side : int
-        Pixels a side, S, that a picture is squeezed to before it is encoded.
+        S, the side in pixels to which a picture is squeezed before it is encoded.
     scales : subset of SCALES, optional
     """
 
@@ -105,26 +106,26 @@ class LatentDescriptor:
         side: int = SIDE,
         scales: Sequence[int] | None = None,
     ) -> LatentDescriptor:
-        """With a TAESD encoder: an approximation of the model's own VAE, for the command line.
+        """The descriptor with a TAESD encoder, which approximates the model's VAE. For the command line.
 
-        The family follows from the file's name (taesd_encoder, taesdxl_encoder, taesd3_encoder,
-        taef1_encoder, taef2_encoder) unless it is given.
+        Unless `family` is given, it follows from the name of the file (taesd_encoder, taesdxl_encoder,
+        taesd3_encoder, taef1_encoder, taef2_encoder).
 
         Raises
         ------
         AMGError
-            No file, another network, or a name that does not tell the family.
+            The file is missing or of another network, or its name does not show the family.
         """
         if path is None:
             raise AMGError(
-                "No encoder for the descriptor latent: give taesd_encoder.safetensors (SD 1.5), "
+                "The descriptor latent needs an encoder: give taesd_encoder.safetensors (SD 1.5), "
                 "taesdxl_encoder, taesd3_encoder, taef1_encoder (Flux) or taef2_encoder (FLUX.2) from "
                 "github.com/madebyollin/taesd, or build the index in ComfyUI with the model's VAE."
             )
         family = family or _TAESD.get(path.stem.lower().removesuffix("_encoder"))
         if family is None:
             raise AMGError(
-                f"{path.name} does not tell which models its latents are for: rename it as published "
+                f"{path.name} does not show which models its latents are for: rename it as published "
                 f"({', '.join(f'{name}_encoder' for name in _TAESD)}), or give the family "
                 f"({', '.join(FAMILIES)})."
             )
@@ -141,7 +142,7 @@ class LatentDescriptor:
 
     @classmethod
     def for_spec(cls, spec: DescriptorSpec, path: Path | None = None) -> LatentDescriptor:
-        """Without an encoder it is of any spec: enough to guard, not to look at pictures."""
+        """The descriptor of `spec`. Without an encoder it can guard, but not encode pictures."""
         parts = _parts(spec)
         if path is None:
             return cls(None, weights_sha256=spec.weights_sha256, scales=spec.scales, **parts)
@@ -157,13 +158,16 @@ class LatentDescriptor:
         side: int | None = None,
         spec: DescriptorSpec | None = None,
     ) -> LatentDescriptor:
-        """With a host's VAE: at the side and scales of `spec`, else at `side` and what fits in it."""
+        """The descriptor with a host's VAE as `encode`.
+
+        Side and scales are those of `spec`. Without one, `side` is used with the scales that fit in it.
+        """
         side = (side or SIDE) if spec is None else _parts(spec)["side"]
         scales = [s for s in SCALES if s <= side // 8] if spec is None else spec.scales
         return cls(encode, family, weights_sha256, channels, side=side, scales=scales)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1], any size -> (B, C, h, w) float32 latents in the sampler's space.
+        """Encode pictures (B, 3, H, W) in [0, 1] of any size: (B, C, h, w) float32 in the sampler's space.
 
         Raises
         ------
@@ -184,7 +188,7 @@ class LatentDescriptor:
         return self.embed_latents(self.encode(pictures), scale)
 
     def embed_scales(self, pictures: Tensor) -> dict[int, Tensor]:
-        """Every scale of one encoding: {scale: (B, C·scale²)}."""
+        """All scales from one encoding: {scale: (B, C·scale²)}."""
         latents = self.encode(pictures)
         return {scale: self.embed_latents(latents, scale) for scale in self.spec.scales}
 
@@ -204,7 +208,7 @@ class LatentDescriptor:
         return low_pass_adjoint(gradient, size)
 
     def to(self, device: torch.device | str) -> LatentDescriptor:
-        """Move our own encoder; a host's callable looks after its own device."""
+        """Move the TAESD encoder. A host's callable manages its own device."""
         if isinstance(self._encode, nn.Module):
             with torch.inference_mode(False):
                 self._encode.to(device)
@@ -215,7 +219,7 @@ class LatentDescriptor:
             raise AMGError(
                 f"The index holds latents of {self.channels} channels ({self.spec.id}) and this model "
                 f"makes {tuple(latents.shape)}: an index of latents works with one kind of model only. "
-                f"Choose the index made for this model, or one of pictures (pixel, sscd)."
+                f"Choose the index made for this model, or one of pictures (compact, pixel, sscd)."
             )
 
 
@@ -224,7 +228,7 @@ def _parts(spec: DescriptorSpec) -> dict[str, Any]:
     if not found:
         raise AMGError(
             f"The index was made with {spec.id}, {spec.preprocessing!r}, which this version does not "
-            f"know: update the plugin, or build the index again."
+            f"support: update the plugin, or build the index again."
         )
     return {
         "family": spec.id.partition("_")[2], "kind": found[1], "side": int(found[2]),
@@ -232,14 +236,14 @@ def _parts(spec: DescriptorSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------- the way back of a gradient
+# ---------------------------------------------------------------- the gradient of the low-pass
 
 
 def low_pass_adjoint(gradient: Tensor, size: Sequence[int]) -> Tensor:
-    """The transpose of `images.low_pass`: ∇ of its output -> ∇ of its input.
+    """The transpose of `images.low_pass`: the gradient in its output -> the gradient in its input.
 
-    gradient (B, C, s, s), size (H, W) -> (B, C, H, W). A low-pass is separable, Y = A·X·Bᵀ, so this
-    is Aᵀ·G·B.
+    `gradient` (B, C, s, s) and `size` (H, W) give (B, C, H, W). The low-pass is separable, Y = A·X·Bᵀ,
+    so its transpose is Aᵀ·G·B.
     """
     side = gradient.shape[-1]
     rows, columns = (_low_pass_matrix(n, side, min(size) < side).to(gradient.device) for n in size)
@@ -247,7 +251,7 @@ def low_pass_adjoint(gradient: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _low_pass_matrix(n: int, side: int, enlarge: bool) -> Tensor:
-    """(side, n): what `low_pass` does along one axis of n values."""
+    """The matrix (side, n) that `low_pass` applies along one axis of n values."""
     eye = torch.eye(n)[None, None]
     if enlarge:
         return F.interpolate(eye, size=(side, n), mode="bilinear", antialias=True)[0, 0]
@@ -272,12 +276,14 @@ class TAESDEncoder(nn.Sequential):
 
 
 def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
-    """TAESD or TAEF2 from an `*_encoder` file (.safetensors, or .pth read as weights only), and its hash.
+    """Load TAESD or TAEF2 from an `*_encoder` file (.safetensors, or .pth, of which no code is run).
+
+    Returns the encoder and the hash of its weights.
 
     Raises
     ------
     AMGError
-        The file is absent or is not a TAESD encoder; names the file.
+        The file is missing or is not a TAESD encoder. The message names the file.
     """
     try:
         state = {
@@ -302,7 +308,8 @@ KIND = Kind(
     name="latent",
     description="like pixel, in your model's latents. Guards one family of models only, needs its VAE.",
     descriptor=LatentDescriptor,
-    # Of the demo's autoencoder; strangers are less alike in FLUX.2's.
+    # Measured with the demo's autoencoder. In FLUX.2's, pictures that are not in the index are less
+    # alike.
     levels={
         8: ((-1.40, -0.95), (-1.19, -0.81), (-1.01, -0.69), (-0.86, -0.59), (-0.73, -0.50)),
         16: ((-1.56, -1.15), (-1.39, -1.03), (-1.24, -0.91), (-1.10, -0.81), (-0.98, -0.72)),

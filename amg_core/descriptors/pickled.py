@@ -1,12 +1,13 @@
-"""PyTorch's own files as data: nothing in them is run, and nothing in them decides how much memory is used.
+"""Reads PyTorch's files as data, without running code from them and within a limit of memory.
 
-`torch.save` and `torch.jit.save` write a zip archive around a pickle; torch before 1.6 wrote pickles
-and the numbers one behind the other. A pickle is a program: `torch.jit.load` runs the code of an archive,
-and so does `torch.load`, for weights only, before torch 2.6 (CVE-2025-32434), which hosts still pin.
-Python's own unpickler takes gigabytes for one number in the file, and ends the process on a deep one.
-So `_Machine` knows the few instructions that weights are written with, and stops at any other; so do its
-names. What is no tensor, text or number becomes an inert table. What else was weighed:
-docs/decisions/reading-weights.md.
+`torch.save` and `torch.jit.save` write a zip archive around a pickle. Torch before 1.6 wrote pickles
+and the numbers one after the other. A pickle is a program: `torch.jit.load` runs the code of an archive,
+and so does `torch.load` with weights only before torch 2.6 (CVE-2025-32434), which hosts still pin.
+Python's own unpickler allocates gigabytes for one number in the file, and crashes on deep nesting.
+
+So `_Machine` implements only the few instructions, and accepts only the few names, that weights are
+written with. It stops at any other. What is no tensor, text or number becomes an inert table.
+docs/decisions/reading-weights.md has the alternatives.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Storage = Callable[[str, torch.dtype, int], Tensor]  # key, type, number of valu
 
 
 class Module:
-    """Inert stand-in for every ``__torch__.*`` class of a TorchScript archive."""
+    """Inert replacement for every ``__torch__.*`` class of a TorchScript archive."""
 
     __slots__ = ("attributes",)
 
@@ -55,11 +56,11 @@ class Module:
 
 
 def read(path: Path) -> object:
-    """What the pickle of a file holds: tensors, texts, numbers, None, and dicts, lists, tuples, `Module`s.
+    """The contents of a file's pickle: tensors, texts, numbers, None, dicts, lists, tuples, `Module`s.
 
-    Together the tensors have at most four times the bytes of the file. Tables may be nested without end,
-    or hold themselves: whoever walks them counts. Raises whatever a damaged or
-    foreign file provokes; the caller names the file.
+    Together the tensors have at most four times the bytes of the file. Tables may be nested to any depth
+    or contain themselves, so the caller has to limit how far it walks them. A damaged or foreign file
+    can raise any exception. The caller adds the name of the file.
     """
     with open(path, "rb") as file:
         kind = _Archive if file.read(4) == b"PK\x03\x04" else _Legacy
@@ -70,7 +71,7 @@ def read(path: Path) -> object:
 
 
 class _Bounded:
-    """A file of which no piece over `most` bytes is read at once."""
+    """A file that refuses to read more than `most` bytes at once."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self.file, self.most = file, most
@@ -78,7 +79,7 @@ class _Bounded:
 
     def read(self, count: int = -1) -> bytes:
         if count > self.most:
-            raise ValueError("far too many entries in the archive")
+            raise ValueError("the archive has far too many entries")
         return self.file.read(self.most if count < 0 else count)
 
 
@@ -108,7 +109,7 @@ class _Archive:
         )
         if not stored or entry.file_size > most:
             raise ValueError(f"unusual archive entry {name!r}")
-        self.left -= entry.file_size  # entries that overlap would make more of the file than it is
+        self.left -= entry.file_size  # overlapping entries could add up to more than the file
         if self.left < 0:
             raise ValueError("the entries of the archive are longer than itself")
         return self.zip.read(entry)  # checks the CRC
@@ -128,7 +129,7 @@ class _Archive:
 
 
 class _Legacy:
-    """torch before 1.6: magic number, version, machine, contents, keys; then the storages by key."""
+    """The layout before torch 1.6: magic number, version, machine, contents, keys, then the storages."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -182,7 +183,7 @@ def _typed(storages: dict[str, Tensor], key: str, dtype: torch.dtype) -> Tensor:
 
 
 class _Name:
-    """What a global of the pickle stands for: a storage of some type, or something to call."""
+    """What a global name of the pickle stands for: a storage of some type, or a callable."""
 
     __slots__ = ("dtype", "kind")
 
@@ -192,7 +193,7 @@ class _Name:
 
 _CALLS = {
     "torch._utils _rebuild_tensor_v2": "tensor",
-    # a parameter's tensor, a typed list's list: the first argument as it is
+    # The tensor of a parameter and the list of a typed list are the first argument, unchanged.
     "torch._utils _rebuild_parameter": "first",
     "torch.jit._pickle build_intlist": "first",
     "torch.jit._pickle build_doublelist": "first",
@@ -204,9 +205,10 @@ _MARK = object()
 
 
 class _Machine:
-    """Runs the pickles in `file`, one a `load`, on inert values alone. `most`: bytes of all tensors.
+    """Runs the pickles in `file` on inert values only, one for each `load`.
 
-    Nothing here looks into a table, so no depth of tables does harm; and no table is a key.
+    `most` is the limit for the bytes of all tensors. Nothing here walks a table, so deep nesting does no
+    harm. No table can be a dictionary key.
     """
 
     def __init__(self, file: BinaryIO, storage: Storage, most: int) -> None:
@@ -214,7 +216,7 @@ class _Machine:
         self.steps = 0
 
     def load(self) -> object:
-        """The value of the pickle that begins where the file is; it stands behind it afterwards."""
+        """Read one pickle from the current position of the file, and return its value."""
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
         while True:
@@ -225,11 +227,11 @@ class _Machine:
             if code == b".":
                 return self._pop()
             if code not in _STEPS:
-                wrong = f"its pickle has an instruction {code!r} that no weights need"
+                wrong = f"its pickle has the instruction {code!r}, which no weights need"
                 raise ValueError(wrong if code else "it is cut short")
             _STEPS[code](self, _READERS[code](self.file) if code in _READERS else None)
 
-    # what the steps are made of
+    # the stack
 
     def _pop(self) -> object:
         if not self.stack or self.stack[-1] is _MARK:
@@ -253,7 +255,7 @@ class _Machine:
             raise ValueError("its pickle takes what is not there")
         return self.stack[-1]
 
-    # the steps
+    # the instructions
 
     def _push(self, value: object) -> None:
         self.stack.append(value)
@@ -281,7 +283,7 @@ class _Machine:
             self._push(_Name("module"))
         else:
             raise ValueError(
-                f"it asks for {brief(f'{module}.{name}')}, which no weights file needs"
+                f"its pickle names {brief(f'{module}.{name}')}, which no weights file needs"
             )
 
     def _call(self) -> None:
@@ -324,7 +326,7 @@ class _Machine:
         state = self._pop()
         if isinstance(into := self._top(), Module):
             into.attributes = state
-        elif not isinstance(into, dict):  # an OrderedDict's own attributes: not wanted
+        elif not isinstance(into, dict):  # the attributes of an OrderedDict are ignored
             raise ValueError("its pickle fills what cannot be filled")
 
     def _reference(self) -> None:
@@ -346,9 +348,9 @@ class _Machine:
         self._push(self.memo[key])
 
 
-# Python's own readers of what follows an instruction: they make no more of it than is in the file.
+# Python's own reader for the argument of each instruction. They read no more than the file holds.
 _READERS = {op.code.encode("latin-1"): op.arg.reader for op in pickletools.opcodes if op.arg}
-# The second argument is what follows the instruction in the file: its type is that of the instruction.
+# The second parameter of each function is the argument of the instruction, of that instruction's type.
 _STEPS: dict[bytes, Callable[[_Machine, Any], None]] = {
     b"(": lambda m, _: m._push(_MARK),
     b")": lambda m, _: m._push(()),

@@ -1,4 +1,4 @@
-"""The `pixel` descriptor: the picture itself, small. Needs no weights. Compared by nL2 (Eq. 8)."""
+"""The `pixel` descriptor: the reduced picture itself, compared by nL2 (Eq. 8). It needs no weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PixelDescriptor:
 
     @classmethod
     def from_file(cls, path: Path | None = None, **options: Any) -> PixelDescriptor:
-        """There is no file; one that is given is not looked at."""
+        """The descriptor. It has no file, so `path` is ignored."""
         return cls(**options)
 
     @classmethod
@@ -39,7 +39,7 @@ class PixelDescriptor:
         return cls(spec.scales)
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, scale, scale), of which `embed` gives the very same rows."""
+        """(B, 3, H, W) -> (B, 3, scale, scale). `embed` of the result gives the same rows."""
         return low_pass(pictures.float(), scale)
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which descriptors there are. Each says all about itself in its own file, as a `Kind`.
+"""The list of descriptors. Each is described in its own file, by a `Kind`.
 
-A descriptor of one's own is a `Kind` too: `register` it, in a program or from another plugin, and
-everything here takes it. docs/architecture.md says how to write one.
+A program or another plugin can `register` the `Kind` of its own descriptor. docs/architecture.md says how
+to write one.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ from typing import Any
 from ..errors import AMGError
 from .base import Descriptor, DescriptorSpec
 
-# Files of this folder, each with a KIND, in the order of every list to choose from: append.
+# Files of this folder, each with a KIND. All lists of descriptors have this order, so append.
 MODULES = ("compact", "pixel", "sscd", "latent", "clip")
-DEFAULT = MODULES[0]  # needs no weights of anybody's
+DEFAULT = MODULES[0]  # needs no download
 
 Levels = tuple[tuple[float, float], ...]
 Find = Callable[
     ["Kind"], Iterable[Path]
-]  # a host's files that may be its weights, the likeliest first
+]  # a host's files that may be the weights, most likely first
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The file that a descriptor is made of, and where hosts look for it.
+    """The weights file of a descriptor, and where hosts look for it.
 
-    what : after the descriptor's name, "sscd's …"; places : folders among a host's models, the likeliest
-    first, each with a pattern (`fnmatch`) of file names without ending; optional : whether an index guards
-    without the file that made it, too.
+    Attributes
+    ----------
+    what : str
+        What the file is called in texts, after the descriptor's name: "sscd's …".
+    places : tuple of pairs of str
+        Folders among a host's models, most likely first, each with a pattern (`fnmatch`) of file names
+        without their ending.
+    optional : bool
+        Whether an index can guard without the file that made it.
     """
 
     what: str = ""
@@ -43,7 +49,7 @@ class Weights:
     optional: bool = False
 
     def among(self, names: Callable[[str], Iterable[str]]) -> list[tuple[str, str]]:
-        """Files that it may be, as (folder, name). names : folder -> what lies there."""
+        """Files that may be the weights, as (folder, name). `names` lists the files of a folder."""
         return [
             (folder, name)
             for folder, pattern in self.places
@@ -54,27 +60,27 @@ class Weights:
 
 @dataclass(frozen=True)
 class Kind:
-    """A descriptor, as the rest of the program knows it before one is made.
+    """What the program needs to know about a descriptor before it is made.
 
     Attributes
     ----------
     name : str
-        By which it is chosen: what stands before the first "_" of the id of its specs.
+        The name by which users choose it: the part before the first "_" of the id of its specs.
     description : str
-        A sentence for artists, after "name: ": tooltips, the command line's help and the web UI.
+        A sentence for artists, shown after "name: " in tooltips, the command line's help and the web UI.
     descriptor : type
-        A `Descriptor`, with the class methods ``from_file(path or None, **options)``; options are
-        `scales` and what else it takes; ``for_spec(spec, path or None)``, what comes nearest to the
-        spec of an index; and, where it compares latents, `LatentDescriptor.encoded`.
+        A `Descriptor` with two class methods. ``from_file(path or None, **options)`` takes `scales` and
+        the descriptor's own options. ``for_spec(spec, path or None)`` makes the one that is closest to
+        the spec of an index. If it compares latents, it has `LatentDescriptor.encoded` too.
     levels, usual : mappings of scale
-        What pictures that are not in the index reach, see `limits.ROWS`; `usual` for those with rows in
-        the background set.
+        Similarities that pictures which are not in the index reach, see `limits.ROWS`. `usual` is for
+        descriptors with rows in the background set.
     duplicates : float, optional
-        Similarity above which two rows of an index are one picture, where that has been measured.
+        Similarity above which two rows of an index are one picture, if that has been measured.
     guards : bool
-        Whether it tells a copy from a picture of the same subject.
+        Whether it tells a copy from another picture of the same subject.
     options : mapping of str to str
-        Options that the command line asks for besides, as text, each with a line of help.
+        Further options of the command line, as text, each with a line of help.
     """
 
     name: str
@@ -101,65 +107,69 @@ def _known() -> dict[str, Kind]:
 
 
 def register(kind: Kind) -> None:
-    """Make a descriptor known by its name, last in every list that is made from now on.
+    """Add a descriptor at the end of every list that is made from now on.
 
     Raises
     ------
     ValueError
-        One of that name is known, or an id cannot begin with the name.
+        There is already one of that name, or the name contains "_".
     """
     if kind.name in _known() or "_" in kind.name:
-        raise ValueError(f"{kind.name!r} is known already, or has a '_' in it")
+        raise ValueError(
+            f"there is already a descriptor {kind.name!r}, or the name has a '_' in it"
+        )
     _known()[kind.name] = kind
 
 
 def kinds() -> list[Kind]:
-    """All of them, in the order of the lists to choose from."""
+    """All descriptors, in the order in which lists show them."""
     return list(_known().values())
 
 
 def guarding(latents: bool = False) -> list[Kind]:
-    """Those that a guard can watch by; those of latents only where the host can encode, `latents`."""
+    """Descriptors that can guard. `latents` says whether the host can encode, which some of them need."""
     return [kind for kind in kinds() if kind.guards and (latents or kind.space == "picture")]
 
 
 def described(offered: Iterable[Kind]) -> str:
-    """ "compact: … pixel: …": what each of them is, for people who choose."""
+    """The names and descriptions in one text, "compact: … pixel: …"."""
     return " ".join(f"{kind.name}: {kind.description}" for kind in offered)
 
 
 def named(name: str) -> Kind:
-    """The descriptor of that name. AMGError where there is none."""
+    """The `Kind` of that name. AMGError if there is none."""
     if name not in _known():
         raise AMGError(f"Unknown descriptor {name!r}: choose one of {', '.join(_known())}.")
     return _known()[name]
 
 
 def of(spec: DescriptorSpec) -> Kind:
-    """The descriptor that made an index of that spec. AMGError where it is not known here."""
+    """The `Kind` of the descriptor that made an index of that spec. AMGError if it is not registered."""
     if spec.kind not in _known():
         raise AMGError(
-            f"The index was made with the descriptor {spec.id}, which this version does not know: "
+            f"The index was made with the descriptor {spec.id}, which this version does not have: "
             f"update the plugin, or build the index again with one of {', '.join(_known())}."
         )
     return _known()[spec.kind]
 
 
 def create(name: str, weights: str | Path | None = None, **options: Any) -> Descriptor:
-    """The descriptor of that name. Weights are loaded now, and not before.
+    """Make the descriptor of that name, and load its weights.
 
     Parameters
     ----------
-    name : of one of `kinds`
+    name : str
+        The name of one of `kinds`.
     weights : path, optional
-        Its file, for those that need one.
+        Its weights file, if it needs one.
     options
-        `scales`, a subset of the descriptor's own, and what else its `from_file` takes.
+        `scales`, a subset of the descriptor's own, and other options of its `from_file`.
 
     Raises
     ------
     AMGError
-        For an unknown name or option value, or absent or unreadable weights; says what to do.
+        The name or an option is not valid, or the weights are missing or unreadable. The message says
+        what to do.
     """
     kind = named(name)
     with _refusing(kind):
@@ -168,12 +178,12 @@ def create(name: str, weights: str | Path | None = None, **options: Any) -> Desc
 
 
 def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descriptor:
-    """The descriptor that made an index: of that very spec, with its input side and its scales.
+    """Make the descriptor that made an index, with exactly its spec, input side and scales.
 
     Raises
     ------
     AMGError
-        The index was made by a descriptor that is not known here, or with other weights.
+        The descriptor is not registered, or the index was made with other weights.
     """
     kind, path = of(spec), _path(weights)
     with _refusing(kind):
@@ -182,7 +192,7 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
         return made
     if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:
         if path is not None and _file_sha256(path) == spec.weights_sha256:
-            made.spec = spec  # an index of format 1 names the hash of the file
+            made.spec = spec  # an index of format 1 has the hash of the file, not of the tensors
             return made
         raise AMGError(
             f"The index was made with other weights of {spec.id} than {weights}: give the file it was "
@@ -196,12 +206,12 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
 
 
 def for_new(name: str, find: Find) -> Descriptor:
-    """The descriptor of that name for a new index, with the likeliest of the files that a host finds."""
+    """The descriptor of that name for a new index, with the most likely file that the host finds."""
     return create(name, next(iter(find(named(name))), None))
 
 
 def for_index(spec: DescriptorSpec, find: Find) -> Descriptor:
-    """The descriptor that made an index, with the first file that is its weights. Raises as `for_spec`."""
+    """The descriptor that made an index, with the first matching file. Raises as `for_spec` does."""
     kind, first = of(spec), None
     for file in find(kind):
         try:

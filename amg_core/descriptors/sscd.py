@@ -1,16 +1,16 @@
-"""The `sscd` descriptor: a ResNet-50 that Meta trained to recognise copies; compared by cosine.
+"""The `sscd` descriptor: a ResNet-50 that Meta trained to recognise copies, compared by cosine.
 
-The measure of the literature (AMG Eq. 9). Meta publishes the network in three layouts, all of them zip
+The literature measures with it (AMG Eq. 9). Meta publishes the network in three layouts, all of them zip
 archives around a pickle:
 
 =====================  ===========================================================================
 ``*.torchvision.pt``   state dict, ``backbone.layer1.0.conv1.weight`` … ``backbone.fc.weight``
 ``*.classy.pt``        state dict, ``backbone.blocks.0.block0-0.convolutional_block.0.weight`` …
-``*.torchscript.pt``   traced module of the Classy Vision network: code, and the same names as
+``*.torchscript.pt``   traced module of the Classy Vision network: code, with the same names as
                        attributes of nested modules
 =====================  ===========================================================================
 
-`tensors.read_tensors` reads them, as it does all weights; safetensors of the same keys are read too.
+`tensors.read_tensors` reads all three, and safetensors with the same tensor names.
 
 References
 ----------
@@ -40,7 +40,7 @@ from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
 
 FILE_NAME = "sscd_disc_mixup.torchvision.pt"
-STAGES = (3, 4, 6, 3)  # blocks a stage, ResNet-50
+STAGES = (3, 4, 6, 3)  # blocks in each stage of ResNet-50
 DIMENSIONS = 512
 
 _WHERE = (
@@ -58,12 +58,12 @@ _STD = (0.229, 0.224, 0.225)
 
 
 def preprocessing(side: int) -> str:
-    """The spec's name of what happens to a picture before the network of input side `side`."""
+    """The name, for the spec, of the preprocessing for input side `side`."""
     return f"square{side}-bilinear-imagenet/1"
 
 
 class _Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut, batch normalisation folded in."""
+    """Convolutions of 1x1, 3x3 and 1x1 with a shortcut. Batch normalisation is folded in."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: bool) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ class _Bottleneck(nn.Module):
 
 
 class SSCDNetwork(nn.Module):
-    """ResNet-50 trunk, GeM pooling (p = 3), linear to 512, unit length. (B, 3, H, W) -> (B, 512).
+    """ResNet-50 trunk, GeM pooling (p = 3), linear to 512, unit norm: (B, 3, H, W) -> (B, 512).
 
-    The input is normalised with ImageNet's mean and deviation. For inference only: batch
-    normalisation is part of the convolutions, see `fold`.
+    The input is normalised with ImageNet's mean and deviation. The network is for inference only,
+    because batch normalisation is folded into the convolutions (`fold`).
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class SSCDNetwork(nn.Module):
 
 
 def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names and tensors -> `SSCDNetwork`'s: BN becomes part of its convolution."""
+    """torchvision's names and tensors -> `SSCDNetwork`'s, with batch normalisation folded in."""
     folded = {}
     for name, weight in state.items():
         if weight.ndim != 4:
@@ -126,14 +126,14 @@ def fold(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class SSCDDescriptor:
-    """SSCD at several scales: (B, 3, H, W) in [0, 1] -> (B, 512) unit rows.
+    """SSCD at several scales: (B, 3, H, W) in [0, 1] -> (B, 512) rows of norm 1.
 
-    At a scale below the input side the picture is first reduced to scale x scale, then enlarged:
-    a half-formed prediction is compared with equally blurred index pictures. Every picture is
+    At a scale below the input side the picture is first reduced to scale x scale, then enlarged, so
+    that a noisy prediction is compared with equally blurred pictures of the index. Every picture is
     squeezed into a square, the option that Meta recommends for batches.
 
-    Use `from_file`; the constructor takes tensors as `load` returns them. `scales` picks
-    some of 16, 32, 64 and `side`: an index of many millions may keep full detail alone.
+    Use `from_file`. The constructor takes tensors as `load` returns them. `scales` picks some of 16,
+    32, 64 and `side`: an index of many millions may keep only the full size.
     """
 
     space = "picture"
@@ -155,7 +155,7 @@ class SSCDDescriptor:
             scales=subset(scales, (*LOW_SCALES, side)),
             weights_sha256=sha256,
         )
-        # A host may call from within inference_mode; tensors born there never join autograd.
+        # A host may call this in inference mode, where new tensors cannot take part in autograd.
         with torch.inference_mode(False):
             with torch.device("meta"):  # no memory, and no draw from the global generator
                 network = SSCDNetwork()
@@ -169,18 +169,18 @@ class SSCDDescriptor:
     def from_file(
         cls, path: Path | None, side: int = SIDE, scales: Sequence[int] | None = None
     ) -> SSCDDescriptor:
-        """Read Meta's weights, in any of its layouts.
+        """Read Meta's weights in any of the layouts.
 
         Raises
         ------
         AMGError
-            The file is absent, damaged, hostile or another network; says what to do.
+            The file is missing, damaged, malicious or of another network. The message says what to do.
         """
         return cls(*load(path), side, scales)
 
     @classmethod
     def for_spec(cls, spec: DescriptorSpec, path: Path | None) -> SSCDDescriptor:
-        """Of the input side that the spec names."""
+        """The descriptor with the input side of `spec`."""
         found = re.match(r"square(\d+)-", spec.preprocessing)
         return cls.from_file(path, int(found[1]) if found else SIDE, spec.scales)
 
@@ -189,12 +189,12 @@ class SSCDDescriptor:
         return self._mean.device
 
     def shrink(self, pictures: Tensor, scale: int) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, s, s), s = `scale`, of which `embed` gives the very same rows."""
+        """(B, 3, H, W) -> (B, 3, scale, scale). `embed` of the result gives the same rows."""
         pictures = pictures.float()
         return resize(pictures, scale) if scale == self.side else low_pass(pictures, scale)
 
     def embed(self, pictures: Tensor, scale: int) -> Tensor:
-        """See `Descriptor.embed`. Always float32, even under the host's autocast."""
+        """See `Descriptor.embed`. Always in float32, also under the host's autocast."""
         if scale not in self.spec.scales:
             raise ValueError(f"sscd has no scale {scale}, only {self.spec.scales}")
         if pictures.ndim != 4 or pictures.shape[1] != 3:
@@ -208,7 +208,7 @@ class SSCDDescriptor:
         return rows
 
     def to(self, device: torch.device | str) -> SSCDDescriptor:
-        """Move the weights; leaves inference_mode by itself. Returns self."""
+        """Move the weights, outside inference mode. Returns self."""
         with torch.inference_mode(False):
             self._network.to(device)
             self._mean, self._std = self._mean.to(device), self._std.to(device)
@@ -224,19 +224,19 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
     Parameters
     ----------
     path : Path or None
-        Any of Meta's three layouts, or safetensors.
+        A file in one of Meta's three layouts, or safetensors.
 
     Returns
     -------
     state : dict of str to Tensor
-        `expected_shapes` names them; float32 on the CPU.
+        Named as in `expected_shapes`, float32, on the CPU.
     sha256 : str
-        Of the tensors, see `tensors.tensors_sha256`: one and the same for all layouts.
+        Hash of the tensors, the same for all layouts (`tensors.tensors_sha256`).
 
     Raises
     ------
     AMGError
-        No such file, a damaged or hostile one, or one that holds another network.
+        The file is missing, damaged, malicious or of another network.
     """
     if path is None:
         raise AMGError(f"No weights for SSCD. {_WHERE}")
@@ -254,7 +254,7 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
         ) from None
     except (MemoryError, OSError) as error:
         raise AMGError(f"{path} could not be read: {brief(error)}") from error
-    except Exception as error:  # whatever a damaged or hostile file provokes
+    except Exception as error:  # a damaged or malicious file can raise anything
         raise AMGError(
             f"{path} is damaged or is not a weights file of SSCD ({brief(error)}). Nothing in it was run. "
             f"Download it again. {_WHERE}"
@@ -289,7 +289,7 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class _OtherNetwork(Exception):
-    """The file is sound, its contents are not ours."""
+    """The file is readable, but holds another network."""
 
 
 # ---------------------------------------------------------------- names
@@ -317,7 +317,7 @@ _CLASSY_ENDS = {
 
 def _torchvision_name(name: str) -> str:
     """Classy Vision's or torchvision's name, with or without wrappers -> torchvision's."""
-    name = _PREFIX.sub("", name, count=1)  # matches at the start, if only nothing
+    name = _PREFIX.sub("", name, count=1)  # always matches at the start, perhaps an empty text
     if match := _CLASSY.fullmatch(name):
         stage, block, layer, field = match.groups()
         return f"layer{int(stage) + 1}.{block}.{_CLASSY_LAYERS[layer]}.{field}"
@@ -338,7 +338,7 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Exactly the expected tensors, as contiguous float32."""
+    """The expected tensors as contiguous float32. Raises an error if one is missing, extra or wrong."""
     shapes = expected_shapes()
     for kind, names in (
         ("missing", [n for n in shapes if n not in state]),
@@ -365,7 +365,8 @@ KIND = Kind(
     name="sscd",
     description="recognises most copies, needs Meta's weights in models/amg, slow on a CPU.",
     descriptor=SSCDDescriptor,
-    # An int8 export at 224 px stood in for Meta's file; in full detail the limit is the literature's, 0.5.
+    # Measured with an int8 export at 224 px in place of Meta's file. At full size the limit is 0.5, as in
+    # the literature.
     levels={
         16: ((0.60, 0.73), (0.67, 0.77), (0.72, 0.81), (0.77, 0.84), (0.81, 0.87)),
         32: ((0.51, 0.66), (0.58, 0.71), (0.64, 0.75), (0.69, 0.79), (0.73, 0.82)),

@@ -1,4 +1,4 @@
-"""Weights as named tensors: read without running anything in the file, and identified by content."""
+"""Reads weights as named tensors without running code from the file, and hashes them by content."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _WRAPPERS = ("classy_state_dict", "base_model", "state_dict", "model_state_dict"
 
 
 def read_tensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a file of PyTorch's in any of its layouts.
+    """The tensors of a .safetensors file, or of a PyTorch file in any of its layouts.
 
-    This is the one way in for weights of every kind: see `pickled` for why torch's own is not taken.
+    All weights are read by this function. `pickled` says why torch's own reader is not used.
 
     Parameters
     ----------
     path : Path
-        What it holds counts, not what it is called.
+        The layout is recognised by the contents, not by the name.
     most : int
-        Bytes of the file.
+        Largest size of the file, in bytes.
 
     Returns
     -------
     dict of str to Tensor
-        On the CPU, none without values. Tables in tables have dotted names, and what else a checkpoint
-        holds is left out.
+        On the CPU, none of them empty. Nested tables have dotted names. Other contents of a checkpoint
+        are left out.
 
     Raises
     ------
     Exception
-        Whatever a damaged or foreign file provokes; the caller names the file.
+        A damaged or foreign file can raise any exception. The caller adds the name of the file.
     """
     with open_regular(path) as file:
         head, size = file.read(9), os.fstat(file.fileno()).st_size
@@ -57,7 +57,7 @@ def read_tensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
             raise ValueError("it is neither a PyTorch file nor safetensors")
     if not found:
         raise ValueError(
-            "no named tensors in it; a frozen TorchScript module has lost the names of its layers"
+            "it has no named tensors; a frozen TorchScript module has lost the names of its layers"
         )
     for name, tensor in found.items():
         if not tensor.numel():
@@ -66,7 +66,7 @@ def read_tensors(path: Path, most: int = MOST_BYTES) -> dict[str, Tensor]:
 
 
 def _flat(root: object) -> dict[str, Tensor]:
-    """Nested dicts and modules -> dotted names, without a checkpoint's other contents."""
+    """Nested dicts and modules -> tensors with dotted names. Other contents are left out."""
     node = _children(root)
     if node is None:
         raise ValueError("it is no table of tensors")
@@ -97,9 +97,9 @@ def _children(node: object) -> Mapping[Any, object] | None:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network: the same for every file layout and precision that holds these numbers.
+    """SHA-256 of a network, the same for every file layout and precision that holds these numbers.
 
-    Over the tensors in the order of their names: the name and the shape as one line of UTF-8,
+    It covers the tensors in the order of their names: the name and the shape as one line of UTF-8,
     ``layer1.0.conv1.weight 64,64,1,1\\n``, then the values as little-endian float32 in C order.
     """
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""Is this prompt a key to a training picture? Told from what the model predicts, without an index.
+"""Finds out from the model's predictions whether a prompt is memorised. Needs no index.
 
-`predictions` (what a network was asked and said), `statistics` (what is measured in it),
-`calibration` (what ordinary prompts measure: a probability), `tokens` (which words are the key).
-Torch only; nothing here knows a host. docs/detection.md has figures and limits.
+`predictions` holds a network's predictions, `statistics` measures them, `calibration` turns the
+statistics into a probability by comparison with ordinary prompts, and `tokens` finds the trigger words.
+The modules need only torch, and no host. docs/detection.md has figures and limits.
 """

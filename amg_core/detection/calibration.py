@@ -1,8 +1,8 @@
-"""From raw statistics to a probability, by what ordinary prompts measure on the same model.
+"""From raw statistics to a probability, by comparison with ordinary prompts on the same model.
 
-How large a norm or how high a cosine is differs from model to model by factors of ten, so a raw
-score says nothing. A calibration keeps what a list of ordinary prompts measured, for every number
-of noises up to the one it was made with; it is JSON, and one for a model (`key`).
+Norms and cosines differ between models by factors of ten, so a raw score says nothing. A calibration
+stores the statistics of a list of ordinary prompts, for every number of noises up to the one it was made
+with. It is a JSON file, one for each model (`Calibration.model`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from . import statistics
 FORMAT = "amg-prompt-calibration/1"
 MOST_BYTES = 1 << 26
 FEWEST = 16  # ordinary prompts
-TAIL = 0.2  # share of the ordinary prompts that the upper tail is learned from
-# Score -> the statistics it adds up, each in spreads of the ordinary prompts. That is the paper's
-# γ1·norm + γ2·alignment with γ = 1/spread, but for a constant.
+TAIL = 0.2  # share of the ordinary prompts to which the upper tail is fitted
+# Each score and the statistics that it adds up, in spreads of the ordinary prompts. Up to a constant
+# "anisotropy" is the paper's γ1·norm + γ2·alignment with γ = 1/spread.
 SCORES = {
     "combined": ("norm", "alignment", "low_norm", "agreement"),
     "anisotropy": ("norm", "alignment"),
@@ -41,19 +41,21 @@ Columns = dict[
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What a calibration makes of one prompt.
+    """The result for one prompt.
 
+    Attributes
+    ----------
     score : float
-        In spreads of the ordinary prompts; 0 = as their median.
+        In spreads of the ordinary prompts. 0 is their median.
     chance : float in (0, 1]
-        That an ordinary prompt scores as high (one-sided p-value).
+        The probability that an ordinary prompt scores as high (one-sided p-value).
     probability : float in [0, 1)
-        Without known memorised prompts 1 − chance: the share of ordinary prompts that score lower.
-        With them, the probability of being one of them where both are equally likely beforehand.
+        If the calibration has no memorised prompts, 1 − chance: the share of ordinary prompts that
+        score lower. Otherwise the probability of a memorised prompt, with equal prior odds.
     suspicious : bool
-        Whether `chance` is below the share of false alarms that was asked for.
+        Whether `chance` is below the requested share of false alarms.
     ordinary : int
-        How many ordinary prompts that rests on.
+        The number of ordinary prompts in the calibration.
     """
 
     score: float
@@ -64,8 +66,8 @@ class Suspicion:
     ordinary: int
 
     def messages(self) -> list[Message]:
-        """For the artist."""
-        rarest = 10 * self.ordinary  # so many prompts cannot tell more
+        """The result as messages for the artist."""
+        rarest = 10 * self.ordinary  # rarer than this cannot be stated with so few prompts
         if self.chance >= 0.01:
             share = message("ordinary_of_100", count=round(100 * self.chance))
         elif self.chance * rarest >= 1:
@@ -78,18 +80,20 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ordinary prompts measured on one model.
+    """The statistics of ordinary prompts on one model.
 
+    Attributes
+    ----------
     model : str
-        Key of the model, as the host makes it.
+        Identifier of the model, made by the host.
     shape : tuple of int
-        (C, H, W) of the latents that were asked about: probes have to ask about the same.
+        (C, H, W) of the latents. A prompt has to be tested with the same shape.
     seeds : int
-        Noises a prompt; a probe may use fewer.
+        Noises for each prompt. A test may use fewer.
     low : float
-        Where the low noise level is, as a share of the schedule.
+        The low noise level, as a share of the schedule.
     ordinary, memorised : list of Measured
-        A list for each prompt, `seeds` long. memorised may be empty.
+        One list of length `seeds` for each prompt. `memorised` may be empty.
     """
 
     model: str
@@ -107,9 +111,10 @@ class Calibration:
             )
 
     def scale(self, kind: str, seeds: int | None = None) -> Scale:
-        """How prompts are judged by one of `SCORES` from their first `seeds` noises (None: all).
+        """The scale for one of `SCORES`, from the first `seeds` noises of a prompt (None: all).
 
-        AMGError for an unknown score, for more noises than were calibrated, or too few for it.
+        AMGError if the score is unknown, if `seeds` is larger than in the calibration, or too small for
+        this score.
         """
         n = self.seeds if seeds is None else seeds
         if not 1 <= n <= self.seeds:
@@ -126,7 +131,7 @@ class Calibration:
 
 
 class Scale:
-    """One score of one calibration, from n noises."""
+    """One score of one calibration, computed from n noises."""
 
     def __init__(
         self,
@@ -146,7 +151,7 @@ class Scale:
             self._logistic = logistic(self.ordinary, [self.score(each) for each in memorised])
 
     def score(self, measured: Measured) -> float:
-        """Sum of the statistics, each a robust z = (value − median)/spread; then that as a robust z."""
+        """The sum of the statistics as robust z = (value − median)/spread, itself as a robust z."""
         values = measured[self.n - 1]
         total = sum((values[name] - middle) / spread for name, middle, spread in self._laws)
         return (total - self._middle) / self._spread
@@ -168,24 +173,24 @@ class Scale:
 
 
 def median(values: Iterable[float]) -> float:
-    """Of at least one number; the mean of the middle two where their number is even."""
+    """The median of at least one number. For an even count, the mean of the middle two."""
     ranked = sorted(values)
     return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
 
 
 def robust(values: Sequence[float]) -> tuple[float, float]:
-    """Median, and 1.4826·MAD: as mean and deviation of a normal law, whatever a few outliers are."""
+    """Median and 1.4826·MAD: robust estimates of the mean and deviation of a normal distribution."""
     middle = median(values)
     spread = 1.4826 * median(abs(value - middle) for value in values)
     return middle, max(spread, 1e-9 * max(1.0, abs(middle)))
 
 
 def tail_probability(score: float, ordinary: Sequence[float]) -> float:
-    """Chance that an ordinary prompt scores at least `score`, in (0, 1].
+    """The probability, in (0, 1], that an ordinary prompt scores at least `score`.
 
-    Peaks over a threshold: up to the upper fifth of the ordinary scores their share, above it an
-    exponential tail with the scale of the excesses there (their median / log 2, so that a prompt in
-    the list that is a key does not hide others).
+    Peaks over a threshold: below the upper fifth of the ordinary scores it is the share of them that
+    score as high. Above, it is an exponential tail. Its scale is the median of the excesses / log 2, so
+    that a memorised prompt in the list does not hide others.
     """
     ranked, edge, scale, share = _tail(ordinary)
     if score <= edge:
@@ -194,7 +199,7 @@ def tail_probability(score: float, ordinary: Sequence[float]) -> float:
 
 
 def tail_threshold(chance: float, ordinary: Sequence[float]) -> float:
-    """The inverse: the score that an ordinary prompt reaches with that chance, in (0, 1)."""
+    """The inverse of `tail_probability`, for `chance` in (0, 1)."""
     ranked, edge, scale, share = _tail(ordinary)
     if chance < share:
         return edge + scale * math.log(share / chance)
@@ -202,18 +207,19 @@ def tail_threshold(chance: float, ordinary: Sequence[float]) -> float:
 
 
 def _tail(ordinary: Sequence[float]) -> tuple[list[float], float, float, float]:
-    """Sorted scores, where the upper tail begins, its exponential scale, and its share."""
+    """The sorted scores, the score at which the upper tail begins, its scale, and its share."""
     ranked = sorted(ordinary)
-    count = max(FEWEST // 2, round(TAIL * len(ranked)))  # fewer say nothing of a scale
+    count = max(FEWEST // 2, round(TAIL * len(ranked)))  # fewer are not enough for a scale
     edge = ranked[-count - 1]
     scale = median(each - edge for each in ranked[-count:]) / math.log(2)
     return ranked, edge, max(scale, 1e-9), (count + 1) / (len(ranked) + 1)
 
 
 def logistic(negatives: Sequence[float], positives: Sequence[float]) -> tuple[float, float]:
-    """Slope and offset of P(positive | score), both groups weighing the same, by Newton's method.
+    """Slope and offset of P(positive | score), fitted by Newton's method with equal group weights.
 
-    A weak ridge keeps the slope finite where the groups are apart; it is never negative.
+    A weak ridge penalty keeps the slope finite for groups that do not overlap. The slope is never
+    negative.
     """
     weights = [0.5 / len(negatives)] * len(negatives) + [0.5 / len(positives)] * len(positives)
     targets = [0.0] * len(negatives) + [1.0] * len(positives)
@@ -250,7 +256,7 @@ def _sigmoid(value: float) -> float:
 
 
 def save(calibration: Calibration, path: Path) -> None:
-    """Write JSON; the file is the old one or the new one, whatever happens."""
+    """Write the calibration as JSON. On a crash the file is either the old one or the new one, complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {
         "format": FORMAT,
@@ -271,12 +277,12 @@ def save(calibration: Calibration, path: Path) -> None:
 
 
 def load(path: Path) -> Calibration:
-    """Read what `save` wrote.
+    """Read a file that `save` wrote.
 
     Raises
     ------
     AMGError
-        No such file, or not one of ours; names the file and the next step.
+        The file is missing or is no calibration. The message names the file and the next step.
     """
     again = "Run a Calibrate Prompt Probe node with this model"
     try:
@@ -303,7 +309,7 @@ def load(path: Path) -> Calibration:
 
 
 def _columns(prompts: Sequence[Measured]) -> Columns:
-    """Statistic -> for each number of noises, the values of all prompts (null where it has none)."""
+    """Statistic -> for each number of noises, the values of all prompts (null for a missing one)."""
     if not prompts:
         return {}
     return {
@@ -313,7 +319,7 @@ def _columns(prompts: Sequence[Measured]) -> Columns:
 
 
 def _prompts(columns: Columns, seeds: int) -> list[Measured]:
-    """The inverse of `_columns`. ValueError where a number is missing or not finite."""
+    """The inverse of `_columns`. ValueError if a number is missing or not finite."""
     if not columns:
         return []
     if any(len(columns[name]) != seeds for name in statistics.NAMES):

@@ -1,7 +1,7 @@
-"""What a network says of pure noise, with and without the prompt, in whichever way it was trained.
+"""A network's predictions for noisy latents with and without the prompt, for ε, v and flow networks.
 
-Hosts hand every kind of network as its denoised prediction D. Papers on detection write ε, v, or the
-score s = ∇log p; all are affine in D at a given x and σ, so all can be had back.
+Hosts give the denoised prediction D of every kind of network. Papers on detection use ε, v or the
+score s = ∇log p. All of these are affine in D at a given x and σ, so they can be computed from it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ KINDS = (EPSILON, V, FLOW)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the network says of a batch of noisy latents at one level.
+    """A network's predictions for a batch of noisy latents at one noise level.
 
+    Attributes
+    ----------
     x : Tensor (B, C, …)
-        The latents as a sampler holds them: x0 + σ·ε, for flow models (1 − σ)·x0 + σ·ε.
+        The latents in the sampler's units: x0 + σ·ε, for flow models (1 − σ)·x0 + σ·ε.
     sigma : float
-        Above 0. k-diffusion's σ = √((1 − ᾱ)/ᾱ); for flow models their own, at most 1.
+        Above 0. k-diffusion's σ = √((1 − ᾱ)/ᾱ), for flow models their own σ, at most 1.
     cond, uncond : Tensor, as x
         D_c and D_u, the denoised predictions for the prompt and for no prompt.
     kind : one of `KINDS`
-        What the network puts out. Sigma-data (EDM) networks count as ε.
+        The network's own output. Sigma-data (EDM) networks count as ε.
     """
 
     x: Tensor
@@ -49,16 +51,16 @@ class Predictions:
 
 
 def unrescaled(noise: Tensor, input_scale: float) -> Tensor:
-    """Noise z (B, …) -> the x that the network is fed as z itself.
+    """Noise z (B, …) -> the x whose scaled network input is z.
 
-    `input_scale` is what the sampler multiplies x by on its way into the network, 1/√(1 + σ²) for ε
-    and v, 1 for flow. The anisotropy paper shows the same z at a high and at a low level.
+    `input_scale` is the factor by which the sampler multiplies x before the network: 1/√(1 + σ²) for ε
+    and v, 1 for flow. The anisotropy paper gives the network the same z at a high and a low noise level.
     """
     return noise / input_scale
 
 
 def epsilon(p: Predictions, denoised: Tensor) -> Tensor:
-    """The noise that `denoised` leaves: ε = (x − D)/σ; flow: (x − (1 − σ)·D)/σ."""
+    """The noise that remains if `denoised` is D: ε = (x − D)/σ, for flow (x − (1 − σ)·D)/σ."""
     share = 1 - p.sigma if p.kind == FLOW else 1.0
     noise: Tensor = (p.x - share * denoised) / p.sigma
     return noise
@@ -75,15 +77,16 @@ def output(p: Predictions, denoised: Tensor) -> Tensor:
 
 
 def deviation(p: Predictions) -> float:
-    """Standard deviation of the noise in the network's own coordinates: √(1 − ᾱ); flow: σ."""
+    """Standard deviation of the noise in the network's coordinates: √(1 − ᾱ), for flow σ."""
     return p.sigma if p.kind == FLOW else p.sigma / (1 + p.sigma**2) ** 0.5
 
 
 def score_difference(p: Predictions) -> Tensor:
     """s_Δ = s_c − s_u = −(ε_c − ε_u)/√(1 − ᾱ), the guidance vector in score units.
 
-    In D: (D_c − D_u)/(σ·√(1 − ᾱ)). Flow: (1 − σ)/σ²·(D_c − D_u), which is 0 at σ = 1 whatever the
-    prompt (pure noise has the same score for all); there the difference of the outputs is taken.
+    In terms of D: (D_c − D_u)/(σ·√(1 − ᾱ)), for flow (1 − σ)/σ²·(D_c − D_u). For flow that is 0 at
+    σ = 1 for every prompt, because pure noise has the same score for all. There the difference of the
+    outputs is used instead.
     """
     if p.kind == FLOW and p.sigma > 0.99:
         return output(p, p.uncond) - output(p, p.cond)

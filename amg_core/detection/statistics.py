@@ -1,10 +1,10 @@
-"""What is measured in predictions for pure noise. Pure functions, per sample; larger = more suspicious.
+"""Statistics of predictions for pure noise: pure functions, one value a sample, larger = more suspicious.
 
 norm                ‖D_c − D_u‖ at the highest level (Wen et al., ICLR 2024, at the first step)
 alignment           cos(s_u, s_Δ) near zero noise (Asthana and Belagiannis, ICLR 2026)
-alignment_pixelwise the same as their code computes it
+alignment_pixelwise the same, as their code computes it
 low_norm            the norm near zero noise
-agreement           how little the prediction for the prompt depends on the noise (ours)
+agreement           how little the prediction for the prompt depends on the noise (new here)
 
 The paper's metric is γ1·norm + γ2·alignment: `anisotropy`.
 """
@@ -25,32 +25,38 @@ LOW = 0.041  # share of the noise schedule: the code's timesteps[-3] of 50 steps
 
 
 def norm(p: Predictions) -> Tensor:
-    """‖s_Δ‖₂ over all of a sample (B,)."""
+    """‖s_Δ‖₂ of each sample, (B,)."""
     norms: Tensor = of.flat(of.score_difference(p)).norm(dim=1)
     return norms
 
 
 def alignment(p: Predictions) -> Tensor:
-    """cos(s_u, s_Δ) of the flattened scores (B,) in [−1, 1], the paper's. As s = −ε/√(1 − ᾱ),
-    this is cos(ε_u, ε_c − ε_u)."""
+    """cos(s_u, s_Δ) of the flattened scores, (B,) in [−1, 1], as in the paper.
+
+    Because s = −ε/√(1 − ᾱ), this is cos(ε_u, ε_c − ε_u).
+    """
     uncond = of.epsilon(p, p.uncond)
     return F.cosine_similarity(of.flat(uncond), of.flat(of.epsilon(p, p.cond) - uncond), dim=1)
 
 
 def alignment_pixelwise(p: Predictions) -> Tensor:
-    """The code's: the cosine over channels at every pixel, then its mean over pixels; of the raw
-    outputs, which for v networks are not ε (B,) in [−1, 1]."""
+    """The alignment of the authors' code, (B,) in [−1, 1].
+
+    The cosine over channels at every pixel, averaged over pixels. It uses the raw outputs, which for v
+    networks are not ε.
+    """
     uncond = of.output(p, p.uncond).float()
     difference = of.output(p, p.cond).float() - uncond
     return F.cosine_similarity(uncond, difference, dim=1).flatten(1).mean(dim=1)
 
 
 def agreement(cond: Tensor) -> Tensor:
-    """−log of the standard deviation of D_c over noises z: scalar, from (n ≥ 2, C, …).
+    """−log of the standard deviation of D_c over noises z: (n ≥ 2, C, …) -> scalar.
 
-    By Tweedie's second formula ∂D/∂x = Cov[x0 | x]/σ². So over x = σ·z, D varies by about Cov/σ: the
-    covariance of the pictures that prompt and noise leave possible. A prompt that leaves one
-    picture has none. The sharpness of Jeon et al. (ICML 2025), without differentiating anything.
+    By Tweedie's second-order formula ∂D/∂x = Cov[x0 | x]/σ². So over x = σ·z, D varies by about Cov/σ,
+    where Cov is the covariance of the pictures that are possible given prompt and noise. For a prompt
+    that allows only one picture it is 0. This measures the sharpness of Jeon et al. (ICML 2025) without
+    derivatives.
     """
     if len(cond) < 2:
         raise ValueError("agreement compares predictions for at least two noises")
@@ -59,9 +65,9 @@ def agreement(cond: Tensor) -> Tensor:
 
 
 def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:
-    """All statistics of one prompt, from predictions for the same n noises at two levels.
+    """All statistics of one prompt, from predictions for the same n noises at two noise levels.
 
-    Entry i is what the first i + 1 noises say, means over them; the first has no `agreement`.
+    Entry i has the means over the first i + 1 noises. Entry 0 has no `agreement`.
     """
     columns = {
         "norm": norm(high),
@@ -77,5 +83,5 @@ def measure(high: Predictions, low: Predictions) -> list[dict[str, float]]:
 
 
 def _running_mean(values: Tensor) -> Iterator[float]:
-    values = values.cpu().double()  # not every accelerator knows float64
+    values = values.cpu().double()  # not every accelerator supports float64
     yield from (values.cumsum(0) / torch.arange(1, len(values) + 1)).tolist()

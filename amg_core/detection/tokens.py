@@ -1,4 +1,4 @@
-"""Which words of a prompt are the key."""
+"""Finds the trigger words of a prompt, by leaving words out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..messages import Message, message
 
-GROUPS = 16  # a longer prompt is taken apart into this many groups of neighbouring words
+GROUPS = 16  # a longer prompt is split into this many groups of neighbouring words
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Words:
 
 
 def groups(text: str, limit: int = GROUPS) -> list[Words]:
-    """A prompt -> its words, or at most `limit` groups of neighbours of nearly equal length.
+    """Split a prompt into its words, or into at most `limit` groups of neighbours of nearly equal length.
 
-    Fewer than two words have no parts to tell apart: [].
+    Returns [] for a prompt of fewer than two words.
     """
     words = text.split()
     count = min(limit, len(words))
@@ -36,17 +36,17 @@ def groups(text: str, limit: int = GROUPS) -> list[Words]:
 
 @dataclass(frozen=True)
 class TriggerWords:
-    """How far suspicion falls without these words; negative: it rises."""
+    """By how much the score falls without these words. Negative if it rises."""
 
     words: str
     drop: float
 
 
 def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> list[TriggerWords]:
-    """Score the prompt without each of its parts, the part that matters most first.
+    """Score the prompt without each of its parts, and sort the parts by effect, largest first.
 
-    Needs no gradient. `score` is called with the whole prompt, then once a group; equal parts keep
-    the order of the prompt.
+    Needs no gradient. `score` is called with the whole prompt, then once for each group. Parts of equal
+    effect keep the order of the prompt.
     """
     parts = groups(text, limit)
     if not parts:
@@ -57,7 +57,7 @@ def leave_out(text: str, score: Callable[[str], float], limit: int = GROUPS) -> 
 
 
 def messages(parts: Sequence[TriggerWords], shown: int = 3) -> list[Message]:
-    """The parts that lower the score most; [] where no part lowers it."""
+    """A message that names the `shown` parts with the largest effect. [] if no part lowers the score."""
     trigger = [part for part in parts if part.drop > 0][:shown]
     messages = [message("key_word", words=part.words, drop=part.drop) for part in trigger]
     return [message("key_words", parts=messages)] if messages else []

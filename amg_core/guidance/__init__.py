@@ -1,4 +1,4 @@
-"""Ways to steer away from a stored picture: a file each. `base` says what they share."""
+"""The ways to steer away from a stored picture, one file each. `base` has their interface."""
 
 from .base import Change, Guidance, Step, StepContext, expand, only
 from .paper import Deduplication, Despecification, Dissimilarity, Projection

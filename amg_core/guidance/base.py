@@ -1,11 +1,12 @@
-"""What every way to steer is given, and what it gives back.
+"""The interface of the ways to steer.
 
-A run composes ways to steer (`run.Settings.guidance`). Each is a frozen dataclass of its settings with
-one pure method, `step`: what is known of one model evaluation -> changes of the prediction. Hosts hand
-every kind of model (ε, v, flow) as the predicted clean latent x̂0, so the papers' ε-updates are written
-there: D, D_c, D_u, D_n, D_s are the prediction that leaves classifier-free guidance and those for the
-prompt, no prompt, the neighbour's caption and the reduced prompt. All are (B, C, H, W); strengths are
-(B,). Nothing is ever reduced across the batch.
+A sampling run composes ways to steer (`run.Settings.guidance`). Each is a frozen dataclass of its settings
+with one pure method, `step`, which maps one model evaluation to changes of the prediction.
+
+Hosts give the prediction of every kind of model (ε, v, flow) as the clean latent x̂0, so the papers'
+ε-updates are written in terms of it. D is the prediction after classifier-free guidance. D_c, D_u, D_n
+and D_s are the predictions for the prompt, no prompt, the neighbour's caption and the reduced prompt. All
+are (B, C, H, W). Strengths are (B,). No operation mixes samples of the batch.
 """
 
 from __future__ import annotations
@@ -23,40 +24,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepContext:
-    """One model evaluation of B samples, as a way to steer sees it.
+    """The input of a way to steer: one model evaluation of B samples.
 
     Attributes
     ----------
     denoised : Tensor (B, C, H, W)
-        D, with the changes that the ways before have made.
+        D, with the changes of the previous ways.
     cond_denoised, uncond_denoised : Tensor (B, C, H, W) or None
-        D_c and D_u; None where the host did not compute them (no guidance scale, cfg 1).
+        D_c and D_u. None if the host did not compute them (no guidance scale, cfg 1).
     cfg_scale : float
-        s0.
+        s0, the guidance scale.
     sigma : Tensor (B,)
         Noise level in k-diffusion units (flow: σ/(1 − σ)).
     t : float
         Diffusion time in [0, 1], 1 = pure noise.
     number : int
-        How many evaluations of this run were before it.
+        The number of earlier evaluations in this run.
     watched, match, threshold : Tensor (B, C, H, W), Match, Tensor (B,)
         The prediction that was compared, its nearest pictures, and λ_t in the descriptor's unit.
     active : Tensor (B,) bool
         Eq. 10's indicator.
     memorized : Tensor (B,) bool
-        Samples that were active at this step or before: their prompt is one that draws a stored picture.
+        Samples that were active at this step or before, so their prompt counts as memorised.
     trapped : Tensor (B,) bool
-        Samples that nothing has yet led away: at first those that are active. `watched` and `match` are
-        then of the prediction that they are trapped in.
+        Samples that no way has steered away yet, at first all active ones. `watched` and `match` are
+        those of the prediction that is still too close.
     spent : Tensor (B,)
-        s1, the part of the guidance scale that despecification has taken off.
+        s1, the part of the guidance scale that despecification has removed.
     own_units : bool
-        Whether strengths are taken from the descriptor's own unit, not from the calibrated similarity.
+        Whether strengths use the similarity in the descriptor's own unit instead of the score.
     neighbor_denoised : callable or None
         B captions -> D_n.
     reduced : ReducedPrompt or None
         The prompt with fewer words.
-    look : callable
+    compare : callable
         A prediction (B, C, H, W) -> its `Match` at this noise level.
     """
 
@@ -81,12 +82,12 @@ class StepContext:
     compare: Callable[[Tensor], Match]
 
     def score(self, match: Match) -> Tensor:
-        """σ_t of the strengths' equations, (B,): calibrated, or in the descriptor's own unit."""
+        """σ_t of the equations for strengths, (B,): the score, or the similarity if `own_units`."""
         return match.similarity if self.own_units else match.score
 
 
 class Change(NamedTuple):
-    """A change of D (B, C, H, W) for the samples `rows` (B,) bool; `term` is its name in reports."""
+    """A change of D, (B, C, H, W), for the samples `rows`, (B,) bool. `term` is its name in reports."""
 
     term: str
     delta: Tensor
@@ -94,7 +95,7 @@ class Change(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one way did: its changes, what the ways after it are given, and what it wants to remember."""
+    """The result of one way: its changes, the context for the next ways, and its new memory."""
 
     changes: Sequence[Change]
     context: StepContext
@@ -108,8 +109,8 @@ class Guidance:
     Attributes
     ----------
     strength : float
-        0 = off, 1 = as the preset means it. Up to 1 it is the share of each change that is made; above 1
-        it multiplies the way's own constants (`factor`).
+        0 = off, 1 = as in the preset. Up to 1 it is the share of each change that is made. Above 1 it
+        multiplies the constants of the way (`factor`).
     """
 
     strength: float = 1.0
@@ -117,24 +118,24 @@ class Guidance:
 
     @property
     def share(self) -> float:
-        """What share of a change is made, in [0, 1]."""
+        """The share of a change that is made, in [0, 1]."""
         return min(1.0, self.strength)
 
     @property
     def factor(self) -> float:
-        """By how much constants are multiplied, at least 1."""
+        """The factor for constants, at least 1."""
         return max(1.0, self.strength)
 
     def start(self, batch: int) -> Any:
-        """What the first `step` of a run is given as its memory."""
+        """The memory for the first `step` of a run."""
         return None
 
     def step(self, context: StepContext, memory: Any) -> Step:
-        """Changes of `context.denoised`, for those samples that this way acts on."""
+        """Changes of `context.denoised` for the samples that this way acts on. Pure."""
         raise NotImplementedError
 
     def retried(self, number: int) -> Guidance:
-        """The same way in retry `number`, 1, 2, …, of a picture that came out a copy."""
+        """The same way with the settings for retry `number`, 1, 2, …, of a picture that was a copy."""
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -142,10 +143,10 @@ class Guidance:
 
 
 def expand(per_sample: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, …), on the device and in the type of `like`."""
+    """(B,) -> (B, 1, …), with the device and dtype of `like`."""
     return per_sample.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def only(rows: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """`chosen` where `rows` (B,) bool, else `other`: (B, …)."""
+    """`chosen` (B, …) for the samples in `rows`, (B,) bool, and `other` for the rest."""
     return chosen.where(expand(rows, chosen) > 0, other)

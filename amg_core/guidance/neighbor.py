@@ -1,4 +1,4 @@
-"""D_n, the prediction for the neighbour's caption, asked for as rarely as may be."""
+"""D_n, the prediction for the neighbour's caption, reused over evaluations to save work."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .base import StepContext
 
-LASTING = 2  # evaluations that one prediction serves, while the caption stays
+LASTING = 2  # evaluations that use one prediction, as long as the caption stays the same
 
 
 @dataclass(frozen=True)
 class Held:
-    """D_n − D_u of one sample (C, H, W), and at which evaluation it was asked for."""
+    """D_n − D_u of one sample, (C, H, W), and the number of the evaluation that computed it."""
 
     caption: str = ""
     beyond: Tensor | None = None
@@ -24,10 +24,10 @@ class Held:
 def neighbor_prediction(
     context: StepContext, rows: Tensor, held: tuple[Held, ...], lasting: int = LASTING
 ) -> tuple[Tensor, tuple[Held, ...]]:
-    """D_n (B, C, H, W) for the captions of the matched pictures of `rows` (B,) bool; elsewhere D_u.
+    """D_n (B, C, H, W) for the matched captions of the samples `rows`, (B,) bool. Other samples get D_u.
 
-    What a caption draws beyond no prompt changes slowly from step to step, and a prediction costs half a
-    step: one serves for `lasting`. Each sample keeps its own, so that none depends on another.
+    D_n − D_u changes slowly from step to step, and a prediction costs half a step, so each is used for
+    `lasting` evaluations. Every sample keeps its own, so samples do not depend on each other.
     """
     uncond, ask = context.uncond_denoised, context.neighbor_denoised
     assert uncond is not None and ask is not None

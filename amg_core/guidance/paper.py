@@ -1,7 +1,7 @@
 """The paper's three terms, Eqs. 13 to 17 of AMG [1]_, in denoised space.
 
-Active samples only. Strengths follow σ_t on the calibrated scale: the paper's −nL2 is never positive,
-and a cosine's own zero means nothing (see `metrics.score`).
+The terms act on active samples only. Their strengths follow σ_t on the scale of `metrics.score`, because
+the paper's −nL2 is never positive, and the zero of a cosine has no meaning.
 
 References
 ----------
@@ -37,28 +37,28 @@ def deduplication_strength(
 
 
 def despecification(cond: Tensor, uncond: Tensor, s1: Tensor) -> Tensor:
-    """−s1·(D_c − D_u)   (Eq. 13): less of the prompt's pull. Returned as a change of D."""
+    """−s1·(D_c − D_u)   (Eq. 13), a change of D that weakens the prompt."""
     return -expand(s1, cond) * (cond - uncond)
 
 
 def deduplication(neighbor: Tensor, uncond: Tensor, s2: Tensor) -> Tensor:
-    """−s2·(D_n − D_u)   (Eq. 15): away from what the neighbour's caption would draw."""
+    """−s2·(D_n − D_u)   (Eq. 15), a change of D away from the prediction for the neighbour's caption."""
     return -expand(s2, uncond) * (neighbor - uncond)
 
 
 def dissimilarity(gradient: Tensor, sigma: Tensor, c3: float | Tensor) -> Tensor:
     """−c3·σ²·∇_D similarity   (Eq. 17 in denoised space; σ in k-diffusion units, (B,)).
 
-    ε is held constant, as in the authors' code: ∇_{x_t} = ∇_D/√ᾱ, and √(1−ᾱ) in ε is σ in D.
+    ε is held constant, as in the authors' code. Then ∇_{x_t} = ∇_D/√ᾱ, and √(1−ᾱ) in ε becomes σ in D.
     """
     c3 = torch.as_tensor(c3).to(gradient)
     return -expand(c3 * sigma.to(gradient) ** 2, gradient) * gradient
 
 
 def projection(gradient: Tensor, excess: Tensor, denoised: Tensor, cap: float) -> Tensor:
-    """The smallest move of D that a linear model says removes `excess` similarity (Polyak's step).
+    """The smallest change of D that removes `excess` similarity in a linear model (Polyak's step).
 
-    −excess·∇/‖∇‖², excess = similarity − target (B,); its norm is capped at `cap`·‖D‖ per sample.
+    −excess·∇/‖∇‖², where excess = similarity − target (B,). Its norm is at most `cap`·‖D‖ per sample.
     """
     norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
     length = excess.to(gradient).clamp_min(0) / norm
@@ -111,13 +111,13 @@ class Deduplication(Guidance):
         return Step([Change(self.kind, deduplication(neighbor, uncond, s2), rows)], context, memory)
 
     def weight(self, context: StepContext) -> float | Tensor:
-        """c2, one for all or (B,)."""
+        """c2, one value for all samples or (B,)."""
         return self.c2 * self.factor
 
 
 @dataclass(frozen=True)
 class Dissimilarity(Guidance):
-    """Eq. 17 as it stands: a fixed push down the similarity, of D as the ways before left it."""
+    """Eq. 17 as in the paper: one gradient step of fixed size that lowers the similarity of D."""
 
     c3: float = 1.0
     kind: ClassVar[str] = "dissimilarity"
@@ -134,28 +134,28 @@ class Dissimilarity(Guidance):
         return Step([Change("dissimilarity", delta, context.active)], context, None)
 
     def moved(self, context: StepContext, i: int, latent: Tensor, match: Match) -> Tensor:
-        """The prediction of sample i, (1, C, H, W), less similar to its match."""
+        """The prediction of sample i, (1, C, H, W), after the step away from its match."""
         gradient, value = context.matcher.gradient(latent, match)
         level = context.sigma[i : i + 1].clone()
         return latent + dissimilarity(gradient, level, self.constant(context, match, value))
 
     def constant(self, context: StepContext, match: Match, similarity: Tensor) -> float | Tensor:
-        """c3, one for all or (1,)."""
+        """c3, one value for all samples or (1,)."""
         return self.c3 * self.factor
 
 
 @dataclass(frozen=True)
 class Projection(Dissimilarity):
-    """Eq. 17, bounded and measured anew: down the similarity until it is `margin` below the threshold.
+    """Eq. 17 with bounded steps, repeated until the similarity is `margin` below the threshold.
 
     Attributes
     ----------
     c3 : float
-        Share of the distance that each step takes, 1 = all the way.
+        Share of the excess that each step removes, 1 = all of it.
     margin : float
         In units of similarity.
     iterations, cap : int, float
-        Steps at most, and their length relative to ‖D‖ each.
+        Largest number of steps, and the largest norm of each relative to ‖D‖.
     """
 
     margin: float = 0.05

@@ -1,8 +1,8 @@
-"""Out of a copy's basin with fewer of the prompt's words.
+"""Prompt reduction: steers away from a copy with fewer words of the prompt.
 
-A prompt whose prediction is a copy has proved to be memorised, and draws that picture at any guidance
-scale. What leads elsewhere is a prompt that says less: its first words name the subject, and the later
-ones make it a key to one picture. So as many of the first words are kept as draw nothing stored.
+A prompt whose prediction is a copy is memorised, and draws that picture at any guidance scale. A shorter
+prompt draws something else: the first words name the subject, and the later words trigger the stored
+picture. So the guard keeps as many of the first words as draw nothing stored.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from .paper import deduplication
 
 @dataclass(frozen=True)
 class ReducedPrompt:
-    """The prompt with only its first words kept, the rest as if nothing were said.
+    """A prompt that can be evaluated with only its first words.
 
+    Attributes
+    ----------
     words : int
-        How many words (tokens, rows of the conditioning) the whole prompt has.
+        The number of words (tokens, rows of the conditioning) of the whole prompt.
     denoised : callable
-        Words kept (B,) int64 in [0, words] -> the prediction for them (B, C, H, W).
+        Number of words kept, (B,) int64 in [0, words] -> the prediction for them (B, C, H, W).
     """
 
     words: int
@@ -34,27 +36,27 @@ class ReducedPrompt:
 
 
 def reduced(prompt: Tensor, nothing: Tensor, kept: Tensor) -> Tensor:
-    """The first `kept` (B,) tokens of a prompt's conditioning, the rest from that of no prompt.
+    """The first `kept` (B,) tokens of a prompt's conditioning, followed by those of the empty prompt.
 
-    prompt, nothing : Tensor (B, T, C) -> (B, T, C). Under a causal text encoder the kept tokens are
-    exactly those of the shorter text.
+    `prompt` and `nothing` are the two conditionings, (B, T, C), and so is the result. With a causal text
+    encoder the kept tokens are exactly those of the shorter text.
     """
     place = torch.arange(prompt.shape[1], device=prompt.device)
     return torch.where((place < kept.to(prompt.device)[:, None])[..., None], prompt, nothing)
 
 
 def away(cond: Tensor, reduced: Tensor, strength: Tensor) -> Tensor:
-    """−r·(D_c − D_s)°: away from what the left-out words add, r (B,).
+    """−r·(D_c − D_s)°, a change of D away from what the removed words add. r is (B,).
 
-    ° takes away the mean of each channel, which is the picture's overall tone. Pushed away from as well,
-    a violet picture turns green and stays what it was otherwise.
+    ° removes the mean of each channel, the overall tone of the picture. Without that, a violet picture
+    would only turn green and otherwise stay the same.
     """
     pull = cond - reduced
     return -expand(strength, pull) * (pull - pull.mean(dim=(2, 3), keepdim=True))
 
 
 class Memory(NamedTuple):
-    """Of each sample: words kept, −1 = not looked for yet; and r. (B,) each."""
+    """For each sample the number of words kept (−1 = not searched yet), and r. Both are (B,)."""
 
     kept: Tensor
     away: Tensor
@@ -62,20 +64,20 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptReduction(Guidance):
-    """D ← D + s0·(D_s − D_c) − r·(D_c − D_s)° for memorised prompts, as far as `until`.
+    """D ← D + s0·(D_s − D_c) − r·(D_c − D_s)° for memorised prompts, until diffusion time `until`.
 
-    D_s is the prediction for the reduced prompt, or D_u where even few words draw something stored. The
-    r-term acts while D_c is too close, and grows until it is not. Samples whose D_u is something stored
-    as well stay trapped, in D_u. Needs D_c, D_u and the reduced prompt; else does nothing.
+    D_s is the prediction for the reduced prompt, or D_u if even few words draw something stored. The
+    r-term acts, and grows, while the picture is too close. A sample whose D_u is close to a stored
+    picture as well stays trapped. Needs D_c, D_u and the reduced prompt, and does nothing without them.
 
     Attributes
     ----------
     first, growth, most : float
-        r at first, by what it grows with each step that is still too close, and its largest value.
+        The first r, its factor for each step that is still too close, and its largest value.
     until : float
         Diffusion time t down to which a memorised prompt stays reduced.
-    unrelated : float
-        Calibrated similarity up to which a prediction for fewer words counts as nothing stored.
+    safe_score : float
+        Largest score at which a prediction for fewer words counts as nothing stored.
     """
 
     first: float = 1.0
@@ -118,7 +120,7 @@ class PromptReduction(Guidance):
     def _draw(
         self, context: StepContext, prompt: ReducedPrompt, rows: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """D_s, where it is nothing stored (B,) bool, and the words that each sample keeps."""
+        """D_s, whether it is nothing stored (B,) bool, and the number of words kept (B,)."""
 
         def draw(words: Tensor) -> tuple[Tensor, Tensor]:
             drawn = prompt.denoised(words.clamp_min(0))
@@ -127,14 +129,14 @@ class PromptReduction(Guidance):
         kept = _searched(draw, rows & (kept < 0), kept, prompt.words)
         drawn, usable = draw(kept)
         again = rows & ~usable & (kept > 0)
-        if again.any():  # what was new at first may lead back later: one word less
+        if again.any():  # words that were safe at first can be too close later: keep one less
             kept = torch.where(again, kept - 1, kept)
             fewer, good = draw(kept)
             drawn, usable = only(again, fewer, drawn), torch.where(again, good, usable)
         return drawn, usable, kept
 
     def retried(self, number: int) -> PromptReduction:
-        """Keeps fewer words, longer, and goes farther."""
+        """The same with a stricter limit for the words that are kept, a larger r and a later end."""
         return replace(
             self,
             first=self.first * 1.25**number,
@@ -144,12 +146,12 @@ class PromptReduction(Guidance):
         )
 
 
-# Words kept (B,) -> the prediction for them, and where it is nothing stored (B,) bool.
+# Number of words kept (B,) -> the prediction for them, and whether it is nothing stored (B,) bool.
 Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _searched(draw: Draw, new: Tensor, kept: Tensor, words: int) -> Tensor:
-    """By bisection, the most first words that draw nothing stored, for `new`; 0 where one is too many."""
+    """Search by bisection how many first words of the samples `new` draw nothing stored, at least 0."""
     if not new.any():
         return kept
     low, high = torch.zeros_like(kept), torch.full_like(kept, words)
@@ -162,9 +164,9 @@ def _searched(draw: Draw, new: Tensor, kept: Tensor, words: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AwayFromCaption(Guidance):
-    """D ← D − c2·σ_t·(D_n − D_u) for samples that are trapped in D_u: off its neighbour's caption.
+    """D ← D − c2·σ_t·(D_n − D_u) for trapped samples: steers away from the caption of the neighbour of D_u.
 
-    Eq. 15 without the limit of Eq. 16. Comes after `PromptReduction`.
+    Eq. 15 without the limit of Eq. 16. It comes after `PromptReduction`.
     """
 
     c2: float = 1.5

@@ -1,7 +1,7 @@
-"""The paper's terms as the authors' code has them, where that differs from the paper.
+"""The paper's terms with the differences of the authors' code, github.com/chenchen-usyd/AMG.
 
-github.com/chenchen-usyd/AMG: despecification outside the gate, c2 = (s0 − 1 − s1)/0.3, and for c3 a
-constant that grows towards the end of sampling. The neighbour's caption is asked for at every step.
+Despecification also acts outside the gate, c2 = (s0 − 1 − s1)/0.3, and c3 grows towards the end of
+sampling. The prediction for the neighbour's caption is computed at every step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def reference_c3(similarity: Tensor, t: float) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceDespecification(Despecification):
-    """On all samples with anything in common with their neighbour."""
+    """Despecification of all samples that have anything in common with their neighbour."""
 
     def rows(self, context: StepContext) -> Tensor:
         return context.active | (context.match.score > 0)

@@ -1,4 +1,4 @@
-"""Off the neighbour's picture itself, for samples that no prompt leads elsewhere."""
+"""Repulsion: steers away from the neighbour's picture itself, for samples that no shorter prompt helps."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from .base import Change, Guidance, Step, StepContext
 class Repulsion(Guidance):
     """D ← D − r·a·‖D°‖·n for trapped samples.
 
-    n is the unit direction in which the prediction that is trapped becomes more like its picture
-    (`Matcher.towards`), a in [0, 1] how much of it there is, ° takes away each channel's mean, and r grows
-    with every step. Unlike the gradient of a distance, which ends at the edge of a ball around the
-    picture and finds the cheapest way there, it stays one direction in low frequencies and does not
-    stop there.
+    n is the unit direction in which the trapped prediction becomes more like its picture
+    (`Matcher.towards`), a in [0, 1] is the picture's share of the prediction, ° removes each channel's
+    mean, and r grows with every step. The gradient of a distance would vanish at a certain distance and
+    change only what is cheapest to change. This is one fixed direction in low frequencies without such
+    an end.
 
     Attributes
     ----------
     first, growth, most : float
-        r at first, by what it grows a step, and its largest value, in lengths of what D shares with the
-        picture.
+        The first r, its factor for each step, and its largest value, as multiples of a·‖D°‖.
     until : float
-        Diffusion time below which it would only leave marks.
+        Diffusion time below which repulsion stops, because it would only leave visible marks.
     """
 
     first: float = 3.0

@@ -1,6 +1,6 @@
-"""The pictures that a generation must not copy: build an index folder, change it, open it.
+"""The index of pictures to stay away from: building, changing and opening its folder.
 
-Searching is `search.Searcher`, what can be indexed is in `sources`.
+`search.Searcher` searches it. `sources` has the formats that can be indexed.
 """
 
 from .reader import Alias, Index

@@ -1,14 +1,14 @@
-"""Folders of clip-retrieval and img2dataset users: CLIP embeddings made elsewhere become an index.
+"""Makes an index of CLIP embeddings from a folder of clip-retrieval or img2dataset.
 
 ::
 
     folder/
       img_emb/img_emb_0.npy …            (n, D) float16 or float32
       metadata/metadata_0.parquet …      n rows: image_path, caption, url, key, … (needs pyarrow)
-      image.index                        FAISS, read where img_emb is absent (needs faiss-cpu)
+      image.index                        FAISS, read if there is no img_emb (needs faiss-cpu)
 
-Bare ``.npy`` files in the folder are read too. The pictures themselves are not there, so the index has
-no thumbnails; what names a row is the path, else the URL, of its picture.
+``.npy`` files directly in the folder are read too. The pictures themselves are not there, so the index
+has no thumbnails. A row is named by the path of its picture, or else by the URL.
 
 References
 ----------
@@ -41,17 +41,17 @@ from .shard import Record, ShardWriter, check_mapped
 if TYPE_CHECKING:
     from .writer import BuildReport
 
-MODEL = "ViT-B/32"  # what clip-retrieval takes unless told otherwise
-BLOCK = 1 << 14  # rows at once
+MODEL = "ViT-B/32"  # the default of clip-retrieval
+BLOCK = 1 << 14  # rows read at once
 _COLUMNS = ("image_path", "caption", "url", "key", "sha256", "width", "height")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What is in such a folder. `vectors` and `tables` go together one by one where both are there.
+    """The files of such a folder. If there are both, `vectors` and `tables` correspond one to one.
 
-    vectors : .npy files; tables : .parquet files, none where there is no metadata; faiss : the index
-    file that is read instead of `vectors`, or None.
+    `vectors` are .npy files. `tables` are .parquet files, none if there is no metadata. `faiss` is the
+    index file that is read instead of `vectors`, or None.
     """
 
     path: Path
@@ -61,12 +61,12 @@ class Folder:
 
 
 def look(folder: str | os.PathLike[str]) -> Folder:
-    """Which files of `folder` hold embeddings and metadata.
+    """Find the files of `folder` that hold embeddings and metadata.
 
     Raises
     ------
     AMGError
-        None do, or vectors and metadata do not belong together.
+        There are none, or embeddings and metadata do not belong together.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -95,15 +95,15 @@ def look(folder: str | os.PathLike[str]) -> Folder:
 def read_clip_retrieval(
     folder: str | os.PathLike[str],
 ) -> Iterator[tuple[np.ndarray, list[Record]]]:
-    """Blocks of rows (n, D) float32 as stored, and what is known of each; n <= BLOCK.
+    """Read blocks of at most BLOCK rows, (n, D) float32 as stored, with a `Record` of each row.
 
-    Memory does not grow with the folder, except that a FAISS index is read whole. `Record.sha256` is ""
-    and sizes are 0 where the metadata does not state them.
+    Memory does not grow with the folder, except that a FAISS index is read whole. If the metadata does
+    not have them, `Record.sha256` is "" and sizes are 0.
 
     Raises
     ------
     AMGError
-        As `look`; a file is damaged, or an optional package is missing.
+        As `look`, and if a file is damaged or an optional package is missing.
     """
     found = look(folder)
     if found.faiss is not None:
@@ -140,16 +140,16 @@ def import_clip_retrieval(
 ) -> BuildReport:
     """Make an index of the embeddings in `folder`, for `two_stage` or any search by CLIP.
 
-    Rows are scaled to length 1 and kept as float16. Rows that are not finite or have no length are
-    left out and reported. What was muted in an index that is replaced stays muted.
+    Rows are scaled to norm 1 and kept as float16. Rows that are not finite, or are zero, are left out and
+    reported. If an index is replaced, its excluded (muted) pictures stay excluded.
 
     Parameters
     ----------
     out : path
-        Absent, empty or an index; see `writer.build`.
+        A new or empty folder, or an index, see `writer.build`.
     model : str
-        Which CLIP made the embeddings, in clip-retrieval's spelling ("ViT-B/32", "ViT-L/14",
-        "open_clip:ViT-H-14"). The files do not say, and queries must come from the same.
+        The CLIP model that made the embeddings, as clip-retrieval spells it ("ViT-B/32", "ViT-L/14",
+        "open_clip:ViT-H-14"). The files do not have it, and queries must come from the same model.
     progress : callable, optional
         ``progress(done, total, source)`` for each block.
 
@@ -160,8 +160,8 @@ def import_clip_retrieval(
     Raises
     ------
     AMGError
-        As `read_clip_retrieval`; the vectors are not that model's; `out` is an index (unless
-        `replace_index`) or something else; or the disk refuses.
+        As `read_clip_retrieval`, and if the embeddings cannot be that model's, `out` is an index (without
+        `replace_index`) or something else, or the disk cannot be written.
     """
     from .writer import ROWS_PER_SHARD, BuildReport, _muted
 
@@ -221,7 +221,7 @@ WIDTHS = {"b_32": 512, "b_16": 512, "l_14": 768, "h_14": 1024, "g_14": 1024, "bi
 
 
 def _check_width(folder: str | os.PathLike[str], width: int, model: str) -> None:
-    """AMGError where vectors of this width cannot be the model's, as far as it is known."""
+    """AMGError if the width shows that the embeddings are not the model's. Not every width is known."""
     size = spec_of(model).id.partition("clip_vit_")[2]
     expected = next((WIDTHS[s] for s in sorted(WIDTHS, key=len)[::-1] if size.startswith(s)), width)
     if width != expected:
@@ -232,7 +232,7 @@ def _check_width(folder: str | os.PathLike[str], width: int, model: str) -> None
 
 
 def spec_of(model: str) -> DescriptorSpec:
-    """The spec of an imported index: "ViT-B/32" -> id ``clip_vit_b_32``. The weights are not known.
+    """The spec of an imported index, without a hash of weights: "ViT-B/32" -> id ``clip_vit_b_32``.
 
     OpenCLIP's models have another activation than OpenAI's, unless their name says otherwise.
     """
@@ -250,7 +250,7 @@ def spec_of(model: str) -> DescriptorSpec:
 
 
 class _Shards:
-    """Rows into shards of at most `most` rows."""
+    """Writes rows into shards of at most `most` rows."""
 
     def __init__(self, folder: Path, spec: DescriptorSpec, most: int) -> None:
         self.folder, self.spec, self.most, self.count = folder, spec, most, 0
@@ -282,7 +282,7 @@ class _Shards:
 
 
 def _unit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, D) float32 -> (n, D) float16 of length 1, and which of them are usable (n,) bool."""
+    """(n, D) float32 -> (n, D) float16 of norm 1, and which rows are usable, (n,) bool."""
     finite = np.isfinite(rows).all(axis=1)
     rows = np.where(finite[:, None], rows, 0)
     length = np.linalg.norm(rows.astype(np.float64), axis=1)
@@ -291,7 +291,7 @@ def _unit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _identified(record: Record, number: int) -> Record:
-    """With a hash for the row to go by: its place and name, for the file itself is not at hand."""
+    """The record with a hash of its place and name, because the picture's file is not available."""
     identity = f"clip-retrieval\n{number}\n{record.source}".encode("utf-8", "replace")
     return replace(record, sha256=hashlib.sha256(identity).hexdigest())
 
@@ -300,7 +300,7 @@ def _identified(record: Record, number: int) -> Record:
 
 
 def _numbered(folder: Path, ending: str) -> tuple[Path, ...]:
-    """Files of that ending in the order of their numbers, "img_emb_2.npy" before "img_emb_10.npy"."""
+    """Files with that ending, ordered by number: "img_emb_2.npy" before "img_emb_10.npy"."""
     if not folder.is_dir():
         return ()
     files = [path for path in folder.iterdir() if path.suffix == ending and path.name[0] != "."]
@@ -313,7 +313,7 @@ def _number(path: Path) -> int:
 
 
 def _open(path: Path) -> np.ndarray:
-    """The rows of a .npy file, mapped: (n, D) floats."""
+    """The rows of a .npy file, (n, D) floats, memory-mapped."""
     try:
         values: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -326,7 +326,7 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _records(table: Path | None, stem: str, first: int) -> Iterator[Record]:
-    """What a metadata file says of each row; names made of `stem` and the row where there is none."""
+    """A record for each row of a metadata file. Without a name, it is named by `stem` and the row."""
     if table is None:
         while True:
             yield Record(f"{stem}#{first}", "", "", 0, 0)
@@ -343,7 +343,7 @@ def _records(table: Path | None, stem: str, first: int) -> Iterator[Record]:
 
 
 def _record(row: Mapping[str, object], otherwise: str) -> Record:
-    """A path that names a file, else the URL, else whatever names it."""
+    """The record of a row, named by the path of a file, or else the URL, or else `otherwise`."""
     path, url, key = (_text(row.get(name)) for name in ("image_path", "url", "key"))
     source = path if Path(path).suffix else url or path or key or otherwise
     width, height = (
@@ -381,9 +381,9 @@ def _from_faiss(path: Path, tables: Sequence[Path]) -> Iterator[tuple[np.ndarray
 
 
 def _read_faiss(path: Path) -> Any:  # faiss has no types
-    """A FAISS index whose vectors can be had back as they were put in.
+    """Read a FAISS index that stores its vectors exactly.
 
-    Read through Python's own file: FAISS cannot open every path on Windows.
+    The file is opened by Python, because FAISS cannot open every path on Windows.
     """
     faiss = needed("faiss", f"Reading {path}", "pip install faiss-cpu")
     try:
@@ -402,8 +402,8 @@ def _read_faiss(path: Path) -> Any:  # faiss has no types
         )
     ):
         raise AMGError(
-            f"{path} is an {kind}: it holds compressed codes, from which the embeddings cannot be had "
-            f"back exactly. Import from the img_emb folder that it was made of (clip-retrieval "
-            f"inference writes it), or make a flat index."
+            f"{path} is an {kind}: it holds compressed codes, from which the exact embeddings cannot be "
+            f"restored. Import the img_emb folder from which it was made (clip-retrieval inference "
+            f"writes it), or make a flat index."
         )
     return index

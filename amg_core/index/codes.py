@@ -1,17 +1,18 @@
 """4-bit codes of the rows of one scale: 64 bytes a row, scanned exhaustively (FAISS fast scan).
 
 Product quantisation (Jégou et al., PAMI 2011) with 16 centroids for every 4 dimensions, after the
-rows were centred and turned so that all groups of 4 carry equal variance (the closed-form start of
-optimised product quantisation: Ge et al., CVPR 2013, §4.2). On SSCD rows the turn halves the squared
-error of a code, so that fewer rows have to be looked at exactly. More than 512 dimensions are first
-reduced to the 512 principal ones; what is lost shows in the calibration, not in the answers.
+rows were centred and rotated so that all groups of 4 have equal variance (the closed-form start of
+optimised product quantisation: Ge et al., CVPR 2013, §4.2). On SSCD rows the rotation halves the squared
+error of a code, so that fewer rows have to be measured exactly. More than 512 dimensions are first
+reduced to the 512 principal ones. This makes the estimates less precise, which the calibration measures,
+but does not change the answers.
 
 A cache file holds, all little-endian: magic (8 bytes); SHA-256 of the header (32); the header, JSON
-padded with spaces to 4,056 bytes; float32 mean (D), turn (D, E), centroids (M, 16, 4); the codes in
-blocks of 32 rows as `faiss.IndexPQFastScan` keeps them. "sha256" in the header is that of the
-SHA-256s of the tables and of every PIECE rows' codes, so that pieces are checked in parallel.
-"layout" is the hash of a fixed pattern as this FAISS encodes it: one that would read the codes
-otherwise does not get to see them. A file that is damaged or of other rows is built again.
+padded with spaces to 4,056 bytes; float32 mean (D), rotation (D, E), centroids (M, 16, 4); the codes in
+blocks of 32 rows in the layout of `faiss.IndexPQFastScan`. "sha256" in the header is the hash of the
+SHA-256s of the tables and of the codes of every PIECE rows, so that pieces are checked in parallel.
+"layout" is the hash of a fixed pattern, encoded by this FAISS. A FAISS with another layout of codes has
+another hash and does not read them. A file that is damaged or of other rows is built again.
 """
 
 from __future__ import annotations
@@ -38,35 +39,35 @@ from .exact import Stored
 VERSION = 1
 MAGIC = b"AMGPQ4\r\n"
 HEADER = 4096
-SUB, CENTROIDS, BLOCK = 4, 16, 32  # dimensions a code, centroids of 4 bits, rows a block
+SUB, CENTROIDS, BLOCK = 4, 16, 32  # dimensions of a code, centroids of 4 bits, rows of a block
 MOST_DIMS = 512
 MOST_EIGEN = 2048  # side of the largest eigenproblem: 2 s
-PIECE = 65_536  # rows turned, encoded, written and hashed at once; a multiple of BLOCK
-TRAIN = 65_536  # rows the turn is learned from
+PIECE = 65_536  # rows rotated, encoded, written and hashed at once; a multiple of BLOCK
+TRAIN = 65_536  # rows from which the rotation is computed
 SEED = 0x414D47
-MOST_THREADS = 8  # more than fill the memory bus of a desktop
-STALE = 86_400  # seconds after which a temporary file was left by a crash
+MOST_THREADS = 8  # these already use the whole memory bandwidth of a desktop
+STALE = 86_400  # seconds after which a temporary file counts as left by a crash
 TINY = 1e-12
-LARGEST = 1e8  # of the tables: rows are in float16, so their sums stay far below it
+LARGEST = 1e8  # largest value in the tables: rows are float16, so their sums are far smaller
 log = logging.getLogger(__name__)
 
-# Calibration: queries made of rows, and the ranks at which the stopping rule is rehearsed.
-SCAN = 8192  # best codes a first scan returns
-FIRST = 512  # rows looked at exactly before the stopping rule is asked
-LEAST = 128  # errors that a deviation is taken from
+# Calibration: queries made of rows, and the ranks at which the stopping rule is tested.
+SCAN = 8192  # number of best codes that a first scan returns
+FIRST = 512  # rows measured exactly before the stopping rule is tested
+LEAST = 128  # smallest number of errors for an estimate of their deviation
 REHEARSALS = 64
 BLENDS = (0.34, 0.72, 1.22, 1.90)  # x + t·(y - z): cosine 0.9, 0.7, 0.5, 0.35 with x if unrelated
-RARE, RARE_Z = 0.9999, 3.719  # a quantile, and where a normal distribution has it
+RARE, RARE_Z = 0.9999, 3.719  # a probability, and its quantile in the normal distribution
 
 
 Faiss = Any  # an index of faiss, which has no types
 
 
 class Wanted(TypedDict):
-    """What a cache file has to be of."""
+    """The contents that a cache file must have to be used."""
 
     version: int
-    rows: str | None  # names the rows; None: they have no name, and are not cached
+    rows: str | None  # hash of the rows; None: they have none, and are not cached
     count: int
     dim: int
     metric: str
@@ -85,7 +86,7 @@ class Header(Wanted):
 
 @dataclass(frozen=True)
 class Tables:
-    """What codes mean: mean (D,), turn (D, E), centroids (M, 16, 4), all float32; E = 4 M."""
+    """The tables of the codes: mean (D,), rotation (D, E), centroids (M, 16, 4), all float32. E = 4 M."""
 
     mean: np.ndarray
     turn: np.ndarray
@@ -93,7 +94,7 @@ class Tables:
     cosine: bool
 
     def empty(self) -> Faiss:
-        """A FAISS index that encodes and searches, without rows."""
+        """A FAISS index for these tables, without rows."""
         import faiss
 
         metric = faiss.METRIC_INNER_PRODUCT if self.cosine else faiss.METRIC_L2
@@ -103,11 +104,11 @@ class Tables:
         return index
 
     def turned(self, rows: np.ndarray) -> np.ndarray:
-        """(n, D) rows as stored -> (n, E) float32, what is encoded."""
+        """Centre and rotate stored rows for encoding: (n, D) -> (n, E) float32."""
         return _times(_whole(rows, self.cosine) - self.mean, self.turn)
 
     def asked(self, query: np.ndarray) -> tuple[np.ndarray, np.float32]:
-        """(D,) query -> (1, E) float32, what is searched, and what to add to the score."""
+        """Rotate a query (D,) for searching: (1, E) float32, and the term to add to its scores."""
         if self.cosine:
             return (query @ self.turn)[None], query @ self.mean
         return ((query - self.mean) @ self.turn)[None], np.float32(0)
@@ -123,7 +124,7 @@ class Tables:
         return cls(mean, turn.reshape(dim, width), centroids.reshape(-1, CENTROIDS, SUB), cosine)
 
     def layout(self) -> str:
-        """Hash of a fixed pattern of centroids, encoded."""
+        """Hash of a fixed pattern, as this FAISS encodes it."""
         index, groups = self.empty(), np.arange(len(self.centroids))
         picked = [(row + groups) % CENTROIDS for row in range(BLOCK)]
         index.add(np.stack([self.centroids[groups, one].ravel() for one in picked]))
@@ -132,11 +133,16 @@ class Tables:
 
 @dataclass(frozen=True)
 class Scanned:
-    """The best codes of one query: every row whose estimate is above `rest`, and no other.
+    """The best codes of one query: all rows whose estimate is above `rest`, and no others.
 
-    scores (n,) float32, descending: estimates of the cosine, or of minus the distance.
-    ids (n,) int64, ascending among equal scores. rest: no other row has a higher estimate;
-    -inf where all rows are here.
+    Attributes
+    ----------
+    scores : (n,) float32, descending
+        Estimates of the cosine, or of minus the distance.
+    ids : (n,) int64
+        Ascending among equal scores.
+    rest : float
+        No other row has a higher estimate. -inf if all rows are included.
     """
 
     scores: np.ndarray
@@ -145,14 +151,15 @@ class Scanned:
 
 
 class Codes:
-    """Codes in memory, in as many parts as threads search them at once.
+    """Codes in memory, in one part for each thread that searches.
 
     Attributes
     ----------
     tail : float
-        By what factor the errors of estimates exceed, at one in 10,000, a normal distribution's; >= 1.
+        At least 1. The ratio between the errors of estimates and those of a normal distribution at the
+        one-in-10,000 quantile.
     floor : float
-        Errors are never taken to be more narrowly spread than this.
+        Lower limit for the deviation of errors.
     """
 
     def __init__(self, tables: Tables, parts: Sequence[tuple[int, Faiss]], count: int) -> None:
@@ -161,9 +168,9 @@ class Codes:
         self._threads = ThreadPoolExecutor(len(self._parts), "pq4", initializer=_one_thread)
 
     def scan(self, queries: np.ndarray, amount: int) -> list[Scanned]:
-        """The about `amount` best of each query (B, D) float32, at most all.
+        """About the `amount` best codes for each query, (B, D) float32.
 
-        Rows that tie with the last are left out, so the result is a function of the query alone.
+        Rows that tie with the last are left out, so the result depends on the query only.
         """
         asked = [self.tables.asked(query) for query in queries]
         turned = np.concatenate([vector for vector, _ in asked])
@@ -192,9 +199,9 @@ class Codes:
 def open_codes(
     cache: Path | None, key: str | None, scale: int, rows: Stored, cosine: bool
 ) -> Codes:
-    """Codes of `rows` (N, D), N >= 1: from the cache where it is of these rows and sound, else made.
+    """Codes of `rows` (N, D), N >= 1. They are read from the cache if it is valid, or else made.
 
-    Nothing is cached where `cache` or `key` is None, or the folder cannot be written.
+    Nothing is cached if `cache` or `key` is None, or if the folder cannot be written.
     """
     path = cache / f"pq4-{scale}.bin" if cache is not None and key else None
     wanted: Wanted = {
@@ -213,7 +220,7 @@ def open_codes(
 
 
 def _make(path: Path, wanted: Wanted, rows: Stored) -> Codes:
-    """Build, calibrate, and put in place at `path`."""
+    """Build the codes, calibrate them, and write them to `path`."""
     log.info("Making search codes of %d pictures, once: %s", rows.shape[0], path.parent)
     handle, name = tempfile.mkstemp(".tmp", "pq4-", path.parent)
     temporary = Path(name)
@@ -222,11 +229,11 @@ def _make(path: Path, wanted: Wanted, rows: Stored) -> Codes:
             header = _write(file, wanted, rows)
         codes = read(temporary, wanted)
         if codes is None:
-            raise OSError(f"{temporary} reads back otherwise than it was written")
+            raise OSError(f"{temporary} differs from what was written")
         codes.tail, codes.floor = calibrate(codes, rows)
         with open(temporary, "r+b") as file:
             file.write(_header({**header, "tail": codes.tail, "floor": codes.floor}))
-        with suppress(OSError):  # on Windows, where another process reads the old one just now
+        with suppress(OSError):  # on Windows, while another process reads the old one
             os.replace(temporary, path)
         return codes
     finally:
@@ -234,7 +241,7 @@ def _make(path: Path, wanted: Wanted, rows: Stored) -> Codes:
 
 
 def _write(file: BinaryIO, wanted: Wanted, rows: Stored) -> Header:
-    """Train, encode piece by piece, and write all but the calibration. Returns the header."""
+    """Train, encode in pieces, and write everything except the calibration. Returns the header."""
     cosine = wanted["metric"] == "cosine"
     tables = train(sample(rows, TRAIN), cosine)
     file.write(bytes(HEADER))
@@ -263,7 +270,7 @@ def _write(file: BinaryIO, wanted: Wanted, rows: Stored) -> Header:
 
 
 def read(path: Path, wanted: Wanted) -> Codes | None:
-    """Codes from a cache file; None where it is absent, damaged, or not of the rows `wanted`."""
+    """Codes from a cache file, or None if it is missing, damaged or of other rows than `wanted`."""
     try:
         return _read(path, wanted)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -271,7 +278,7 @@ def read(path: Path, wanted: Wanted) -> Codes | None:
 
 
 def _sound(header: Any, wanted: Wanted) -> TypeGuard[Header]:
-    """Whether it is a header of the rows `wanted`, with numbers that a file of codes can have."""
+    """Whether it is a header for the rows `wanted`, with valid numbers."""
     if not isinstance(header, dict) or any(header.get(k) != v for k, v in wanted.items()):
         return False
     width, stride = header["width"], header["block_bytes"]
@@ -334,7 +341,7 @@ def _read(path: Path, wanted: Wanted) -> Codes | None:
 
 
 def train(rows: np.ndarray, cosine: bool) -> Tables:
-    """Learn mean, turn and centroids from sample rows (n, D), n >= 1. Deterministic."""
+    """Compute mean, rotation and centroids from sample rows (n, D), n >= 1. Deterministic."""
     rows = _whole(rows, cosine)
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
@@ -355,7 +362,7 @@ def train(rows: np.ndarray, cosine: bool) -> Tables:
 
 
 def balanced(variances: np.ndarray, groups: int) -> list[list[int]]:
-    """Axes (descending variances) dealt to groups of at most SUB with about equal products."""
+    """Distribute axes of descending variances to groups of at most SUB with about equal products."""
     logs = np.log(np.maximum(variances / max(variances[0], TINY), 1e-6) / 1e-6)
     dealt: list[list[int]] = [[] for _ in range(groups)]
     total = np.zeros(groups)
@@ -369,9 +376,9 @@ def balanced(variances: np.ndarray, groups: int) -> list[list[int]]:
 
 
 def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Variances (E,), descending, and axes (D, E) of centred rows (n, D); E <= most.
+    """Descending variances (E,) and principal axes (D, E) of centred rows (n, D), E <= most.
 
-    Of very long rows only as many are used as an eigenproblem of their own number is cheap for.
+    For very long rows only a few rows are used, so that an eigenproblem of their number is cheap.
     """
     count, dim = centred.shape
     if dim <= MOST_EIGEN:
@@ -385,11 +392,11 @@ def _principal(centred: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate(codes: Codes, rows: Stored) -> tuple[float, float]:
-    """(tail, floor): how estimates err beyond the ranks that were looked at.
+    """Measure `Codes.tail` and `Codes.floor`: the errors of estimates beyond the rows measured exactly.
 
-    Queries made of rows are searched for. After FIRST, 2 FIRST, … rows `spread` predicts the errors
-    of as many rows again, and what came is compared: a rehearsal of the stopping rule of `pq4`.
-    floor is the median deviation, inf where nothing could be rehearsed.
+    Queries made of rows are searched. After FIRST, 2 FIRST, … rows, `spread` predicts the errors of as
+    many further rows, and they are compared with the true errors. This tests the stopping rule of `pq4`.
+    `floor` is the median deviation, or inf if nothing could be tested.
     """
     count = rows.shape[0]
     rng = np.random.default_rng(SEED)
@@ -418,11 +425,11 @@ def calibrate(codes: Codes, rows: Stored) -> tuple[float, float]:
 
 
 def spread(errors: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of the errors (n,) of rows looked at, by descending estimate.
+    """Mean and standard deviation of the errors (n,) of measured rows, ordered by descending estimate.
 
-    Of the last half of them, as those are most like the rows that follow. Equal errors count
-    once: a thousand copies of a picture tell as much as one. The deviation is an upper confidence
-    limit (about 3 of its own standard errors), inf where there are too few.
+    Only the last half is used, which is most like the rows that follow. Equal errors count once,
+    because a thousand copies of a picture are no more evidence than one. The deviation is an upper
+    confidence limit (about 3 of its own standard errors), or inf if there are too few errors.
     """
     rounded = np.round(errors / max(np.abs(errors).max(), TINY), 5)
     distinct = errors[np.sort(np.unique(rounded, return_index=True)[1])]
@@ -433,7 +440,7 @@ def spread(errors: np.ndarray) -> tuple[float, float]:
 
 
 def sample(rows: Stored, most: int) -> np.ndarray:
-    """At most `most` rows, evenly random, the same every time."""
+    """At most `most` rows, uniformly random, with a fixed seed."""
     count = rows.shape[0]
     if count <= most:
         return np.asarray(rows[0:count])
@@ -442,7 +449,7 @@ def sample(rows: Stored, most: int) -> np.ndarray:
 
 
 def _whole(rows: np.ndarray, cosine: bool) -> np.ndarray:
-    """Stored rows (n, D) in float32, of length 1 where cosines are meant (zero stays zero)."""
+    """Stored rows (n, D) in float32, scaled to norm 1 for `cosine` (zero stays zero)."""
     rows = np.asarray(rows).astype(np.float32)
     if cosine:
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
@@ -450,7 +457,7 @@ def _whole(rows: np.ndarray, cosine: bool) -> np.ndarray:
 
 
 def _times(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Matrix product by torch: its threads are those the host has set."""
+    """Matrix product by torch, with the host's number of threads."""
     product: np.ndarray = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
     return product
 
@@ -462,7 +469,7 @@ def _resize(index: Faiss, rows: int, stride: int) -> None:
 
 
 def _codes_of(index: Faiss) -> np.ndarray:
-    """(bytes,) uint8 view of what a FAISS index holds. Valid while the index is not changed."""
+    """A (bytes,) uint8 view of the codes in a FAISS index. Valid until the index is changed."""
     import faiss
 
     size = -(-index.ntotal // BLOCK) * index.get_block_stride()
@@ -476,7 +483,7 @@ def _header(header: Header) -> bytes:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what crashed builds have left, by the names that `tempfile` makes."""
+    """Remove temporary files of crashed builds, recognised by the names that `tempfile` makes."""
     for left in folder.glob(f"pq4-{'?' * 8}.tmp"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE:
@@ -484,25 +491,25 @@ def _sweep(folder: Path) -> None:
 
 
 def _ordered(scores: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """By descending score (n,) float32, then by ascending id (n,) < 2³². One sort of integers."""
+    """Sort by descending score (n,) float32, then by ascending id (n,) < 2³², in one integer sort."""
     bits = scores.view(np.int32)
-    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # ascends as the float does
+    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the same order as the float
     keys = np.sort((~rank).astype(np.int64) << 32 | ids)
     rank = ~(keys >> 32).astype(np.int32)
     return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).view(np.float32), keys & 0xFFFFFFFF
 
 
 def _last(scores: np.ndarray) -> np.ndarray:
-    """(B,) lowest finite score of (B, n); inf where there is none.
+    """The lowest finite score of each query, (B, n) -> (B,), or inf if there is none.
 
-    FAISS does not return rows that have the least estimate it can express: they show as -inf here.
+    FAISS does not return rows that have the smallest estimate it can express. Here they have -inf.
     """
     finite: np.ndarray = np.where(np.isfinite(scores), scores, np.inf).min(1)
     return finite
 
 
 def _one_thread() -> None:
-    """OpenMP threads are counted per calling thread: one each, the host's stay as they are."""
+    """Use one OpenMP thread in the calling thread. The setting is per thread, so the host's stays."""
     import faiss
 
     faiss.omp_set_num_threads(1)

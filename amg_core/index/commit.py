@@ -1,10 +1,10 @@
-"""Change an index folder so that every reader finds the old index or the new one.
+"""Changes an index folder in such a way that every reader finds either the old index or the new one.
 
-New shards are written into the hidden build folder, flushed to the disk and moved in under names
-that say what is in them; then the manifest is replaced, which systems do in one step; then the
-shards that it no longer names are removed, and nothing that this program did not make (`own`). A
-program that has the old index open keeps reading it: on POSIX removed files live on while they are
-open, on Windows they cannot be removed and stay until the next change.
+New shards are written into the hidden build folder, flushed to the disk, and moved into place under names
+that depend on their content. Then the manifest is replaced, which is atomic. Then shards that it no longer
+names are removed, but nothing that this program did not make (`own`). A program that has the old index
+open can go on reading it. On POSIX, removed files stay readable while they are open. On Windows, they
+cannot be removed and stay until the next change.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from . import own
 from .shard import check_file, flush, flush_new
 
 OURS = frozenset({fmt.MANIFEST, fmt.SHARDS, fmt.CACHE, fmt.BUILD})
-PATIENCE = 5.0  # seconds to wait for a virus scanner or a reader to let go of a file (Windows)
+PATIENCE = 5.0  # seconds to wait until a virus scanner or reader closes a file (Windows)
 
 
 @contextmanager
 def changing(index: Path) -> Iterator[Path]:
-    """One change of an index at a time. Gives the build folder, which outlives a crash.
+    """A context that locks the index for one change. Yields the build folder, which survives a crash.
 
     Raises
     ------
     AMGError
-        Another change is running, `index` is something else than an index, or the disk refuses.
+        Another change is running, `index` is no index, or the disk cannot be written.
     """
     if not index.name:
         raise AMGError(f"{index} cannot be an index: give a folder below it.")
@@ -49,17 +49,17 @@ def changing(index: Path) -> Iterator[Path]:
             own.refuse_links(index)
         try:
             yield index / fmt.BUILD
-        except BaseException:  # give the room back; what was embedded stays for the next attempt
+        except BaseException:  # free the space; embedded pictures are kept for the next attempt
             own.remove(index / fmt.BUILD, own.DRAFTS)
             raise
         finally:
-            if not there:  # made for an index that has come to nothing
+            if not there:  # the folder was made for an index that failed
                 with suppress(OSError):
                     index.rmdir()
 
 
 def publish(index: Path, manifest: fmt.Manifest, made: dict[str, Path]) -> None:
-    """Make `manifest` the index. `made`: shard path -> the folder where it was written."""
+    """Make `manifest` the current one. `made` maps the path of a shard to the folder with its files."""
     entries = {entry.path: entry for entry in manifest.shards}
     with writing(index):
         (index / fmt.SHARDS).mkdir(exist_ok=True)
@@ -90,24 +90,24 @@ def _sound(place: Path, entry: fmt.ShardEntry) -> bool:
 
 
 def now() -> str:
-    """ISO 8601, UTC. To the microsecond, so that no two manifests of an index are the same bytes."""
+    """The time in ISO 8601, UTC, with microseconds, so that two manifests always differ."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _collect(index: Path, manifest: fmt.Manifest) -> None:
-    """Remove what was moved or replaced; what is held open stays for the next time."""
+    """Remove shards that are no longer used. Files that are open stay until the next change (Windows)."""
     own.remove(index / fmt.BUILD, own.DRAFTS)
     kept = {shard.path.rpartition("/")[2] for shard in manifest.shards}
     own.clear(index / fmt.SHARDS, own.SHARDS, kept)
 
 
 def forget_build(index: Path) -> None:
-    """Remove what a build has embedded so far: it is in the index now, or there is nothing to keep."""
+    """Remove the embeddings of a build, when they are in the index or not needed."""
     own.remove(index / fmt.BUILD, own.BUILD)
 
 
 def refuse_foreign(index: Path) -> None:
-    """An index folder holds an index only: nothing that a person has put there is touched."""
+    """AMGError if `index` is a file or a folder with other files, which must not be touched."""
     if not index.exists():
         return
     if not index.is_dir():
@@ -123,17 +123,17 @@ def refuse_foreign(index: Path) -> None:
 
 
 def refuse_index(index: Path) -> None:
-    """Where all of an index would be lost, a person has to say so."""
+    """AMGError if `index` is an index. Replacing all of it needs the user's consent."""
     if (index / fmt.MANIFEST).exists():
         raise AMGError(
             f"{index} is an index already, and all of it would be replaced: give a new folder, or "
-            f"say that you mean it (--replace)."
+            f"confirm with --replace."
         )
 
 
 @contextmanager
 def writing(index: Path) -> Iterator[None]:
-    """Disk errors in the block become an AMGError that names the index."""
+    """A context that turns disk errors into an AMGError with the name of the index."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
@@ -146,7 +146,7 @@ FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 
 
 def _step(index: Path, error: OSError | sqlite3.Error) -> str:
-    """What a person can do about an error of the disk."""
+    """The next step for the user after a disk error."""
     if os.name == "nt" and isinstance(error, PermissionError):
         return "close the programs that have this index open, then try again"
     number = getattr(error, "errno", None)
@@ -157,10 +157,10 @@ def _step(index: Path, error: OSError | sqlite3.Error) -> str:
             return "the disk is full; free space, then try again"
         return (
             f"the disk is full; free space, then try again. {build} holds {held / 2**20:.1f} MiB of a "
-            f"build that has not ended and would go on there: delete that folder to give it up"
+            f"build that can be continued: delete that folder to give it up"
         )
     if number in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
-        return "something else lies where it has to be; move it away or choose another folder"
+        return "another file is in its place; move it away or choose another folder"
     return "choose a folder you may write to, or free space, then try again"
 
 
@@ -177,12 +177,12 @@ def _patiently(move: Callable[[Path, Path], None], source: Path, to: Path) -> No
 
 @contextmanager
 def _locked(index: Path) -> Iterator[None]:
-    """The system lets go of the lock when a process dies."""
+    """A context with a lock on the index. The system releases it when the process ends."""
     path = fmt.lock_file(index)
     with writing(index):
         file = _take(path)
     if file is None:
-        raise AMGError(f"The index {index} is being built or changed: wait until that has ended.")
+        raise AMGError(f"The index {index} is being built or changed: wait until that is finished.")
     try:
         yield
     finally:
@@ -194,7 +194,7 @@ def _locked(index: Path) -> Iterator[None]:
 
 
 def _take(path: Path) -> BinaryIO | None:
-    """The locked file, open; None where another process has it."""
+    """The locked file, open, or None if another process has the lock."""
     while True:
         file = open(path, "ab")  # noqa: SIM115 (held until the change ends)
         try:
@@ -202,11 +202,11 @@ def _take(path: Path) -> BinaryIO | None:
         except BlockingIOError:
             file.close()
             return None
-        except OSError as error:  # a file system without locks: go on without
+        except OSError as error:  # a file system without locks: continue without one
             if os.name == "nt" or error.errno == errno.EACCES:
                 file.close()
                 return None
-        try:  # the one we locked may have been removed by the change that ended just now
+        try:  # a change that just ended may have removed the locked file
             if os.name == "nt" or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
         except FileNotFoundError:

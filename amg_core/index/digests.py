@@ -1,17 +1,17 @@
-"""Which pictures are there already, by the SHA-256 of their files."""
+"""Finds pictures that are already there by the SHA-256 of their files."""
 
 from __future__ import annotations
 
 import numpy as np
 
-KEY = 16  # bytes of a digest that are kept: 128 bits, 24 bytes a picture with its place
+KEY = 16  # bytes of a digest that are kept: 128 bits, in all 24 bytes a picture with its place
 
 
 class Digests:
-    """Digest -> place, for millions of pictures: sorted arrays that are merged as they grow.
+    """A map from digests to places for millions of pictures, in sorted arrays that are merged.
 
-    A place is (shard, row), two numbers of the caller's. What was added first is found.
-    `find` may be called from other threads while `add` runs.
+    A place is (shard, row), two numbers that the caller chooses. Of equal digests the first one added is
+    found. `find` may be called from other threads while `add` runs.
     """
 
     def __init__(self) -> None:
@@ -21,19 +21,19 @@ class Digests:
         return sum(len(keys) for keys, _ in self._levels)
 
     def add(self, digests: np.ndarray, shard: int) -> None:
-        """Enter (n, 32) uint8 digests as rows 0 .. n-1 of `shard`."""
+        """Add (n, 32) uint8 digests as rows 0 .. n-1 of `shard`."""
         if not len(digests):
             return
         places = (np.int64(shard) << 32) | np.arange(len(digests), dtype=np.int64)
         levels = [*self._levels, _sorted(_keys(digests), places)]
-        # Each level at least twice as long as the next: few levels, and few mergers of each entry.
+        # Each level is at least twice as long as the next, so levels are few and merges rare.
         while len(levels) > 1 and len(levels[-2][0]) < 2 * len(levels[-1][0]):
             newer, older = levels.pop(), levels.pop()
             levels.append(_sorted(*map(np.concatenate, zip(older, newer, strict=True))))
         self._levels = tuple(levels)
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
-        """Place of the picture with that digest (32 bytes)."""
+        """The place of the picture with that digest (32 bytes), or None."""
         key = np.frombuffer(digest[:KEY], f"S{KEY}")[0]
         for keys, places in self._levels:
             at = int(np.searchsorted(keys, key))
@@ -43,7 +43,7 @@ class Digests:
         return None
 
     def find_all(self, digests: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of (n, 32) digests are known."""
+        """Which of the digests (n, 32) have been added, (n,) bool."""
         wanted = _keys(digests)
         found = np.zeros(len(wanted), bool)
         for keys, _ in self._levels:
@@ -57,5 +57,5 @@ def _keys(digests: np.ndarray) -> np.ndarray:
 
 
 def _sorted(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(keys, kind="stable")  # stable: of equal keys the older is found
+    order = np.argsort(keys, kind="stable")  # stable: of equal digests the older is found
     return keys[order], places[order]

@@ -1,4 +1,4 @@
-"""From a source of pictures to rows: read ahead in parallel, embed in batches of one fixed shape."""
+"""Embeds the pictures of a source: reads ahead in parallel, and embeds in batches of one fixed shape."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BATCH_PIXELS = 1 << 25  # a batch holds no more than this many pixels (or one la
 class Seen:
     """An item that was read.
 
-    `picture` and `thumbnail` are None where the picture is known already or cannot be used; in the
-    latter case `problem` says why, and `sha256` may be "".
+    `picture` and `thumbnail` are None if the picture is in the index already or cannot be used. In the
+    second case `problem` says why, and `sha256` may be "".
     """
 
     source: str
@@ -41,10 +41,10 @@ class Seen:
 def read_ahead(
     items: Iterable[Item], known: Callable[[str], bool], workers: int | None = None
 ) -> Iterator[Seen]:
-    """Read, hash and decode the items in `workers` threads; the results come in order.
+    """Read, hash and decode the items in `workers` threads. The results come in order.
 
-    A picture for which `known(sha256)` holds is not decoded. At most two items a thread are in
-    memory: decoding, hashing, shrinking and file access all let other threads run.
+    A picture for which `known(sha256)` is true is not decoded. At most two items for each thread are in
+    memory. Decoding, hashing, resizing and file access all release Python's global lock.
     """
     workers = workers or min(32, max(2, os.cpu_count() or 1))
     waiting: deque[Future[Seen]] = deque()
@@ -77,11 +77,11 @@ def _read(item: Item, known: Callable[[str], bool]) -> Seen:
 
 
 class Embedder:
-    """Pictures of any size -> rows, such that a row depends on its picture alone.
+    """Embeds pictures of any size so that a row depends only on its picture.
 
-    Networks round differently for different batch sizes. So every batch is filled up to `batch`
-    pictures of the descriptor's input size, and an interrupted build ends in the rows of an
-    undisturbed one. Moves the descriptor to `device`.
+    Networks round differently for different batch sizes. So every batch is padded to `batch` pictures
+    of the descriptor's input size, and a build that was interrupted ends with the same rows as one that
+    was not. Moves the descriptor to `device`.
     """
 
     def __init__(self, descriptor: Descriptor, device: torch.device | str, batch: int) -> None:
@@ -90,12 +90,12 @@ class Embedder:
         self.device, self.batch = torch.device(device), batch
 
     def full(self, pictures: list[Picture]) -> bool:
-        """Whether these are as many as should be embedded at once."""
+        """Whether `pictures` fill a batch."""
         area = sum(picture.pixels.shape[0] * picture.pixels.shape[1] for picture in pictures)
         return len(pictures) >= self.batch or area >= BATCH_PIXELS
 
     def __call__(self, pictures: list[Picture]) -> dict[int, np.ndarray]:
-        """At most `batch` pictures -> {scale: (n, D) float16}."""
+        """Embed at most `batch` pictures: {scale: (n, D) float16}."""
         with plain_arithmetic(self.device):
             tensors = [self._tensor(picture.pixels) for picture in pictures]
             descriptor = self.descriptor
@@ -118,7 +118,8 @@ class Embedder:
 
 
 def encode_thumbnail(pixels: np.ndarray) -> bytes:
-    """Longest side at most THUMBNAIL_SIDE px, never enlarged; WebP, or JPEG without it."""
+    """A thumbnail as WebP, or as JPEG if there is no WebP. Its longest side is at most THUMBNAIL_SIDE
+    pixels. Small pictures are not enlarged."""
     from PIL import Image, features
 
     image = Image.fromarray(pixels)

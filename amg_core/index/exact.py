@@ -1,10 +1,10 @@
-"""Exact nearest rows, the same for a picture alone as for the same picture in a batch.
+"""Exact search for the nearest rows, with the same result for a picture alone and in a batch.
 
 A matrix product over all rows gives approximate scores with a known error bound (Higham, *Accuracy
 and Stability of Numerical Algorithms*, §3.1: |error| <= n·u·|x||y| for an inner product). Every row
 that could be among the best within that bound is then measured directly, in blocks of one fixed
-shape, and the best of those are returned. So the answer is a function of the query and the rows
-alone: neither the batch, nor the chunking, nor TF32 can change it.
+shape, and the best of those are returned. So the result depends only on the query and the rows, and not
+on the batch, the chunks or TF32.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 128  # rows measured directly at once; fixed, because a sum's rounding depends on the shape
-CHUNK_VALUES = 1 << 20  # values widened to float32 at once: 4 MiB stay in the cache of a core
+BLOCK = 128  # rows measured directly at once; fixed, because rounding depends on the shape
+CHUNK_VALUES = 1 << 20  # values converted to float32 at once: 4 MiB fit the cache of a core
 GPU_CHUNK_VALUES = 1 << 24
 SCORES = 1 << 26  # approximate scores in memory at once (256 MiB)
-FLOAT32_BYTES = 1 << 30  # rows up to this size rest in float32 on a CPU
-GPU_FRACTION = 0.25  # of the free memory of a device may be taken by the rows of one scale
-GPU_BYTES = 1 << 30  # where the device does not tell its free memory
+FLOAT32_BYTES = 1 << 30  # rows up to this size are kept in float32 on a CPU
+GPU_FRACTION = 0.25  # largest share of a device's free memory for the rows of one scale
+GPU_BYTES = 1 << 30  # the same in bytes, if the device does not report its free memory
 UNIT = 2.0**-24  # unit roundoff of float32
 TINY = 1e-12
 
 
 class Stored(Protocol):
-    """Rows (N, D) as they are kept, of any float type: `shard.Rows`, or an array."""
+    """Stored rows (N, D) of any float type: `shard.Rows`, or an array."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -62,7 +62,7 @@ class Resident:
 
 
 class Mapped:
-    """Rows (N, D) left where they are stored; only what is looked at comes to the device."""
+    """Rows (N, D) that stay in their file. Only the rows in use are copied to the device."""
 
     def __init__(self, stored: Stored, device: torch.device) -> None:
         self.shape, self.device, self._stored = stored.shape, device, stored
@@ -87,7 +87,7 @@ Gather = Callable[[Tensor], Tensor]  # (M,) int64 -> (M, D) float32 on the same 
 
 
 def fits(shape: Sequence[int], device: torch.device) -> bool:
-    """Whether rows of this shape may rest on the device."""
+    """Whether rows of this shape may be kept on the device."""
     values = math.prod(shape)
     if device.type == "cpu":
         return 4 * values <= FLOAT32_BYTES
@@ -97,7 +97,7 @@ def fits(shape: Sequence[int], device: torch.device) -> bool:
 
 
 def place(stored: Stored, device: torch.device) -> Rows:
-    """Rows on the device where they fit, else read from their file chunk by chunk."""
+    """The rows copied to the device if they fit, or else read from their file in chunks."""
     return (Resident if fits(stored.shape, device) else Mapped)(stored, device)
 
 
@@ -108,13 +108,18 @@ def nearest(
 
     Parameters
     ----------
-    queries : (B, D) float32 on the device of `rows`; unit (or zero) rows where `cosine`.
-    k : int, at most the number of rows that are not hidden.
-    hidden : (H,) int64, ids that are never returned.
+    queries : Tensor (B, D) float32
+        On the device of `rows`. For `cosine` they have norm 1, or are zero.
+    k : int
+        At most the number of rows that are not hidden.
+    cosine : bool
+        Whether rows are compared by the cosine. Otherwise it is the Euclidean distance.
+    hidden : Tensor (H,) int64
+        Ids that are never returned.
 
     Returns
     -------
-    For each query values (k,), best first, and ids (k,).
+    For each query the values (k,), best first, and the ids (k,).
     """
     found = []
     for batch in torch.split(queries, max(1, SCORES // rows.shape[0])):
@@ -129,29 +134,29 @@ def nearest(
 
 
 def unit(vector: Tensor) -> Tensor:
-    """(D,) scaled to length 1; a zero vector stays zero."""
+    """A vector (D,) scaled to norm 1. A zero vector stays zero."""
     length: Tensor = vector.norm().clamp_min(TINY)
     return vector / length
 
 
 def score(queries: Tensor, near: Tensor, squares: Tensor, cosine: bool) -> Tensor:
-    """(B, M), larger = closer, approximate: cosine, or 2 q·x - |x|² (= |q|² - distance²)."""
+    """Approximate scores (B, M), larger = closer: cosine, or 2 q·x - |x|² (= |q|² - distance²)."""
     product: Tensor = (near @ queries.T).T
     return product / squares.sqrt().clamp_min(TINY) if cosine else 2 * product - squares
 
 
 def margin(query: Tensor, longest: float, cosine: bool) -> float:
-    """How far `score` of a row that belongs among the best may fall behind.
+    """By how much the approximate `score` of one of the best rows can be too low.
 
-    Twice the error of two scores: that of the product and that of the direct measurement.
-    `longest` is the largest |x|.
+    It is twice the error of two scores: of the product, and of the direct measurement. `longest` is the
+    largest |x|.
     """
     error = (len(query) + 8) * UNIT + 2 * _input_rounding(query.device)
     return 4 * error * (1 if cosine else (longest + float(query.norm())) ** 2)
 
 
 def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
-    """Cosine or distance of BLOCK rows (BLOCK, D), directly: (BLOCK,) float32."""
+    """Cosine or distance of BLOCK rows, measured directly: (BLOCK, D) -> (BLOCK,) float32."""
     if cosine:
         length = near.square().sum(1).sqrt().clamp_min(TINY)
         cosines: Tensor = (near * query).sum(1) / length
@@ -160,9 +165,9 @@ def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
 
 
 def best(query: Tensor, gather: Gather, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
-    """The k best of rows `ids` (M,), measured in blocks of BLOCK whatever M is: values, positions.
+    """Values and positions of the k best of the rows `ids` (M,), measured in blocks of BLOCK rows.
 
-    Among equal values the first comes first.
+    Equal values keep their order.
     """
     padded = torch.cat([ids, ids[:1].expand(-len(ids) % BLOCK)])
     blocks = [measure(query, gather(block), cosine) for block in torch.split(padded, BLOCK)]
@@ -171,7 +176,7 @@ def best(query: Tensor, gather: Gather, ids: Tensor, k: int, cosine: bool) -> tu
 
 
 def _contenders(close: Tensor, margin: float, k: int) -> Tensor:
-    """Positions, ascending, of all that could be among the k best of approximate scores (M,)."""
+    """Ascending positions of all approximate scores (M,) that could belong to the k best rows."""
     bound = close.topk(k, sorted=False).values.min() - margin
     return torch.nonzero(close >= bound).squeeze(1)
 
@@ -199,11 +204,11 @@ def _step(dim: int, device: torch.device) -> int:
 
 
 def _input_rounding(device: torch.device) -> float:
-    """Relative rounding of the inputs of a float32 matrix product as the host has set it."""
+    """Relative rounding of the inputs of a float32 matrix product with the host's settings."""
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # the host mixes the old and the new setting
         precision = "medium"
     if device.type not in ("cpu", "cuda") and precision == "highest":
-        precision = "high"  # not promised elsewhere
+        precision = "high"  # other devices do not promise full precision
     return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)  # none, TF32, bfloat16

@@ -1,23 +1,23 @@
-"""What an index folder looks like on disk, and nothing else: names, the manifest, hashes.
+"""The layout of an index folder on disk: names, the manifest, hashes.
 
 ::
 
     my_index/
-      manifest.json            what is below, with sizes and SHA-256; last key: its own checksum
-      shards/<name>/           at most ROWS_PER_SHARD pictures; never changed once it is there
-        rows.<scale>.f16.npy   (n, dim) little-endian float16; one file a scale
+      manifest.json            all files with size and SHA-256; the last key is its own checksum
+      shards/<name>/           at most ROWS_PER_SHARD pictures; never changed after it is written
+        rows.<scale>.f16.npy   (n, dim) little-endian float16; one file for each scale
         sha256.npy             (n, 32) uint8: SHA-256 of the picture's file
         meta.sqlite            pictures(id, source, caption, width, height), id = row in the shard;
                                thumbnails(id, data); aliases(sha256, source, caption): further
                                files with the bytes of a picture of this index
-      cache/                   may be deleted at any time: what can be computed again
-      .build/                  a build in progress, or one that was killed: the next goes on from it
+      cache/                   can be computed again, so it may be deleted at any time
+      .build/                  a build in progress or interrupted, which the next build continues
 
-A row's id is its place in the shards taken in the manifest's order. A change writes new shards and
-then replaces the manifest, so a reader finds the old index or the new one. Everything but SQLite is
-readable with a few lines in any language, and SQLite comes with all of them; it was chosen over
-Parquet because it needs no package on a portable Windows ComfyUI and answers a question about one
-row in 0.1 ms. docs/decisions/index-format.md has what else was weighed.
+A row's id is its place in the shards, in the manifest's order. A change writes new shards and then
+replaces the manifest, so a reader finds either the old index or the new one. All files can be read with
+a few lines of code in any language, SQLite by its library. It was chosen over Parquet because it needs no
+package on a portable Windows ComfyUI, and reads one row in 0.1 ms. docs/decisions/index-format.md has
+the alternatives.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHARDS, CACHE, BUILD = "shards", "cache", ".build"
 HEADER_BYTES = 128
 THUMBNAIL_SIDE = 256
 MAX_MANIFEST_BYTES = 1 << 25
-Tree = dict[str, Any]  # of JSON; what a manifest may hold is checked by `_typed`
+Tree = dict[str, Any]  # JSON; `_typed` checks the contents of a manifest
 METRICS = ("nl2", "cosine")
 
 SCHEMA = """
@@ -57,7 +57,7 @@ CREATE TABLE aliases (sha256 TEXT NOT NULL, source TEXT NOT NULL, caption TEXT N
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One data file: its size in bytes and the SHA-256 of its content (hex)."""
+    """Size, in bytes, and SHA-256 (hex) of one data file."""
 
     size: int
     sha256: str
@@ -65,7 +65,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: where it lies below the index, its rows, its files."""
+    """One shard: its path in the index, its number of rows, its files."""
 
     path: str
     count: int
@@ -74,7 +74,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The parsed manifest. `dims` maps scale -> D, `muted` SHA-256 of a picture -> reason."""
+    """The parsed manifest. `dims` maps scale -> D, `muted` the SHA-256 of an excluded picture -> reason."""
 
     spec: DescriptorSpec
     dims: Mapping[int, int]
@@ -95,7 +95,7 @@ def rows_name(scale: int) -> str:
 def npy_header(dtype: str, count: int, dim: int) -> bytes:
     """The .npy v1 header of a (count, dim) array, always HEADER_BYTES long.
 
-    The fixed length lets rows be written before it is known how many there will be.
+    Because the length is fixed, rows can be written before their number is known.
     """
     fields = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({count}, {dim}), }}"
     body = fields.encode().ljust(HEADER_BYTES - 11) + b"\n"
@@ -103,13 +103,13 @@ def npy_header(dtype: str, count: int, dim: int) -> bytes:
 
 
 def shard_name(files: Mapping[str, FileEntry]) -> str:
-    """Shards are named by what is in them."""
+    """The name of a shard, from the hashes of its files."""
     listing = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def lock_file(index: Path) -> Path:
-    """Held while the index is being changed."""
+    """The file that is locked while the index is changed."""
     return index.with_name(f".{index.name}.amg-lock")
 
 
@@ -129,7 +129,7 @@ def digest(path: Path) -> FileEntry:
 
 
 def describe(spec: DescriptorSpec) -> str:
-    """A descriptor's identity for a person: 'pixel (rgb01-square-area/1, nl2, scales 16/32)'."""
+    """A descriptor's identity in words: 'pixel (rgb01-square-area/1, nl2, scales 16/32)'."""
     parts = [spec.preprocessing, spec.metric, "scales " + "/".join(map(str, spec.scales))]
     if spec.weights_sha256:
         parts.append(f"weights {spec.weights_sha256[:12]}")
@@ -137,14 +137,14 @@ def describe(spec: DescriptorSpec) -> str:
 
 
 def identity(manifest: Manifest) -> str:
-    """The index hash: SHA-256 (hex) of all that the manifest says, but when it was made."""
+    """The index hash: SHA-256 (hex) of the manifest without its time."""
     return _checksum({k: v for k, v in _tree(manifest).items() if k != "created"})
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The one byte string that stands for this manifest; `parse_manifest` reads it back.
+    """The manifest as bytes, always the same for the same manifest. `parse_manifest` reads it back.
 
-    AMGError where it is longer than that reads.
+    AMGError if it would be too long to be read.
     """
     tree = _tree(manifest)
     data = _dump(tree | {"checksum": _checksum(tree)})
@@ -186,7 +186,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     Raises
     ------
     AMGError
-        Not an index manifest, a version this code does not know, or altered since it was written.
+        It is no index manifest, has another format version, or was altered after it was written.
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise _damaged(path, f"is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
@@ -199,7 +199,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
     if type(tree.get("version")) is not int:
         raise _damaged(path, "names no format version")
     if tree["version"] != VERSION:
-        old = tree["version"] < VERSION  # of before the first release
+        old = tree["version"] < VERSION  # from before the first release
         step = "build the index again" if old else "update the plugin, or build the index again"
         raise AMGError(
             f"{path} has index format version {tree['version']}, and this plugin reads version "
@@ -215,7 +215,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
 
 
 def _typed(tree: Tree) -> Manifest:
-    """Manifest from its JSON tree; ValueError, TypeError or KeyError where the tree is wrong."""
+    """A manifest from its JSON tree. ValueError, TypeError or KeyError if the tree is wrong."""
     spec = tree["descriptor"]
     for name in ("id", "metric", "preprocessing", "weights_sha256"):
         _need(isinstance(spec[name], str), f"descriptor {name}")

@@ -1,8 +1,8 @@
-"""Picture files that are cut, or damaged beside their pixels, made such that they can be decoded.
+"""Repairs picture files that are truncated, or damaged outside their pixels, so that they can be decoded.
 
-Hosts open such files: ComfyUI reads what fails once more with Pillow's LOAD_TRUNCATED_IMAGES. That
-is a setting of the whole process, so here the bytes are mended instead, to the same pixels: what is
-missing is black (in a JPEG what its decoder makes of it), and what says nothing about pixels goes.
+Hosts open such files: ComfyUI tries again with Pillow's LOAD_TRUNCATED_IMAGES. That is a setting of the
+whole process, so here the bytes are repaired instead, with the same pixels as result. Missing pixels are
+black (in a JPEG, whatever its decoder makes of them), and parts that do not affect pixels are removed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ JPEG = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 CUT = "cut or damaged: what is missing of it is not guarded"
 PIECE = 1 << 16
-# Chunks without which the pixels would be others; of these, CRCs of the first kind must be right.
+# Chunks that affect the pixels. The CRCs of the first kind must be right.
 CRITICAL = (b"IHDR", b"PLTE")
 ANCILLARY = (b"tRNS", b"eXIf")
-LAST_FILTER = 4  # a PNG's rows are filtered in one of the ways 0 to 4
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
+LAST_FILTER = 4  # the filters of a PNG's rows are 0 to 4
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # for each colour type of a PNG
 ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -32,8 +32,8 @@ ADAM7 = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-PLAIN = ("BMP", "DIB", "TIFF", "TGA", "PPM")  # formats that may keep their pixels as they are
-BITS = {  # a pixel, in Pillow's names of raw modes
+PLAIN = ("BMP", "DIB", "TIFF", "TGA", "PPM")  # formats that may store their pixels uncompressed
+BITS = {  # bits of a pixel, by Pillow's names of raw modes
     "1": 1, "1;I": 1, "L": 8, "P": 8, "LA": 16, "BGRA;15": 16, "I;16": 16, "I;16B": 16,
     "RGB": 24, "BGR": 24, "RGBA": 32, "RGBX": 32, "BGRA": 32, "BGRX": 32, "CMYK": 32,
 }  # fmt: skip
@@ -41,23 +41,23 @@ BITS = {  # a pixel, in Pillow's names of raw modes
 
 @dataclass(frozen=True)
 class Mended:
-    """A picture file that can be decoded. `flaw`: what its pixels lack, "" where nothing."""
+    """A picture file that can be decoded. `flaw` says what is wrong with its pixels, "" if nothing."""
 
     data: bytes
     flaw: str
 
 
 def mend(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
-    """The file mended, or None where there is nothing that could be mended.
+    """The repaired file, or None if it cannot be repaired.
 
     Parameters
     ----------
     data : bytes
-        A picture file that cannot be decoded as it is.
+        A picture file that cannot be decoded.
     formats : tuple of str
-        What Pillow may try.
+        The formats that Pillow may try.
     most : int
-        Pixels; a larger picture is not mended.
+        Largest number of pixels of a picture that is repaired.
     """
     if data[:8] == PNG:
         return _png(data, most)
@@ -93,7 +93,7 @@ def _png(data: bytes, most: int) -> Mended | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes | None]]:
-    """(name, body, CRC) up to IEND or where the file ends; the last one may be cut."""
+    """The chunks (name, body, CRC) up to IEND or the end of the file. The last one may be truncated."""
     at = len(PNG)
     while at + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
@@ -111,9 +111,9 @@ def _chunk(name: bytes, body: bytes, crc: bytes | None = None) -> bytes:
 
 
 def _whole(packed: bytes, header: bytes, most: int) -> bytes | None:
-    """The compressed pixels: as they are where none is missing, else filled up with zeros.
+    """The compressed pixels. Missing ones are filled up with zeros.
 
-    None where not one row is there.
+    None if not even one row is there.
     """
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     if not 0 < width * height <= most or colour not in CHANNELS:
@@ -131,12 +131,12 @@ def _whole(packed: bytes, header: bytes, most: int) -> bytes | None:
     plain, sound = _inflated(packed, total)
     if sound and len(plain) == total:
         return packed
-    held = _whole_rows(plain[: total - 1], rows)  # where the checksum is wrong the last row is lost
+    held = _whole_rows(plain[: total - 1], rows)  # with a wrong checksum the last row is lost
     return zlib.compress(plain[:held] + bytes(total - held), 1) if held else None
 
 
 def _whole_rows(plain: bytes, rows: list[tuple[int, int]]) -> int:
-    """Bytes of the rows up to the first that is cut, or is filtered in no known way."""
+    """The number of bytes before the first row that is truncated or has an invalid filter."""
     held = 0
     for count, length in rows:
         for _ in range(count):
@@ -147,7 +147,7 @@ def _whole_rows(plain: bytes, rows: list[tuple[int, int]]) -> int:
 
 
 def _inflated(packed: bytes, most: int) -> tuple[bytes, bool]:
-    """What can be had of a deflate stream, at most `most` bytes, and whether it is not damaged."""
+    """The readable part of a deflate stream, at most `most` bytes, and whether the stream is intact."""
     stream, found, left = zlib.decompressobj(), [], most
     for at in range(0, len(packed), PIECE):
         before, piece = stream.copy(), packed[at : at + PIECE]
@@ -176,14 +176,14 @@ def _up_to_damage(stream: zlib._Decompress, piece: bytes) -> bytes:
 
 
 def _raw(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
-    """Formats that may keep their pixels as they are, where they do."""
+    """Repair a file of a format in PLAIN, if its pixels are uncompressed."""
     from PIL import Image
 
     try:
         with Image.open(BytesIO(data), formats=formats) as image:
             tiles, size = list(image.tile), image.size
             plain = image.format in PLAIN
-    except Exception:  # decoders raise nearly everything on damaged files
+    except Exception:  # decoders can raise anything on damaged files
         return None
     cut = end = len(data)
     if not plain or not tiles or size[0] * size[1] > most:
@@ -201,6 +201,6 @@ def _raw(data: bytes, formats: tuple[str, ...], most: int) -> Mended | None:
 
 
 def _row_bytes(how: str | tuple[str, int], width: int) -> int:
-    """Bytes of a row of a raw tile; 0 where that is not known."""
+    """The number of bytes in a row of a raw tile, 0 if it is not known."""
     mode, stride = how if isinstance(how, str) else how[0], 0 if isinstance(how, str) else how[1]
     return stride or -(-BITS.get(mode, 0) * width // 8)

@@ -1,7 +1,7 @@
-"""What this program puts into an index folder, by name, and how it is removed again.
+"""The names of the files that this program writes into an index folder, and how they are removed.
 
-Nothing else is ever deleted: a file or folder of another name stays, and so does whatever lies
-behind a link.
+Nothing else is ever deleted: files and folders with other names stay, and so does everything behind a
+link.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from typing import TypeAlias
 from ..errors import AMGError
 from . import format as fmt
 
-Tree: TypeAlias = Mapping[str, "Tree | None"]  # pattern of a name -> what is in it; None: a file
+Tree: TypeAlias = Mapping[
+    str, "Tree | None"
+]  # pattern of a name -> contents of the folder; None: a file
 
 LEFT_BY_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 ROWS = r"rows\.\d+\.f16\.npy"
 MANIFEST_DRAFT = "manifest.tmp"
 ORDER = "order.jsonl"  # the files of a build in progress
-PARTS = "parts"  # what it has embedded
+PARTS = "parts"  # the embedded pictures of a build in progress
 
 _FILES = (fmt.META, fmt.HASHES, fmt.MANIFEST, MANIFEST_DRAFT, *sorted(LEFT_BY_SYSTEMS))
 SHARD: Tree = {ROWS: None, **{re.escape(name): None for name in _FILES}}
 SHARDS: Tree = {"[0-9a-f]{16}": SHARD}
 LAYOUT: Tree = {r"(new|copy)\d+": SHARD}  # shards that are being written
 EMBEDDED: Tree = {r"\d{8}": SHARD}
-DRAFTS: Tree = {re.escape(fmt.MANIFEST): None, fmt.SHARDS: LAYOUT}  # of a change
+DRAFTS: Tree = {re.escape(fmt.MANIFEST): None, fmt.SHARDS: LAYOUT}  # files of a change
 BUILD: Tree = {re.escape(ORDER): None, PARTS: EMBEDDED, **DRAFTS}
 
-_JUNCTION = 0xA0000003  # Windows: a folder that leads elsewhere, and no symbolic link
+_JUNCTION = 0xA0000003  # Windows: a link to a folder that is no symbolic link
 
 
 def is_link(path: Path) -> bool:
-    """Whether `path` is a symbolic link or a junction. OSError where it cannot be asked."""
+    """Whether `path` is a symbolic link or a junction. OSError if that cannot be found out."""
     try:
         state = os.lstat(path)
     except FileNotFoundError:
@@ -46,20 +48,21 @@ def is_link(path: Path) -> bool:
 
 
 def refuse_links(index: Path) -> None:
-    """AMGError where a folder that a change would write into or clear leads somewhere else."""
+    """AMGError if a folder that a change would write into or clear is a link."""
     build = index / fmt.BUILD
     for path in (index / fmt.SHARDS, build, build / PARTS, build / fmt.SHARDS):
         if is_link(path):
             raise AMGError(
                 f"{path} is a link, and an index is not changed through links: put the folder "
-                f"itself in its place, or copy the index as it is seen (cp -rL) and change the copy."
+                f"itself in its place, or copy the index with links resolved (cp -rL) and change the "
+                f"copy."
             )
 
 
 def clear(folder: Path, tree: Tree, kept: Collection[str] = ()) -> None:
-    """Remove from `folder` what `tree` names, but for the folder itself and the names `kept`.
+    """Remove the files and folders that `tree` names from `folder`, except the names `kept`.
 
-    What cannot be removed (on Windows: what is held open) stays.
+    Files that cannot be removed stay (on Windows: open files).
     """
     with suppress(OSError):
         if is_link(folder):
@@ -84,7 +87,7 @@ def _remove_entry(entry: os.DirEntry[str], inside: Tree | None) -> None:
 
 
 def remove(folder: Path, tree: Tree) -> None:
-    """`clear`, and the folder itself where nothing else is in it."""
+    """`clear` the folder, and remove it if it is then empty."""
     clear(folder, tree)
     with suppress(OSError):
         if not is_link(folder):
@@ -92,7 +95,7 @@ def remove(folder: Path, tree: Tree) -> None:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below `folder`; links are not followed."""
+    """The size of all files below `folder` in bytes. Links are not followed."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -102,12 +105,12 @@ def size(folder: Path) -> int:
 
 
 def make_way(folder: Path, tree: Tree) -> None:
-    """`remove`, to put something in its place. AMGError where something else lies there."""
+    """`remove` a folder to put another in its place. AMGError if it holds other files."""
     remove(folder, tree)
     if os.path.lexists(folder):
         others = "" if is_link(folder) else ", ".join(_names(folder))
         raise AMGError(
-            f"{folder} is in the way and is not of this program{f' ({others})' if others else ''}: "
+            f"{folder} is in the way and is not from this program{f' ({others})' if others else ''}: "
             f"move it away, then try again."
         )
 

@@ -1,4 +1,4 @@
-"""Parquet files, read by pyarrow: optional, and without types of its own."""
+"""Reads parquet files by pyarrow, an optional package. It has no types, so they are declared here."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..optional import needed
 
 
 class Metadata(Protocol):
-    """What the end of a file says of it."""
+    """The metadata at the end of a file."""
 
     num_rows: int
 
 
 class Schema(Protocol):
-    """The columns, in their order. `field(name).type` is for the questions of `pyarrow.types`."""
+    """The columns in order. `field(name).type` is for the functions of `pyarrow.types`."""
 
     names: list[str]
 
@@ -32,7 +32,7 @@ class Batch(Protocol):
 
 
 class Parquet(Protocol):
-    """An open file: of `pyarrow.parquet.ParquetFile` what is used."""
+    """An open file: the part of `pyarrow.parquet.ParquetFile` that is used here."""
 
     metadata: Metadata
     schema_arrow: Schema
@@ -45,12 +45,12 @@ class Parquet(Protocol):
 
 
 def open_parquet(path: Path, step: str = "pip install pyarrow") -> Parquet:
-    """A file, open for reading in small pieces.
+    """Open a file for reading in small pieces.
 
     Raises
     ------
     AMGError
-        pyarrow is absent (`step`: what to do about it), or the file is absent or damaged.
+        pyarrow is missing (`step` says how to install it), or the file is missing or damaged.
     """
     parquet = needed("pyarrow.parquet", f"Reading {path}", step)
     try:
@@ -59,7 +59,7 @@ def open_parquet(path: Path, step: str = "pip install pyarrow") -> Parquet:
     except OSError as error:
         reason = error.strerror or str(error)
         raise AMGError(f"Cannot read {path} ({reason}): check the path.") from None
-    except Exception as error:  # pyarrow raises nearly everything on damaged files
+    except Exception as error:  # pyarrow can raise anything on damaged files
         raise AMGError(
             f"{path} is not parquet, or is damaged ({brief(error, 160)}): get it again."
         ) from None

@@ -1,4 +1,4 @@
-"""One picture, decoded: from the bytes of a file, or from pixels, to upright 8-bit RGB."""
+"""Decodes one picture, from the bytes of a file or from pixels, to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ EXTENSIONS = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .avif .bmp .dib .tif .tiff .tga .ppm .pgm .pbm .pnm "
     ".jp2 .j2k .jpx .psd .pcx .sgi".split()
 )
-# Pictures this code does not read. They are reported as skipped: a file that is silently left out
-# is a picture that is silently not guarded.
+# Picture formats that cannot be read. They are reported as skipped, because a picture that was silently
+# left out would silently be unprotected.
 UNSUPPORTED = frozenset(
     ".heic .heif .hif .jxl .jxr .exr .hdr .ico .icns .dds .qoi .svg .xcf .kra .dng .cr2 .cr3 .nef "
     ".arw .orf .rw2 .raf .pef .srw".split()
 )
-# What Pillow may try, whatever the file is called. No format that starts another program, that is
-# decoded in Python pixel by pixel, or that may hold a larger picture than it says. TGA comes last:
-# it has no mark of its own.
+# Formats that Pillow may try, whatever the name of the file. None of them starts another program, is
+# decoded in Python pixel by pixel, or can hold a larger picture than it declares. TGA comes last because
+# it has no signature.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "PSD", "PCX", "SGI", "TGA")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, kept here because hosts switch that one off
+MAX_PIXELS = 89_478_485  # Pillow's own limit, repeated here because hosts switch it off
 MAX_FILE_BYTES = 1 << 30
 # JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 of their size. No
-# descriptor looks at more than 512 px a side.
+# descriptor uses more than 512 px a side.
 ENOUGH = 640
 TOO_LARGE = "too large: shrink it below 89 megapixels"
 
 
 class Unreadable(Exception):
-    """A picture that cannot be used; the message is the reason, in a few words."""
+    """A picture that cannot be used. The message is the reason in a few words."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class Picture:
     Attributes
     ----------
     source : str
-        The name it goes by.
+        Its name.
     pixels : (H, W, 3) uint8
-        RGB, upright, alpha composited on white.
+        RGB, upright, with alpha composited on white.
     sha256 : str
-        Of the file's bytes; of shape and pixels where there was no file.
+        Hash of the file's bytes, or of shape and pixels if there was no file.
     width, height : int
-        Of the upright picture in full, in pixels.
+        Size of the upright picture in full, in pixels.
     flaw : str
-        What is wrong with its pixels, "" where nothing is.
+        What is wrong with its pixels, "" if nothing.
     """
 
     source: str
@@ -76,7 +76,7 @@ class Picture:
 
 
 def load_picture(path: Path, source: str = "") -> Picture:
-    """Read and decode one file; see `decode`. Raises Unreadable."""
+    """Read and decode one file, see `decode`. Raises Unreadable."""
     return decode(read_file(path), source or path.name)
 
 
@@ -108,22 +108,22 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     EXIF orientation is applied, alpha composited on white, the first frame of an animation taken,
     16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored. A large
     JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT), so that its
-    shorter side keeps at least ENOUGH px; `Picture.width` and `height` are those of the file.
+    shorter side keeps at least ENOUGH pixels. `Picture.width` and `height` are those of the file.
 
-    What ComfyUI opens is read, to the same pixels: neither a large colour profile nor damaged text
-    in a file matters, and of a file that was cut what is there is taken (`mending`).
+    Every file that ComfyUI opens is read, with the same pixels. Large colour profiles and damaged text
+    do not matter. Of a truncated file the part that is there is used (`mending`).
 
     Parameters
     ----------
     data : bytes, or (H, W, 3) uint8
-        A picture file, or RGB pixels, which are taken as they are.
+        A picture file, or RGB pixels, which are not converted.
     source : str
         Becomes `Picture.source`.
 
     Raises
     ------
     Unreadable
-        Damaged, of another format, or larger than MAX_PIXELS (a JPEG: twice that) or
+        It is damaged, of another format, or larger than MAX_PIXELS (a JPEG: twice that) or
         MAX_FILE_BYTES.
     """
     if isinstance(data, np.ndarray):
@@ -137,7 +137,7 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256 (hex) of a picture that is no file: of its shape and its bytes, row by row."""
+    """SHA-256 (hex) of the shape and bytes, row by row, of a picture without a file."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
@@ -167,7 +167,7 @@ def _pixels(data: bytes) -> tuple[np.ndarray, int, int]:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             width, height = image.size
             image.draft(None, (ENOUGH, ENOUGH))  # changes image.size, of JPEGs only
-            # A progressive JPEG needs memory for all of it, whatever the size of the result.
+            # A progressive JPEG needs memory for its full size, even if the result is smaller.
             if width * height > 2 * MAX_PIXELS or image.width * image.height > MAX_PIXELS:
                 raise Unreadable(f"{width} x {height} is {TOO_LARGE}")
             image.load()
@@ -188,7 +188,7 @@ def _pixels(data: bytes) -> tuple[np.ndarray, int, int]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """FORMATS, and those of which this Pillow has the codec (AVIF: 11.3 and newer)."""
+    """FORMATS, and further ones for which this Pillow has a codec (AVIF: 11.3 and newer)."""
     from PIL import features
 
     avif = ["AVIF"] if importlib.util.find_spec("PIL._avif") else []
@@ -197,7 +197,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _unknown(data: bytes) -> str:
-    """Why these bytes are no picture."""
+    """The reason why these bytes cannot be decoded."""
     if not data:
         return "empty file"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
@@ -208,7 +208,7 @@ def _unknown(data: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where the EXIF block is absent or damaged. Ask after load()."""
+    """EXIF orientation, 1 to 8, or 1 if the EXIF block is missing or damaged. To be called after load()."""
     try:
         value = image.getexif().get(0x0112, 1)
     except Exception:
@@ -217,7 +217,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as it is meant to be seen."""
+    """The picture with its EXIF orientation applied."""
     from PIL.Image import Transpose as T
 
     turns = (
@@ -228,7 +228,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, transparency composited on white."""
+    """Convert to 8-bit RGB, with transparency composited on white."""
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -242,7 +242,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of more than 8 bits -> uint8. 16 bits: /257; floats and 32 bits: by the range in use."""
+    """Grey of more than 8 bits -> uint8. 16 bits are divided by 257, others scaled by their range."""
     grey = values.astype(np.float64)
     if not np.isfinite(grey).all():
         raise Unreadable("has values that are not finite")

@@ -1,25 +1,25 @@
-"""Search by 4-bit codes, answered by exact measurement of every row that could matter.
+"""Search by 4-bit codes, followed by exact measurement of every row that could matter.
 
-All codes are scanned (`codes`): nothing is skipped, no cell of an inverted list and no edge of a graph
-can hide a row. The rows with the best estimates are then read from their file and measured by the
-function of exact search (`exact.measure`), best estimate first, until what is left cannot be expected
-to change the answer. With m and s the mean and the deviation of (true similarity - estimate) over
-the rows just looked at (`codes.spread`), e_i the estimates of the rows not looked at, and Q the tail
-of the normal distribution, the number of them that are closer than some v is at most about
+All codes are scanned (`codes`). There is no inverted list and no graph that could miss a row. The rows
+with the best estimates are then read from their file and measured by the function of exact search
+(`exact.measure`), best estimate first, until the remaining rows are not expected to change the answer.
+Let m and s be the mean and the deviation of (true similarity - estimate) over the rows just measured
+(`codes.spread`), e_i the estimates of the rows not measured, and Q the tail of the normal distribution.
+Then the number of these that are closer than some v is at most about
 
     missed(v) = Σ_i Q((v - m - e_i) / (tail · max(s, floor)))
 
-(a union bound; how many rows lie beyond the scan is extrapolated: `_unseen`). Looking goes on until
+(a union bound; `_unseen` extrapolates the number of rows beyond the scan). Rows are measured until
 missed(v1) <= MISS_BEST for the best similarity v1 found and missed(vk) <= MISS_SHARE · k for the k-th.
 `tail` >= 1 widens the deviation where the errors of this index have heavier tails than the normal
 distribution, and `floor` is the usual deviation; both are measured when the codes are made
 (`codes.calibrate`). m and s are measured in every query, so an unusual query has its own.
 
 How often is the answer wrong? At most one query in 100,000 misses its best row, and at most one
-in a hundred of the k rows is missing: an estimate, not a proof, as it takes the far tail of the
-errors to be normal after widening. What is missed is better by a hair. The sum is a loose bound:
-docs/search.md says what was measured. A query that would need too many rows is handed to exact
-search instead.
+in a hundred of the k rows is missing. This is an estimate, not a proof, because it assumes a normal far
+tail of the errors after widening. A missed row is only slightly closer than those found. The sum is a
+loose bound: docs/search.md has measurements. A query that would need too many rows goes to exact search
+instead.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from . import exact
 if TYPE_CHECKING:
     from .reader import Index
 
-MISS_BEST = 1e-5  # rows expected to be closer than the best that was found
-TRUST = 1000  # by what factor an extrapolated number of rows may undercut the bound on it
-MISS_SHARE = 1e-2  # of the k rows of an answer, how many are expected to be missing
-GROWTH = 4  # of the scan where its rows did not suffice
-WIDE = 400  # a first scan returns 1/400 of the rows, but SCAN at least
-SHARE = 32  # a scan for more than 1/32 of the rows is not worth it: read all of them
+MISS_BEST = 1e-5  # expected number of rows closer than the best that was found
+TRUST = 1000  # largest factor by which an extrapolated number may be below its bound
+MISS_SHARE = 1e-2  # expected share of missing rows among the k rows of an answer
+GROWTH = 4  # growth of a scan whose rows were not enough
+WIDE = 400  # a first scan returns 1/400 of the rows, but at least SCAN
+SHARE = 32  # a scan for more than 1/32 of the rows is slower than reading all of them
 BATCH = 64  # queries scanned at once
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one index: `start` is the id of its first. Without codes all of them are measured."""
+    """The rows of one index, of which `start` is the first id. Without codes all are measured."""
 
     start: int
     count: int
@@ -56,7 +56,7 @@ class Part:
 
     @classmethod
     def open(cls, index: Index, rows: exact.Stored, scale: int, start: int, cosine: bool) -> Part:
-        """From the cache of the index, or made now."""
+        """A part with codes from the cache of the index, or made now."""
         count = rows.shape[0]
         if count <= coding.SCAN:
             return cls(start, count, None)
@@ -66,7 +66,7 @@ class Part:
 
     @property
     def first(self) -> int:
-        """How many rows a first scan returns. It costs little, a second scan as much as the first."""
+        """The number of rows of a first scan. More of them cost little, but a second scan costs a scan."""
         return max(coding.SCAN, self.count // WIDE)
 
     def scan(self, queries: np.ndarray, amount: int) -> list[coding.Scanned]:
@@ -80,7 +80,7 @@ class Part:
 def nearest(
     queries: Tensor, parts: list[Part], rows: exact.Mapped, k: int, cosine: bool, hidden: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """As `exact.nearest`; `rows` are those of all parts together."""
+    """The same as `exact.nearest`, by codes. `rows` are those of all parts together."""
     concealed = hidden.cpu().numpy()
     found = []
     for batch in torch.split(queries, BATCH):
@@ -99,7 +99,7 @@ def nearest(
 
 
 class _Looked:
-    """Rows read for one query (D,), and how close they are: the cosine, or minus the distance."""
+    """The rows read for one query (D,), and their similarity: the cosine, or minus the distance."""
 
     def __init__(
         self, query: np.ndarray, rows: exact.Mapped, cosine: bool, hidden: np.ndarray
@@ -109,7 +109,7 @@ class _Looked:
         self.score = np.empty(0, np.float32)
 
     def enough(self, part: Part, scan: coding.Scanned, k: int) -> bool:
-        """Look at rows of a part, wider and wider, until no other can matter; False: too many."""
+        """Measure more and more rows of a part until no other can matter. False if they are too many."""
         before, amount = len(self.ids), part.first
         while not self._within(part, scan, k, before):
             amount *= GROWTH
@@ -119,16 +119,16 @@ class _Looked:
         return True
 
     def contenders(self, k: int) -> np.ndarray:
-        """Ids, ascending, of all that could be among the k best of the rows looked at.
+        """Ascending ids of all measured rows that could be among the k best.
 
-        The similarity of each is off by the rounding of a sum of D terms, as is that of `exact.best`.
+        Each similarity has the rounding error of a sum of D terms, and so has that of `exact.best`.
         """
         last = np.partition(self.score, -k)[-k]
         error = 4 * (len(self._query) + 8) * exact.UNIT * (1 if self._cosine else abs(last))
         return np.sort(self.ids[self.score >= last - error])
 
     def _within(self, part: Part, scan: coding.Scanned, k: int, before: int) -> bool:
-        """`enough`, as far as one scan goes. Its first rows may have been looked at already."""
+        """`enough` for the rows of one scan. Its first `before` rows have been measured already."""
         ids, scores = scan.ids + part.start, scan.scores
         if len(self._hidden):
             seen = ~np.isin(ids, self._hidden)
@@ -158,7 +158,7 @@ class _Looked:
     def _settled(
         self, codes: coding.Codes, scan: coding.Scanned, scores: np.ndarray, k: int, done: int
     ) -> bool:
-        """The stopping rule, after the first `done` of the rows with estimates `scores`."""
+        """The stopping rule after the first `done` rows of those with estimates `scores`."""
         if len(self.score) < k:
             return False
         mean, deviation = coding.spread(self.score[-done:] - scores[:done])
@@ -175,11 +175,11 @@ class _Looked:
 
 
 def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) -> float:
-    """How many of `count` rows beyond a scan are expected to be closer than `value`.
+    """The expected number, of `count` rows beyond a scan, that are closer than `value`.
 
-    Their number is taken to go on growing by a factor e every τ of estimate, as it does over the
-    last three quarters of the scan; ∫ n/τ exp(x/τ) Q(a + x/s) dx has a closed form. Nothing is
-    gained on the bound count · Q(a) beyond a factor TRUST.
+    The number of rows is assumed to grow by a factor e for every τ of estimate, as in the last three
+    quarters of the scan. ∫ n/τ exp(x/τ) Q(a + x/s) dx has a closed form. The result is at most a factor
+    TRUST below the bound count · Q(a).
     """
     if not count:
         return 0.0
@@ -189,13 +189,13 @@ def _unseen(scan: coding.Scanned, count: int, value: float, deviation: float) ->
     if n < 4 * coding.LEAST or bound == 0 or not np.isfinite(a):
         return bound
     growth = deviation * np.log(4) / max(float(scan.scores[n // 4]) - scan.rest, coding.TINY)
-    growth = min(growth, 1e3)  # equal estimates: as steep as float64 can tell
+    growth = min(growth, 1e3)  # for equal estimates, a limit that float64 can represent
     lift = min(growth * growth / 2 - a * growth, 700.0)
     total = n * (float(np.exp(lift)) * float(_beyond(a - growth)) - float(_beyond(a)))
     return min(bound, max(total, bound / TRUST))
 
 
 def _beyond(z: Tensor | float) -> Tensor:
-    """Q(z): how often a standard normal variable exceeds z."""
+    """Q(z): the probability that a standard normal variable exceeds z."""
     tail: Tensor = torch.special.erfc(torch.as_tensor(z, dtype=torch.float64) / 2**0.5)
     return 0.5 * tail

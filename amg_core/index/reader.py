@@ -1,4 +1,4 @@
-"""Open an index folder: rows, captions and pictures by id. Several indexes can be read as one."""
+"""Opens an index folder and reads rows, captions and pictures by id. Several indexes can be read as one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Alias:
-    """A further file with the very bytes of picture `id`."""
+    """A further file with the same bytes as picture `id`."""
 
     id: int
     source: str
@@ -44,28 +44,28 @@ class Alias:
 
 
 class Index:
-    """An open index. Use `Index.open`; may be used from several threads at once.
+    """An open index, made by `Index.open`. It may be used from several threads at once.
 
     Attributes
     ----------
     path : Path
-        The folder as it was asked for, absolute.
+        The absolute path of the folder.
     name : str
-        Its last part.
+        The last part of the path.
     count : int
         Rows N; ids are 0 .. N-1.
     spec : DescriptorSpec
         The descriptor that made the rows.
     hash : str
-        SHA-256 (hex) of what the manifest says: names this very content.
+        SHA-256 (hex) of the manifest, which identifies the content.
     created : str
         ISO 8601, UTC.
     muted : dict of int to str
-        Rows that a search never returns, with the reason.
+        Excluded rows, which a search never returns, with the reason.
     cache : Path or None
-        Folder for what can be computed again; None where nothing can be written.
+        Folder for data that can be computed again. None if it cannot be written.
     members : tuple of Index
-        Itself, or the indexes that were combined, in the order of their rows.
+        The index itself, or the combined indexes in the order of their rows.
     """
 
     def __init__(self, path: Path, manifest: fmt.Manifest, shards: Sequence[Shard]) -> None:
@@ -84,16 +84,16 @@ class Index:
     ) -> Index:
         """Open the index in folder `path`, read-only.
 
-        Sizes and headers of all files are checked, and the content (SHA-256) of those that have
-        not been found sound since they were last touched: a copied or altered index is read
-        through once, about a second a gigabyte. `verify` reads through always. Safe while
-        another program changes the index: the result is wholly the old or wholly the new one.
+        Sizes and headers of all files are checked. The content (SHA-256) is checked of files that were
+        written after their last check: a copied or altered index is read through once, which takes about
+        a second for a gigabyte. `verify` always reads everything. If another program changes the index
+        meanwhile, the result is either the old or the new one.
 
         Raises
         ------
         AMGError
-            No index there; a file missing, truncated or altered; or `descriptor_spec` is given
-            and is not the one of the index. Names the file and the next step.
+            There is no index, a file is missing, truncated or altered, or `descriptor_spec` is given and
+            is not that of the index. The message names the file and the next step.
         """
         path = Path(os.path.abspath(path))
         for attempt in range(20):
@@ -133,14 +133,15 @@ class Index:
 
     @classmethod
     def combine(cls, indexes: Sequence[Index]) -> Index:
-        """Several open indexes as one, the rows of the first coming first.
+        """Several open indexes as one. Rows are in the order of the indexes.
 
-        What is muted in one of them is muted in all. Closing the result closes them.
+        A picture that is excluded (muted) in one of them is excluded in all. Closing the result closes
+        them.
 
         Raises
         ------
         AMGError
-            Another descriptor, or none given.
+            The indexes have different descriptors, or there are none.
         """
         if not indexes:
             raise AMGError("No index to combine: give at least one.")
@@ -163,50 +164,50 @@ class Index:
         return combined
 
     def check_descriptor(self, spec: DescriptorSpec) -> None:
-        """AMGError, naming both, unless `spec` is the descriptor of this index."""
+        """Raise AMGError, with both names, unless `spec` is the descriptor of this index."""
         check_descriptor(self.path, self.spec, spec)
 
     def rows(self, scale: int) -> Rows:
-        """(N, D) float16 on the disk, of one of `spec.scales`. ValueError for another scale."""
+        """The rows at one of `spec.scales`, (N, D) float16 on the disk. ValueError for another scale."""
         self._need_open()
         if scale not in self._rows:
             raise ValueError(f"index {self.name} has no scale {scale}, only {self.spec.scales}")
         return self._rows[scale]
 
     def rows_key(self, scale: int) -> str:
-        """SHA-256 (hex) that names the rows of one scale, whatever else changes."""
+        """SHA-256 (hex) that identifies the rows of one scale, whatever else in the index changes."""
         name = fmt.rows_name(scale)
         digests = "".join(shard.entry.files[name].sha256 for shard in self.shards)
         return hashlib.sha256(digests.encode()).hexdigest()
 
     def caption(self, i: int) -> str:
-        """Caption of row `i`, "" where there is none. IndexError outside 0 .. N-1."""
+        """Caption of row `i`, "" if it has none. IndexError outside 0 .. N-1."""
         return self.record(i).caption
 
     def captions(self, i: int) -> list[str]:
-        """Captions of row `i` and of all further files with the same bytes, without empty ones."""
+        """Captions of row `i` and of further files with the same bytes, except empty ones."""
         record = self.record(i)
         further = [c for shard in self.shards for c in shard.aliases_of(record.sha256)]
         return [caption for caption in (record.caption, *further) if caption]
 
     def source(self, i: int) -> str:
-        """Name of picture `i` where it came from, with slashes."""
+        """Name of picture `i` in its source, with slashes."""
         return self.record(i).source
 
     def record(self, i: int) -> Record:
-        """All that is known of picture `i`."""
+        """The record of picture `i`."""
         shard, row = self._at(i)
         return shard.record(row)
 
     def records(self, start: int = 0) -> Iterator[Record]:
-        """The records of all rows from id `start` on, in order of their ids. Streams."""
+        """The records of all rows from id `start` on, in order of ids, read as needed."""
         self._need_open()
         for first, shard in zip(self._starts, self.shards, strict=False):
             if start < first + shard.count:
                 yield from shard.records(max(0, start - first))
 
     def aliases(self) -> Iterator[Alias]:
-        """Files whose picture is there under another name. Streams."""
+        """Further files of pictures that are there under another name, read as needed."""
         self._need_open()
         start = 0
         for member in self.members:
@@ -217,7 +218,7 @@ class Index:
             start += member.count
 
     def find(self, sha256: str) -> int | None:
-        """Id of the picture whose file has this SHA-256 (hex); None where it is not there."""
+        """Id of the picture whose file has this SHA-256 (hex), or None."""
         place = self.digests.find(bytes.fromhex(sha256))
         return None if place is None else self._starts[place[0]] + place[1]
 
@@ -227,7 +228,7 @@ class Index:
         Raises
         ------
         AMGError
-            The index was made of embeddings, without the pictures; or the data is damaged.
+            The index was made from embeddings without pictures, or the data is damaged.
         """
         from PIL import Image
 
@@ -236,14 +237,14 @@ class Index:
         if data is None:
             raise AMGError(
                 f"Index {self.name} holds no picture of {brief(self.source(i))}: it was imported as "
-                f"embeddings. Build it from the pictures to see and to judge them."
+                f"embeddings. Build it from the pictures to see and to check them."
             )
         try:
             with Image.open(BytesIO(data), formats=("WEBP", "JPEG")) as image:
                 if max(image.size) > fmt.THUMBNAIL_SIDE:  # before it takes the memory
                     raise ValueError(f"it is {image.width} x {image.height}, too large for one")
                 return image.convert("RGB")
-        except Exception as error:  # decoders raise nearly everything on damaged data
+        except Exception as error:  # decoders can raise anything on damaged data
             raise AMGError(
                 f"Thumbnail {row} in {shard.folder / fmt.META} cannot be decoded ({brief(error)}): "
                 f"{MEND}, or update Pillow."
@@ -258,13 +259,13 @@ class Index:
         return digests
 
     def verify(self) -> None:
-        """Read and hash every file. AMGError names the first one that is not as it was written."""
+        """Read and hash every file. Raises AMGError with the name of the first that was altered."""
         self._need_open()
         for shard in self.shards:
             shard.check()
 
     def close(self) -> None:
-        """Let go of the files (Windows cannot remove them before). Safe to call twice."""
+        """Close the files, which Windows cannot remove before. May be called twice."""
         self._rows = {}
         for shard in self.shards:
             shard.close()
@@ -304,13 +305,12 @@ class Index:
 
 
 class _Verified:
-    """Which files were found sound, and when they had last been touched.
+    """Remembers which files were checked, by a stamp of each.
 
-    A stamp is (size, time of the last write, time of the last change, file number, SHA-256). The
-    time of the change and the number are the system's own: a copy has others, whatever tool made
-    it, and is read through once. A file touched a moment ago gets no stamp: it could be touched
-    again without its time showing it. Where stamps cannot be kept, every opening reads the index
-    through.
+    A stamp is (size, time of the last write, time of the last change, file number, SHA-256). The system
+    sets the time of the change and the number, so a copy always has others, and is read through once. A
+    file that was written a moment ago gets no stamp, because it could be written again without a visible
+    change of its time. If stamps cannot be stored, the index is read through at every opening.
     """
 
     MOMENT = 2_000_000_000  # ns; FAT counts time in steps of 2 s
@@ -324,7 +324,7 @@ class _Verified:
                 self.stamps = dict(json.loads(read_bounded(self.path, fmt.MAX_MANIFEST_BYTES)))
 
     def check(self, shard: Shard) -> None:
-        """AMGError where a file of the shard is damaged."""
+        """Raise AMGError if a file of the shard is damaged."""
         found = {
             f"{shard.entry.path}/{name}": (_touched(shard.folder / name), file.sha256)
             for name, file in shard.entry.files.items()
@@ -355,10 +355,10 @@ def _touched(path: Path) -> tuple[int, int, int, int]:
 
 
 def _cache_folder(path: Path) -> Path | None:
-    """The cache of the index at `path`; None where nothing can be kept in it."""
+    """The cache folder of the index at `path`, or None if it cannot be used."""
     cache = path / fmt.CACHE
-    if is_link(cache):  # nothing is written, let alone removed, through a link
-        log.warning("%s is a link and is not used: remove it, and it will be made anew.", cache)
+    if is_link(cache):  # nothing is written or removed through a link
+        log.warning("%s is a link and is not used: remove it, and it will be made again.", cache)
         return None
     with suppress(OSError):
         cache.mkdir(exist_ok=True)
@@ -377,17 +377,17 @@ def _starts(counts: Iterator[int]) -> list[int]:
 
 
 def check_descriptor(path: Path, built_with: DescriptorSpec, wanted: DescriptorSpec | None) -> None:
-    """AMGError, naming both, unless `wanted` is None or equal to `built_with`."""
+    """Raise AMGError, with both names, unless `wanted` is None or equal to `built_with`."""
     if wanted is not None and wanted != built_with:
         raise AMGError(
             f"Index {path} was built with descriptor {fmt.describe(built_with)}, but "
             f"{fmt.describe(wanted)} is in use: rebuild the index with it, or choose descriptor "
-            f"{brief(built_with.id)} as the index has it."
+            f"{brief(built_with.id)}, which made the index."
         )
 
 
 def _manifest_bytes(path: Path) -> bytes | None:
-    """Content of the manifest, None where there is none to read."""
+    """Content of the manifest, or None if it cannot be read."""
     try:
         with open_regular(path / fmt.MANIFEST) as file:
             return file.read(fmt.MAX_MANIFEST_BYTES + 1)
@@ -408,7 +408,7 @@ def _absent(path: Path) -> AMGError:
         return AMGError(f"{manifest} cannot be read: check its permissions.")
     if (path / fmt.BUILD).exists():
         return AMGError(
-            f"{path} holds a build that was interrupted: run it again, it goes on where it was."
+            f"{path} holds a build that was interrupted: run it again, and it continues."
         )
     return AMGError(
         f"{manifest} is missing, so {path} is not an index or a damaged one: give another folder, "

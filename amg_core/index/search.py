@@ -1,7 +1,7 @@
-"""Nearest rows of an index, by whichever engine is fastest where it runs. All give the same answers.
+"""Searches for the nearest rows of an index by the engine that is fastest on this machine.
 
-``exact`` looks at every row (`exact`). ``pq4`` looks at every row's 4-bit code and then at the rows
-that could matter (`pq4`): the same values, from the same function, and fewer bytes.
+``exact`` measures every row (`exact`). ``pq4`` scans the 4-bit code of every row, and then measures the
+rows that could matter (`pq4`) by the same function, so the values are the same and fewer bytes are read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from . import exact, pq4
 from .reader import Index
 
 ENGINES = ("auto", "exact", "pq4")
-FEW = 32_768  # rows; up to here exact search takes a few milliseconds on any machine
-MANY = 500_000  # rows; from here on it is worth telling that faiss would be faster
-SLICE = 16_384  # rows exact search is timed on: its cost is proportional to their number
+FEW = 32_768  # rows; up to this number exact search takes a few milliseconds on any machine
+MANY = 500_000  # rows; from this number on the log recommends faiss
+SLICE = 16_384  # rows for timing exact search, whose cost is proportional to their number
 log = logging.getLogger(__name__)
 
 Found = list[tuple[Tensor, Tensor]]  # per query: values (k,), best first, and ids (k,)
@@ -35,7 +35,7 @@ Engine = Callable[[Tensor, int], Found]
 
 @dataclass(frozen=True)
 class _Scale:
-    """One scale made ready."""
+    """One scale that is ready for searching."""
 
     rows: exact.Rows
     name: str
@@ -44,25 +44,25 @@ class _Scale:
 
 
 class Searcher:
-    """Searches one index on one device. Rows of a scale are made ready at its first use.
+    """Searches one index on one device. The rows of a scale are loaded at its first use.
 
-    The tensors it holds and returns are ordinary ones (no inference tensors), so they may be used
-    in a graph even if the search was called inside ``torch.inference_mode``. Safe to share between
-    threads. Draws nothing from a random generator. Muted rows are never returned. Stays usable
-    after the index is closed for the scales whose rows were copied to the device.
+    The tensors it returns are ordinary ones (no inference tensors), so they may take part in a gradient
+    even if the search was called inside ``torch.inference_mode``. It may be shared between threads, and
+    uses no random generator. Excluded (muted) rows are never returned. After the index is closed, it
+    still works for scales whose rows were copied to the device.
 
     Parameters
     ----------
     index : Index
     device : torch.device or str
-        Where queries are taken to and answers returned.
+        The device for queries and results.
     engine : {"auto", "exact", "pq4"}
-        "exact" reads every row: on the device where the rows fit (`exact.fits`), else streamed.
-        "pq4" needs faiss-cpu; codes are made at first use (about 15 s a million rows on one core)
-        and kept in the cache folder of the index.
-        "auto": exact for few rows, on macOS (faiss and torch each bring an OpenMP there, and the
-        process may abort), without faiss, and on an accelerator that has room for the rows;
-        otherwise both are timed once on two queries and the faster is taken.
+        "exact" reads every row, from the device if the rows fit (`exact.fits`), or else from the disk.
+        "pq4" needs faiss-cpu. Codes are made at first use (about 15 s a million rows on one core) and
+        kept in the cache folder of the index.
+        "auto" is exact for few rows, on macOS (faiss and torch each load an OpenMP there, and the
+        process may abort), without faiss, and on an accelerator with enough memory for the rows.
+        Otherwise both engines are timed once on two queries, and the faster one is used.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Searcher:
         self._lock = threading.Lock()
 
     def nearest(self, query: Tensor, scale: int, k: int) -> tuple[Tensor, Tensor]:
-        """The k' = min(k, rows that are not muted) nearest rows of each query.
+        """The k' = min(k, number of rows that are not excluded) nearest rows of each query.
 
         Parameters
         ----------
         query : (B, D) Tensor
-            Finite; taken in float32, detached.
+            Finite. It is converted to float32 and detached.
         scale : int
             One of the scales of the index.
         k : int
@@ -93,16 +93,16 @@ class Searcher:
         -------
         values : (B, k') float32
             Metric "cosine": cosine similarities in [-1, 1], descending (0 for a zero vector).
-            Metric "nl2": Euclidean distances, ascending (not yet normalised: AMG Eq. 8 divides).
+            Metric "nl2": Euclidean distances, ascending (not yet divided as in AMG Eq. 8).
         ids : (B, k') int64
-            Row ids; among equal values the lowest id comes first. Both on the searcher's device.
+            Row ids. Among equal values the lowest comes first. Both are on the searcher's device.
 
         Raises
         ------
         ValueError
-            Wrong shape, scale or k.
+            The shape, scale or k is wrong.
         AMGError
-            The query is not finite, or every row is muted.
+            The query is not finite, or every row is excluded.
         """
         with plain_arithmetic(self.device):
             ready = self._load(scale)
@@ -127,21 +127,21 @@ class Searcher:
             return torch.stack(values), torch.stack(ids)
 
     def rows(self, ids: Tensor, scale: int) -> Tensor:
-        """Rows of any shape of ids: (…,) int64 -> (…, D) float32 on the device, as stored."""
+        """The stored rows for ids of any shape: (…,) int64 -> (…, D) float32 on the device."""
         with plain_arithmetic(self.device):
             rows = self._load(scale).rows
             ids = torch.as_tensor(ids, device=self.device)
             return rows.gather(ids.reshape(-1)).reshape(*ids.shape, rows.shape[1])
 
     def prepare(self, scale: int) -> str:
-        """Do now what the first search of a scale would have to do; the engine it will use."""
+        """Load a scale before its first search. Returns the engine that it will use."""
         with plain_arithmetic(self.device):
             return self._load(scale).name
 
     def release(self) -> None:
-        """Let go of rows that rest on an accelerator: its memory belongs to the host between runs.
+        """Free the rows on an accelerator, because the host needs its memory between runs.
 
-        They are copied again at the next search. Codes and what rests on a CPU stay.
+        They are copied again at the next search. Codes, and rows in the CPU's memory, are kept.
         """
         if self.device.type == "cpu":
             return
@@ -182,7 +182,7 @@ class Searcher:
         return _Scale(rows, "exact", self._exact(rows, hidden), len(hidden))
 
     def _codes_or_none(self, rows: exact.Mapped, scale: int, hidden: Tensor) -> Engine | None:
-        """`_by_codes`; where there is no room to make codes, None, or an error if pq4 was chosen."""
+        """`_by_codes`, or None if codes cannot be written. If pq4 was chosen, that is an error."""
         try:
             return self._by_codes(rows, scale, hidden)
         except OSError as error:
@@ -195,14 +195,14 @@ class Searcher:
             return None
 
     def _faster(self, by_codes: Engine, stored: exact.Stored) -> bool:
-        """Whether searching by codes takes less time than exact search."""
+        """Whether search by codes is faster than exact search."""
         codes = _cost(by_codes, _samples(stored, self.device, self._cosine))
         every = _exact_cost(stored, self.device, self._cosine)
         log.info("Index search: %.1f ms by codes, %.1f ms exact", codes * 1e3, every * 1e3)
         return codes < every
 
     def _choose(self, stored: exact.Stored) -> str:
-        """ "exact", "pq4", or "measure" where only time can tell."""
+        """ "exact" or "pq4", or "measure" if both have to be timed."""
         if self.engine != "auto":
             return self.engine
         count = stored.shape[0]
@@ -240,7 +240,7 @@ class Searcher:
 
 
 def _samples(stored: exact.Stored, device: torch.device, cosine: bool) -> Tensor:
-    """(2, D) queries to time with: half-way between two pictures, like a half-formed copy."""
+    """Queries for timing, (2, D): each is half-way between two pictures, like a noisy copy."""
     count = stored.shape[0]
     picked = np.asarray(stored[np.array([0, count // 3, count // 2, count - 1])])
     some = torch.from_numpy(picked).float().to(device)
@@ -249,7 +249,7 @@ def _samples(stored: exact.Stored, device: torch.device, cosine: bool) -> Tensor
 
 
 def _cost(engine: Engine, queries: Tensor) -> float:
-    """Seconds a query, the better of two after one to warm up."""
+    """Seconds for one query, the better of two after a warm-up."""
     times = []
     for query in (queries[:1], *torch.split(queries, 1)):
         start = time.perf_counter()
@@ -260,7 +260,7 @@ def _cost(engine: Engine, queries: Tensor) -> float:
 
 
 def _exact_cost(stored: exact.Stored, device: torch.device, cosine: bool) -> float:
-    """Seconds a query that exact search over all rows would take, from a slice of them."""
+    """Estimated seconds for an exact search of one query, from a part of the rows."""
     count = stored.shape[0]
     part = stored[: min(SLICE, count)]
     resident = exact.fits(stored.shape, device)

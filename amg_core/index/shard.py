@@ -1,4 +1,4 @@
-"""One shard of an index: written once, from the first row to the last, then only read."""
+"""One shard of an index. It is written once, in the order of its rows, and then only read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from . import format as fmt
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-STEPS = 10_000  # of SQLite's machine, between two looks at whether to go on
-MOST_VALUE = 1 << 24  # bytes of a text or a thumbnail that SQLite hands out
+STEPS = 10_000  # steps of SQLite's virtual machine between two checks of its budget
+MOST_VALUE = 1 << 24  # largest text or thumbnail that is read from SQLite, in bytes
 MOST_THUMBNAIL = 1 << 22
 MEND = "rebuild the index, or restore the folder from a backup"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an index knows of a picture besides its rows.
+    """The data of a picture besides its rows.
 
-    `source`: its name where it came from; `sha256`: hex, of its file; `width`, `height`: pixels.
+    `source` is its name in its source, `sha256` (hex) the hash of its file, and `width` and `height` are
+    in pixels.
     """
 
     source: str
@@ -45,7 +46,7 @@ class Record:
 
 
 class ShardWriter:
-    """Writes a shard into an empty folder. The bytes depend on the content alone."""
+    """Writes a shard into an empty folder. The bytes depend only on the content."""
 
     def __init__(self, folder: Path, spec: DescriptorSpec) -> None:
         self.folder, self.spec, self.count = folder, spec, 0
@@ -55,12 +56,12 @@ class ShardWriter:
         self._hashes = open(folder / fmt.HASHES, "wb")  # noqa: SIM115 (closed by close)
         self._hashes.write(fmt.npy_header("|u1", 0, 32))
         self._meta = sqlite3.connect(folder / fmt.META, isolation_level=None)
-        # No journal: an unfinished shard is thrown away. One transaction: SQLite counts them.
+        # No journal, because an unfinished shard is deleted. One transaction, because the file counts them.
         self._meta.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;")
         self._meta.executescript(f"BEGIN; {fmt.SCHEMA}")
 
     def add(self, record: Record, rows: dict[int, np.ndarray], thumbnail: bytes | None) -> None:
-        """Append a picture: scale -> (D,) float16, and an encoded thumbnail or None."""
+        """Append a picture with its rows, scale -> (D,) float16, and an encoded thumbnail or None."""
         for scale in self.spec.scales:
             row = np.ascontiguousarray(rows[scale], "<f2")
             self._file(scale, row.shape[0]).write(row.data)
@@ -74,7 +75,7 @@ class ShardWriter:
         self.count += 1
 
     def alias(self, sha256: str, source: str, caption: str) -> None:
-        """Note a further file with the bytes of a picture of this or another shard."""
+        """Record a further file with the bytes of a picture of this or another shard."""
         self._meta.execute("INSERT INTO aliases VALUES (?, ?, ?)", (sha256, source, caption))
 
     def _file(self, scale: int, dim: int) -> BinaryIO:
@@ -87,7 +88,7 @@ class ShardWriter:
         return self._rows[scale]
 
     def finish(self, path: str = "") -> fmt.ShardEntry:
-        """Put the count into the headers, flush all to the disk, and hash. OSError, sqlite3.Error."""
+        """Write the count into the headers, flush to the disk, and hash. Raises OSError, sqlite3.Error."""
         for scale, file in self._rows.items():
             file.seek(0)
             file.write(fmt.npy_header("<f2", self.count, self.dims[scale]))
@@ -95,7 +96,7 @@ class ShardWriter:
         self._hashes.write(fmt.npy_header("|u1", self.count, 32))
         self._meta.execute("COMMIT")
         for file in (*self._rows.values(), self._hashes):
-            file.flush()  # here, where an error is heard
+            file.flush()  # here, where an error is reported
         self.close()
         names = [fmt.META, fmt.HASHES, *map(fmt.rows_name, self.spec.scales)]
         for name in names:
@@ -105,23 +106,24 @@ class ShardWriter:
         return fmt.ShardEntry(path or f"{fmt.SHARDS}/{fmt.shard_name(files)}", self.count, files)
 
     def close(self) -> None:
-        """Let go of the files, whatever has become of them. Safe to call twice."""
+        """Close the files, even after an error. May be called twice."""
         for file in (*self._rows.values(), self._hashes):
-            with suppress(OSError):  # on a full disk what is buffered cannot be written
+            with suppress(OSError):  # on a full disk buffered data cannot be written
                 file.close()
         with suppress(sqlite3.Error):
             self._meta.close()
 
 
 class Shard:
-    """An open shard. Its files are mapped at once, so it outlives their removal (not on Windows,
-    which does not remove them). May be used from several threads.
+    """An open shard. It may be used from several threads.
+
+    Its files are mapped at once, so it stays usable after they are removed. (Windows does not remove open
+    files.)
 
     Raises
     ------
     AMGError
-        A file is missing, or has not the size and header that `entry` asks for. Content is not
-        hashed here: see `check`.
+        A file is missing, or has not the size and header in `entry`. `check` hashes the content.
     """
 
     def __init__(self, folder: Path, entry: fmt.ShardEntry, dims: dict[int, int]) -> None:
@@ -146,7 +148,7 @@ class Shard:
         return self._hashes
 
     def rows(self, scale: int) -> np.memmap:
-        """(n, D) float16, read-only. AMGError where the file was cut since it was opened."""
+        """(n, D) float16, read-only. AMGError if the file was truncated after it was opened."""
         check_mapped(self._rows[scale])
         return self._rows[scale]
 
@@ -157,7 +159,7 @@ class Shard:
         return self._record(row, found[0])
 
     def records(self, start: int = 0) -> Iterator[Record]:
-        """Records in row order, from row `start` on; a few thousand at a time are in memory."""
+        """Records in row order, from row `start` on. A few thousand at a time are in memory."""
         query = (
             "SELECT source, caption, width, height FROM pictures "
             "WHERE id >= ? AND id < ? ORDER BY id"
@@ -175,13 +177,13 @@ class Shard:
         return Record(source, caption, self.hashes[row].tobytes().hex(), width, height)
 
     def _need(self, right: bool, row: int) -> None:
-        """A column of SQLite holds values of any type, whatever the table says."""
+        """AMGError unless `right`. In SQLite a column can hold values of any type."""
         if not right:
             path = self.folder / fmt.META
             raise AMGError(f"{path} lacks row {row}, or holds no such values in it: {MEND}.")
 
     def aliases(self) -> Sequence[tuple[str, str, str]]:
-        """(sha256, source, caption) of further files, in the order they were met."""
+        """(sha256, source, caption) of further files, in the order in which they were added."""
         found = self._all("SELECT sha256, source, caption FROM aliases ORDER BY rowid")
         for row, texts in enumerate(found):
             self._need(all(isinstance(text, str) for text in texts), row)
@@ -189,14 +191,14 @@ class Shard:
         return found
 
     def aliases_of(self, sha256: str) -> list[str]:
-        """Captions of the further files of one picture, "" where there is none."""
+        """Captions of the further files of one picture, "" for a file without one."""
         found = self._all("SELECT caption FROM aliases WHERE sha256 = ? ORDER BY rowid", sha256)
         for row, (caption,) in enumerate(found):
             self._need(isinstance(caption, str), row)
         return [caption for (caption,) in found]
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The encoded thumbnail, None where the picture itself was never at hand."""
+        """The encoded thumbnail, or None if the index was made without pictures."""
         found = self._all("SELECT data FROM thumbnails WHERE id = ?", row)
         if not found:
             return None
@@ -206,7 +208,7 @@ class Shard:
         return bytes(data)
 
     def check(self) -> None:
-        """Read and hash every byte. AMGError names the first file that is not as it was written."""
+        """Read and hash every byte. Raises AMGError with the name of the first file that was altered."""
         for name, file in self.entry.files.items():
             check_file(self.folder / name, file)
         for scale, rows in self._rows.items():
@@ -219,7 +221,7 @@ class Shard:
         path = self.folder / fmt.META
         if self._all("PRAGMA quick_check(1)") != [
             ("ok",)
-        ]:  # pages that are used twice, among others
+        ]:  # finds pages that are used twice, among other damage
             raise AMGError(f"{path} is not a sound database: {MEND}.")
         query = "SELECT count(*), min(id), max(id) FROM pictures"
         if self._all(query) != [(self.count, 0, self.count - 1)]:
@@ -238,19 +240,19 @@ class Shard:
 
     @property
     def _budget(self) -> int:
-        """Steps of SQLite that no honest question needs: it takes less than four a byte."""
+        """A limit of SQLite's steps for one query. Queries of a valid file take less than four a byte."""
         return 10_000_000 + 4 * self.entry.files[fmt.META].size
 
     def _tick(self) -> bool:
-        """Called every STEPS steps of a question; True ends it."""
+        """Called by SQLite every STEPS steps of a query. True ends the query."""
         self._left -= STEPS
         return self._left < 0
 
     def _open_meta(self) -> sqlite3.Connection:
-        """Read-only connection, one for all threads (the shard serialises its use).
+        """A read-only connection for all threads. The shard serialises its use.
 
-        Only to a database with the very tables of an index: a view or a computed column is a program, and
-        can be one that never ends.
+        The database must have exactly the tables of an index, because a view or a computed column is a
+        program, which may never end.
         """
         path = self.folder / fmt.META
         try:
@@ -276,7 +278,7 @@ class Shard:
         return meta
 
     def close(self) -> None:
-        """Let go of the files. Safe to call twice."""
+        """Close the files. May be called twice."""
         self._rows, self._hashes = {}, None
         with self._lock:
             self._meta.close()
@@ -285,8 +287,8 @@ class Shard:
 class Rows:
     """Rows of one scale over all shards, on the disk: (N, D) float16.
 
-    ``rows[i]``, ``rows[a:b]`` and ``rows[ids]`` (an int array) give arrays; nothing else is read.
-    AMGError where a file was cut since it was opened.
+    ``rows[i]``, ``rows[a:b]`` and ``rows[ids]`` (an int array) read only these rows, as arrays. AMGError if
+    a file was truncated after it was opened.
     """
 
     dtype = np.dtype("<f2")
@@ -317,7 +319,7 @@ class Rows:
         if len(self._parts) == 1:
             return np.asarray(self._parts[0][ids])
         found = np.empty((len(ids), self.shape[1]), self.dtype)
-        order = np.argsort(ids, kind="stable")  # so that each part is read once, front to back
+        order = np.argsort(ids, kind="stable")  # so that each part is read once, from front to back
         ends = np.searchsorted(ids[order], self._starts)
         for part, start, begin, end in zip(self._parts, self._starts, ends, ends[1:], strict=False):
             if begin < end:
@@ -342,9 +344,9 @@ class Rows:
 
 
 def check_mapped(values: np.ndarray) -> None:
-    """AMGError where the file under a mapped array is shorter than it was.
+    """AMGError if the file of a mapped array is now shorter.
 
-    Reading beyond its end would kill the process (SIGBUS), so this is asked before every reading.
+    Reading beyond its end would kill the process (SIGBUS), so this is called before every read.
     """
     held = getattr(values, "_mmap", None)
     if not isinstance(values, np.memmap) or held is None:
@@ -354,7 +356,7 @@ def check_mapped(values: np.ndarray) -> None:
 
 
 def check_file(path: Path, entry: fmt.FileEntry) -> None:
-    """Size first (cheap), then content. AMGError names the file."""
+    """Check the size, then the hash of a file. Raises AMGError with its name."""
     _check_size(path, entry)
     try:
         if fmt.digest(path) != entry:
@@ -364,7 +366,7 @@ def check_file(path: Path, entry: fmt.FileEntry) -> None:
 
 
 def flush(path: Path) -> None:
-    """fsync a file, or a folder where the system can."""
+    """fsync a file, or a folder if the system supports it."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -375,7 +377,7 @@ def flush(path: Path) -> None:
 
 
 def flush_new(folder: Path) -> None:
-    """fsync a folder and the one it is in, so that the folder itself outlives a power cut."""
+    """fsync a folder and its parent, so that the folder itself survives a power failure."""
     flush(folder)
     with suppress(PermissionError):  # one may write into a folder that one may not read
         flush(folder.parent)
@@ -394,7 +396,7 @@ def _check_size(path: Path, entry: fmt.FileEntry) -> None:
 
 
 def _mapped(path: Path, dtype: str, count: int, dim: int) -> np.memmap:
-    """Map (count, dim) values; the header must be, byte for byte, the one that is written."""
+    """Map (count, dim) values. The header must be, byte for byte, that of `npy_header`."""
     try:
         with open(path, "rb") as file:
             header = file.read(fmt.HEADER_BYTES)
@@ -410,12 +412,12 @@ def _mapped(path: Path, dtype: str, count: int, dim: int) -> np.memmap:
 
 
 def _plain(sql: str) -> str:
-    """A statement without the blanks that do not matter."""
+    """An SQL statement without insignificant blanks."""
     return re.sub(r"\s*([(),])\s*", r"\1", " ".join(sql.split()))
 
 
 def _uri(path: Path) -> str:
-    """SQLite URI of a file nobody writes to: no lock, no journal; any characters in the path."""
+    """SQLite URI of a file that nobody writes to, without lock or journal. The path may be any."""
     name = path.absolute().as_posix()
     raw = os.fsencode(name if name.startswith("/") else "/" + name)
     return f"file://{quote(raw, safe='/:')}?mode=ro&immutable=1"

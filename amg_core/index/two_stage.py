@@ -1,9 +1,9 @@
 """The papers' two-stage search: CLIP finds candidates, a finer descriptor ranks them.
 
-AMG asks a CLIP index of LAION for 1,000 neighbours and compares those by SSCD. It is for galleries that
-exist as CLIP embeddings only (`clip_retrieval`): where the pictures are at hand, an index of the fine
-descriptor is cheaper to ask and misses nothing. What CLIP does not put among the candidates, this
-search cannot find.
+AMG takes 1,000 neighbours from a CLIP index of LAION and compares them by SSCD. This is for collections
+that exist only as CLIP embeddings (`clip_retrieval`). If the pictures are available, an index of the fine
+descriptor is cheaper to search and misses nothing. This search cannot find a picture that is not among
+CLIP's candidates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import AMGError
 from .picture import Unreadable
 from .search import Searcher
 
-CANDIDATES = 1000  # of the paper
+CANDIDATES = 1000  # as in the paper
 CACHED = 1 << 14  # embeddings kept: 32 MiB of SSCD
 
 
@@ -30,11 +30,12 @@ class Ranked:
     """The answer for one picture.
 
     values : Tensor (k',) float32
-        By the fine descriptor, exact: cosines descending, or for "nl2" Euclidean distances ascending.
+        Exact values of the fine descriptor: descending cosines, or for "nl2" ascending Euclidean
+        distances.
     ids : Tensor (k',) int64
-        Rows of the coarse index; among equal values the lowest first.
+        Rows of the coarse index. Among equal values the lowest comes first.
     missing : tuple of int
-        Candidates that were not compared, because their picture could not be had.
+        Candidates that were not compared because their picture could not be loaded.
     """
 
     values: Tensor
@@ -52,15 +53,16 @@ class TwoStage:
     clip, fine : Descriptor
         Both on the device of `coarse`.
     pictures : callable
-        Row id -> its picture (3, H, W) in [0, 1], or None where it cannot be had; may raise `Unreadable`
-        or OSError for the same. Asked once a candidate, as long as the answer is remembered.
+        Row id -> its picture (3, H, W) in [0, 1]. If it cannot be loaded, it returns None or raises
+        `Unreadable` or OSError. It is called once for each candidate that is not cached.
     candidates : int
+        Number of candidates.
     scale : int, optional
-        Of `fine`; its finest one if not given.
+        Scale of `fine`, by default its finest.
     batch : int
         Candidates embedded at once.
     cached : int
-        Embeddings kept, the least recently used are dropped.
+        Number of embeddings that are cached. The least recently used ones are dropped.
 
     Raises
     ------
@@ -94,7 +96,7 @@ class TwoStage:
         self._cache: OrderedDict[int, Tensor | None] = OrderedDict()
 
     def search(self, pictures: Tensor, k: int) -> list[Ranked]:
-        """The k nearest of each picture's candidates. pictures (B, 3, H, W) in [0, 1]; one by one."""
+        """The k nearest candidates of each picture (B, 3, H, W) in [0, 1], processed one by one."""
         return [self._search(picture[None], k) for picture in pictures]
 
     def _search(self, picture: Tensor, k: int) -> Ranked:
@@ -117,7 +119,7 @@ class TwoStage:
             return Ranked(values[:k], torch.tensor(ids)[order[:k].cpu()], missing)
 
     def rows(self, ids: list[int]) -> dict[int, Tensor | None]:
-        """Fine embeddings (D,) float32 by row id, on the CPU; None where there is no picture."""
+        """Fine embeddings (D,) float32 on the CPU, by row id. None for a row without picture."""
         wanted = dict.fromkeys(ids)
         rows = {i: self._cache[i] for i in wanted if i in self._cache}
         unknown = [i for i in wanted if i not in rows]
@@ -132,9 +134,9 @@ class TwoStage:
         return rows
 
     def _embed(self, ids: list[int]) -> dict[int, Tensor | None]:
-        """At most `batch` rows, such that a row depends on its picture alone.
+        """Embed at most `batch` rows so that a row depends only on its picture.
 
-        Networks round differently for different batch sizes, so every batch is filled up.
+        Networks round differently for different batch sizes, so every batch is padded.
         """
         rows: dict[int, Tensor | None] = dict.fromkeys(ids)
         loaded = dict(self._load(ids))

@@ -1,10 +1,10 @@
-"""Make and change indexes: build, add, remove, mute, merge.
+"""Makes and changes indexes: build, add, remove, mute, merge.
 
-Embeddings are never computed twice. A build first embeds what no index and no earlier, killed build
-has embedded, into parts that are sealed every few seconds (`_Store`); then it lays the rows out in
-the order in which the source names the pictures. So a build that is killed at any moment goes on
-where it was and ends, byte for byte, in the index of an undisturbed one, and building again after
-pictures came, went or changed costs no more than the difference.
+Embeddings are never computed twice. A build first embeds pictures that are not in the index or in an
+interrupted build, into parts that are sealed every few seconds (`_Store`). Then it writes the rows in the
+order of the source. So a build that is killed at any time can be continued, and the result is, byte for
+byte, the same as without the interruption. Another build after some pictures changed costs only the
+difference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
 
 ROWS_PER_SHARD = 1 << 17
-PART_ROWS, PART_SECONDS = 4096, 15.0  # a part of a build is sealed after so much, or so long
+PART_ROWS, PART_SECONDS = 4096, 15.0  # a part of a build is sealed after this many rows or seconds
 OPEN_PARTS = 16  # a slow build has thousands of parts, and a process may open 256 files (macOS)
 
 Progress = Callable[[int, int, str], None]
@@ -46,7 +46,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of an index: its picture (SHA-256, hex), its name and its caption."""
+    """One file of an index: the SHA-256 (hex) of its picture, its name and its caption."""
 
     sha256: str
     source: str
@@ -58,27 +58,27 @@ Chosen = Callable[[Entry], bool]
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did.
+    """The result of a build.
 
     Attributes
     ----------
     count : int
-        Pictures in the index now.
+        Number of pictures in the index.
     embedded, reused : int
-        Files whose picture was embedded, and files whose picture was there already: in the index,
-        in a build that was interrupted, or under another name.
+        Number of files whose picture was embedded, and of those whose picture was there already: in the
+        index, in an interrupted build, or under another name.
     skipped : list of (source, reason)
-        Pictures that are NOT in the index, and why.
+        Pictures that are NOT in the index, with the reason.
     seconds : float
     path : Path
         The index folder.
     hash : str
         `Index.hash`.
     files, captioned : int
-        Files of the source that can be used, and those of them that have a caption.
+        Number of usable files of the source, and of those that have a caption.
     notes : list of str
-        Files that were left out; caption files that could not be used, wholly or in part; pictures
-        that are in the index as far as their damaged files go.
+        Files that were left out, caption files that could not be used or only in part, and pictures of
+        which only an undamaged part is in the index.
     """
 
     count: int
@@ -103,23 +103,23 @@ def build(
     device: torch.device | str = "cpu",
     workers: int | None = None,
 ) -> BuildReport:
-    """Make the index folder `out` of exactly the pictures of `source`.
+    """Make the index folder `out` with exactly the pictures of `source`.
 
-    An index that is there is brought up to date: what it has is not embedded again, what `source`
-    no longer has leaves it, what was muted stays muted. Memory does not grow with the pictures but
-    for their names and 24 bytes each. Draws nothing from a global random generator.
+    An existing index is brought up to date: pictures that it has are not embedded again, pictures that
+    `source` no longer has are removed, and excluded (muted) pictures stay excluded. For each picture only
+    its name and 24 bytes are kept in memory. No global random generator is used.
 
     Parameters
     ----------
     source : path or Source
-        See `sources.open_source` for what is read.
+        `sources.open_source` says what can be read.
     out : path
-        Must be absent, empty, or an index: anything else is refused, never deleted.
+        A new or empty folder, or an index. Anything else is refused, never deleted.
     descriptor : Descriptor
-        Moved to `device`.
+        It is moved to `device`.
     progress : callable, optional
-        ``progress(done, total, source)`` for each file; `total` is 0 where it is not known. What it
-        raises propagates; the next build goes on from there.
+        ``progress(done, total, source)`` for each file. `total` is 0 if it is not known. If it raises an
+        exception, the build ends with that, and the next build continues.
     batch : int
         Pictures embedded at once.
     workers : int, optional
@@ -128,7 +128,7 @@ def build(
     Raises
     ------
     AMGError
-        No pictures, `out` is something else or is being changed right now, or the disk refuses.
+        There are no pictures, `out` is something else or is being changed, or the disk cannot be written.
     """
     run = _Run(source, out, descriptor, progress, batch, device, workers)
     with commit.changing(run.target) as work, ExitStack() as opened:
@@ -150,15 +150,15 @@ def add(
     device: torch.device | str = "cpu",
     workers: int | None = None,
 ) -> BuildReport:
-    """Add the pictures of `source` to an index; parameters as for `build`.
+    """Add the pictures of `source` to an index. The parameters are those of `build`.
 
-    A picture that is there already, under whatever name, is not added twice: a new name or caption
-    of it is noted as an alias. A changed file comes in as a new picture, beside the old one.
+    A picture that is there already, under any name, is not added again. Its new name or caption is stored
+    as an alias. A changed file is added as a new picture, and the old one stays.
 
     Raises
     ------
     AMGError
-        As `build`; and where `index` is absent or made with another descriptor.
+        As `build`, and if `index` is missing or was made with another descriptor.
     """
     run = _Run(source, index, descriptor, progress, batch, device, workers)
     with commit.changing(run.target) as work, ExitStack() as opened:
@@ -172,10 +172,10 @@ def add(
 
 
 def remove(index: str | os.PathLike[str], chosen: Chosen) -> int:
-    """Take the chosen files out of an index; returns how many they were.
+    """Remove the chosen files from an index. Returns their number.
 
-    A picture leaves when its last file is chosen; before that, another of its files gives it its
-    name and caption. Only shards that change are written anew.
+    A picture is removed with its last file. Until then another of its files gives it its name and caption.
+    Only shards that change are written again.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def remove(index: str | os.PathLike[str], chosen: Chosen) -> int:
     with commit.changing(target) as work, Index.open(target) as old:
         removed = 0
         changed: set[int] = set()
-        gone: set[str] = set()  # pictures whose first file goes
+        gone: set[str] = set()  # pictures whose first file is removed
         for number, shard in enumerate(old.shards):
             first = {entry.sha256 for entry in _own(shard) if chosen(entry)}
             others = sum(chosen(entry) for entry in _others(shard))
@@ -208,9 +208,9 @@ def remove(index: str | os.PathLike[str], chosen: Chosen) -> int:
 
 
 def mute(index: str | os.PathLike[str], chosen: Chosen, reason: str) -> int:
-    """Let searches pass over the chosen pictures: one's own, or public-domain art.
+    """Exclude (mute) the chosen pictures, such as one's own or public-domain art, from searches.
 
-    They stay in the index, and stay muted when it is built again. Returns how many they are.
+    They stay in the index, and stay excluded when it is built again. Returns their number.
     """
     target = fmt.real(index)
     with commit.changing(target), Index.open(target) as old:
@@ -221,7 +221,7 @@ def mute(index: str | os.PathLike[str], chosen: Chosen, reason: str) -> int:
 
 
 def unmute(index: str | os.PathLike[str], chosen: Chosen) -> int:
-    """Undo `mute` for the chosen pictures; returns how many they are."""
+    """Undo `mute` for the chosen pictures. Returns their number."""
     target = fmt.real(index)
     with commit.changing(target), Index.open(target) as old:
         muted = dict(old.manifest.muted)
@@ -234,17 +234,17 @@ def unmute(index: str | os.PathLike[str], chosen: Chosen) -> int:
 def merge(
     indexes: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, replace: bool = False
 ) -> int:
-    """Make one index of several; returns its number of pictures.
+    """Make one index from several. Returns its number of pictures.
 
-    A picture that several hold is in once, with its further names and captions as aliases. What is
-    muted in one is muted in the result. Shards that hold nothing known are copied as they are, so
-    the parts of a large index can be built on many machines.
+    A picture of several indexes is stored once, with its further names and captions as aliases. A picture
+    that is excluded (muted) in one is excluded in the result. Shards without duplicates are copied
+    unchanged, so the parts of a large index can be built on many machines.
 
     Raises
     ------
     AMGError
-        Another descriptor, `out` is one of the indexes, an index (unless `replace`) or something
-        else, or the disk refuses.
+        The descriptors differ, `out` is one of the indexes, an index (without `replace`) or something
+        else, or the disk cannot be written.
     """
     target = fmt.real(out)
     if target in {fmt.real(index) for index in indexes}:
@@ -264,7 +264,7 @@ def merge(
         return manifest.count
 
 
-# ---------------------------------------------------------------- embed what is new
+# ---------------------------------------------------------------- embed new pictures
 
 
 class _Pool:
@@ -300,10 +300,10 @@ class _Pool:
 
 
 class _Store(_Pool):
-    """What a build has embedded so far, in sealed parts below the build folder.
+    """The pictures that a build has embedded so far, in sealed parts below the build folder.
 
-    Parts of a build that was killed are taken over where they are whole and of the same descriptor.
-    Of all parts only the hashes are kept in memory, and no more than OPEN_PARTS are open at once.
+    Complete parts of an interrupted build with the same descriptor are used. Only the hashes of the parts
+    are kept in memory, and at most OPEN_PARTS are open at once.
     """
 
     def __init__(self, folder: Path, spec: DescriptorSpec, shards: Iterable[Shard]) -> None:
@@ -319,10 +319,10 @@ class _Store(_Pool):
             self._next = max(self._next, int(part.name) + 1)
             if own.is_link(part):
                 continue
-            if not (part / fmt.MANIFEST).exists():  # cut short: its pictures are embedded again
+            if not (part / fmt.MANIFEST).exists():  # incomplete: its pictures are embedded again
                 own.remove(part, own.SHARD)
                 continue
-            # One that cannot be used is left alone: perhaps the disk is only away for a moment.
+            # A part that cannot be used is kept, because the disk may be missing only for a moment.
             with suppress(AMGError, OSError):
                 manifest = fmt.parse_manifest((part / fmt.MANIFEST).read_bytes(), part)
                 if manifest.spec == spec:
@@ -331,7 +331,7 @@ class _Store(_Pool):
     def _take(
         self, part: Path, entry: fmt.ShardEntry, dims: dict[int, int], check: bool = False
     ) -> None:
-        """Enter a sealed part."""
+        """Add a sealed part."""
         with closing(Shard(part, entry, dims)) as shard:
             if check:
                 shard.check()
@@ -351,7 +351,7 @@ class _Store(_Pool):
 
     @property
     def stored(self) -> int:
-        """Pictures in the sealed parts."""
+        """The number of pictures in the sealed parts."""
         return sum(entry.count for _, entry, _ in self._parts)
 
     def has(self, sha256: str) -> bool:
@@ -359,14 +359,14 @@ class _Store(_Pool):
         return sha256 in self._unsealed or self.digests.find(bytes.fromhex(sha256)) is not None
 
     def add(self, record: Record, rows: dict[int, np.ndarray], thumbnail: bytes | None) -> None:
-        """Store a picture, as `ShardWriter.add`; seals the part when it is large or old."""
+        """Store a picture, as `ShardWriter.add`. Seals the part if it is large or old."""
         if self._writer is None:
             self._writer = ShardWriter(self.folder / f"{self._next:08}", self.spec)
             self._next, self._started = self._next + 1, time.monotonic()
         writer = self._writer
         try:
             writer.add(record, rows, thumbnail)
-        except BaseException:  # half a row may be written: nobody can use this part
+        except BaseException:  # a row may be half written, so this part cannot be used
             self._drop(writer)
             raise
         self._unsealed.add(record.sha256)
@@ -375,7 +375,7 @@ class _Store(_Pool):
             self.seal()
 
     def seal(self) -> None:
-        """Let what was stored survive a crash. The manifest comes last: without it nothing counts."""
+        """Make the stored pictures survive a crash. The manifest, written last, makes the part valid."""
         if self._writer is None:
             return
         writer = self._writer
@@ -395,7 +395,7 @@ class _Store(_Pool):
         self._unsealed = set()
 
     def _drop(self, writer: ShardWriter) -> None:
-        """Give up the part that is being written, and the room it takes."""
+        """Delete the part that is being written."""
         self._writer, self._unsealed = None, set()
         writer.close()
         own.remove(writer.folder, own.SHARD)
@@ -409,7 +409,7 @@ class _Store(_Pool):
 
 
 _Fresh = tuple[Seen, Picture]  # a file, and its picture that has to be embedded
-_PART = f"{fmt.SHARDS}/{'0' * 16}"  # a part has no place in an index yet
+_PART = f"{fmt.SHARDS}/{'0' * 16}"  # a placeholder, because a part has no place in an index yet
 
 
 class _Run:
@@ -439,9 +439,9 @@ class _Run:
         self.files = self.captioned = self.embedded = self.done = 0
 
     def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
-        """Embed what neither `shards` nor an earlier build has; note the order of all files.
+        """Embed pictures that are not in `shards` or an earlier build, and record the order of all files.
 
-        The store is closed with `opened`. AMGError where the source has no readable picture.
+        The store is closed with `opened`. AMGError if the source has no readable picture.
         """
         with commit.writing(self.target):
             work.mkdir(exist_ok=True, parents=True)
@@ -473,7 +473,7 @@ class _Run:
         return store
 
     def _embedded(self, store: _Store, embedder: Embedder) -> Iterator[Seen]:
-        """The usable files in order, once their pictures are in the store."""
+        """The usable files in order, each after its picture is in the store."""
         group: list[Seen] = []
         fresh: dict[str, _Fresh] = {}
         for seen in read_ahead(self.source, store.has, self.workers):
@@ -545,7 +545,7 @@ class _Run:
 
 
 def _close(file: TextIO) -> None:
-    """Close a file of which no more is needed: what cannot be written is not missed."""
+    """Close a file that is no longer needed, and ignore errors of writing."""
     with suppress(OSError):
         file.close()
 
@@ -553,7 +553,7 @@ def _close(file: TextIO) -> None:
 _GROUP = 1024  # files that are noted at once, where few of them are new
 
 
-# ---------------------------------------------------------------- lay the rows out
+# ---------------------------------------------------------------- write the rows in order
 
 
 def _publish(
@@ -564,9 +564,9 @@ def _publish(
     kept: Sequence[Shard],
     muted: Mapping[str, str],
 ) -> fmt.Manifest:
-    """Make the index of the shards `kept` as they are and, after them, the files of `order`.
+    """Make the index from the unchanged shards `kept`, followed by the files of `order`.
 
-    The first file of a picture gives its row a name; the others become aliases.
+    The first file of a picture gives its row a name. The others become aliases.
     """
     with commit.writing(target), ExitStack() as opened:
         layout = _Layout(target, work, pool, kept)
@@ -668,7 +668,7 @@ class _Layout:
 
 
 def _copy(shard: Shard, folder: Path) -> None:
-    """The files of a shard into a new folder, flushed to the disk."""
+    """Copy the files of a shard into a new folder, and flush them to the disk."""
     folder.mkdir()
     for name in shard.entry.files:
         shutil.copyfile(shard.folder / name, folder / name)
@@ -692,17 +692,17 @@ def _others(shard: Shard) -> Iterator[Entry]:
 
 
 def _entries(shards: Iterable[Shard]) -> Iterator[Entry]:
-    """All files, in an order from which the same shards come."""
+    """All files, in an order that gives the same shards again."""
     for shard in shards:
         yield from _own(shard)
         yield from _others(shard)
 
 
 def _kept(shards: Sequence[Shard], fresh: int) -> int:
-    """How many shards stay as they are when `fresh` pictures are added.
+    """The number of shards that stay unchanged when `fresh` pictures are added.
 
-    The last shard is written anew together with the new pictures while it is no longer than twice
-    what comes: few shards, and each row is rewritten O(log N) times [1]_.
+    The last shards are written again with the new pictures while each is at most twice as long as what
+    follows. So there are few shards, and each row is rewritten O(log N) times [1]_.
 
     References
     ----------
@@ -716,8 +716,8 @@ def _kept(shards: Sequence[Shard], fresh: int) -> int:
 
 
 def _old(target: Path, spec: DescriptorSpec, opened: ExitStack) -> Index | None:
-    """The index to take embeddings from; None where there is none of this descriptor, or a damaged
-    one (which a build mends)."""
+    """The existing index with embeddings to reuse. None if there is none of this descriptor, or if it is
+    damaged, which the build repairs."""
     try:
         return opened.enter_context(Index.open(target, spec))
     except AMGError:
@@ -725,7 +725,7 @@ def _old(target: Path, spec: DescriptorSpec, opened: ExitStack) -> Index | None:
 
 
 def _muted(target: Path) -> Mapping[str, str]:
-    """What is muted in the index there, even where its rows cannot be used."""
+    """The excluded (muted) pictures of an existing index, even if its rows cannot be used."""
     try:
         data = (target / fmt.MANIFEST).read_bytes()
         return fmt.parse_manifest(data, target / fmt.MANIFEST).muted

@@ -1,1 +1,1 @@
-"""Mitigations that need no index: what is asked, and when guidance begins. Torch only, pure functions."""
+"""Mitigations without an index: changes of the prompt, and of when guidance begins. Needs only torch."""

@@ -1,7 +1,7 @@
-"""A prompt's embedding, moved until a detection score no longer calls it a key.
+"""Prompt adaptation: changes a prompt's embedding until a detection score no longer calls it memorised.
 
-Wen et al., ICLR 2024 (score: the norm of the guidance vector at the first step); the mitigation of the
-anisotropy paper, ICLR 2026, is the same with its own score. The score is a callable, so both are here.
+Wen et al., ICLR 2024, use the norm of the guidance vector at the first step as the score. The anisotropy
+paper, ICLR 2026, does the same with its own score. The score is a callable, so this serves both.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import AMGError
 
-# (1, T, C) float32 -> the score of one prompt with one latent, a scalar, larger = more memorised. Called
-# with gradients on, and without.
+# Embedding (1, T, C) float32 -> the score of one prompt with one latent, a scalar, larger = more memorised.
+# It is called with and without gradients.
 Score = Callable[[Tensor], Tensor]
 
 ITERATIONS, RATE = 10, 0.05  # Wen et al.
@@ -24,10 +24,16 @@ ITERATIONS, RATE = 10, 0.05  # Wen et al.
 
 @dataclass(frozen=True)
 class Adapted:
-    """What became of one prompt.
+    """The adapted embedding of one prompt.
 
-    embedding : (1, T, C), the very tensor that was given where its score was under the target already.
-    scores : of the embeddings tried, the given one first. best : which of them `embedding` is.
+    Attributes
+    ----------
+    embedding : Tensor (1, T, C)
+        The given tensor itself if its score was not above the target.
+    scores : list of float
+        Scores of all embeddings tried, beginning with the given one.
+    best : int
+        The number of `embedding` among them.
     """
 
     embedding: Tensor
@@ -37,7 +43,7 @@ class Adapted:
 
     @property
     def steps(self) -> int:
-        """How many gradient steps were taken."""
+        """The number of gradient steps."""
         return len(self.scores) - 1
 
     @property
@@ -54,20 +60,20 @@ def adapt(
     rate: float = RATE,
     on_step: Callable[[int, float], None] | None = None,
 ) -> Adapted:
-    """Gradient steps of AdamW on `embedding` (1, T, C) until `score` is at most `target`.
+    """Change `embedding` (1, T, C) by AdamW steps until `score` is at most `target`.
 
-    One prompt and one latent at a time: that is what keeps the memory small, and no sample depends on
-    another. The first score is taken without gradients, so that an ordinary prompt costs no more than
-    that. Where the target is not reached, the embedding with the lowest score is returned.
+    It takes one prompt and one latent at a time, which saves memory and keeps samples independent. The
+    first score is computed without gradients, so an ordinary prompt costs only that. If the target is
+    not reached, the embedding with the lowest score is returned.
 
     Parameters
     ----------
     target : float
         In units of the score, which differ from model to model.
     iterations, rate : int, float
-        At most so many steps, of this size.
+        Largest number of steps, and the learning rate.
     on_step : callable, optional
-        Called with the number of steps taken and the score, after each evaluation. May raise.
+        Called after each evaluation with the number of steps so far and the score. It may raise.
 
     Raises
     ------

@@ -1,9 +1,10 @@
-"""Gradients through a network that a host has loaded for inference, within a stated amount of memory.
+"""Gradients through a network that a host has loaded for inference, within a limit of memory.
 
 Tensors made in inference mode cannot take part in a gradient, and a second copy of the weights would be
-as large as the model. They are therefore looked at through ordinary tensors that share their memory:
-no copy, and nothing is ever written to them. What autograd keeps for the way back is counted against a
-budget; where it would not fit, the blocks of the network are run twice instead (Chen et al. 2016).
+as large as the model. So ordinary tensors that share their memory take their place: nothing is copied,
+and the weights are never written to. The tensors that autograd keeps for the backward pass are counted
+against a limit. If they would not fit, the blocks of the network are recomputed instead (gradient
+checkpointing, Chen et al. 2016).
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from torch import Tensor, nn
 
 from ..errors import AMGError
 
-Forward = Callable[..., Any]  # of a block: it takes and gives what the host's network does
+Forward = Callable[..., Any]  # the forward of a block, with the host's own arguments and result
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 GIB = 2**30
 
 
 class BudgetExceeded(AMGError):
-    """The way back needs more memory than it was given."""
+    """The backward pass needs more memory than the limit."""
 
 
 class Ledger:
-    """Counts the bytes that autograd keeps, the weights of `network` not counted.
+    """Counts the bytes that autograd keeps, without the weights of `network`.
 
     Attributes
     ----------
     limit : int
-        Bytes. `BudgetExceeded` is raised as soon as one more tensor would not fit.
+        In bytes. `BudgetExceeded` is raised as soon as one more tensor would not fit.
     peak : int
-        The most that was ever kept at one time, bytes: an upper bound, because what the way back lets
-        go of is not taken off.
+        The most that was kept at one time, in bytes. This is an upper bound, because memory that the
+        backward pass frees is not subtracted.
     """
 
     def __init__(self, limit: int, network: nn.Module):
@@ -47,7 +48,7 @@ class Ledger:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count what is kept inside, and forget it at the end. May be nested."""
+        """A context in which kept tensors are counted. At its end the count is reset. May be nested."""
         before = self._kept
         self._kept = dict(before)
         try:
@@ -57,7 +58,7 @@ class Ledger:
             self._kept = before
 
     def restart(self) -> None:
-        """What was kept until now is gone: to be called before each new way there and back."""
+        """Reset the count. To be called before each new forward and backward pass."""
         self._kept = {}
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -74,15 +75,14 @@ class Ledger:
 
 @contextmanager
 def ordinary_weights(network: nn.Module) -> Iterator[None]:
-    """Inside, the parameters and buffers of `network` are ordinary tensors on the same memory.
+    """A context in which parameters and buffers of `network` are ordinary tensors on the same memory.
 
-    The network's own ones, whatever made them, are put back at the end. Parameters need no gradient
-    inside.
+    At its end the original ones are put back. Inside, parameters do not require gradients.
 
     Raises
     ------
     AMGError
-        For weights of a special kind, such as quantised ones, that have no plain memory to share.
+        The weights are of a special kind, such as quantised ones, without plain memory to share.
     """
     swapped: list[tuple[nn.Module, str, Tensor]] = []
     try:
@@ -103,7 +103,7 @@ def ordinary_weights(network: nn.Module) -> Iterator[None]:
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """An ordinary tensor on the memory of `tensor`. To be called outside of inference mode."""
+    """An ordinary tensor on the memory of `tensor`. To be called outside inference mode."""
     if type(tensor) not in (Tensor, nn.Parameter):
         raise AMGError(
             f"model: its weights are {type(tensor).__name__}s, through which no gradient can be "
@@ -116,10 +116,10 @@ def _shared(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def blocks_run_twice(network: nn.Module, ledger: Ledger) -> Iterator[None]:
-    """Inside, the blocks of `network` keep their inputs only, and run again on the way back.
+    """A context in which blocks of `network` keep only their inputs, and run again in the backward pass.
 
-    A block is the outermost module that is not a mere list of others. Blocks whose inputs need no
-    gradient run as ever.
+    A block is an outermost module that is not merely a list of modules. Blocks whose inputs need no
+    gradient run normally.
     """
     changed = []
     try:
@@ -129,7 +129,7 @@ def blocks_run_twice(network: nn.Module, ledger: Ledger) -> Iterator[None]:
         yield
     finally:
         for block in changed:
-            del block.forward  # what hid the method of its class
+            del block.forward  # uncovers the method of the class
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
@@ -147,7 +147,7 @@ def _twice(forward: Forward, ledger: Ledger) -> Forward:
         tensors = [args[i] for i in places] + [kwargs[name] for name in names]
         if not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors):
             return forward(*args, **kwargs)
-        # Hosts note in dictionaries which block is at work: the second run finds what the first did.
+        # Hosts note the current block in dictionaries, so the second run gets the state of the first.
         rest = [dict(v) if isinstance(v, dict) else v for v in args]
         more = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
 
@@ -159,14 +159,14 @@ def _twice(forward: Forward, ledger: Ledger) -> Forward:
             k |= dict(zip(names, values[len(places) :], strict=True))
             return forward(*a, **k)
 
-        twice: Forward = _Twice.apply  # which torch has no types for
+        twice: Forward = _Twice.apply  # torch has no types for it
         return twice(again, ledger, *tensors)
 
     return run
 
 
 class _Context(Protocol):
-    """What autograd carries from the way there to the way back."""
+    """What autograd keeps between the forward and the backward pass."""
 
     run: Forward
     ledger: Ledger
@@ -177,13 +177,13 @@ class _Context(Protocol):
 
 
 class _Twice(torch.autograd.Function):
-    """A function of tensors whose inside is forgotten on the way there and made again on the way back."""
+    """A function of tensors whose intermediate results are recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: _Context, run: Forward, ledger: Ledger, *tensors: Tensor) -> Any:
         ctx.run, ctx.ledger = run, ledger
         ctx.save_for_backward(*tensors)
-        # Blocks may write into what they are given, and the second run needs it as it was.
+        # Blocks may write into their inputs, and the second run needs the original values.
         return run(*(t.clone() for t in tensors))
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Encoded prompts changed without a model: noise (GNI), and padding that is taken away.
+"""Changes of encoded prompts without a model: noise (GNI), and padding set to zero.
 
-Embeddings are (B, T, C): what a text encoder gives for T tokens. Every row has a generator of its own,
-so that a picture never depends on its batch mates.
+Embeddings are (B, T, C), from a text encoder for T tokens. Every row has its own random generator, so a
+picture does not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MASKED = 0.7  # of the padding: all of it, and pictures collapse
+MASKED = 0.7  # share of the padding; without any padding, pictures collapse
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
-    """One for each row, on the CPU: row i is seeded with `seed` + i."""
+    """One generator for each row, on the CPU. Row i has the seed `seed` + i."""
     return [torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count)]
 
 
@@ -30,12 +30,14 @@ def gaussian_noise(
     Parameters
     ----------
     scale : float
-        0 gives the very tensor back.
+        0 returns the same tensor.
     relative : bool
-        In units of each row's own standard deviation. That of the CLIP of Stable Diffusion 1.x is about
-        1, other encoders have others. The paper's is absolute.
+        Whether `scale` is in units of each row's standard deviation. With the CLIP of Stable Diffusion
+        1.x that is about 1, with other encoders it differs. In the paper the scale is absolute.
 
-    The authors' code adds noise to the embeddings of prompt *and* no prompt: call it for both.
+    Notes
+    -----
+    The authors' code adds noise to the embeddings of the prompt *and* of no prompt: call this for both.
     """
     if scale == 0:
         return embedding
@@ -48,7 +50,7 @@ def gaussian_noise(
 
 
 def padding_after(ids: Sequence[object], end: int) -> list[bool]:
-    """Which tokens are padding: everything behind the first `end` token, which is not."""
+    """Which tokens are padding: all after the first `end` token."""
     ended, out = False, []
     for token in ids:
         out.append(ended)
@@ -57,17 +59,17 @@ def padding_after(ids: Sequence[object], end: int) -> list[bool]:
 
 
 def first_end(ids: Sequence[object], end: int) -> int | None:
-    """Place of the first `end` token: the true one. None: the text was too long for one."""
+    """The position of the first `end` token, which ends the text. None if the text was too long for one."""
     return next((i for i, token in enumerate(ids) if _is(token, end)), None)
 
 
 def zero_padding(
     embedding: Tensor, padding: Tensor, share: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Set `share` of the padding tokens of each row, chosen at random, to zero.
+    """Set a random `share` of the padding tokens of each row to zero.
 
-    padding : (B, T) or (1, T) bool; share in [0, 1], rounded to whole tokens. The rest is bit for bit
-    what it was.
+    `padding` is (B, T) or (1, T) bool. `share` is in [0, 1] and rounded to whole tokens. All other values
+    stay the same, bit for bit.
     """
     out = embedding.clone()
     for row, one in enumerate(generators):
@@ -78,5 +80,5 @@ def zero_padding(
 
 
 def _is(token: object, end: int) -> bool:
-    """Hosts mix whole embeddings in among the ids: those are no end."""
+    """Whether a token is `end`. Hosts put whole embeddings among the ids, which are not."""
     return isinstance(token, int) and token == end

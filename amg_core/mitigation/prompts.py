@@ -1,7 +1,7 @@
-"""Prompts with words put in at random (Somepalli et al., NeurIPS 2023, "Understanding and Mitigating …").
+"""Adds random words to a prompt (Somepalli et al., NeurIPS 2023, "Understanding and Mitigating …").
 
-A prompt that is a key stops fitting when it is no longer the caption that was learned word by word. The
-paper and its published code differ, so both are here by name: `PAPER`, `CODE`.
+A memorised prompt draws its picture less often if it is no longer the training caption word for word. The
+paper and its published code differ, so there are constants for both: `PAPER`, `CODE`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import AMGError
 
 Item = TypeVar("Item")  # a word, or the id of a token
 METHODS = ("RT", "CWR", "RNA")
-# Brackets and weights of a prompt, such as in "(red:1.2)": kept in place, never repeated.
+# Brackets and weights of a prompt, as in "(red:1.2)", are kept in place and never repeated.
 MARKS = re.compile(r"[()\[\]{}<>\\]|:\d*\.?\d+(?=[)\]}>])")
 
 
@@ -28,13 +28,13 @@ class Recipe:
     Attributes
     ----------
     probability : float
-        That one round changes anything, in [0, 1].
+        The probability, in [0, 1], that one round changes anything.
     repeats : int
-        Rounds.
+        The number of rounds.
     replaces : bool
-        RT: half of the rounds that act replace a word instead of adding one.
+        For RT: whether half of the changes replace a word instead of adding one.
     numbers : int
-        RNA: numbers are drawn from 0 to this, not included.
+        For RNA: numbers are drawn from 0 to this, which is not included.
     """
 
     probability: float = 1.0
@@ -59,10 +59,10 @@ def random_tokens(
     generator: torch.Generator,
     swap: Callable[[Item, Item], Item] = lambda old, new: new,
 ) -> list[Item]:
-    """RT: add what `draw` gives at a random place, or put it in the place of another item.
+    """RT, random tokens: insert the result of `draw` at a random place, or replace an item by it.
 
-    Works on words and on token ids alike; start, end and padding tokens are not to be among `items`.
-    `swap` makes of an item and what replaces it the item that stands there.
+    Works on words and on token ids. `items` must not contain start, end or padding tokens. ``swap(old,
+    new)`` returns the item to put in the place of `old`.
     """
     out = list(items)
     for _ in range(recipe.repeats):
@@ -82,7 +82,7 @@ def repeated_words(
     generator: torch.Generator,
     candidates: Sequence[Item] | None = None,
 ) -> list[Item]:
-    """CWR: one of `candidates` (default: of the items) once more, at a random place."""
+    """CWR, caption word repetition: insert one of `candidates` (default: the items) at a random place."""
     out, candidates = list(items), items if candidates is None else candidates
     for _ in range(recipe.repeats):
         if candidates and _happens(recipe.probability, generator):
@@ -92,7 +92,7 @@ def repeated_words(
 
 
 def random_numbers(words: Sequence[str], recipe: Recipe, generator: torch.Generator) -> list[str]:
-    """RNA: a number at a random place. It says nothing, so it changes the meaning least."""
+    """RNA, random numbers: insert a number at a random place, which changes the meaning least."""
     return random_tokens(words, lambda g: str(below(recipe.numbers, g)), recipe, generator)
 
 
@@ -103,20 +103,20 @@ def randomise(
     generator: torch.Generator,
     draw: Callable[[torch.Generator], str] | None = None,
 ) -> str:
-    """`prompt` after one of `METHODS`, at the level of words. The same generator, the same prompt.
+    """Change the words of `prompt` by one of `METHODS`. The same generator state gives the same result.
 
-    Brackets and weights such as in "(red:1.2)" stay where they are: a word that is replaced keeps its
-    own, a word that is repeated comes without. Words are parted by single spaces.
+    Brackets and weights, as in "(red:1.2)", stay in place. A replaced word keeps them, and a repeated word
+    comes without. The result has single spaces between words.
 
     Parameters
     ----------
     draw : callable, optional
-        RT: a random word, from the vocabulary of the text encoder.
+        For RT: returns a random word from the vocabulary of the text encoder.
 
     Raises
     ------
     AMGError
-        For an unknown method, and for RT without `draw`.
+        The method is unknown, or it is RT and there is no `draw`.
     """
     words = prompt.split()
     if method == "RNA":

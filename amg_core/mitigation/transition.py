@@ -1,8 +1,9 @@
-"""When guidance begins (Jain et al., CVPR 2025, "Classifier-Free Guidance inside the Attraction Basin …").
+"""Delays guidance (Jain et al., CVPR 2025, "Classifier-Free Guidance inside the Attraction Basin …").
 
-Near pure noise a memorised prompt pulls every start into the basin of one picture. Guidance that begins
-only outside of it, after the transition point, meets a picture that is already another one. Written in
-denoised space, D = D_u + s0·(D_c − D_u): (B, C, …) each; σ and what is returned a sample are (B,).
+Near pure noise, a memorised prompt pulls every start into the attraction basin of one picture. If guidance
+begins only after the transition point, outside the basin, the picture is already another one. The
+equations are in denoised space, D = D_u + s0·(D_c − D_u), with tensors (B, C, …). σ and values per sample
+are (B,).
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from ..guidance import expand
 
 
 def guidance_norm(cond: Tensor, uncond: Tensor, sigma: Tensor) -> Tensor:
-    """‖ε_c − ε_u‖₂ of each sample (B,): ‖D_c − D_u‖₂/σ, whatever the model predicts itself."""
+    """‖ε_c − ε_u‖₂ = ‖D_c − D_u‖₂/σ of each sample, (B,), for every kind of model."""
     difference: Tensor = (cond - uncond).float().flatten(1).norm(dim=1)
     return difference / sigma.to(difference).clamp_min(1e-12)
 
 
 def first_minimum(norms: Tensor) -> Tensor:
-    """DTP: which samples have had the first local minimum of their norm, (S, B) -> (B,) bool.
+    """DTP, the dynamic transition point: which samples have passed the first local minimum of their norm.
 
-    As in the authors' code: a value below both of its neighbours, so at least three steps, known one
-    step after it. A norm that rises from the first step on has had none.
+    `norms` (S, B) over S steps -> (B,) bool. As in the authors' code, a minimum is below both of its
+    neighbours, so it takes at least three steps and is found one step later. A norm that rises from the
+    first step on has no minimum.
     """
     if len(norms) < 3:
         return torch.zeros(norms.shape[1], dtype=torch.bool, device=norms.device)
@@ -34,11 +36,11 @@ def first_minimum(norms: Tensor) -> Tensor:
 def guided_by(
     denoised: Tensor, cond: Tensor, uncond: Tensor, cfg_scale: float, scale: float, where: Tensor
 ) -> Tensor:
-    """Samples `where` (B,) as if cfg had been `scale`: D + (scale − s0)·(D_c − D_u).
+    """D + (scale − s0)·(D_c − D_u) for the samples `where` (B,): D as if cfg were `scale`.
 
-    scale 0: no prompt (STP); 1: the prompt without guidance (DTP as the authors ran it); below 0:
-    opposite guidance. As a change of D, so that what other nodes did to it stays. Where nothing is to be
-    done the very tensor comes back, and the other samples of a batch stay bit for bit.
+    A scale of 0 is no prompt (STP), 1 is the prompt without guidance (DTP as the authors ran it), and
+    below 0 is opposite guidance. It is a change of D, so effects of other nodes are kept. If `where` is
+    False everywhere, the same tensor is returned. Other samples of a batch stay the same, bit for bit.
     """
     if scale == cfg_scale or not bool(where.any()):
         return denoised
@@ -47,9 +49,9 @@ def guided_by(
 
 
 class Transition:
-    """Which samples still wait for their transition, over one sampling run.
+    """Tracks over one sampling run which samples have not reached their transition point.
 
-    Samplers that evaluate a noise level twice, or go back to one, are counted once a level.
+    If a sampler evaluates a noise level twice or goes back to it, that level counts once.
     """
 
     def __init__(self, dynamic: bool):
@@ -58,10 +60,16 @@ class Transition:
         self._level = float("inf")
 
     def waiting(self, norm: Tensor, level: float, early: bool) -> Tensor:
-        """(B,) bool.
+        """The samples that still wait, (B,) bool.
 
-        norm : (B,), see `guidance_norm`; level : the noise level σ, falling over a run; early : whether
-        it is still before the static point, at which dynamic ones end at the latest.
+        Parameters
+        ----------
+        norm : Tensor (B,)
+            See `guidance_norm`.
+        level : float
+            The noise level σ, which falls over a run.
+        early : bool
+            Whether the static transition point is not reached yet. A dynamic one is never later.
         """
         if level < self._level:
             self._norms.append(norm)

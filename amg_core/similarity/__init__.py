@@ -1,1 +1,1 @@
-"""How alike two pictures are, what that is worth, and what is said of a finished picture."""
+"""How alike two pictures are, and the verdict on a finished picture."""

@@ -1,11 +1,12 @@
-"""The background set: pictures that are in no index, as rows of each descriptor.
+"""The background set: rows of pictures that are in no index.
 
-Copy detection normalises scores against such a set [1]_: what a picture has in common with a thousand
-pictures that it is no copy of says nothing about the one that it may be a copy of. The set is the same
-for every index, so nothing that an index holds moves a limit.
+Copy detection normalises scores with such a set [1]_. If a picture is like many pictures that it is no
+copy of, the same likeness to another picture is no sign of a copy. The set is the same for every index,
+so the contents of an index do not move a limit.
 
-`background.safetensors` holds the rows of 1,000 pictures (drawings and made-up scenes, see
-`training/background.py`) for the `compact` descriptor. Others have none, and are not normalised.
+`background.safetensors` holds the rows of 1,000 pictures (drawings and synthetic scenes, see
+`training/background.py`) for the `compact` descriptor. Other descriptors have no rows there, and their
+scores are not normalised.
 
 References
 ----------
@@ -26,12 +27,12 @@ FILE = Path(__file__).with_name("background.safetensors")
 
 
 def rows(spec: DescriptorSpec, scale: int) -> Tensor | None:
-    """Unit rows (N, D) float32 of the background set at one scale; None where there is none."""
+    """Rows of the background set at one scale, (N, D) float32 of norm 1, or None if there are none."""
     return _stored().get(key(spec, scale))
 
 
 def key(spec: DescriptorSpec, scale: int) -> str:
-    """What the rows of a descriptor are called in the file."""
+    """The name of a descriptor's rows in the file."""
     return f"{spec.id}/{spec.preprocessing}/{spec.weights_sha256[:16]}/{scale}"
 
 

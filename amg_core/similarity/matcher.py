@@ -1,4 +1,4 @@
-"""Looking: how close is a prediction to its nearest picture, and which way leads off."""
+"""Finds the nearest picture of the index for a prediction, and the gradient of the similarity to it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,20 @@ from . import background, metrics, verifier
 
 @dataclass(frozen=True)
 class Match:
-    """The nearest index picture of each sample, at one scale.
+    """The nearest picture of the index for each of B samples, at one scale.
 
-    similarity, typical, limit : Tensor (B,), in the descriptor's own unit, and score : Tensor (B,),
-    see `metrics.score`; spread : Tensor (B,), the unit of nL2; ids : Tensor (B,) int64; mirrored :
-    Tensor (B,) bool, whether the picture's mirror image was the closer one.
+    Attributes
+    ----------
+    similarity, typical, limit : Tensor (B,)
+        In the descriptor's own unit, see `metrics.score`.
+    score : Tensor (B,)
+        See `metrics.score`.
+    spread : Tensor (B,)
+        The unit of nL2.
+    ids : Tensor (B,) int64
+        Rows of the index.
+    mirrored : Tensor (B,) bool
+        Whether the mirror image of the sample was closer.
     """
 
     similarity: Tensor
@@ -45,12 +54,12 @@ class Match:
     scale: int
 
     def __getitem__(self, i: int) -> Match:
-        """The match of sample i alone."""
+        """The match of sample i only."""
         return replace(self, **{name: getattr(self, name)[i : i + 1] for name in COLUMNS})
 
 
-FEW_OF_PARTS = 4  # of the k nearest rows, this many times fewer for each part of a picture
-NOTHING = -2.0  # −nL2 of what has nothing in common
+FEW_OF_PARTS = 4  # for each part of a picture, the k nearest rows are divided by this
+NOTHING = -2.0  # −nL2 of pictures that have nothing in common
 COLUMNS = (
     "similarity",
     "score",
@@ -59,16 +68,16 @@ COLUMNS = (
     "spread",
     "typical",
     "limit",
-)  # of a `Match`
+)  # fields of a `Match`
 
 
 class Matcher:
-    """Index, descriptor and decoder together: latents in, matches and gradients out.
+    """Compares latents or pictures with an index: matches and gradients, by descriptor and decoder.
 
     A descriptor of latents needs no decoder.
 
-    Samples are handled one at a time: nothing in a batch can touch anything else in it, not even
-    through the rounding of a batched kernel, and memory stays that of one picture.
+    Samples are processed one at a time. So they cannot influence each other, not even by the rounding of a
+    batched kernel, and the memory needed is that of one picture.
     """
 
     def __init__(self, searcher: Searcher, descriptor: Descriptor, decoder: Decoder | None = None):
@@ -78,7 +87,9 @@ class Matcher:
         self.latent = self._latents is not None
         self._channels = 3 if self._latents is None else self._latents.channels
         self._offset = metrics.LATENT_OFFSET if self.latent else metrics.OFFSET
-        self._searchers = {searcher.device: searcher}  # one a device, as it takes long to open
+        self._searchers = {
+            searcher.device: searcher
+        }  # one for each device, because opening takes long
         self._encoded: Tensor | None = None
         self._background: dict[tuple[int, torch.device], Tensor | None] = {}
         self._captions: dict[int, str] = {}
@@ -88,19 +99,19 @@ class Matcher:
         return self.searcher.index
 
     def through(self, decoder: Decoder | None) -> Matcher:
-        """The same with another decoder. Both share what is made ready on a device."""
+        """The same matcher with another decoder. Both share the searchers of each device."""
         other = copy.copy(self)
         other.decoder = decoder
         return other
 
     def of_latent(self, latent: Tensor) -> Matcher:
-        """The same for one picture whose latent (1, C, h, w) is known, so that it is not encoded."""
+        """The same matcher for one picture whose latent (1, C, h, w) is given, so it is not encoded."""
         other = copy.copy(self)
         other._encoded = latent
         return other
 
     def to(self, device: torch.device) -> Matcher:
-        """Move what compares to where the model is; returns itself. See `rest`."""
+        """Move index, descriptor and decoder to the model's device. Returns itself. See `rest`."""
         self._move(device)
         if device not in self._searchers:
             self._searchers[device] = Searcher(self.index, device)
@@ -108,7 +119,7 @@ class Matcher:
         return self
 
     def rest(self) -> None:
-        """Leave the accelerator to the host until `to` is called again."""
+        """Free the memory of the accelerator until `to` is called again."""
         self.searcher.release()
         self._move("cpu")
 
@@ -119,27 +130,27 @@ class Matcher:
                 self.decoder.to(device)
 
     def scale_at(self, sigma: float, latent_side: int) -> int:
-        """The finest stored scale that noise level `sigma` still resolves; the coarsest at least.
+        """The finest scale of the descriptor whose detail is above the noise at `sigma`.
 
-        None that is finer than the latent, or the picture that the decoder makes of it.
+        It is not finer than the latent or its decoded picture. If no scale fits, it is the coarsest.
         """
         factor = 1 if self.latent else getattr(self.decoder, "factor", 1)
         return self._finest(min(resolved_side(sigma, latent_side), factor * latent_side))
 
     def _finest(self, side: float) -> int:
-        """The finest stored scale of at most `side` pixels; the coarsest at least."""
+        """The finest scale of at most `side` pixels, or else the coarsest."""
         return max((s for s in self.scales if s <= side), default=self.scales[0])
 
     def decode(self, latent: Tensor, scale: int | None = None) -> Tensor:
-        """(1, C, H, W) -> (1, 3, h, w) in about [0, 1], of at least `scale` pixels if it can be.
+        """Decode (1, C, H, W) to (1, 3, h, w) in about [0, 1], of at least `scale` pixels if possible.
 
-        The finest scale unless one is given. The latent itself is never reduced: the average of latents
-        is not the latent of an average, and what is done to a prediction before it is compared must be
-        done to the index's pictures, too.
+        Without `scale` the finest scale is used. The latent itself is never reduced, because an averaged
+        latent does not decode to the averaged picture, and predictions must be treated in the same way as
+        the pictures of the index.
         """
         if self.decoder is None:
             raise AMGError(
-                f"The descriptor {self.descriptor.spec.id} looks at pictures: give the matcher a decoder."
+                f"The descriptor {self.descriptor.spec.id} compares pictures: give the matcher a decoder."
             )
         return self.decoder(latent, at_least=self.scales[-1] if scale is None else scale)
 
@@ -155,7 +166,7 @@ class Matcher:
 
     @torch.no_grad()
     def match_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
-        """Match finished pictures (B, 3, H, W) in [0, 1], in all the detail they have, or at `scale`.
+        """Match finished pictures (B, 3, H, W) in [0, 1] at `scale`, or else at the finest that fits.
 
         Raises
         ------
@@ -167,10 +178,10 @@ class Matcher:
 
     @torch.no_grad()
     def match_parts(self, picture: Tensor) -> Match:
-        """Match the parts of a finished picture (1, 3, H, W) that show something: a copy may lie in it.
+        """Match the parts (`images.parts`) of a finished picture (1, 3, H, W), which may hold a copy.
 
-        B is the number of those parts (`images.parts`), perhaps 0. More comparisons are more chances: the
-        limits are those of an index of as many times more rows. A descriptor of latents takes none.
+        Flat parts are left out, so B can be 0. More comparisons raise the chance of a false alarm, so the
+        limits are those of an index with as many times more rows. With a descriptor of latents, B is 0.
         """
         scale = self._scale_of(picture)
         seen = [] if self.latent else [p for p in parts(picture) if not verifier.flat(p)]
@@ -180,8 +191,7 @@ class Matcher:
     def candidates(self, picture: Tensor, k: int) -> list[int]:
         """Ids of the k rows nearest to a finished picture (1, 3, H, W), and of k for its mirror image.
 
-        And of a few for each of its parts (`images.parts`), where something in it may be a copy: of a
-        descriptor of pictures.
+        With a descriptor of pictures, a few rows for each of its parts (`images.parts`) are added.
         """
         scale, found = self._scale_of(picture), []
         for view in self._views(picture):
@@ -196,7 +206,7 @@ class Matcher:
         return self.scales[-1] if self.latent else self._finest(min(pictures.shape[-2:]))
 
     def _views(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """A finished picture (1, 3, H, W) and its mirror image, as the descriptor takes them."""
+        """A finished picture (1, 3, H, W) and its mirror image, encoded for a descriptor of latents."""
         mirror = picture.flip(-1)
         if self._latents is None:
             return picture, mirror
@@ -205,11 +215,11 @@ class Matcher:
         return self._latents.encode(picture), self._latents.encode(mirror)
 
     def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
-        """∇_D similarity to the matched neighbour (1, C, H, W), and the similarity now (1,).
+        """∇_D of the similarity to the matched neighbour (1, C, H, W), and the similarity itself (1,).
 
-        Taken through the low-passed picture, so that only what the noise level still decides is
-        pushed, and with what would merely change brightness, tint or contrast removed.
-        Call outside inference mode with gradients enabled.
+        It is taken through the low-passed picture, so that it has only detail that is above the noise.
+        The part that only changes brightness, tint or contrast is removed. Call this outside inference
+        mode with gradients enabled.
         """
         if self._latents is not None:
             return self._latent_gradient(self._latents, latent.detach(), match)
@@ -229,7 +239,7 @@ class Matcher:
     def _latent_gradient(
         self, space: LatentSpace, latent: Tensor, match: Match
     ) -> tuple[Tensor, Tensor]:
-        """`gradient` in closed form, where what is compared is the latent itself."""
+        """`gradient` in closed form, for a descriptor of latents."""
         mirrored = bool(match.mirrored[0])
         seen = space.reduce(latent, match.scale)
         query = (seen.flip(-1) if mirrored else seen).flatten(1)
@@ -242,11 +252,11 @@ class Matcher:
         return space.adjoint(push, latent.shape[-2:]).to(latent), value
 
     def caption(self, i: int) -> str:
-        """The caption most often given to picture `i` (y_N of AMG Eq. 15); "" where there is none.
+        """The most frequent caption of picture `i` (y_N of AMG Eq. 15), "" if it has none.
 
-        Its own, those of files with the same bytes, and those of rows that are the same picture in
-        other bytes vote; of equally frequent ones its own wins, then the first. The authors' code
-        takes the most common caption among the neighbours, too.
+        Its own caption, those of files with the same bytes, and those of other rows with the same picture
+        count. Of equally frequent ones its own wins, then the first. The authors' code uses the most
+        common caption among the neighbours, too.
         """
         if i not in self._captions:
             votes = Counter(self.index.captions(i))
@@ -270,12 +280,13 @@ class Matcher:
 
         Returns
         -------
-        direction : Tensor (1, C, H, W) of norm 1, each channel's mean removed
-            The gradient of the product of the prediction, decoded and low-passed to the scale of the
-            match, with the neighbour's thumbnail without its mean colour. The product is linear in
-            the picture: there is nothing in it that could be fooled.
+        direction : Tensor (1, C, H, W)
+            Of norm 1, without each channel's mean. It is the gradient of an inner product: the
+            prediction, decoded and low-passed to the scale of the match, times the neighbour's thumbnail
+            without its mean colour. The product is linear in the picture, so unlike a network it cannot
+            be fooled.
         share : float in [0, 1]
-            How much of that picture there is in the prediction: its coefficient.
+            The coefficient of that picture in the prediction.
         """
         if self._latents is not None:
             direction, share = self._towards_latent(self._latents, latent, match)
@@ -299,7 +310,7 @@ class Matcher:
     def _towards_latent(
         self, space: LatentSpace, latent: Tensor, match: Match
     ) -> tuple[Tensor, float]:
-        """The same, where what is stored is the latent itself."""
+        """The same for a descriptor of latents, whose rows are latents."""
         seen = space.reduce(latent, match.scale)
         stored = self.searcher.rows(match.ids, match.scale).to(seen).reshape(seen.shape)
         stored = stored.flip(-1) if bool(match.mirrored[0]) else stored
@@ -308,16 +319,16 @@ class Matcher:
         return space.adjoint(stored, latent.shape[-2:]).to(latent), share
 
     def _embed(self, seen: Tensor, scale: int) -> Tensor:
-        """Pictures, or latents where the descriptor compares latents: (B, C, H, W) -> (B, D)."""
+        """Embed pictures, or latents if the descriptor compares latents: (B, C, H, W) -> (B, D)."""
         if self._latents is None:
             return self.descriptor.embed(seen, scale)
         return self._latents.embed_latents(seen, scale)
 
     def _match(self, seen: Tensor, mirror: Tensor, scale: int, comparisons: int = 1) -> Match:
-        """`seen` and its mirror image: of a latent only nearly the latent of the mirrored picture.
+        """Match `seen` and its mirror image. A mirrored latent is only about that of the mirrored picture.
 
-        Both go through the descriptor at once, half the kernels to launch on an accelerator, and are
-        searched for at once: an index of millions is read once, not twice.
+        Both are embedded in one batch, which halves the kernel launches on an accelerator, and searched
+        in one pass, so that an index of millions is read only once.
         """
         queries = self._embed(torch.cat([seen, mirror]), scale)
         wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
@@ -330,7 +341,7 @@ class Matcher:
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
 
     def _levels(self, query: Tensor, scale: int, comparisons: int) -> tuple[Tensor, Tensor]:
-        """What counts as nothing in common and as a copy (1,) each, for a query (1, D): see `limits`."""
+        """The similarities for scores 0 and COPY, (1,) each, for a query (1, D), see `limits`."""
         levels = torch.tensor(self.levels(scale, comparisons), device=query.device)
         others = self._background_rows(scale)
         if self.metric == "cosine" and others is not None:
@@ -339,16 +350,16 @@ class Matcher:
         return levels[:1], levels[1:]
 
     def levels(self, scale: int, comparisons: int = 1) -> tuple[float, float]:
-        """Similarity that ordinary pictures which are not in this index reach, and one in 100 of them.
+        """The similarities for scores 0 and COPY in this index, see `limits`.
 
-        In the best of `comparisons` at each.
+        They are for the best of `comparisons` comparisons of one picture.
         """
         return limits.levels(self.descriptor.spec, scale, comparisons * self.index.count)
 
     def _best(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Similarity (1,), id (1,) and spread (1,) of the closest of the rows `ids` (K,)."""
+        """Similarity, id and spread, (1,) each, of the closest of the rows `ids` (K,)."""
         similarities, spread = self._similarities(query, values, ids, scale)
         best = similarities.argmax()[None]
         return similarities[best], ids[best], spread[best]
@@ -356,9 +367,9 @@ class Matcher:
     def _similarities(
         self, query: Tensor, values: Tensor, ids: Tensor, scale: int
     ) -> tuple[Tensor, Tensor]:
-        """Similarity to each of the rows `ids` (K,), found at `values` (1, K), and the spread of each.
+        """Similarity to each of the rows `ids` (K,), whose search values are (1, K), and their spreads.
 
-        A row that is one flat tone is like nothing.
+        A row that is one flat tone is like no picture.
         """
         if self.metric == "cosine":
             return values[0], torch.ones_like(values[0])

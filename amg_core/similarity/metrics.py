@@ -1,4 +1,4 @@
-"""How two embeddings compare. Similarity σ_t of the papers: larger = closer."""
+"""Comparison of two embeddings: the similarity σ_t of the papers. Larger = closer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from torch import Tensor
 
 ALPHA = 0.5  # Carlini et al. 2023, used by AMG Eq. 8
 NEIGHBORS = 50  # k of the denominator; the guard compares as many rows
-FLAT = {3: 0.01}  # deviation a channel below which a row is one flat tone, pictures of 3 channels
-FLAT_LATENT = 0.04  # the same for latents, of unit deviation
+FLAT = {
+    3: 0.01
+}  # deviation of each channel below which a row is one flat tone, by number of channels
+FLAT_LATENT = 0.04  # the same for latents, which have unit deviation
 GAIN, OFFSET = (0.5, 2.0), 0.25  # how far contrast and brightness may be matched
 LATENT_OFFSET = 1.0  # the same for latents, in units of their deviation (about 1 in every family)
 COPY = 0.4  # likeness above which a picture is called a copy
@@ -23,45 +25,53 @@ def nl2(query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
     query, neighbor : Tensor (B, D)
     spread : Tensor (B,)
         In the paper mean_k ‖q − z_k‖, the mean distance of the query to its k nearest rows, held
-        constant. The guard takes the neighbour's own `structure` instead: the paper's shrinks with every
-        near-duplicate in the index, and is small for smooth pictures, which then are alike to all others.
+        constant. The guard uses the neighbour's `structure` instead: the paper's mean shrinks with every
+        near-duplicate in the index, and distances between smooth pictures are all small.
 
     Returns
     -------
-    Tensor (B,), 0 for an exact copy, about 2 where nothing of the neighbour is there.
+    Tensor (B,)
+        0 for an exact copy, about 2 for a query with nothing of the neighbour.
     """
     distance: Tensor = (query - neighbor).norm(dim=1)
     return distance / (ALPHA * spread)
 
 
 def structure(rows: Tensor, channels: int = 3) -> Tensor:
-    """‖row − the means of its channels‖: how far each picture is from one flat tone, (K, D) -> (K,)."""
+    """‖row − means of its channels‖, the distance of each picture from one flat tone: (K, D) -> (K,)."""
     parts = rows.reshape(len(rows), channels, -1)
     distance: Tensor = (parts - parts.mean(dim=2, keepdim=True)).flatten(1).norm(dim=1)
     return distance
 
 
 def is_flat(rows: Tensor, channels: int = 3) -> Tensor:
-    """Which rows (K, D) are nearly one flat tone: nothing in them could be recognised. (K,) bool."""
+    """Which rows (K, D) are nearly one flat tone, so that nothing can be recognised: (K,) bool."""
     least: float = FLAT.get(channels, FLAT_LATENT) * rows.shape[1] ** 0.5
     return structure(rows, channels) < least
 
 
 def matched(query: Tensor, neighbors: Tensor, channels: int = 3, offset: float = OFFSET) -> Tensor:
-    """`query` brought as close to each neighbour as contrast, brightness and tint alone can bring it.
+    """`query`, fitted to each neighbour by contrast, brightness and tint.
 
-    Eq. 8 calls a darker copy something new, and the overshoot of classifier-free guidance makes
-    every early copy look that way. So nL2 is taken after the best gain (½ to 2) and
-    offset (±0.25; latents: ±1) of each channel, both held constant for gradients: what is left to
-    follow is structure. query (D,), neighbors (K, D), rows of equal channel blocks, pictures in
-    [0, 1] or latents of about unit variance -> (K, D).
+    By Eq. 8 a darker copy is no copy, and the overshoot of classifier-free guidance changes every early
+    copy in this way. So nL2 is computed after the best gain (½ to 2) and offset (±0.25; latents: ±1) of
+    each channel. Both are constant for gradients, which then follow structure only.
+
+    Parameters
+    ----------
+    query, neighbors : Tensor (D,), (K, D)
+        Rows of equal blocks for each channel: pictures in [0, 1], or latents of about unit variance.
+
+    Returns
+    -------
+    Tensor (K, D)
     """
     q, q_mean, gain, shift = _match(query, neighbors, channels, offset)
     return ((q - q_mean) * gain + q_mean + shift).flatten(1)
 
 
 def _match(query: Tensor, neighbors: Tensor, channels: int, offset: float) -> tuple[Tensor, ...]:
-    """query (1, C, D/C), its channel means, and the best gain and offset for each neighbour (K, C, 1)."""
+    """The query (1, C, D/C), its channel means, and the best gain and offset a neighbour, (K, C, 1)."""
     q, n = query.reshape(1, channels, -1), neighbors.reshape(len(neighbors), channels, -1)
     q_mean, n_mean = q.mean(dim=2, keepdim=True), n.mean(dim=2, keepdim=True)
     q_part, n_part = (q - q_mean).detach(), n - n_mean
@@ -81,7 +91,7 @@ def similarity(
 ) -> Tensor:
     """σ_t (1,): the cosine of unit rows (Eq. 9), or −nL2 (Eq. 8) of the `matched` query.
 
-    query, neighbor (1, D), spread (1,). Differentiable in `query`.
+    `query` and `neighbor` are (1, D), `spread` is (1,). Differentiable in `query`.
     """
     if metric == "cosine":
         return (query * neighbor).sum(dim=1)
@@ -93,11 +103,11 @@ def similarity(
 def nl2_gradient(
     query: Tensor, neighbor: Tensor, spread: Tensor, channels: int, offset: float
 ) -> tuple[Tensor, Tensor]:
-    """∇ of `similarity("nl2", …)` in the query in closed form (1, D), and the similarity (1,).
+    """The gradient of `similarity("nl2", …)` in the query (1, D) in closed form, and the similarity (1,).
 
-    With the gain g and the offset held constant, the matched query is g·(q − q̄) + q̄ + o in each
-    channel. For the unit vector u from neighbour to matched query the gradient is therefore
-    −(g·(u − ū) + ū)/(α·spread), and 0 where the two coincide. query, neighbor (1, D), spread (1,).
+    With constant gain g and offset o, the matched query is g·(q − q̄) + q̄ + o in each channel. So, with
+    the unit vector u from the neighbour to the matched query, the gradient is
+    −(g·(u − ū) + ū)/(α·spread), or 0 if both are equal. `query` and `neighbor` are (1, D), `spread` (1,).
     """
     q, q_mean, gain, shift = _match(query[0], neighbor, channels, offset)
     left = (q - q_mean) * gain + q_mean + shift - neighbor.reshape(q.shape)
@@ -109,12 +119,12 @@ def nl2_gradient(
 
 
 def score(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
-    """Calibrated similarity, on one scale for every descriptor, index and size: (B,) -> (B,).
+    """The score: calibrated similarity, on one scale for every descriptor, index and size. (B,) -> (B,).
 
-    0 = `typical`, what ordinary pictures that are not in the index reach; COPY = `limit`, what one in a
-    hundred of them reach; 1 = the same picture; straight in between. typical, limit (B,), in the unit of
-    `value`: see `limits`. Thresholds and the strengths of Eqs. 14 and 16 are given on this scale: the
-    cosine's own zero means nothing to an artist, and σ_t = −nL2 is never positive.
+    0 is `typical`, which pictures that are not in the index usually reach. COPY is `limit`, which one in
+    a hundred of them reaches. 1 is the same picture. In between it is linear. `typical` and `limit` (B,)
+    are in the unit of `value`, see `limits`. Thresholds and the strengths of Eqs. 14 and 16 use this
+    scale, because the zero of a cosine has no meaning, and σ_t = −nL2 is never positive.
     """
     below = COPY * (value - typical) / (limit - typical)
     above = COPY + (1 - COPY) * (value - limit) / (PERFECT[metric] - limit)

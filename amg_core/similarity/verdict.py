@@ -1,4 +1,4 @@
-"""Is a finished picture a copy? Two checks: the descriptor, and one that no guidance ever followed."""
+"""Is a finished picture a copy? Two checks: by the descriptor, and by a measure that never steers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,35 @@ from .matcher import Matcher
 COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
 FIRST, SECOND = "first", "second"
 FLAT, NO_PICTURES = REASONS = "flat", "no_pictures"
-KEPT_LEAST = 0.25  # of the picture: a smaller part of it that was kept is not looked at by itself
+KEPT_LEAST = 0.25  # smallest share of the picture at which a kept part is checked by itself
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one finished picture.
+    """The result of the two checks of one finished picture.
 
-    similarity, threshold : float, in the descriptor's units, above the threshold it says copy: of the
-    picture, or of the part of it that is a copy; score : float, the same on the scale of
-    `metrics.score`; zncc, zncc_threshold : float, the
-    second check's correlation (see `verifier.registered`) with the candidate that is most alike, and its
-    limit; neighbor : int, row id of the descriptor's nearest picture, or the second check's where only
-    that one says copy; source, caption : str, of that picture; outcome : COPY, NO_COPY or CANNOT_TELL;
-    checks : those of FIRST and SECOND that say copy; reason : one of REASONS why the two cannot tell, ""
-    if they can; kept : bool, whether all this is of the part that was given and kept (`with_kept`).
+    Attributes
+    ----------
+    similarity, threshold : float
+        The first check, in the descriptor's units, of the picture or of the part of it that is a copy. It
+        says copy above the threshold.
+    score : float
+        The similarity on the scale of `metrics.score`.
+    zncc, zncc_threshold : float
+        The second check: the score of `verifier.registered` with the candidate that is most alike, and
+        its limit.
+    neighbor : int
+        Row of the descriptor's nearest picture, or of the second check's if only that one says copy.
+    source, caption : str
+        Those of the neighbour.
+    outcome : str
+        COPY, NO_COPY or CANNOT_TELL.
+    checks : tuple of str
+        Those of FIRST and SECOND that say copy.
+    reason : str
+        One of REASONS why the checks cannot tell, "" if they can.
+    kept : bool
+        Whether this is about the given part of an inpainting (`with_kept`).
     """
 
     similarity: float
@@ -56,14 +70,17 @@ class Verdict:
         return message_of(asdict(self))
 
     def to_json(self) -> dict[str, Any]:
-        """With the message in English, for who reads the JSON."""
+        """The fields, with the message in English."""
         written = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
         return written | {"words": words(self.message())}
 
 
 def message_of(found: Mapping[str, Any]) -> Message:
-    """Of a verdict in a report. Without the name of the picture it names its row; one of
-    ``amg-report/1`` knows its words alone."""
+    """The message for a verdict in a report.
+
+    If the report has no name for the neighbour, the message has its row. A verdict of ``amg-report/1`` has
+    only its words.
+    """
     if "checks" not in found:
         return message("as_written", words=found["words"])
     if found.get("kept"):
@@ -83,7 +100,7 @@ def message_of(found: Mapping[str, Any]) -> Message:
 
 
 def reason_of(found: Mapping[str, Any]) -> Message:
-    """Why the checks cannot tell, of a verdict in a report."""
+    """The message why the checks cannot tell, for a verdict in a report."""
     if found.get("reason") in REASONS:
         return message(found["reason"])
     return message("as_written", words=found.get("unsure", ""))
@@ -92,17 +109,19 @@ def reason_of(found: Mapping[str, Any]) -> Message:
 def verdict(
     matcher: Matcher, pictures: Tensor, named: Sequence[Collection[int]] | None = None
 ) -> list[Verdict]:
-    """Judge pictures (B, 3, H, W) in [0, 1], in full detail.
+    """Check finished pictures (B, 3, H, W) in [0, 1] in full detail.
 
-    The first check, the descriptor, looks at the picture and at its parts: a copy may lie in a border or in
-    a collage. The second check looks at the descriptor's nearest pictures, of the picture and of its
-    mirror image, and at those that are named, and always votes: a descriptor that was fooled ranks a
-    copy low.
+    The first check compares the picture and its parts by the descriptor, because a copy may lie in a border
+    or in a collage. The second check compares it with the descriptor's nearest pictures, those of its
+    mirror image, and the `named` ones. It does so in any case, because a descriptor that was fooled finds a
+    copy not similar.
 
     Parameters
     ----------
+    matcher : Matcher
+    pictures : Tensor (B, 3, H, W)
     named : B collections of row ids, optional
-        The pictures that the guard steered each one away from.
+        For each picture the rows from which the guard steered it away.
     """
     named = [()] * len(pictures) if named is None else named
     return [
@@ -111,9 +130,10 @@ def verdict(
 
 
 def kept_box(mask: Tensor) -> Box | None:
-    """What to look at besides where only `mask` (H, W) was drawn: 1 = drawn, 0 = kept as it was given.
+    """The part of an inpainting to check by itself: the largest rectangle that was kept.
 
-    The largest rectangle that was kept, None where it is all of the picture or less than KEPT_LEAST.
+    `mask` (H, W) is 1 for drawn pixels and 0 for kept ones. None if the rectangle is the whole picture or
+    less than KEPT_LEAST of it.
     """
     box = largest_box(mask < 0.5)
     if box is None:
@@ -123,9 +143,10 @@ def kept_box(mask: Tensor) -> Box | None:
 
 
 def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
-    """The verdict on a picture of which a part was given and kept: that part's, where only it is a copy.
+    """The verdict on an inpainting, from those on the `whole` picture and on the kept `part`.
 
-    The guard cannot change that part, and by spoiling the rest it can fool both checks of the whole.
+    It is that on the part if only the part is a copy. The guard cannot change the part, and changes
+    around it can fool both checks of the whole.
     """
     if whole.copy or part is None or not part.copy:
         return whole

@@ -1,7 +1,7 @@
-"""The second judge: measures that the guidance never follows, so that it cannot have fooled them.
+"""The second check: measures that never steer, so that the guidance cannot have fooled them.
 
-`zncc` compares two pictures as they lie. `registered` first looks for the place: which part of one
-shows which part of the other, at what size, mirrored or slightly turned; then it correlates them there.
+`zncc` compares two pictures without moving them. `registered` first finds the alignment: which part of one
+shows which part of the other, at what size, mirrored or slightly rotated. Then it correlates them there.
 """
 
 from __future__ import annotations
@@ -18,28 +18,37 @@ from ..images import low_pass, luminance
 
 ZNCC_SIDE = 16
 
-COARSE, SIDE, PATCH = 32, 64, 8  # sides: of the candidate in the search and after it; of a patch
+COARSE, SIDE, PATCH = (
+    32,
+    64,
+    8,
+)  # sides in pixels: candidate in the search, candidate after it, patch
 SIDES = [(side, side) for side in (20, 23, 26, 28, 32, 36, 40, 45, 50, 56, 63, 71)]
 SIDES += [(22, 32), (32, 22)]  # a square part of a wide or of a tall picture
-LEVELS = (40, 52, 64, 84, 108, 140)  # sides of the picture, to meet the candidate's detail
-MIN_OVERLAP = 0.22  # of the larger area: half-size in a collage is 0.25
-HYPOTHESES, STEPS = 4, 7  # places per candidate that are refined, Gauss-Newton steps for each
-SMOOTH, NEARBY = 1.5, 3.5  # widths in pixels: of the blur; of "nearby"
-FLOOR = 0.008  # slope, in grey levels of 1 per pixel, below which there is nothing to see
-CHANCE = 8  # patches that chance alone could match: fewer than that say little
-SEEN = 4  # energy of a patch that is half-way to a full count
-FLAT = 3  # patches with something to see, of 64, below which a picture is flat
+LEVELS = (40, 52, 64, 84, 108, 140)  # sides of the picture, to get about the candidate's detail
+MIN_OVERLAP = 0.22  # share of the larger area; half-size in a collage is 0.25
+HYPOTHESES, STEPS = 4, 7  # places of each candidate that are refined, Gauss-Newton steps for each
+SMOOTH, NEARBY = 1.5, 3.5  # widths in pixels: of the blur, of the neighbourhood for the energy
+FLOOR = 0.008  # smallest visible slope, in grey levels from 0 to 1 per pixel
+CHANCE = 8  # patches that can match by chance; fewer are weak evidence
+SEEN = 4  # energy at which a patch counts half
+FLAT = 3  # patches with visible structure, of 64, below which a picture is flat
 
 
 class Registered(NamedTuple):
-    """How well a picture and each of K others agree where they agree best.
+    """How well a picture agrees with each of K others at the best alignment.
 
-    score : Tensor (K,) in [0, 1], the correlation, less where little overlaps or is to be seen, or
-    where light and dark lie otherwise;
-    correlation : Tensor (K,) in [−1, 1], of the slopes in the overlap; overlap : Tensor (K,) in
-    [0, 1], the share of the picture or of the other, the larger; place : Tensor (K, 2, 3), takes
-    (x, y, 1) in the other, each from −1 to 1, to x, y in the picture, or in its mirror image;
-    mirrored : Tensor (K,) bool.
+    Attributes
+    ----------
+    score : Tensor (K,) in [0, 1]
+        The correlation, reduced if the overlap is small, if it shows little, or if light and dark differ.
+    correlation : Tensor (K,) in [−1, 1]
+        Correlation of the slopes in the overlap.
+    overlap : Tensor (K,) in [0, 1]
+        Share of the overlap in the picture or in the other, whichever is larger.
+    place : Tensor (K, 2, 3)
+        Maps (x, y, 1) in the other, each from −1 to 1, to x, y in the picture or its mirror image.
+    mirrored : Tensor (K,) bool
     """
 
     score: Tensor
@@ -51,20 +60,20 @@ class Registered(NamedTuple):
 
 @torch.no_grad()
 def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered:
-    """Is the picture a copy of one of the others, wherever it lies and however it is coloured?
+    """Compare a picture with others at the best alignment, independently of colour and contrast.
 
-    The picture may show the other, or 70 % of its side or more; or hold it at half its size or larger;
-    both may be squeezed to another format. What is compared is slopes of grey over the energy
-    nearby, so that contrast, brightness and tint do not matter and plain ramps do not count. All
-    shifts at 14 sizes, both ways round, by Fourier transform (gradient correlation: Argyriou and
+    The picture may show the other, or a crop of 70 % of its side or more, or contain it at half its size
+    or larger. Both may be squeezed to another format. Slopes of grey are compared, divided by the local
+    energy, so contrast, brightness and tint do not matter, and plain ramps do not count. All shifts at 14
+    sizes, with and without mirroring, are tried by Fourier transform (gradient correlation: Argyriou and
     Vlachos 2003; Tzimiropoulos et al., IEEE TPAMI 32, 2010; normalised in the overlap: Padfield,
-    IEEE TIP 21, 2012); the best four then move to the best affine fit (Baker and Matthews,
-    IJCV 56, 2004). A flat picture agrees with nothing (0).
+    IEEE TIP 21, 2012). The best four are refined to the best affine fit (Baker and Matthews, IJCV 56,
+    2004). A flat picture has score 0 with all others.
 
     Parameters
     ----------
     picture : Tensor (1, 3, H, W) in [0, 1].
-    others : K pictures (3, h, w) or (1, 3, h, w), or Tensor (K, 3, h, w), in [0, 1], any size each.
+    others : K pictures (3, h, w) or (1, 3, h, w) of any size, or Tensor (K, 3, h, w), in [0, 1].
     """
     grey = _grey(picture)
     theirs = [_grey(other.to(picture.device).reshape(1, *other.shape[-3:])) for other in others]
@@ -84,9 +93,9 @@ def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered
 
 
 def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tensor) -> Tensor:
-    """ZNCC (K,) of the coarse greys where the two overlap: light and dark lie alike, not outlines alone.
+    """ZNCC (K,) of the coarse greys in the overlap: whether light and dark agree, not only outlines.
 
-    A ring and a disc have one outline. Blind to brightness and contrast.
+    For example, a ring and a disc have the same outline. Brightness and contrast do not matter.
     """
     both = _resized(grey, COARSE, COARSE)
     both = torch.cat([both, both.flip(-1)])[mirrored.long()]
@@ -101,7 +110,7 @@ def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tens
 
 
 def flat(picture: Tensor) -> bool:
-    """Is there too little to see in a picture (1, 3, H, W) to tell whether it is a copy?"""
+    """Whether a picture (1, 3, H, W) shows too little to tell whether it is a copy."""
     field = _field(_resized(_grey(picture), SIDE, SIDE))
     energy = F.avg_pool2d((field * field).sum(1, keepdim=True), PATCH) * PATCH**2
     return int((energy > SEEN).sum()) < FLAT
@@ -116,7 +125,7 @@ def _resized(grey: Tensor, height: int, width: int) -> Tensor:
 
 
 def _continued(x: Tensor, r: int) -> Tensor:
-    """Padded by r on each side so that slopes go on as they are: a ramp has no edge at the border."""
+    """Pad by r on each side with the slopes continued, so that a ramp has no edge at the border."""
     for _ in range(2):
         before = 2 * x[..., :1] - x[..., 1 : r + 1].flip(-1)
         after = 2 * x[..., -1:] - x[..., -r - 1 : -1].flip(-1)
@@ -134,13 +143,13 @@ def _blurred(x: Tensor, width: float, continued: bool = True) -> Tensor:
 
 
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Along x and along y, of each channel, by central differences."""
+    """Central differences along x and along y, for each channel."""
     p = _continued(x, 1)
     return (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) / 2, (p[..., 2:, 1:-1] - p[..., :-2, 1:-1]) / 2
 
 
 def _field(grey: Tensor) -> Tensor:
-    """Grey (B, 1, h, w) -> slopes over the energy nearby and overall, (B, 2, h, w), capped at √2."""
+    """Grey (B, 1, h, w) -> slopes divided by the local and overall energy, (B, 2, h, w), at most √2."""
     field = torch.cat(_slopes(_blurred(grey, SMOOTH)), 1)
     field = field - _blurred(field, NEARBY)
     energy = (field * field).sum(1, keepdim=True)
@@ -155,12 +164,12 @@ def _mirror(field: Tensor) -> Tensor:
 
 
 def _agreement(match: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-    """Correlation times the root of the energy that it rests on: what chance finds it hard to raise."""
+    """Correlation times the root of the energy in the overlap, which is seldom large by chance."""
     return match / (mine * theirs + 1).pow(0.25)
 
 
 def _searched(grey: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """The best places of each of the K others: (K, HYPOTHESES, 2, 3), and whether mirrored."""
+    """The best places of each of the K others, (K, HYPOTHESES, 2, 3), and whether each is mirrored."""
     values, places, ones = [], [], theirs.new_ones(1, COARSE, COARSE)
     turned = torch.complex(theirs[:, 0], theirs[:, 1])
     signals = (turned, turned.abs() ** 2, ones)
@@ -187,7 +196,7 @@ def _searched(grey: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lags(n: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What each of the n rows of a correlation is shifted by, and how many pixels then overlap."""
+    """The shift for each of the n rows of a correlation, and the number of pixels that overlap."""
     lag = torch.arange(n, device=device)
     lag = torch.where(lag >= side, lag - n, lag)
     return lag, ((lag + COARSE).clamp_max(side) - lag.clamp_min(0)).clamp_min(0)
@@ -202,9 +211,9 @@ def _placed(lag_x: Tensor, lag_y: Tensor, w: int, h: int) -> Tensor:
 
 
 def _views(grey: Tensor, place: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
-    """The picture's field for each place, at about the other's detail: (B, 2, S, S).
+    """The picture's field for each place, (B, 2, S, S), at about the other's level of detail.
 
-    The field fills the upper left corner; the second result, (B,), is its share of the side.
+    The field fills the upper left corner. The second result, (B,), is its share of the side.
     """
     top, views = LEVELS[-1], []
     for side in LEVELS:
@@ -224,7 +233,7 @@ def _grid(side: int, device: torch.device) -> Tensor:
 
 
 def _sampled(views: Tensor, zoom: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The picture's field as it lies under the other, (B, 2, side, side), and where there is one."""
+    """The picture's field aligned with the other, (B, 2, side, side), and the mask of the overlap."""
     at = torch.einsum("ijk,bck->bijc", _grid(side, place.device), place)
     inside = (at.abs() <= 1).all(-1)[:, None].float()
     at = (at.clamp(-1, 1) + 1) * zoom[:, None, None, None] - 1
@@ -232,7 +241,7 @@ def _sampled(views: Tensor, zoom: Tensor, place: Tensor, side: int) -> tuple[Ten
 
 
 def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tensor:
-    """Inverse compositional Gauss-Newton steps on the affine place; the best one that was met."""
+    """Refine the affine place by inverse compositional Gauss-Newton steps, and return the best."""
     side, b = SIDE // 2, len(place)
     slopes = [F.avg_pool2d(s, 2)[..., None] * SIDE / 2 for s in _slopes(theirs)]
     theirs = F.avg_pool2d(theirs, 2)
@@ -253,7 +262,7 @@ def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tens
 
 
 def _step(steep: Tensor, inside: Tensor, error: Tensor) -> Tensor:
-    """The affine motion (B, 3, 3) that takes the error off, damped."""
+    """One damped Gauss-Newton step: the affine motion (B, 3, 3) that reduces the error."""
     weighed = (steep * inside).transpose(1, 2)
     normal = weighed @ steep
     damping = 0.02 * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-2
@@ -287,8 +296,8 @@ def _scored(
 def zncc(a: Tensor, b: Tensor) -> Tensor:
     """Zero-mean normalised cross-correlation of the 16x16 grey pictures.
 
-    Blind to brightness, contrast and fine detail: 1 = the same picture up to these, about 0 =
-    unrelated. A flat picture correlates with nothing (0).
+    Brightness, contrast and fine detail do not count. 1 is the same picture apart from these, and about 0
+    is usual for two different pictures. A flat picture has 0 with all others.
 
     Parameters
     ----------

@@ -69,7 +69,7 @@ def test_searches_go_on_without_faiss(index, broken, caplog):
 def test_a_chosen_engine_names_what_is_broken(index, broken):
     broken("faiss")
     with pytest.raises(
-        AMGError, match=r"pq4 needs faiss, which is installed and cannot be used.*pip"
+        AMGError, match=r"pq4 needs faiss, which is installed but cannot be used.*pip"
     ):
         Searcher(index, engine="pq4")
 
@@ -99,7 +99,7 @@ def test_a_package_that_breaks_when_its_parts_are_asked_for(tmp_path, monkeypatc
     monkeypatch.setattr(module, "_broken", {})
     (tmp_path / "lazy_one.py").write_text("def __getattr__(name): raise RuntimeError('late')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(AMGError, match=r"lazy_one, which is installed and cannot be used.*late"):
+    with pytest.raises(AMGError, match=r"lazy_one, which is installed but cannot be used.*late"):
         module.needed("lazy_one", "This", "pip install it", ["Part"])
 
 

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused(file):
         for_spec(DescriptorSpec("grey", "cosine", "c90/1", (16,)), file)
     with pytest.raises(AMGError, match="Unknown descriptor 'dino': choose one of compact"):
         create("dino")
-    with pytest.raises(AMGError, match="dino_v9, which this version does not know"):
+    with pytest.raises(AMGError, match="dino_v9, which this version does not have"):
         for_index(DescriptorSpec("dino_v9", "cosine", "", (224,)), lambda kind: [])
     with pytest.raises(ValueError, match="known already"):
         register(KIND)

@@ -216,7 +216,7 @@ def test_inception_weights_are_never_unpickled_freely(tmp_path, monkeypatch):
     evaluate.inception_features(given)
     assert [list(state) for state in passed] == [["conv.weight"]]
     torch.save({"weights": random.Random(0)}, given)
-    with pytest.raises(AMGError, match=r"not only tensors \(it asks for random\.Random"):
+    with pytest.raises(AMGError, match=r"not only tensors \(its pickle names random\.Random"):
         evaluate.inception_features(given)
     assert len(passed) == 1
     with pytest.raises(AMGError, match="is missing"):
@@ -234,7 +234,7 @@ def test_absent_packages_are_explained(tmp_path, monkeypatch):
         evaluate.inception_features(tmp_path / "x.pth")
     with pytest.raises(AMGError, match=r"An interval needs scipy: pip install scipy\."):
         intervals.share(1, 2)
-    with pytest.raises(AMGError, match="pip install jinja2, or leave --out away"):
+    with pytest.raises(AMGError, match="pip install jinja2, or omit --out"):
         page.template()
 
 
@@ -276,7 +276,7 @@ def test_the_command(place, tmp_path, capsys):
     arguments = (place / "made", "--index", place / "index")
     evaluate.run(command(*arguments, "--against", place / "train", "--out", out))
     report = capsys.readouterr().out
-    assert "37.5 %" in report and "100.0 %" in report and "NOT judged: broken.png" in report
+    assert "37.5 %" in report and "100.0 %" in report and "NOT checked: broken.png" in report
     data = json.loads((out / "metrics.json").read_text())
     assert [one["figures"]["count"]["value"] for one in data["sets"]] == [8, 60]
     with (out / "pairs.csv").open(encoding="utf-8", newline="") as file:

@@ -1,6 +1,6 @@
-"""Where the pictures of an index come from: folders, archives, lists, memory.
+"""The sources of pictures for an index: folders, archives, lists, memory.
 
-What is read, and how captions are found, is written down in docs/sources.md.
+docs/sources.md says what is read, and how captions are found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Raises
     ------
     AMGError
-        Nothing there that holds pictures, or it cannot be read.
+        There is no source of pictures, or it cannot be read.
     """
     path = Path(path)
     name = path.name.lower()
@@ -50,10 +50,10 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 
 def open_sources(paths: Sequence[str | os.PathLike[str]]) -> Source:
-    """Several sources one after the other.
+    """Several sources in sequence.
 
-    The names of each begin with the last part of its path, "photos/a.png"; where two paths end
-    alike, the second is called "photos#2". One path alone is `open_source(path)`.
+    Names begin with the last part of the source's path, "photos/a.png". If two paths end alike, the second
+    is called "photos#2". A single path gives `open_source(path)`.
     """
     if len(paths) == 1:
         return open_source(paths[0])
@@ -64,7 +64,7 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> Source:
 
 
 class Chain:
-    """Sources one after the other; names, and what was skipped, get the prefix of their source.
+    """Sources in sequence. Names of pictures, also skipped ones, get the prefix of their source.
 
     `skipped`, `notes`: what is to be said besides.
     """
@@ -96,7 +96,7 @@ class Chain:
 
 
 def _open_folder(path: Path) -> Source:
-    """A folder's loose pictures and its tar shards; its parquet files where it has neither."""
+    """A folder's pictures and its tar shards, or its parquet files if it has neither."""
     found = find(path)
     parts: list[tuple[str, Source]] = []
     if found.pictures:

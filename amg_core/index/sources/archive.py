@@ -1,4 +1,4 @@
-"""Archives, read in place and never unpacked: zip files, and tar shards as WebDataset writes them."""
+"""Archives, which are read without unpacking: zip files, and tar shards of WebDataset."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HELD_FILES = 256
 
 
 def _refusal(name: str, size: int) -> str:
-    """Why a member with this name cannot be used, "" where it can be tried."""
+    """Why a member with this name cannot be used, or "" if it can be tried."""
     return refusal_in_archive(name) or (TOO_BIG if size > MAX_FILE_BYTES else "")
 
 
@@ -55,7 +55,7 @@ def _refusal(name: str, size: int) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file in a zip. `fetch(limit)` gives its bytes (all: -1) or raises Unreadable."""
+    """A file in a zip. `fetch(limit)` returns its bytes (-1: all) or raises Unreadable."""
 
     name: str
     refusal: str
@@ -65,9 +65,8 @@ class _Entry:
 class ZipSource:
     """The pictures in a zip file, sorted by name, with captions as in a folder.
 
-    Of a zip that was cut short, so that its directory is missing, the members that are whole are
-    read, and the loss is reported in `skipped`. Raises AMGError where it is no zip file, or holds
-    no picture.
+    If a zip is truncated, so that its directory is missing, its complete members are read, and the loss is
+    reported in `skipped`. Raises AMGError if it is no zip file or holds no picture.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -289,15 +288,14 @@ def _inflate(
 class TarSource:
     """The pictures in tar files, in the order of the members; one picture in memory at a time.
 
-    Files whose names are equal up to the first dot of their last part belong together, as
-    WebDataset and img2dataset write them: ``a/001.jpg``, ``a/001.txt``, ``a/001.json``. They must
-    follow one another. What a damaged file holds before the damage is read; the loss is reported
-    in `skipped`.
+    Files whose names are equal up to the first dot of their last part belong together, as in WebDataset
+    and img2dataset: ``a/001.jpg``, ``a/001.txt``, ``a/001.json``. They must follow one another. A damaged
+    file is read up to the damage, and the loss is reported in `skipped`.
 
     Parameters
     ----------
     shards : sequence of (prefix, path)
-        A picture is called prefix + its name in the tar.
+        The name of a picture is prefix + its name in the tar.
     name : str
         For messages.
 
@@ -467,7 +465,7 @@ def _text_of(texts: dict[str, bytes], path: str, limit: int) -> bytes:
 
 
 def _announced(paths: Iterator[Path]) -> int:
-    """Pictures in all these shards as img2dataset's _stats.json say, 0 where one says nothing."""
+    """The number of pictures in all shards by img2dataset's _stats.json, or 0 if one is missing."""
     total = 0
     for path in paths:
         try:
@@ -483,7 +481,7 @@ def _announced(paths: Iterator[Path]) -> int:
 
 
 def _unpacked(path: Path) -> BinaryIO | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
-    """The file, decompressed on the way where it is compressed."""
+    """The file, decompressed while it is read if it is compressed."""
     with open(path, "rb") as file:
         start = file.read(6)
     if start[:2] == b"\x1f\x8b":
@@ -514,7 +512,7 @@ def _read(tar: _Tar, info: tarfile.TarInfo, limit: int = -1) -> bytes:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that reports damage, where tarfile takes it for the end of the archive."""
+    """A header that reports damage, which tarfile would treat as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:

@@ -1,4 +1,4 @@
-"""What a source of pictures is, and the few things all of them need."""
+"""The interface of sources of pictures, and functions that all of them need."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Item:
         POSIX-like name, unique within its Source: "a/b.png", "00000.tar/000000012.jpg". Text that
         UTF-8 can hold.
     caption : str
-        "" where there is none.
+        "" if there is none.
     read : callable
-        Call it once, from any thread: the file's bytes, or (H, W, 3) uint8 RGB pixels. May raise
-        `Unreadable`, whose message is the reason.
+        Returns the file's bytes, or (H, W, 3) uint8 RGB pixels. To be called once, from any thread. It
+        may raise `Unreadable` with the reason.
     """
 
     source: str
@@ -45,16 +45,16 @@ class Item:
 
 
 class Source(Protocol):
-    """Where pictures come from. Iterable again and again, in the same order.
+    """A source of pictures. It can be iterated several times, in the same order.
 
     Attributes
     ----------
     name : str
         For messages: the path.
     notes : list of str
-        What was wrong with captions, and which files were left out, filled while iterating.
+        Problems with captions, and files that were left out. Filled while iterating.
     skipped : list of (source, reason)
-        Pictures that cannot even be listed, filled while iterating.
+        Pictures that cannot be listed. Filled while iterating.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Source(Protocol):
     skipped: list[tuple[str, str]]
 
     def __len__(self) -> int:
-        """Pictures to come, for a progress bar; 0 where that is unknown before the end."""
+        """The number of pictures, for a progress bar, or 0 if it is unknown before the end."""
 
     def __iter__(self) -> Iterator[Item]:
-        """The pictures. Forgets the `notes` and `skipped` of an earlier round."""
+        """The pictures. Clears the `notes` and `skipped` of an earlier iteration."""
 
 
 class Names:
@@ -80,14 +80,14 @@ class Names:
 
 
 def is_system(name: str) -> bool:
-    """Whether a path is a system's own: macOS' "._" shadows, thumbnail folders, waste bins."""
+    """Whether the operating system made this path: macOS' "._" files, thumbnail folders, trash."""
     *folders, last = name.split("/")
     own = last.startswith("._") or last in SYSTEM_FILES
     return own or not SYSTEM_FOLDERS.isdisjoint((*folders, last))
 
 
 def inner(name: str) -> str:
-    """A member's name in an archive as a plain relative POSIX path that leads nowhere else."""
+    """A member's name in an archive as a relative POSIX path that stays inside the archive."""
     parts = name.replace("\\", "/").replace("\0", "").split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))
 
@@ -98,12 +98,12 @@ def storable(source: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A caption: no outer blanks, no NUL, nothing that UTF-8 cannot hold."""
+    """A caption without outer blanks, NUL characters and characters that UTF-8 cannot hold."""
     return text.replace("\0", "").encode("utf-8", "replace").decode().strip()
 
 
 def decode_text(data: bytes) -> str:
-    """Text of a file whose encoding nobody stated: UTF-16 with a mark, UTF-8, else Western."""
+    """The text of a file of unknown encoding: UTF-16 with a mark, UTF-8, or else Western."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", "replace")
     try:

@@ -1,4 +1,4 @@
-"""Captions that lie beside pictures: in a folder, or in an archive that holds one."""
+"""Captions in files beside the pictures, in a folder or in an archive."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Tree(Protocol):
 
 
 class Captions:
-    """Captions of the pictures of a tree, asked for in sorted order.
+    """Captions of the pictures of a tree, which must be requested in sorted order.
 
-    A ``.txt`` (``.caption``, ``.json``) file beside the picture wins over ``metadata.jsonl``, which
-    wins over ``*.csv``; a nearer folder's file wins over a farther one's. File names in jsonl and
-    csv are relative to the folder of that file. `notes` collects what was wrong with such files;
-    `finish` what shows at the end only.
+    A ``.txt`` (``.caption``, ``.json``) file beside the picture has priority over ``metadata.jsonl``, and
+    that over ``*.csv``. A file in a nearer folder has priority over one in a farther folder. File names in
+    jsonl and csv are relative to the folder of that file. `notes` collects problems with such files, and
+    `finish` adds those that are only known at the end.
     """
 
     def __init__(self, tree: Tree, notes: list[str] | None = None) -> None:
@@ -63,7 +63,7 @@ class Captions:
         return caption
 
     def finish(self, alone: Sequence[str] = ()) -> None:
-        """Note why captions are missing. `alone`: caption files beside no picture."""
+        """Add notes on missing captions. `alone` are caption files without a picture."""
         self._close(list(self._tables))
         if not self.missing:
             return
@@ -105,7 +105,7 @@ class Captions:
         return ""
 
     def _close(self, folders: Iterable[str]) -> None:
-        """Let go of tables whose pictures have all been asked for."""
+        """Free tables whose pictures are all done."""
         for at in folders:
             for table in (*self._tables[at][0], *self._tables[at][1]):
                 if self.missing and not table.used and table.unused_because:

@@ -1,4 +1,4 @@
-"""A folder of pictures: the files in it, with the captions beside them."""
+"""A folder of pictures with captions beside them."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ WORDS = (*TEXTS, ".jsonl")
 class FolderSource:
     """Every picture file below `path`, sorted by the code points of the relative path.
 
-    Raises AMGError where the folder is absent, cannot be listed, or holds no picture file. `found`
-    is what `find(path)` gave, where that is known.
+    Raises AMGError if the folder is missing, cannot be listed, or holds no picture file. `found` is the
+    result of `find(path)`, if there is one already.
     """
 
     def __init__(self, path: str | os.PathLike[str], found: Found | None = None) -> None:
@@ -100,11 +100,11 @@ class FolderTree:
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder: relative POSIX paths, sorted by code point.
+    """The files below a folder: relative POSIX paths, sorted by code point.
 
-    `skipped`: folders and files that cannot be read, archives, and pictures in formats that are not
-    read, with the reason. `others`: files that are neither pictures nor their captions.
-    `texts`: caption files beside no picture of their name.
+    `skipped` has folders and files that cannot be read, archives, and pictures in other formats, with the
+    reason. `others` are files that are neither pictures nor captions. `texts` are caption files without a
+    picture of that name.
     """
 
     pictures: list[str]
@@ -116,7 +116,7 @@ class Found:
 
 
 def find(folder: Path) -> Found:
-    """Look through a folder. Raises AMGError where it is absent, no folder, or not listable."""
+    """List a folder with its subfolders. AMGError if it is missing, no folder, or cannot be listed."""
     if not there(folder):
         raise AMGError(f"Picture folder {folder} does not exist: check the path.")
     if not folder.is_dir():

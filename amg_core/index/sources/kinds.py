@@ -1,4 +1,4 @@
-"""What a file between pictures is: by its name where that says it, else by its first bytes."""
+"""The kind of a file among pictures, by its name, or else by its first bytes."""
 
 from __future__ import annotations
 

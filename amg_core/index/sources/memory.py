@@ -1,4 +1,4 @@
-"""Pictures that are in memory already."""
+"""Pictures that are already in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .base import Item, Names, clean
 class Pictures:
     """A batch of pictures, as ComfyUI's IMAGE sockets carry them.
 
-    A picture is called after its pixels, so that adding the same batch again changes nothing.
+    A picture is named by the hash of its pixels, so that adding the same batch again changes nothing.
 
     Parameters
     ----------

@@ -54,9 +54,9 @@ class _Row:
 class TableSource:
     """The pictures that the rows of a list name, or hold, in the order of the rows.
 
-    Paths are absolute or relative to the list's folder. Nothing is downloaded: a row that gives a
-    web address goes to `skipped`. A file that two rows name comes twice, as "a.png" and "a.png#2",
-    since each may have its own caption.
+    Paths are absolute or relative to the list's folder. Nothing is downloaded: rows with a web address are
+    listed in `skipped`. If two rows name the same file, it appears twice, as "a.png" and "a.png#2", because
+    each row may have its own caption.
 
     Raises
     ------
