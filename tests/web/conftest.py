@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.nodes.conftest import load_pack
+from tests.nodes.conftest import loaded_pack
 from tests.web.browser import Page, chromium
 from tests.web.front import MODES
 
@@ -41,8 +41,9 @@ def missing(*packages: str) -> str:
 
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory):
-    """The nodes on a stand-in for the host, beside that of tests/nodes."""
-    return load_pack(str(tmp_path_factory.mktemp("models")), "amg-web-pack")
+    """The nodes on a stand-in for the host, with the index that all tests of the page look at."""
+    with loaded_pack(tmp_path_factory.mktemp("models")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
