@@ -21,6 +21,7 @@ from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.evaluate import kid
 from amg_demo.sample import sample
+from tests.index.helpers import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def draw(world, prompts, preset=None):
 
 def test_copies_are_drawn_plain_and_not_under_guard(world):
     _, probe, training, captions, copies = world
-    prompts = choose_prompts(captions, copies)[0][:6]
+    prompts = choose_prompts(captions, copies)[0][:4]
     own = training[[captions.index(text) for text in prompts]]
     plain, _ = draw(world, prompts)
     guarded, session = draw(world, prompts, "main")
@@ -60,8 +61,8 @@ def test_copies_are_drawn_plain_and_not_under_guard(world):
 
 def test_what_leaves_the_closed_loop_is_no_copy(world):
     model, probe, training, captions, copies = world
-    prompts = choose_prompts(captions, copies)[0][:6]
-    seeds = list(range(50, 56))
+    prompts = choose_prompts(captions, copies)[0][:4]
+    seeds = list(range(50, 54))
 
     def once(settings, suspects):
         session = Session(probe, settings, suspects=suspects)
@@ -78,11 +79,11 @@ def test_what_leaves_the_closed_loop_is_no_copy(world):
 
 
 def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(world):
-    prompts = choose_prompts(*world[3:])[1][16:22]
+    prompts = choose_prompts(*world[3:])[1][16:20]
     plain, _ = draw(world, prompts)
     guarded, session = draw(world, prompts, "main")
     still = [n == 0 for n in session.report()["guarded_evaluations"]]
-    assert sum(still) >= 5
+    assert sum(still) >= 3
     assert torch.equal(guarded[still], plain[still])
 
 
@@ -123,7 +124,5 @@ def test_the_core_imports_no_host_and_nothing_heavy():
         "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.session, "
         "amg_core.presets, amg_core.decoders; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    quiet = {"capture_output": True, "text": True, "cwd": ROOT}
-    out = subprocess.run([sys.executable, "-c", code], check=True, **quiet)
-    names = {name.split(".")[0] for name in json.loads(out.stdout)}
+    names = {name.split(".")[0] for name in json.loads(run(code))}
     assert not names & {"PIL", "faiss", "comfy", "nodes", "folder_paths", "scipy", "pandas"}

@@ -17,6 +17,7 @@ from amg_core.session import Session
 from amg_core.verdict import verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
+from tests.index.helpers import demo_pictures
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +33,12 @@ def world(tmp_path_factory):
         else:
             state[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
     descriptor = SSCDDescriptor(state, "0" * 64, side=224)
-    folder = tmp_path_factory.mktemp("few")
-    rows = (demo.PICTURES / "metadata.jsonl").read_text().splitlines()[:10]
-    for row in rows:
-        name = json.loads(row)["file_name"]
-        (folder / name).write_bytes((demo.PICTURES / name).read_bytes())
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    folder = demo_pictures(tmp_path_factory.mktemp("few"), 4)
     build(folder, folder / "index", descriptor)
     model = demo.load()
     decoder = ModuleDecoder("demo", model.decoder, 4)
     probe = Probe(Searcher(Index.open(folder / "index")), descriptor, decoder)
-    pictures = training_set(demo.PICTURES)[0][[0, 3, 400]]
+    pictures = training_set(demo.PICTURES)[0][[0, 3]]
     with torch.no_grad():
         return probe, pictures, model.encoder(pictures)
 
@@ -59,7 +55,7 @@ def arguments(latents):
 
 def test_verdicts_find_the_pictures_themselves(world):
     probe, pictures, _ = world
-    verdicts = verdict(probe, pictures[:2])
+    verdicts = verdict(probe, pictures)
     assert [v.neighbor for v in verdicts] == [0, 3] and all(v.copy for v in verdicts)
     assert verdicts[0].similarity > 0.999
 

@@ -42,11 +42,11 @@ def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, probe
     assert judge.zncc(plain, pictures).min() > 0.9
     settings = presets.settings("main", probe.metric)
     guarded, reports, *_ = draw(
-        model, captions, seeds, probe, settings, retries=2, steps=20, cfg_scale=4.0
+        model, captions[::2], seeds[::2], probe, settings, retries=2, steps=20, cfg_scale=4.0
     )
     assert min(reports[0]["guarded_evaluations"]) > 0
     assert not any(each.copy for each in verdict(probe, guarded))
-    assert judge.zncc(guarded, pictures).max() < ZNCC
+    assert judge.zncc(guarded, pictures[::2]).max() < ZNCC
 
 
 def test_other_prompts_are_drawn_as_without_the_guard(model, probe):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -84,13 +82,9 @@ def amg(tmp_path_factory, comfyui):
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """24 captioned pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()[:24]
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(ROOT / "amg_demo/pictures" / name, folder / name)
-    return folder
+    from tests.index.helpers import demo_pictures
+
+    return demo_pictures(tmp_path_factory.mktemp("pictures"), 24)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.nodes.conftest import loaded_pack
-from tests.web.browser import Page, chromium
+from tests.web.browser import PATIENCE, Page, chromium
 from tests.web.front import MODES
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +42,7 @@ def missing(*packages: str) -> str:
 def pack(tmp_path_factory):
     """The nodes on a stand-in for the host, with the index that all tests of the page look at."""
     with loaded_pack(tmp_path_factory.mktemp("models")) as made:
+        made.module("nodes.routes").WAIT = PATIENCE
         yield made
 
 
@@ -51,16 +51,9 @@ def indexes(pack, tmp_path_factory) -> Path:
     """The index folder of the small server, with the index `amg-demo` and a file beside it."""
     from amg_core.descriptors import create
     from amg_core.index import build
+    from tests.index.helpers import demo_pictures
 
-    told = EVENTS.read_text()
-    lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()
-    lines.sort(key=lambda line: json.loads(line)["file_name"] not in told)
-    pictures = tmp_path_factory.mktemp("pictures")
-    lines = lines[:PICTURES]
-    (pictures / "metadata.jsonl").write_text("\n".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(ROOT / "amg_demo/pictures" / name, pictures / name)
+    pictures = demo_pictures(tmp_path_factory.mktemp("pictures"), PICTURES, EVENTS.read_text())
     folder = Path(pack.folders["amg_indexes"][0][0])
     build(pictures, folder / INDEX, create("pixel"))
     (folder / "secret.json").write_text('{"secret": true}')
@@ -131,9 +124,8 @@ def real(tmp_path_factory):
             *(["--front-end-root", other] if other else []),
         ],
         cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:
         while True:
             try:
