@@ -106,6 +106,19 @@ def demo(amg, run_node):
 
 
 @pytest.fixture(scope="session")
+def encode(demo):
+    """`encode(*texts)`: their CONDITIONING by the demo's CLIP, a text a sample of the batch."""
+
+    def make(*texts: str) -> list:
+        clip = demo["clip"]
+        with torch.inference_mode():
+            conds = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        return [[torch.cat([cond for cond, _ in conds]), conds[0][1]]]
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def index(run_node, pictures):
     """A MEMORIZATION_INDEX of `pictures`."""
     return run_node("AMG_BuildIndex", folder=str(pictures), name="few", descriptor="pixel")[0]
