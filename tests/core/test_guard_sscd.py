@@ -34,7 +34,7 @@ def world(tmp_path_factory):
             state[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
     descriptor = SSCDDescriptor(state, "0" * 64, side=224)
     folder = demo_pictures(tmp_path_factory.mktemp("few"), 4)
-    build(folder, folder / "index", descriptor)
+    build(folder, folder / "index", descriptor, batch=4)  # batches are filled up
     model = demo.load()
     decoder = ModuleDecoder("demo", model.decoder, 4)
     probe = Probe(Searcher(Index.open(folder / "index")), descriptor, decoder)

@@ -32,6 +32,7 @@ def probe(model, tmp_path_factory):
     return Probe(Searcher(Index.open(folder)), create(DEFAULT), decoder)
 
 
+@pytest.mark.slow
 def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, probe):
     pictures, captions = lora_pictures()
     seeds = list(range(70, 78))

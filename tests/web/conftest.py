@@ -149,9 +149,12 @@ def server(request):
     return SimpleNamespace(url=host.url, real=bool(COMFYUI), host=host)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def front(server):
-    """The front end in a browser, with what the tests do to it."""
+    """The front end in a browser, with what the tests do to it; our modules throw nothing there.
+
+    Closed at the end of each file: it draws, and takes time from the tests after it.
+    """
     if chromium() is None:
         pytest.skip("needs a Chromium: install one, or set CHROMIUM to its path")
     if reason := missing("websocket"):
@@ -163,6 +166,8 @@ def front(server):
         made = Front(page, server)
         made.open()
         yield made
+        ours = ("anti-memorization", "amg")
+        assert [each for each in page.errors if any(word in each.lower() for word in ours)] == []
     finally:
         page.close()
 

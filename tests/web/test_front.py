@@ -673,13 +673,3 @@ def test_a_refusal_is_a_sentence_in_the_window(front):
         front.js(
             "app.api.fetchApi = window.amgFetch; document.querySelector('.amg-browser')?.close()"
         )
-
-
-def test_nothing_was_thrown(front):
-    """By our modules, in all of the above."""
-    ours = [
-        error
-        for error in front.page.errors
-        if "anti-memorization" in error or "amg" in error.lower()
-    ]
-    assert ours == []
