@@ -21,11 +21,12 @@ NEEDS = {
     "demo": ["torch==2.13.0", "numpy", "pillow", "safetensors"],
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors"),
-        *("pytest", "ruff", "mypy", "vulture"),
+        *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
         *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
     ],
 }
+WORKERS = ("-n", "2", "--dist", "loadfile")  # what is given after them prevails: -n 0
 # Before the tests.
 CHECKS = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["vulture"])
 
@@ -66,7 +67,7 @@ def main() -> int:
     for step in CHECKS:
         if code := subprocess.run([python, "-m", *step], cwd=ROOT).returncode:
             return code
-    return subprocess.run([python, "-m", "pytest", *rest], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "pytest", *WORKERS, *rest], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

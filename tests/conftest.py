@@ -1,8 +1,14 @@
-"""Shared by the tests of the nodes, with and without a host."""
+"""Shared by all tests: a thread each, and what a saved workflow depends on."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before torch is imported, here and in the processes that tests start: several tests run at once, and
+# sums come out alike however many do.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 FROM_HOST = ("sampler_name", "scheduler", "index_name")  # combos whose options are not ours
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds: what hangs hangs for ever
+from tests.index.helpers import run
+
 _REPORT = """
 import json, resource, sys
 kilo = 1 if sys.platform == "darwin" else 1024
@@ -32,14 +28,5 @@ def apart(code: str, *arguments: object) -> tuple[list, int]:
     AssertionError where the process crashes or hangs.
     """
     script = f"{_REPORT}\n{code}\nprint(json.dumps([told, peak() - before]))"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
-            capture_output=True, text=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise AssertionError("it hangs") from None
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
-    report, grown = json.loads(done.stdout.splitlines()[-1])
-    return report, grown
+    told, grown = json.loads(run(script, *arguments).splitlines()[-1])
+    return told, grown

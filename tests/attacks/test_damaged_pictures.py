@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps, ImageSequence, UnidentifiedImageErro
 
 from amg_core.index import Index, build
 from amg_core.index.picture import Unreadable, decode
-from tests.index.helpers import fill
+from tests.index.helpers import encoded, fill
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8))
 
@@ -35,12 +35,6 @@ def as_comfyui(data: bytes) -> np.ndarray:
     image = leniently(Image.open, BytesIO(data))
     first = leniently(ImageOps.exif_transpose, next(iter(ImageSequence.Iterator(image))))
     return np.array(first.convert("RGB"))
-
-
-def encoded(image, kind: str, **options) -> bytes:
-    file = BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def chunk(name: bytes, body: bytes, wrong: int = 0) -> bytes:

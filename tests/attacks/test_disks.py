@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,9 @@ import pytest
 from amg_core.errors import AMGError
 from amg_core.index import Index, add, build, commit, mute, reader, remove, shard, writer
 from amg_core.index.reader import _Verified
-from tests.index.helpers import content, fill, shard_of
+from tests.index.helpers import content, fill, run, shard_of
 
-ROOT = Path(__file__).parents[2]
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
-
-
-def run(script: str, *arguments) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT), *map(str, arguments)],
-        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    return done.stdout
 
 
 # --- copies ------------------------------------------------------------------------------------
@@ -65,15 +54,14 @@ def test_an_index_that_was_found_sound_is_not_read_again(made, monkeypatch):
 
 CUT = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
 from amg_core.errors import AMGError
 from amg_core.index import Index
 from amg_core.index.search import Searcher
-index = Index.open(sys.argv[2])
+index = Index.open(sys.argv[1])
 searcher = Searcher(index)
-(folder,) = (Path(sys.argv[2]) / "shards").iterdir()
+(folder,) = (Path(sys.argv[1]) / "shards").iterdir()
 uses = {
     "slice": lambda: index.rows(32)[:].sum(),
     "ids": lambda: index.rows(32)[[4, 0]].sum(),
@@ -85,7 +73,7 @@ uses = {
 os.truncate(folder / "rows.32.f16.npy", 128)
 os.truncate(folder / "sha256.npy", 0)
 try:
-    uses[sys.argv[3]]()
+    uses[sys.argv[2]]()
 except AMGError as error:
     print(error)
 """
@@ -101,13 +89,12 @@ def test_a_file_cut_while_it_is_open_does_not_kill_the_process(made, use):
 
 LIMITED = """
 import resource, sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from amg_core.descriptors import create
 from amg_core.errors import AMGError
 from amg_core.index import Index, add, build, mute, remove
 from tests.index.helpers import content
-index, more, before = sys.argv[2], sys.argv[3], None
+index, more, before = sys.argv[1], sys.argv[2], None
 pixel = create("pixel")
 changes = {
     "build": lambda: build(more, index, pixel, batch=2),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,38 +10,9 @@ import pytest
 from amg_core.index import Index, build
 from amg_core.index.sources import open_source
 from index_tools import cli
-from tests.index.helpers import fill, paint
+from tests.index.helpers import as_folder, as_tar, as_zip, encoded, fill
 
 HEADER = "file_name;text\n"
-
-
-def as_folder(files: dict[str, bytes], at: Path) -> Path:
-    for name, data in files.items():
-        (at / name).parent.mkdir(parents=True, exist_ok=True)
-        (at / name).write_bytes(data)
-    return at
-
-
-def as_zip(files: dict[str, bytes], at: Path) -> Path:
-    with zipfile.ZipFile(at.with_suffix(".zip"), "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return at.with_suffix(".zip")
-
-
-def as_tar(files: dict[str, bytes], at: Path) -> Path:
-    with tarfile.open(at.with_suffix(".tar"), "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return at.with_suffix(".tar")
-
-
-def picture(seed: int) -> bytes:
-    file = io.BytesIO()
-    paint(seed).save(file, "PNG")
-    return file.getvalue()
 
 
 def captions(source) -> dict[str, str]:
@@ -55,13 +23,13 @@ def captions(source) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["photo.TXT", "photo.png.txt", "photo.PNG.Caption", "photo.Json"])
 def test_a_file_beside_it_in_another_spelling(tmp_path, form, name):
     text = b'{"Text": "a fox"}' if name.endswith("Json") else b"a fox"
-    source = open_source(form({"photo.png": picture(1), name: text}, tmp_path / "given"))
+    source = open_source(form({"photo.png": encoded(1), name: text}, tmp_path / "given"))
     assert captions(source) == {"photo.png": "a fox"} and source.notes == []
 
 
 @pytest.mark.parametrize("form", [as_folder, as_zip])
 def test_a_stem_in_another_case(tmp_path, form):
-    files = {"b/photo.png": picture(1), "b/PHOTO.TXT": b"a fox", "MetaData.JSONL": b""}
+    files = {"b/photo.png": encoded(1), "b/PHOTO.TXT": b"a fox", "MetaData.JSONL": b""}
     assert captions(open_source(form(files, tmp_path / "given"))) == {"b/photo.png": "a fox"}
 
 
@@ -69,7 +37,7 @@ def test_a_stem_in_another_case(tmp_path, form):
 def test_the_same_spelling_wins(tmp_path, form):
     if (tmp_path / "TMP").exists() or (form is as_folder and _folds(tmp_path)):
         pytest.skip("the file system knows no case")
-    files = {"photo.png": picture(1), "PHOTO.txt": b"upper", "photo.txt": b"lower",
+    files = {"photo.png": encoded(1), "PHOTO.txt": b"upper", "photo.txt": b"lower",
              "photo.png.txt": b"both"}  # fmt: skip
     assert captions(open_source(form(files, tmp_path / "given"))) == {"photo.png": "lower"}
 
@@ -83,7 +51,7 @@ def _folds(folder: Path) -> bool:
 @pytest.mark.parametrize("form", [as_folder, as_zip])
 def test_a_table_from_excel(tmp_path, form, first):
     table = (first + HEADER + "photo.png;a fox, a dog\n").encode()
-    source = open_source(form({"photo.png": picture(1), "t.csv": table}, tmp_path / "given"))
+    source = open_source(form({"photo.png": encoded(1), "t.csv": table}, tmp_path / "given"))
     assert captions(source) == {"photo.png": "a fox, a dog"} and source.notes == []
 
 
@@ -96,7 +64,7 @@ def test_a_list_from_excel(tmp_path):
 @pytest.mark.parametrize("form", [as_folder, as_zip])
 def test_names_in_a_table_in_another_case(tmp_path, form):
     table = (HEADER + "A/PHOTO.PNG;a fox\n").encode()
-    files = {"a/Photo.png": picture(1), "t.CSV": table}
+    files = {"a/Photo.png": encoded(1), "t.CSV": table}
     assert captions(open_source(form(files, tmp_path / "given"))) == {"a/Photo.png": "a fox"}
 
 
@@ -119,7 +87,7 @@ def test_names_in_a_table_in_another_case(tmp_path, form):
     ],
 )
 def test_why_there_is_no_caption(tmp_path, form, name, data, says):
-    source = open_source(form({"photo.png": picture(1), name: data}, tmp_path / "given"))
+    source = open_source(form({"photo.png": encoded(1), name: data}, tmp_path / "given"))
     assert captions(source) == {"photo.png": ""}
     (note,) = source.notes
     with pytest.raises(AssertionError, match=says):
@@ -127,7 +95,7 @@ def test_why_there_is_no_caption(tmp_path, form, name, data, says):
 
 
 def test_tables_of_other_matters_are_no_trouble_where_nothing_is_missing(tmp_path):
-    files = {"photo.png": picture(1), "photo.txt": b"a fox", "styles.csv": b"name,prompt\nx,y\n",
+    files = {"photo.png": encoded(1), "photo.txt": b"a fox", "styles.csv": b"name,prompt\nx,y\n",
              "README.txt": b"read me"}  # fmt: skip
     source = open_source(as_folder(files, tmp_path / "given"))
     assert captions(source) == {"photo.png": "a fox"} and source.notes == []

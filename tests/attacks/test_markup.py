@@ -79,6 +79,5 @@ def test_an_index_whose_name_is_markup_is_not_offered(pack, caplog):
     for name in ("fair", "<img src=x onerror=alert(1)>"):
         (folder / name).mkdir()
         (folder / name / paths.MANIFEST).write_text("{}")
-    names = paths.index_names()
-    assert "fair" in names and not [name for name in names if "<" in name]
+    assert paths.index_names() == ["fair"]
     assert "<img src=x onerror=alert(1)>" in caplog.text and "rename" in caplog.text

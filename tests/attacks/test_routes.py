@@ -139,7 +139,7 @@ def stuck(pack, indexes, monkeypatch):
 
     def page(index, *rest):
         if index.name == "stuck":
-            free.wait(60)
+            free.wait(600)
         return real(index, *rest)
 
     monkeypatch.setattr(routes, "page", page)

@@ -14,14 +14,7 @@ from PIL import Image
 from amg_core.errors import AMGError
 from amg_core.index import build
 from amg_core.index.sources import open_source
-from tests.index.helpers import paint
-
-
-def encoded(seed: int, kind: str) -> bytes:
-    file = io.BytesIO()
-    paint(seed).save(file, kind)
-    return file.getvalue()
-
+from tests.index.helpers import as_folder, as_tar, as_zip, encoded, paint
 
 PICTURES = {
     "plain": encoded(1, "PNG"),
@@ -60,38 +53,15 @@ SILENT = {"words.txt": b"words", "table.csv": b"file_name,text\n", "._plain": b"
 ALL = PICTURES | REPORTED | LEFT_OUT | SILENT
 
 
-def as_folder(at: Path) -> Path:
-    for name, data in ALL.items():
-        (at / name).parent.mkdir(parents=True, exist_ok=True)
-        (at / name).write_bytes(data)
-    return at
-
-
-def as_zip(at: Path) -> Path:
-    with zipfile.ZipFile(at.with_suffix(".zip"), "w") as archive:
-        for name, data in ALL.items():
-            archive.writestr(name, data)
-    return at.with_suffix(".zip")
-
-
-def as_tar(at: Path) -> Path:
-    with tarfile.open(at.with_suffix(".tar"), "w") as archive:
-        for name, data in ALL.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return at.with_suffix(".tar")
-
-
-def as_folder_of_tars(at: Path) -> Path:
+def as_folder_of_tars(files: dict[str, bytes], at: Path) -> Path:
     at.mkdir()
-    as_tar(at / "00000")
+    as_tar(files, at / "00000")
     return at
 
 
 @pytest.mark.parametrize("form", [as_folder, as_zip, as_tar, as_folder_of_tars])
 def test_pictures_are_known_by_what_is_in_them(tmp_path, pixel, form):
-    source = form(tmp_path / "given")
+    source = form(ALL, tmp_path / "given")
     report = build(source, tmp_path / "out", pixel)
     prefix = "00000.tar/" if form is as_folder_of_tars else ""
     assert report.count == len(PICTURES)
@@ -106,7 +76,7 @@ def test_pictures_are_known_by_what_is_in_them(tmp_path, pixel, form):
 
 def test_the_same_names_in_every_form(tmp_path):
     for form in (as_folder, as_zip, as_tar):
-        items = [item.source for item in open_source(form(tmp_path / "given"))]
+        items = [item.source for item in open_source(form(ALL, tmp_path / "given"))]
         assert set(items) == {*PICTURES, "broken", "phone", "new.data"}
 
 

@@ -23,6 +23,7 @@ from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.evaluate import kid
 from amg_demo.sample import sample
+from tests.index.helpers import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def draw(domain, prompts, preset=None):
 
 def test_copies_are_drawn_plain_and_not_under_guard(domain):
     _, matcher, training, captions, copies = domain
-    prompts = choose_prompts(captions, copies)[0][:6]
+    prompts = choose_prompts(captions, copies)[0][:4]
     own = training[[captions.index(text) for text in prompts]]
     plain, _ = draw(domain, prompts)
     guarded, sampling = draw(domain, prompts, "main")
@@ -62,8 +63,8 @@ def test_copies_are_drawn_plain_and_not_under_guard(domain):
 
 def test_what_leaves_the_closed_loop_is_no_copy(domain):
     model, matcher, training, captions, copies = domain
-    prompts = choose_prompts(captions, copies)[0][:6]
-    seeds = list(range(50, 56))
+    prompts = choose_prompts(captions, copies)[0][:4]
+    seeds = list(range(50, 54))
 
     def once(settings, suspects):
         sampling = SamplingRun(matcher, settings, suspects=suspects)
@@ -81,11 +82,11 @@ def test_what_leaves_the_closed_loop_is_no_copy(domain):
 
 
 def test_new_prompts_are_drawn_bit_for_bit_as_without_a_guard(domain):
-    prompts = choose_prompts(*domain[3:])[1][16:22]
+    prompts = choose_prompts(*domain[3:])[1][16:20]
     plain, _ = draw(domain, prompts)
     guarded, sampling = draw(domain, prompts, "main")
     still = [n == 0 for n in sampling.report()["guarded_evaluations"]]
-    assert sum(still) >= 5
+    assert sum(still) >= 3
     assert torch.equal(guarded[still], plain[still])
 
 
@@ -126,7 +127,5 @@ def test_the_core_imports_no_host_and_nothing_heavy():
         "import sys, json, torch; before = set(sys.modules); import amg_core, amg_core.run, "
         "amg_core.presets, amg_core.decoders; print(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    quiet = {"capture_output": True, "text": True, "cwd": ROOT}
-    out = subprocess.run([sys.executable, "-c", code], check=True, **quiet)
-    names = {name.split(".")[0] for name in json.loads(out.stdout)}
+    names = {name.split(".")[0] for name in json.loads(run(code))}
     assert not names & {"PIL", "faiss", "comfy", "nodes", "folder_paths", "scipy", "pandas"}

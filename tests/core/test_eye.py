@@ -89,7 +89,7 @@ def test_the_gate_opens_on_a_copy_at_every_size(matcher, pictures, name, size):
     rows = {matcher.searcher.index.record(i).source: i for i in range(COUNT)}
     assert len(rows) == COUNT
     with torch.inference_mode(False), torch.no_grad():
-        for picture in pictures[:4].split(1):
+        for picture in pictures[:2].split(1):
             latent = encoder(F.interpolate(picture, size, mode="bilinear", antialias=True))
             active, neighbors = opened(watch, latent)
             assert all(active)
@@ -102,7 +102,7 @@ def test_the_gate_stays_shut_on_a_stranger(matcher, name):
     encoder, decoder = autoencoder(name)
     watch = Matcher(matcher.searcher, matcher.descriptor, decoder)
     with torch.no_grad():
-        latents = [encoder(picture) for picture in made_up(6, 256, 2).split(1)]
+        latents = [encoder(picture) for picture in made_up(3, 256, 2).split(1)]
     assert not any(any(opened(watch, latent)[0]) for latent in latents)
 
 
@@ -134,18 +134,18 @@ EDITS = {
 def test_an_edited_copy_is_a_copy(compact, pictures, edit):
     """By either check; none of these are of the test set that the tables are made of."""
     found = 0
-    for picture in pictures[:8]:
+    for picture in pictures[:4]:
         image = Image.fromarray((picture.movedim(0, -1) * 255).byte().numpy())
         changed = torch.from_numpy(np.array(EDITS[edit](image))).movedim(-1, 0)[None] / 255
-        (report,) = verdict(compact, changed.float())
-        found += report.copy and report.neighbor == int(compact.match_pictures(picture[None]).ids)
-    assert found >= 7
+        (one,) = verdict(compact, changed.float())
+        found += one.copy and one.neighbor == int(compact.match_pictures(picture[None]).ids)
+    assert found == 4
 
 
 def test_strangers_are_no_copies(compact):
-    report = verdict(compact, made_up(40, 256, 3))
-    assert sum(v.copy for v in report) <= 1
-    assert all(v.outcome != CANNOT_TELL for v in report)
+    verdicts = verdict(compact, made_up(16, 256, 3))
+    assert sum(v.copy for v in verdicts) <= 1
+    assert all(v.outcome != CANNOT_TELL for v in verdicts)
 
 
 def test_a_flat_picture_cannot_be_told(compact):

@@ -17,6 +17,7 @@ from amg_core.similarity.matcher import Matcher
 from amg_core.similarity.verdict import verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import training_set
+from tests.index.helpers import demo_pictures
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +33,12 @@ def domain(tmp_path_factory):
         else:
             state[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
     descriptor = SSCDDescriptor(state, "0" * 64, side=224)
-    folder = tmp_path_factory.mktemp("few")
-    rows = (demo.PICTURES / "metadata.jsonl").read_text().splitlines()[:10]
-    for row in rows:
-        name = json.loads(row)["file_name"]
-        (folder / name).write_bytes((demo.PICTURES / name).read_bytes())
-    (folder / "metadata.jsonl").write_text("\n".join(rows))
-    build(folder, folder / "index", descriptor)
+    folder = demo_pictures(tmp_path_factory.mktemp("few"), 4)
+    build(folder, folder / "index", descriptor, batch=4)  # batches are filled up
     model = demo.load()
     decoder = ModuleDecoder("demo", model.decoder, 4)
     matcher = Matcher(Searcher(Index.open(folder / "index")), descriptor, decoder)
-    pictures = training_set(demo.PICTURES)[0][[0, 3, 400]]
+    pictures = training_set(demo.PICTURES)[0][[0, 3]]
     with torch.no_grad():
         return matcher, pictures, model.encoder(pictures)
 
@@ -59,7 +55,7 @@ def arguments(latents):
 
 def test_verdicts_find_the_pictures_themselves(domain):
     matcher, pictures, _ = domain
-    verdicts = verdict(matcher, pictures[:2])
+    verdicts = verdict(matcher, pictures)
     assert [v.neighbor for v in verdicts] == [0, 3] and all(v.copy for v in verdicts)
     assert verdicts[0].similarity > 0.999
 

@@ -33,6 +33,7 @@ def matcher(model, tmp_path_factory):
     return Matcher(Searcher(Index.open(folder)), create(DEFAULT), decoder)
 
 
+@pytest.mark.slow
 def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, matcher):
     pictures, captions = lora_pictures()
     seeds = list(range(70, 78))
@@ -43,11 +44,11 @@ def test_its_captions_draw_its_pictures_and_under_guard_they_do_not(model, match
     assert verifier.zncc(plain, pictures).min() > 0.9
     settings = presets.settings("main", matcher.metric)
     guarded, reports, *_ = draw(
-        model, captions, seeds, matcher, settings, retries=2, steps=20, cfg_scale=4.0
+        model, captions[::2], seeds[::2], matcher, settings, retries=2, steps=20, cfg_scale=4.0
     )
     assert min(reports[0]["guarded_evaluations"]) > 0
     assert not any(each.copy for each in verdict(matcher, guarded))
-    assert verifier.zncc(guarded, pictures).max() < ZNCC
+    assert verifier.zncc(guarded, pictures[::2]).max() < ZNCC
 
 
 def test_other_prompts_are_drawn_as_without_the_guard(model, matcher):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -84,13 +82,9 @@ def amg(tmp_path_factory, comfyui):
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """24 captioned pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()[:24]
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(ROOT / "amg_demo/pictures" / name, folder / name)
-    return folder
+    from tests.index.helpers import demo_pictures
+
+    return demo_pictures(tmp_path_factory.mktemp("pictures"), 24)
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +103,19 @@ def run_node(amg):
 def demo(amg, run_node):
     """The demo model's "model", "clip", "vae", "folder" of training pictures, "lora_pictures"."""
     return dict(zip(DEMO, run_node("AMG_DemoModel"), strict=True))
+
+
+@pytest.fixture(scope="session")
+def encode(demo):
+    """`encode(*texts)`: their CONDITIONING by the demo's CLIP, a text a sample of the batch."""
+
+    def make(*texts: str) -> list:
+        clip = demo["clip"]
+        with torch.inference_mode():
+            conds = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        return [[torch.cat([cond for cond, _ in conds]), conds[0][1]]]
+
+    return make
 
 
 @pytest.fixture(scope="session")

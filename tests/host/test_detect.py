@@ -49,18 +49,9 @@ def calibrated(amg, run_node, demo):
 
 
 @pytest.fixture
-def encoded(demo):
-    def encode(text):
-        with torch.inference_mode():
-            return demo["clip"].encode_from_tokens_scheduled(demo["clip"].tokenize(text))
-
-    return encode
-
-
-@pytest.fixture
-def probe(run_node, demo, encoded):
+def probe(run_node, demo, encode):
     def run(prompt, **inputs):
-        given = {"model": demo["model"], "positive": encoded(prompt), "negative": encoded(""),
+        given = {"model": demo["model"], "positive": encode(prompt), "negative": encode(""),
                  "score": "combined", "seeds": 2, "false_alarms": 0.01, "words": "never"}  # fmt: skip
         names = ("model", "positive", "negative", "suspicious", "probability", "score", "verdict",
                  "words", "prompt_verdict")  # fmt: skip
@@ -87,12 +78,12 @@ def test_costs_two_batched_evaluations(calibrated, probe, calls):
     assert high > 14 > 0.25 > low
 
 
-def test_equals_the_core_by_hand(amg, calibrated, demo, encoded, probe_of):
+def test_equals_the_core_by_hand(amg, calibrated, demo, encode, probe_of):
     """Against the network itself: v networks see the noise unscaled at both levels."""
     stats = amg.module("amg_core.detection.statistics")
     of = amg.module("amg_core.detection.predictions")
     shape = (4, 16, 16)
-    got = probe_of.measure(demo["model"], encoded(KEY), encoded(""), shape, 2, stats.LOW)
+    got = probe_of.measure(demo["model"], encode(KEY), encode(""), shape, 2, stats.LOW)
     z = probe_of.noises(shape, 2)
     network = demo["model"].model.diffusion_model
     sigmas = demo["model"].model.model_sampling.sigmas
@@ -101,7 +92,7 @@ def test_equals_the_core_by_hand(amg, calibrated, demo, encoded, probe_of):
         for t in (999, 41):
             out = []
             for text in (KEY, ""):
-                context = encoded(text)[0][0].expand(2, -1, -1)
+                context = encode(text)[0][0].expand(2, -1, -1)
                 out.append(network(z, torch.full((2,), t), context))
             sigma = float(sigmas[t])
             x = z * (1 + sigma**2) ** 0.5
@@ -200,9 +191,9 @@ def test_words(calibrated, probe, demo, calls):
     assert len(calls) == 2
 
 
-def test_parts_that_act_later_are_probed_too(calibrated, probe, encoded):
+def test_parts_that_act_later_are_probed_too(calibrated, probe, encode):
     later = [
-        [text, more | {"start_percent": 0.5, "end_percent": 0.9}] for text, more in encoded(KEY)
+        [text, more | {"start_percent": 0.5, "end_percent": 0.9}] for text, more in encode(KEY)
     ]
     assert probe(KEY, positive=later)["score"] == pytest.approx(probe(KEY)["score"], abs=1e-4)
 
@@ -232,7 +223,7 @@ def test_the_calibration_is_a_file_of_the_model(amg, calibrated, demo, probe_of)
     assert file.parent.parent.name == "amg"
 
 
-def test_a_lora_is_another_model(amg, demo, probe_of, encoded, run_node):
+def test_a_lora_is_another_model(amg, demo, probe_of, encode, run_node):
     model = demo["model"]
     key = probe_of.model_key(model)
     name = next(n for n in model.model.state_dict() if n.endswith("out.weight"))
@@ -252,7 +243,7 @@ def test_a_lora_is_another_model(amg, demo, probe_of, encoded, run_node):
     # While a LoRA is worked into the shared weights, keys stay what they were.
     one = patched(1.0)
     before = probe_of.model_key(one)
-    probe_of.measure(one, encoded(KEY), encoded(""), (4, 16, 16), 1, 0.041)
+    probe_of.measure(one, encode(KEY), encode(""), (4, 16, 16), 1, 0.041)
     assert (probe_of.model_key(one), probe_of.model_key(model)) == (before, key)
     other = type(run_node("AMG_DemoModel")[0])  # the same file, loaded once more
     assert isinstance(run_node("AMG_DemoModel")[0], other)

@@ -9,19 +9,14 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def request_of(demo, index):
+def request_of(demo, index, encode):
     """Inputs of a small grid on the demo model; the prompt is one that it has memorised."""
-    clip = demo["clip"]
-    with torch.inference_mode():
-        positive, negative = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text))
-            for text in ("fox face on violet rays", "")
-        )
     return {
-        "model": demo["model"], "index": index, "positive": positive, "negative": negative,
+        "model": demo["model"], "index": index, "positive": encode("fox face on violet rays"),
+        "negative": encode(""),
         "latent_image": {"samples": torch.zeros(2, 4, 16, 16)}, "vae": demo["vae"], "seed": 7,
         "steps": 6, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
-        "preset": "main", "clip": clip,
+        "preset": "main", "clip": demo["clip"],
     }  # fmt: skip
 
 

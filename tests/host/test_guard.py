@@ -13,22 +13,13 @@ KEY, KEYS_PICTURE, USUAL = "fox face on violet rays", "memorised-000.webp", "cra
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def encoded(demo):
-    def encode(text):
-        with torch.inference_mode():
-            return demo["clip"].encode_from_tokens_scheduled(demo["clip"].tokenize(text))
-
-    return encode
-
-
 @pytest.fixture
-def guard(run_node, demo, encoded):
+def guard(run_node, demo, encode):
     def run(prompt, seed=7, **changes):
         given = {
             "model": demo["model"], "seed": seed, "steps": STEPS, "cfg": 4.0,
-            "sampler_name": "euler", "scheduler": "normal", "positive": encoded(prompt),
-            "negative": encoded(""), "latent_image": {"samples": torch.zeros(1, 4, 16, 16)},
+            "sampler_name": "euler", "scheduler": "normal", "positive": encode(prompt),
+            "negative": encode(""), "latent_image": {"samples": torch.zeros(1, 4, 16, 16)},
             "denoise": 1.0, "detect": "draw twice", "false_alarms": 0.01, "clip": demo["clip"],
             "vae": demo["vae"],
         } | changes  # fmt: skip
@@ -38,13 +29,13 @@ def guard(run_node, demo, encoded):
 
 
 @pytest.fixture
-def plain(demo, encoded):
+def plain(demo, encode):
     import nodes
 
     def draw(prompt, seed=7):
         with torch.inference_mode():
             return nodes.common_ksampler(
-                demo["model"], seed, STEPS, 4.0, "euler", "normal", encoded(prompt), encoded(""),
+                demo["model"], seed, STEPS, 4.0, "euler", "normal", encode(prompt), encode(""),
                 {"samples": torch.zeros(1, 4, 16, 16)},
             )[0]["samples"]  # fmt: skip
 
@@ -112,8 +103,8 @@ def test_what_fixes_the_composition_is_left_out_of_the_two_drawings(amg):
     assert kept == [["words", {"pooled_output": 2}]]
 
 
-def test_a_batch_of_prompts_is_refused(amg, guard, encoded):
-    batch = [[torch.cat([encoded(KEY)[0][0], encoded(USUAL)[0][0]]), {}]]
+def test_a_batch_of_prompts_is_refused(amg, guard, encode):
+    batch = [[torch.cat([encode(KEY)[0][0], encode(USUAL)[0][0]]), {}]]
     with pytest.raises(amg.AMGError, match=r"positive: .* one prompt at a time"):
         guard(KEY, positive=batch)
 

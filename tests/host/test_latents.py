@@ -19,12 +19,8 @@ def latent_index(run_node, demo):
 
 
 @pytest.fixture(scope="module")
-def draw(run_node, demo):
+def draw(run_node, demo, encode):
     """`draw(index, **changes)` -> (latent, report, curve) of AMG Sampler on a memorised prompt."""
-
-    def encode(words):
-        with torch.inference_mode():
-            return demo["clip"].encode_from_tokens_scheduled(demo["clip"].tokenize(words))
 
     def run(index, **changes):
         inputs = {

@@ -11,16 +11,6 @@ SAMPLERS = ["euler", "heun", "dpmpp_2s_ancestral", "uni_pc"]
 LATENT = (2, 4, 16, 16)
 
 
-@pytest.fixture(scope="module")
-def encode(demo):
-    def text(words):
-        clip = demo["clip"]
-        with torch.inference_mode():
-            return clip.encode_from_tokens_scheduled(clip.tokenize(words))
-
-    return text
-
-
 @pytest.fixture
 def delay(run_node):
     def attach(model, **changes):

@@ -12,16 +12,6 @@ import torch
 STRENGTHS = {"despecification": 1.0, "deduplication": 1.0, "dissimilarity": 1.0}
 
 
-@pytest.fixture(scope="module")
-def encode(demo):
-    def text(words):
-        clip = demo["clip"]
-        with torch.inference_mode():
-            return clip.encode_from_tokens_scheduled(clip.tokenize(words))
-
-    return text
-
-
 def sampler_inputs(demo, encode, index, **changes):
     return {
         "model": demo["model"], "seed": 7, "steps": 3, "cfg": 4.0, "sampler_name": "euler",

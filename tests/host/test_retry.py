@@ -20,19 +20,9 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def conditioning(demo):
+def conditioning(encode):
     """`conditioning(*prompts)`: one prompt a sample of the batch, and the empty one."""
-
-    def make(*prompts: str):
-        def encode(words):
-            clip = demo["clip"]
-            return clip.encode_from_tokens_scheduled(clip.tokenize(words))
-
-        with torch.inference_mode():
-            every = [encode(words)[0] for words in prompts]
-            return [[torch.cat([cond for cond, _ in every]), every[0][1]]], encode("")
-
-    return make
+    return lambda *prompts: (encode(*prompts), encode(""))
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,6 @@ def keys() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def encode(demo):
-    def make(*texts: str) -> list:
-        clip = demo["clip"]
-        with torch.inference_mode():
-            conds = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
-        return [[torch.cat([cond for cond, _ in conds]), conds[0][1]]]
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def sharp(amg):
     """The preset that artists start with."""
     return amg.module("amg_core.presets").settings

@@ -1,8 +1,15 @@
-"""Small pictures for the tests."""
+"""Small pictures for the tests, in folders and archives, and processes of their own."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +17,10 @@ from PIL import Image
 
 from amg_core.index import Index
 from amg_core.index import format as fmt
+from amg_demo.model import PICTURES
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 900  # seconds: what takes as long hangs
 
 
 def paint(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -23,6 +34,47 @@ def fill(folder: Path, count: int, first: int = 0, prefix: str = "p") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(first, first + count):
         paint(i).save(folder / f"{prefix}{i:03}.png")
+    return folder
+
+
+def encoded(picture: Image.Image | int, kind: str = "PNG", **options) -> bytes:
+    """A file of that kind. picture : what is in it, or the seed to paint it from."""
+    file = io.BytesIO()
+    (paint(picture) if isinstance(picture, int) else picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+def as_folder(files: dict[str, bytes], at: Path) -> Path:
+    for name, data in files.items():
+        (at / name).parent.mkdir(parents=True, exist_ok=True)
+        (at / name).write_bytes(data)
+    return at
+
+
+def as_zip(files: dict[str, bytes], at: Path) -> Path:
+    with zipfile.ZipFile(at.with_suffix(".zip"), "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return at.with_suffix(".zip")
+
+
+def as_tar(files: dict[str, bytes], at: Path) -> Path:
+    with tarfile.open(at.with_suffix(".tar"), "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return at.with_suffix(".tar")
+
+
+def demo_pictures(folder: Path, count: int, first: str = "") -> Path:
+    """`count` training pictures of the demo with their captions; those named in `first` before others."""
+    lines = (PICTURES / "metadata.jsonl").read_text().splitlines()
+    lines = sorted(lines, key=lambda line: json.loads(line)["file_name"] not in first)[:count]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for line in lines:
+        name = json.loads(line)["file_name"]
+        shutil.copy(PICTURES / name, folder / name)
     return folder
 
 
@@ -51,3 +103,20 @@ def content(index: Path) -> dict:
             for name in shard.entry.files:
                 held[f"{shard.entry.path}/{name}"] = (shard.folder / name).read_bytes()
     return held
+
+
+def run(script: str, *arguments: object) -> str:
+    """What a piece of Python prints, run in a process of its own in the folder of the checkout.
+
+    AssertionError where it fails, crashes or hangs.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise AssertionError("it hangs") from None
+    told = f"ended with {done.returncode}: {done.stdout[-6000:]}{done.stderr[-2000:]}"
+    assert done.returncode == 0, told
+    return done.stdout

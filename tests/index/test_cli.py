@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from PIL import Image
 
 from amg_core.index import Index
 from index_tools import cli, terminal
-from tests.index.helpers import fill, shard_of
+from tests.index.helpers import PATIENCE, ROOT, fill, shard_of
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = "build add import remove mute merge info search verify export dedup eval".split()
 
 
@@ -27,7 +25,7 @@ def process(*arguments) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=PATIENCE,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
 

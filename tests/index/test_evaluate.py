@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from amg_core.descriptors import create
 from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
@@ -36,11 +37,10 @@ def judged(similarity=0.0, nl2=None, score=0.0, copy=False) -> evaluate.Judged:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An index of 60 pictures; a folder of 3 copies, 5 new pictures and a broken one."""
-    from amg_core.descriptors import create
-
+    """An index of 60 pictures; four of them; a folder of 3 copies, 5 new pictures and a broken one."""
     root = tmp_path_factory.mktemp("evaluate")
     build(fill(root / "train", 60), root / "index", create("pixel"))
+    fill(root / "others", 4)
     made = root / "made"
     fill(made, 5, first=500, prefix="new")
     for i in (3, 7, 11):
@@ -50,10 +50,19 @@ def place(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def matcher(place, pixel):
+@pytest.fixture(scope="module")
+def matcher(place):
     with Index.open(place / "index") as index:
-        yield Matcher(Searcher(index), pixel)
+        yield Matcher(Searcher(index), create("pixel"))
+
+
+@pytest.fixture(scope="module")
+def judged_once(matcher, place):
+    """What comes of the folder, and what was told of the progress."""
+    steps = []
+    return evaluate.evaluate(
+        matcher, open_source(place / "made"), progress=lambda *state: steps.append(state[:2])
+    ), steps
 
 
 # --------------------------------------------------------------------------- statistics
@@ -125,11 +134,8 @@ def test_frechet_distance():
 # ------------------------------------------------------------------------------- looking
 
 
-def test_copies_are_found_and_new_pictures_are_not(place, matcher):
-    steps = []
-    found = evaluate.evaluate(
-        matcher, open_source(place / "made"), progress=lambda *state: steps.append(state[:2])
-    )
+def test_copies_are_found_and_new_pictures_are_not(judged_once):
+    found, steps = judged_once
     assert steps == [(i, 9) for i in range(1, 10)]
     by_name = {one.picture: one for one in found.judged}
     assert len(by_name) == 8
@@ -255,8 +261,8 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-def test_the_page_stands_alone(place, matcher):
-    found = evaluate.evaluate(matcher, open_source(place / "made"))
+def test_the_page_stands_alone(judged_once, matcher):
+    found, _ = judged_once
     text = page.render([found], matcher.searcher.index, lambda i: None if i == 3 else b"jpeg")
     parsed = Parsed(text)
     assert "script" not in parsed.tags and parsed.tags.count("figure") == 8
@@ -274,13 +280,13 @@ def test_the_page_stands_alone(place, matcher):
 def test_the_command(place, tmp_path, capsys):
     out = tmp_path / "report"
     arguments = (place / "made", "--index", place / "index")
-    evaluate.run(command(*arguments, "--against", place / "train", "--out", out))
-    report = capsys.readouterr().out
-    assert "37.5 %" in report and "100.0 %" in report and "NOT checked: broken.png" in report
+    evaluate.run(command(*arguments, "--against", place / "others", "--out", out))
+    told = capsys.readouterr().out
+    assert "37.5 %" in told and "100.0 %" in told and "NOT judged: broken.png" in told
     data = json.loads((out / "metrics.json").read_text())
-    assert [one["figures"]["count"]["value"] for one in data["sets"]] == [8, 60]
+    assert [one["figures"]["count"]["value"] for one in data["sets"]] == [8, 4]
     with (out / "pairs.csv").open(encoding="utf-8", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 68
+        assert len(list(csv.DictReader(file))) == 12
     assert "closest pairs" in (out / "index.html").read_text(encoding="utf-8")
     with pytest.raises(AMGError, match="nothing is overwritten"):
         evaluate.run(command(*arguments, "--out", out))

@@ -13,15 +13,9 @@ from PIL import Image, features
 from amg_core.descriptors import create
 from amg_core.index import picture as module
 from amg_core.index.picture import Unreadable, decode, load_picture, pixel_hash, read_file
-from tests.index.helpers import paint
+from tests.index.helpers import encoded, paint
 
 avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF codec")
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def distance(picture, image: Image.Image) -> float:

@@ -26,14 +26,7 @@ from amg_core.errors import AMGError
 from amg_core.index.picture import MAX_FILE_BYTES, Unreadable, decode, pixel_hash
 from amg_core.index.sources import Item, Pictures, open_source, open_sources
 from amg_core.index.sources.base import Names, inner
-from tests.index.helpers import fill, paint
-
-
-def encoded(seed: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    paint(seed).save(file, kind)
-    return file.getvalue()
-
+from tests.index.helpers import encoded, fill
 
 # name -> (bytes, caption)
 GIVEN = {

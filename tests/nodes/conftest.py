@@ -6,6 +6,9 @@ import asyncio
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
@@ -13,7 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALIAS = "amg-pack"
+ALIASES = (f"amg-pack-{number}" for number in count())  # dashes, as a host's users have them
 MOCKED = (
     "comfy", "comfy.model_management", "comfy.model_sampling", "comfy.utils", "comfy.samplers",
     "comfy.patcher_extension", "comfy.latent_formats", "comfy.model_base", "comfy.model_patcher",
@@ -88,14 +91,17 @@ def fakes(models_dir: str) -> dict[str, ModuleType]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pack(tmp_path_factory):
-    return load_pack(str(tmp_path_factory.mktemp("models")))
+    """The nodes on a stand-in for the host, whose folder of models no other file of tests sees."""
+    with loaded_pack(tmp_path_factory.mktemp("models")) as made:
+        yield made
 
 
-def load_pack(models_dir: str, alias: str = ALIAS) -> SimpleNamespace:
-    """`nodes`: id -> node class; `module(path)`: the pack's modules, under a dashed name."""
-    made = fakes(models_dir)
+@contextmanager
+def loaded_pack(models: Path) -> Iterator[SimpleNamespace]:
+    """`nodes`: id -> node class; `module(path)`: the pack's modules, imported anew each time."""
+    alias, made = next(ALIASES), fakes(str(models))
     absent = object()
     saved = {name: sys.modules.get(name, absent) for name in made}
     sys.modules.update(made)
@@ -108,11 +114,13 @@ def load_pack(models_dir: str, alias: str = ALIAS) -> SimpleNamespace:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
-    return SimpleNamespace(
+    yield SimpleNamespace(
         nodes={node.define_schema().node_id: node for node in nodes},
         module=lambda path: importlib.import_module(f"{alias}.{path}"),
         folders=made["folder_paths"].folder_names_and_paths,
     )
+    for name in [name for name in sys.modules if name.partition(".")[0] == alias]:
+        del sys.modules[name]
 
 
 def load_entry(alias: str) -> ModuleType:

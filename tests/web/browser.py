@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 60  # seconds
+PATIENCE = 180  # seconds: what takes as long hangs
 
 
 def chromium() -> str | None:
@@ -111,7 +111,7 @@ class Page:
                     return value
             except RuntimeError as caught:
                 error = str(caught)
-            time.sleep(0.1)
+            time.sleep(0.03)
         raise AssertionError(f"never true: {condition} {error}\n" + "\n".join(self.errors[-5:]))
 
     def mouse(self, kind: str, x: float, y: float, button: str = "left") -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.nodes.conftest import load_pack
-from tests.web.browser import Page, chromium
+from tests.nodes.conftest import loaded_pack
+from tests.web.browser import PATIENCE, Page, chromium
 from tests.web.front import MODES
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +40,10 @@ def missing(*packages: str) -> str:
 
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory):
-    """The nodes on a stand-in for the host, beside that of tests/nodes."""
-    return load_pack(str(tmp_path_factory.mktemp("models")), "amg-web-pack")
+    """The nodes on a stand-in for the host, with the index that all tests of the page look at."""
+    with loaded_pack(tmp_path_factory.mktemp("models")) as made:
+        made.module("nodes.routes").WAIT = PATIENCE
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +51,9 @@ def indexes(pack, tmp_path_factory) -> Path:
     """The index folder of the small server, with the index `amg-demo` and a file beside it."""
     from amg_core.descriptors import create
     from amg_core.index import build
+    from tests.index.helpers import demo_pictures
 
-    report = EVENTS.read_text()
-    lines = (ROOT / "amg_demo/pictures/metadata.jsonl").read_text().splitlines()
-    lines.sort(key=lambda line: json.loads(line)["file_name"] not in report)
-    pictures = tmp_path_factory.mktemp("pictures")
-    lines = lines[:PICTURES]
-    (pictures / "metadata.jsonl").write_text("\n".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(ROOT / "amg_demo/pictures" / name, pictures / name)
+    pictures = demo_pictures(tmp_path_factory.mktemp("pictures"), PICTURES, EVENTS.read_text())
     folder = Path(pack.folders["amg_indexes"][0][0])
     build(pictures, folder / INDEX, create("pixel"))
     (folder / "secret.json").write_text('{"secret": true}')
@@ -130,9 +124,8 @@ def real(tmp_path_factory):
             *(["--front-end-root", other] if other else []),
         ],
         cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:
         while True:
             try:
@@ -156,9 +149,12 @@ def server(request):
     return SimpleNamespace(url=host.url, real=bool(COMFYUI), host=host)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def front(server):
-    """The front end in a browser, with what the tests do to it."""
+    """The front end in a browser, with what the tests do to it; our modules throw nothing there.
+
+    Closed at the end of each file: it draws, and takes time from the tests after it.
+    """
     if chromium() is None:
         pytest.skip("needs a Chromium: install one, or set CHROMIUM to its path")
     if reason := missing("websocket"):
@@ -170,6 +166,8 @@ def front(server):
         made = Front(page, server)
         made.open()
         yield made
+        ours = ("anti-memorization", "amg")
+        assert [each for each in page.errors if any(word in each.lower() for word in ours)] == []
     finally:
         page.close()
 

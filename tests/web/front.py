@@ -18,6 +18,15 @@ window.amgNode = (id) => {
 };
 window.amgOn = (type) => app.graph._nodes.filter((node) => node.type === type);
 window.amgPanel = (id, name) => amgNode(id).widgets.find((w) => w.name === name)?.element;
+const frame = () => new Promise(requestAnimationFrame);
+window.amgRest = async () => {
+  await frame(), await frame();
+  const moving = document.getAnimations().filter((each) =>
+    each.playState === "running" && Number.isFinite(each.effect.getComputedTiming().endTime));
+  await Promise.allSettled(moving.map((each) => each.finished));
+  await new Promise(requestIdleCallback);
+};
+app.api.addEventListener("amg.seen", ({ detail }) => (window.amgSeen = detail.number));
 """
 
 
@@ -25,6 +34,7 @@ class Front:
     def __init__(self, page: Page, server) -> None:
         self.page, self.server = page, server
         self.js, self.until = page.js, page.until
+        self.sent = 0  # calls of `send`
 
     def open(self) -> None:
         self.page.open(self.server.url)
@@ -33,6 +43,10 @@ class Front:
         self.version = tuple(map(int, self.js("return __COMFYUI_FRONTEND_VERSION__").split(".")))
         time.sleep(1)
         self.page.key("Escape", 27)  # a dialog of welcome, where there is one
+
+    def rest(self) -> None:
+        """Wait until what was done is drawn, what moves has moved and the page has nothing to do."""
+        self.js("await amgRest()")
 
     @property
     def modes(self) -> list[str]:
@@ -46,8 +60,7 @@ class Front:
         self.setting("Comfy.VueNodes.Enabled", mode == "vue")
 
     def load(self, graph: dict) -> None:
-        self.js(f"await app.loadGraphData({json.dumps(graph)})")
-        time.sleep(0.3)
+        self.js(f"await app.loadGraphData({json.dumps(graph)}); await amgRest()")
 
     def export(self) -> dict:
         """What would be queued: {id: {"class_type", "inputs"}}.
@@ -81,9 +94,8 @@ class Front:
         self.js(
             f"const node = amgNode({node}); app.canvas.ds.scale = {scale};"
             f"app.canvas.ds.offset = [{x} / {scale} - node.pos[0], {y} / {scale} - node.pos[1]];"
-            "app.canvas.setDirty(true, true)"
+            "app.canvas.setDirty(true, true); await amgRest()"
         )
-        time.sleep(0.5)
 
     def widget(self, node: int, name: str, part: float = 0.5) -> tuple[float, float]:
         """Where on the screen a canvas widget is: at `part` of its width."""
@@ -111,10 +123,12 @@ class Front:
         return self.js(f"return amgNode({node}).widgets.find((w) => w.name == '{name}').value")
 
     def send(self, messages: list[tuple[str, dict]]) -> None:
-        """Let these arrive, over the wire where the server is the small one."""
+        """Let these arrive, over the wire where the server is the small one; returns once they have."""
         if not self.server.real:
-            self.server.host.play(messages)
-            time.sleep(0.2)
+            self.sent += 1
+            self.server.host.play([*messages, ("amg.seen", {"number": self.sent})])
+            self.until(f"window.amgSeen == {self.sent}")
+            self.rest()
             return
         for kind, data in messages:
             self.js(

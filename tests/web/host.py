@@ -14,6 +14,8 @@ from pathlib import Path
 
 from aiohttp import WSMsgType, web
 
+from tests.web.browser import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 FOLDER = "anti-memorization-guidance"
@@ -74,12 +76,12 @@ def blueprints() -> dict[str, tuple[dict, Path]]:
 
 
 class Host:
-    """The server, in a thread of its own. `pause`: seconds between two messages of the run."""
+    """The server, in a thread of its own. `pause`: seconds between two messages of a run."""
 
     def __init__(self, front_end: Path, info: dict, messages: list, add_routes) -> None:
         self.front_end, self.info, self.add_routes = front_end, info, add_routes
         self.messages = messages
-        self.pause, self.prompts = 0.05, []
+        self.pause, self.prompts = 0.02, []
         self.settings = {
             "Comfy.Workflow.Persist": False,
             "Comfy.TutorialCompleted": True,
@@ -92,7 +94,7 @@ class Host:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        if not self._ready.wait(30):
+        if not self._ready.wait(PATIENCE):
             raise RuntimeError("the small server did not start")
 
     @property
@@ -106,13 +108,13 @@ class Host:
         self.loop.run_forever()
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self.loop).result(20)
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self.loop).result(PATIENCE)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
 
     def play(self, messages: list[tuple[str, dict]]) -> None:
-        """Send them to every page, with pauses; returns when all are sent."""
-        asyncio.run_coroutine_threadsafe(self._play(messages), self.loop).result(120)
+        """Send them to every page; returns when all are sent."""
+        asyncio.run_coroutine_threadsafe(self._play(messages, 0), self.loop).result(PATIENCE)
 
     # ------------------------------------------------------------ what the front end asks
 
@@ -222,7 +224,7 @@ class Host:
 
     async def _prompt(self, request):
         self.prompts.append(await request.json())
-        self.loop.create_task(self._play(self.messages))
+        self.loop.create_task(self._play(self.messages, self.pause))
         return web.json_response({"prompt_id": self.messages[0][1]["prompt_id"], "number": 1})
 
     async def _socket(self, request):
@@ -238,7 +240,7 @@ class Host:
         self.sockets.pop(name, None)
         return socket
 
-    async def _play(self, messages) -> None:
+    async def _play(self, messages, pause: float) -> None:
         for kind, data in messages:
             for socket in list(self.sockets.values()):
                 if socket.closed:
@@ -249,4 +251,4 @@ class Host:
                     await socket.send_bytes(head + node + text)
                 else:
                     await socket.send_json({"type": kind, "data": data})
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(pause)

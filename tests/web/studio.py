@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from PIL import Image
 
-from tests.web.browser import Page
+from tests.web.browser import PATIENCE, Page
 from tests.web.front import Front
 from tests.web.scenes import Scene
 
@@ -49,7 +49,6 @@ Object.defineProperty(CanvasRenderingContext2D.prototype, "font", {
   get() { return font.get.call(this); },
   set(value) { font.set.call(this, value.replace(/(\\d+(?:\\.\\d+)?px).*$/, "$1 Inter")); },
 });
-app.api.addEventListener("amg.seen", ({ detail }) => (window.amgSeen = detail.number));
 await Promise.all(["400", "600", "700"].map((weight) => document.fonts.load(`${weight} 14px Inter`)));
 """
 
@@ -119,7 +118,6 @@ class Studio:
     def __init__(self, host, find=lambda sha256: None) -> None:
         """find : the id that a picture has in the index of `host`, by its hash."""
         self.host, self.find, self.settings = host, find, dict(host.settings)
-        self.pause, host.pause = host.pause, 0.005
         self.number = 0  # of the latest scene
         self.folder = tempfile.TemporaryDirectory()
         glyphs = Path(self.folder.name) / "fonts.conf"
@@ -144,7 +142,7 @@ class Studio:
             raise
 
     def close(self) -> None:
-        self.host.settings, self.host.pause = self.settings, self.pause
+        self.host.settings = self.settings
         self.page.close()
         self.folder.cleanup()
 
@@ -208,8 +206,7 @@ class Studio:
         if scene.text:
             messages.append(("progress_text", [node, scene.text + MARK]))
         self.number += 1
-        self.host.play([*messages, ("amg.seen", {"number": self.number})])
-        self.front.until(f"window.amgSeen == {self.number}")
+        self.front.send(messages)
         if scene.room:
             self.front.js(
                 f"const n = amgNode('{node}'); n.setSize([n.size[0], n.size[1] + {scene.room}])"
@@ -246,8 +243,9 @@ class Studio:
 
     def _rest(self, look):
         """What `look` returns once it returns the same again a moment later."""
-        last = None
-        for _ in range(40):
+        last, end = None, time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.front.rest()
             found = look()
             if found == last:
                 return found

@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from tests.web.browser import PATIENCE
 from tests.web.conftest import ROOT, WORKFLOWS
 from tests.web.host import WIDGETS
 
@@ -272,9 +273,10 @@ def drop(front, name: str) -> None:
     front.js("await app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     front.until("document.activeElement?.tagName == 'INPUT'")
     front.page.command("Input.insertText", text=name)
-    time.sleep(1)
+    time.sleep(1)  # it searches a moment after the last letter
+    front.rest()
     front.page.key("Enter", 13, "\r")
-    time.sleep(0.5)
+    front.rest()
     front.page.click(800, 400)  # newer front ends let the hand choose where
     front.until("app.graph._nodes.some((n) => n.subgraph)")
 
@@ -282,11 +284,11 @@ def drop(front, name: str) -> None:
 def executed(url: str, prompt: dict) -> str:
     """How the host says that it ended."""
     body = json.dumps({"prompt": prompt}).encode()
-    with urllib.request.urlopen(f"{url}/prompt", body, timeout=60) as answer:
+    with urllib.request.urlopen(f"{url}/prompt", body, timeout=PATIENCE) as answer:
         number = json.load(answer)["prompt_id"]
-    end = time.monotonic() + 180
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        with urllib.request.urlopen(f"{url}/history/{number}", timeout=60) as answer:
+        with urllib.request.urlopen(f"{url}/history/{number}", timeout=PATIENCE) as answer:
             if history := json.load(answer):
                 return history[number]["status"]["status_str"]
                 return history[number]["status"]["status_str"]

@@ -13,7 +13,7 @@ from tests.web.conftest import COMFYUI, missing
 @pytest.mark.skipif(not COMFYUI, reason="needs ComfyUI: set COMFYUI_PATH to its folder")
 @pytest.mark.skipif(bool(missing("aiohttp")), reason=missing("aiohttp"))
 def test_it_gives_the_schema_of_the_real_one(real, info):
-    with urllib.request.urlopen(f"{real.url}/object_info", timeout=60) as answer:
+    with urllib.request.urlopen(f"{real.url}/object_info", timeout=600) as answer:
         found = json.load(answer)
     ours = [name for name in info if name.startswith("AMG_")]
     assert ours

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from amg_core.index import Index
+from tests.web.browser import PATIENCE
 from tests.web.conftest import INDEX, PICTURES
 
 
@@ -24,7 +25,7 @@ def ask(small):
         headers = {"Content-Type": kind} if data is not None else {}
         sent = urllib.request.Request(f"{small.url}/api/amg/indexes{path}", data, headers)
         try:
-            with urllib.request.urlopen(sent, timeout=30) as answer:
+            with urllib.request.urlopen(sent, timeout=PATIENCE) as answer:
                 text, status = answer.read(), answer.status
                 if answer.headers.get_content_type() != "application/json":
                     return status, text

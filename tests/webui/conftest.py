@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -24,14 +22,10 @@ def models(tmp_path_factory) -> Path:
     """The host's folder of models, with an index "demo" of some of the embedded model's pictures."""
     from amg_core.descriptors import create
     from amg_core.index import build
-    from amg_demo.model import PICTURES
+    from tests.index.helpers import demo_pictures
 
-    folder, few = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("pictures")
-    lines = (PICTURES / "metadata.jsonl").read_text().splitlines()[:48]
-    (few / "metadata.jsonl").write_text("\n".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(PICTURES / name, few / name)
+    folder = tmp_path_factory.mktemp("models")
+    few = demo_pictures(tmp_path_factory.mktemp("pictures"), 48)
     build(few, folder / "amg_indexes" / "demo", create("pixel"))
     return folder
 
