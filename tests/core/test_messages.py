@@ -28,7 +28,7 @@ def test_what_is_put_in_is_never_a_place_itself():
 
 def test_other_languages_and_those_that_there_are_not():
     report = message("key_words", parts=[message("key_word", words="a-b", drop=1.25)])
-    assert words(report, "de") == "der Schlüssel: „a-b“ (−1.2)"
+    assert words(report, "de") == "Triggerwörter: „a-b“ (−1.2)"
     for unknown in ("xx", "", "../en", "en/../de"):
         assert words(report, unknown) == words(report) == "trigger words: “a-b” (−1.2)"
 

@@ -235,7 +235,7 @@ def test_reports_of_before_are_understood(tmp_path):
 
 def test_a_run_is_told_in_every_language():
     written = compose([0.1], [0.9, 0.2], unseen_steps=2)
-    assert "Bild 2 neu erzeugt: Nähe 0.90 → 0.20" in report.words(written, "de")
+    assert "Bild 2 neu erzeugt: Übereinstimmung 0.90 → 0.20" in report.words(written, "de")
     assert "なし" in report.words(written, "ja")
     assert report.words(written, "xx") == report.words(written, "../en") == report.words(written)
 
