@@ -63,7 +63,7 @@ def test_searches_go_on_without_faiss(index, broken, caplog):
             row = torch.from_numpy(np.asarray(index.rows(16)[2:3])).float()
             assert searcher.nearest(row, 16, 1)[1].item() == 2
     (report,) = [record for record in caplog.records if "faiss" in record.getMessage()]
-    assert "installed and cannot be used" in report.getMessage()
+    assert "installed but cannot be used" in report.getMessage()
 
 
 def test_a_chosen_engine_names_what_is_broken(index, broken):
@@ -77,14 +77,14 @@ def test_a_chosen_engine_names_what_is_broken(index, broken):
 def test_parquet(tmp_path, broken):
     broken("pyarrow")
     (tmp_path / "list.parquet").write_bytes(b"PAR1")
-    with pytest.raises(AMGError, match=r"list\.parquet needs pyarrow, which is installed.*anew"):
+    with pytest.raises(AMGError, match=r"list\.parquet needs pyarrow, which is installed.*again"):
         open_source(tmp_path / "list.parquet")
 
 
 def test_transformers(tmp_path, broken):
     broken("transformers")
     for load in (captions.text_encoder, evaluate.clip_scorer):
-        with pytest.raises(AMGError, match=r"needs transformers, which is installed.*anew"):
+        with pytest.raises(AMGError, match=r"needs transformers, which is installed.*again"):
             load(tmp_path)
 
 

@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused(file):
         create("dino")
     with pytest.raises(AMGError, match="dino_v9, which this version does not have"):
         for_index(DescriptorSpec("dino_v9", "cosine", "", (224,)), lambda kind: [])
-    with pytest.raises(ValueError, match="known already"):
+    with pytest.raises(ValueError, match="already a descriptor"):
         register(KIND)
 
 

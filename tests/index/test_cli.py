@@ -90,7 +90,7 @@ def test_wrong_command_line(arguments, capsys):
 def test_help_teaches(capsys):
     for arguments, words in [
         (["--help"], ["my_pictures", "metadata.jsonl", "exit codes"]),
-        (["build", "--help"], ["SOURCE", "--descriptor", "goes on where it was", "WebDataset"]),
+        (["build", "--help"], ["SOURCE", "--descriptor", "continues", "WebDataset"]),
         (["remove", "--help"], ["sha256:HEX", "--picture", "drop.txt"]),
         *(([name, "--help"], ["usage", "--json"]) for name in COMMANDS),
     ]:

@@ -66,7 +66,7 @@ def open_sources(paths: Sequence[str | os.PathLike[str]]) -> Source:
 class Chain:
     """Sources in sequence. Names of pictures, also skipped ones, get the prefix of their source.
 
-    `skipped`, `notes`: what is to be said besides.
+    `skipped` and `notes` are further entries for the attributes of that name.
     """
 
     def __init__(
