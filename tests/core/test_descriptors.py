@@ -140,7 +140,7 @@ def test_the_command_line_takes_it(tmp_path, file, capsys):
     with Index.open(tmp_path / "index") as index:
         assert index.spec.preprocessing == "c5/1"
     assert cli.main([*made, "--cells", "5"]) == 1
-    assert "--cells belongs to --descriptor grey" in capsys.readouterr().err
+    assert "--cells can only be used with --descriptor grey" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["build", "--help"])
     report = " ".join(capsys.readouterr().out.split())

@@ -113,7 +113,7 @@ def test_wrong_taesd_files_are_named(tmp_path):
     network = random_taesd()
     odd = tmp_path / "small.safetensors"
     save_file(network.state_dict(), odd)
-    with pytest.raises(AMGError, match=r"small\.safetensors does not tell"):
+    with pytest.raises(AMGError, match=r"small\.safetensors does not show"):
         create("latent", odd)
     assert create("latent", odd, family="sd15").spec.id == "latent_sd15"
     bad = tmp_path / "taesd_encoder.pth"
@@ -233,7 +233,7 @@ def test_gradient_of_the_probe_is_the_pixel_paths(domain, mirrored, size):
 
 def test_a_picture_descriptor_needs_a_decoder(domain):
     *_, matcher = domain
-    with pytest.raises(AMGError, match="pixel looks at pictures"):
+    with pytest.raises(AMGError, match="pixel compares pictures"):
         Matcher(matcher.searcher, create("pixel")).decode(torch.zeros(1, 4, 16, 16))
 
 

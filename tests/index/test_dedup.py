@@ -260,7 +260,7 @@ def test_a_person_reads(tmp_path, index, duplicated, capsys):
     assert dedup.run(command(index.path, "--out", out, "--sheet", picture)) in (None, 0)
     report = capsys.readouterr().out
     assert "6 pictures in 2 clusters" in report and "Keep 2, drop 4" in report
-    assert "1 alike, 1 missing" in report and "left out: no text encoder" in report
+    assert "1 alike, 1 missing" in report and "no text encoder was given" in report
     assert (out / "drop.txt").read_text().splitlines() == [
         "p000.png", "s-same.png", "q-big.png", "p003.png"
     ]  # fmt: skip

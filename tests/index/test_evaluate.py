@@ -282,7 +282,7 @@ def test_the_command(place, tmp_path, capsys):
     arguments = (place / "made", "--index", place / "index")
     evaluate.run(command(*arguments, "--against", place / "others", "--out", out))
     told = capsys.readouterr().out
-    assert "37.5 %" in told and "100.0 %" in told and "NOT judged: broken.png" in told
+    assert "37.5 %" in told and "100.0 %" in told and "NOT checked: broken.png" in told
     data = json.loads((out / "metrics.json").read_text())
     assert [one["figures"]["count"]["value"] for one in data["sets"]] == [8, 4]
     with (out / "pairs.csv").open(encoding="utf-8", newline="") as file:
