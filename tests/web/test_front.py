@@ -117,13 +117,13 @@ def test_a_run_is_seen_and_leaves_the_widgets_alone(front, mode):
     assert lengths(front) == [steps] * batch
     text = front.js(f"return amgPanel({SAMPLER}, 'amg_live').innerText")
     assert "no copy" in text
-    assert "score" in text and "threshold 0.40" in text and "similarity" not in text
+    assert "likeness" in text and "threshold 0.40" in text and "similarity" not in text
     raw = front.js(f"return amgPanel({SAMPLER}, 'amg_live').querySelector('.amg-numbers').title")
     assert re.search(r"similarity −?\d\.\d\d, threshold −?\d\.\d\d", raw)
     label = front.js(
         f"return amgPanel({SAMPLER}, 'amg_live').querySelector('svg').getAttribute('aria-label')"
     )
-    assert f"by step: {steps} of {steps}" in label
+    assert f"after {steps} of {steps}" in label
     # The nearest picture is really shown.
     front.until(f"amgPanel({SAMPLER}, 'amg_live').querySelector('img').naturalWidth > 30")
     # Nothing was written into the widgets, and saving and loading again changes nothing.
@@ -491,6 +491,7 @@ def test_a_long_verdict_is_seen_whole(front, mode, recorded):
     front.send([(kind, data | whose) for kind, data in [*recorded[:3], ("amg.step", end)]])
     panel = f"amgPanel({node}, 'amg_live')"
     front.until(f"{panel}?.offsetHeight > 200 && {panel}.innerText.includes('STILL')")
+    front.rest()
     inside = front.js(
         f"const panel = {panel}.getBoundingClientRect();"
         f"const words = {panel}.querySelector('.amg-words').getBoundingClientRect();"

@@ -115,7 +115,7 @@ def test_thumbnails(ask, entries, indexes):
     assert max(abs(a - b) for a, b in difference) < 24
     status, answer = ask(f"/{INDEX}/thumbnails/0?sha256={second['sha256']}")
     assert status == 404
-    assert "not in index" in answer["error"]
+    assert "no longer in index" in answer["error"]
 
 
 def test_muting_and_back(ask, entries, indexes):
