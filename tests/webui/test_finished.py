@@ -277,3 +277,26 @@ def test_texts_are_of_the_checkpoint_that_draws(host):
     assert host.encoded.count("a fox") == 2
     entry.end(p)
     del host.model.sd_checkpoint_info
+
+
+@pytest.mark.parametrize("pasted", [False, True])
+def test_what_inpainting_keeps_is_checked_by_itself(host, monkeypatch, pasted):
+    """A drawn border must not hide a copy in the part that was given; not where the host has pasted."""
+    from amg_core.similarity import verdict as verdicts
+
+    p = Processing(host, KEYS[:1], [50])
+    entry.begin(p, (ON,))
+    p.nmask = torch.zeros(1, 16, 16)
+    p.nmask[..., :3] = 1  # drawn
+    none = verdicts.Verdict(0.1, 0.4, 0.1, 0.1, 0.6, 0, "a.png", "", verdicts.NO_COPY)
+    copy = verdicts.Verdict(0.9, 0.4, 0.9, 0.9, 0.6, 1, "b.png", "", verdicts.COPY, ("first",))
+    asked = []
+
+    def verdict(matcher, picture, named):
+        asked.append(tuple(picture.shape[-2:]))
+        return [none if picture.shape[-1] == 128 else copy]
+
+    monkeypatch.setattr(verdicts, "verdict", verdict)
+    (found,) = p.amg_guard.verdicts(torch.rand(1, 3, 128, 128), [{1}], pasted)
+    assert asked == ([(128, 128)] if pasted else [(128, 128), (128, 104)])
+    assert (found.copy, found.kept) == ((False, False) if pasted else (True, True))
