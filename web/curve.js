@@ -1,4 +1,4 @@
-// Closeness by step against the threshold, from 0 to 1, as SVG. Pure: data in, elements out.
+// Likeness by step against the threshold, from 0 to 1, as SVG. Pure: data in, elements out.
 
 import { el, likeness, shown } from "./graph.js";
 import { t } from "./words.js";
