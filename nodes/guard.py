@@ -2,7 +2,8 @@
 
 A memorised prompt draws its picture from any noise. So a suspicious prompt is drawn twice more, from the
 noise of other seeds. If both drawings are the same picture, it is the stored one, and an index of it is
-all that the guard needs. Nobody has to know the training pictures of the model.
+all that the guard needs. Nobody has to know the training pictures of the model. The way out may end in
+another stored picture, so the steered picture is tested in the same way: once more, from another seed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from . import decoding, detect, hook, live, opening, probing, sampling, show
 from .types import CATEGORY, MemorizationIndex, PromptVerdict
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
+LED = 2  # how often a steered picture is tested, and drawn again if it is a stored one as well
+DRAWN = "drawn from another seed"  # the name of such a picture in reports
 OTHER_SEEDS = 1_000_003  # added to the seed for the two drawings
 THUMB = 256  # longer side, in pixels, of their previews on the page
 # Parts of a conditioning, besides the words, that make two drawings alike.
@@ -150,46 +153,64 @@ class GuardNode(io.ComfyNode):
         suspected = _suspected(
             story, model, positive, negative, detect, false_alarms, clip, index, prompt_verdict
         )
-        pictures, send = None, live.events_of(cls)
+        stored, send = None, live.events_of(cls)
+        texts = _text_only(positive), _text_only(negative)
         if suspected:
             twice = message("drawing_twice")
             tell(in_words(twice))
             send(live.begin([twice]))  # otherwise the page still shows the previous run
-            texts = _text_only(positive), _text_only(negative)
-            latents = draw(model, _empty(latent_image), (seed + OTHER_SEEDS) % 2**64, 1.0, texts)
+            latents = draw(model, _empty(latent_image, 2), _other(seed, 1), 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
-        with _known(story, index, pictures, vae, model) as (matcher, shown):
-            if matcher is None:
-                story.append(message("drawn_as_is"))
-                said = in_words(story)
-                tell(said)
-                latent = draw(model, latent_image)
-                send(live.unguarded(story))
-                return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
-            settings = presets.settings(presets.PRESETS[0], matcher.metric)
-            loop = sampling.loop_of(if_still_copied, retries, new_noise)
-            report = hook.Report(hook.undrawn(matcher, settings, loop))
-            curve = live.events_of(cls, shown)
-
-            def show_event(event: dict) -> None:
-                whole = (
-                    live.said(_whole(story, report.latest)) if event.get("kind") == "end" else {}
-                )
-                curve(event | whole)
-
-            latent = draw(
-                hook.attach(
-                    model, matcher, settings, clip=clip, vae=vae, loop=loop, report=report,
-                    on_step=tell, on_event=show_event,
-                ),
-                latent_image,
-            )  # fmt: skip
-            written = report.latest
-            said = in_words(_whole(story, written))
+            if (alike := _likeness(pictures)) < limits.ONE_PICTURE:
+                story.append(message("drawings_differ", score=max(0.0, alike)))
+            else:
+                story.append(message("drawings_agree", score=alike))
+                stored = pictures
+        if index is None and stored is None:
+            story.append(message("drawn_as_is"))
+            said = in_words(story)
             tell(said)
-            sampling.write_into_pictures(cls.hidden, written, tells)
-            text, *_ = sampling.outputs_of(report)
-            return io.NodeOutput(latent, said, text, ui={"text": (said,)})
+            latent = draw(model, latent_image)
+            send(live.unguarded(story))
+            return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
+        loop = sampling.loop_of(if_still_copied, retries, new_noise)
+        for number in range(LED + 1):
+            with _against(index, stored, vae, model) as (matcher, shown):
+                settings = presets.settings(presets.PRESETS[0], matcher.metric)
+                report = hook.Report(hook.undrawn(matcher, settings, loop))
+                curve = live.events_of(cls, shown)
+
+                def show_event(event: dict, report=report, curve=curve) -> None:
+                    whole = (
+                        live.said(_whole(story, report.latest))
+                        if event.get("kind") == "end"
+                        else {}
+                    )
+                    curve(event | whole)
+
+                latent = draw(
+                    hook.attach(
+                        model, matcher, settings, clip=clip, vae=vae, loop=loop, report=report,
+                        on_step=tell, on_event=show_event,
+                    ),
+                    latent_image,
+                )  # fmt: skip
+                if stored is None or number == LED:
+                    break
+                quiet = hook.attach(model, matcher, settings, clip=clip, vae=vae)
+                other = draw(quiet, _empty(latent_image, 1), _other(seed, 2 + number), 1.0, texts)
+                pair = torch.cat([latent["samples"][:1], other["samples"]])
+                pictures = _decoded(model, pair, vae)
+                if (alike := _likeness(pictures)) < limits.ONE_PICTURE:
+                    break
+                story.append(message("led_to_another", score=alike))
+                stored = torch.cat([stored, pictures])
+        written = report.latest
+        said = in_words(_whole(story, written))
+        tell(said)
+        sampling.write_into_pictures(cls.hidden, written, tells)
+        text, *_ = sampling.outputs_of(report)
+        return io.NodeOutput(latent, said, text, ui={"text": (said,)})
 
 
 def _whole(story: Story, report: dict) -> Story:
@@ -245,10 +266,15 @@ def _text_only(conditioning: list) -> list:
     ]
 
 
-def _empty(latent_image: dict) -> dict:
-    """Two empty latents of the same size as the given one."""
+def _empty(latent_image: dict, count: int) -> dict:
+    """Empty latents of the same size as the given one."""
     samples = latent_image["samples"]
-    return {"samples": torch.zeros_like(samples[:1]).repeat(2, *[1] * (samples.ndim - 1))}
+    return {"samples": torch.zeros_like(samples[:1]).repeat(count, *[1] * (samples.ndim - 1))}
+
+
+def _other(seed: int, number: int) -> int:
+    """The seed of another drawing of the same prompt, 1, 2, …"""
+    return (seed + number * OTHER_SEEDS) % 2**64
 
 
 def _decoded(model, latents: Tensor, vae) -> Tensor:
@@ -262,39 +288,39 @@ def _decoded(model, latents: Tensor, vae) -> Tensor:
         return torch.cat([decoder(one) for one in inside.split(1)]).clamp(0, 1).movedim(1, -1)
 
 
-@contextmanager
-def _known(
-    story: Story, index, pictures: Tensor | None, vae, model
-) -> Iterator[tuple[object, dict]]:
-    """A matcher on the pictures to stay away from: index, drawings if they are one picture, or both.
-
-    None if there are neither. The second value has the drawings for the page, as in `live.events_of`.
-    """
-    if pictures is None:
-        yield index, {}
-        return
+def _likeness(two: Tensor) -> float:
+    """Of two drawings (2, H, W, 3); from `limits.ONE_PICTURE` on they are one picture."""
     from ..amg_core.index import Index, build
     from ..amg_core.index.sources import Pictures
 
     plain = descriptors.create(descriptors.DEFAULT)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        build(Pictures(pictures[:1], "", "drawn from another seed"), Path(folder) / "one", plain)
+        build(Pictures(two[:1], "", DRAWN), Path(folder) / "one", plain)
         with Index.open(Path(folder) / "one") as one:
-            alone = opening.as_probe([one], plain)
-            match = alone.match_pictures(pictures[1:].movedim(-1, 1))
-            alike = float(match.score[0])
-        if alike < limits.ONE_PICTURE:
-            story.append(message("drawings_differ", score=max(0.0, alike)))
-            yield index, {}
-            return
-        story.append(message("drawings_agree", score=alike))
-        descriptor = plain if index is None else index.descriptor
-        if index is not None and index.latent:
-            descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
-        build(Pictures(pictures, "", "drawn from another seed"), Path(folder) / "known", descriptor)
-        with Index.open(Path(folder) / "known") as known:
-            members = [known] if index is None else [*index.index.members, known]
+            match = opening.as_probe([one], plain).match_pictures(two[1:].movedim(-1, 1))
+            return float(match.score[0])
+
+
+@contextmanager
+def _against(index, stored: Tensor | None, vae, model) -> Iterator[tuple[object, dict]]:
+    """A matcher on the pictures to stay away from: the index, the stored pictures (N, H, W, 3), or both.
+
+    The second value has the stored pictures for the page, as in `live.events_of`.
+    """
+    if stored is None:
+        yield index, {}
+        return
+    from ..amg_core.index import Index, build
+    from ..amg_core.index.sources import Pictures
+
+    descriptor = descriptors.create(descriptors.DEFAULT) if index is None else index.descriptor
+    if index is not None and index.latent:
+        descriptor = opening.descriptor_of(index.descriptor.spec, vae, model)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        build(Pictures(stored, "", DRAWN), Path(folder) / "stored", descriptor)
+        with Index.open(Path(folder) / "stored") as drawn:
+            members = [drawn] if index is None else [*index.index.members, drawn]
             matcher = opening.as_probe(members, descriptor)
-            hashes = [known.record(i).sha256 for i in range(known.count)]
-            saved = show.preview(pictures, THUMB)
+            hashes = [drawn.record(i).sha256 for i in range(drawn.count)]
+            saved = show.preview(stored, THUMB)
             yield matcher, dict(zip(hashes, saved, strict=False))  # equal drawings share one row

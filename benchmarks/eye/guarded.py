@@ -42,7 +42,7 @@ from .. import harness
 from .rivals import NotInstalled, SSCDInt8
 
 OPTIONS = {"steps": 20, "cfg_scale": 4.0}
-RETRIES, BATCH, OTHER_SEEDS = 2, 16, 1_000_003
+RETRIES, BATCH, OTHER_SEEDS, LED = 2, 16, 1_000_003, 2  # as in the node Guard
 OWN_ZNCC, OWN_SSCD = 0.7, 0.5  # with the own training picture: from here on a copy
 
 
@@ -78,6 +78,7 @@ class Watched:
     pictures: Tensor
     called: list[bool] = field(default_factory=list)
     acted: list[bool] = field(default_factory=list)
+    led: int = 0  # how often the way out proved to be another stored picture
 
 
 class DemoPrompts:
@@ -98,13 +99,18 @@ class DemoPrompts:
         parts = [slice(i, i + BATCH) for i in range(0, len(seeds), BATCH)]
         return torch.cat([sample(self.model, self.prompts[p], seeds[p], **OPTIONS) for p in parts])
 
-    def under(self, matcher: Matcher, rows: list[int]) -> Watched:
-        """The closed loop of the node for these prompts."""
+    def under(
+        self, matcher: Matcher, rows: list[int], further: int = 0, retries: int = RETRIES
+    ) -> Watched:
+        """As the node draws these prompts, from seeds that lie `further`."""
         settings, drawn = presets.settings("main", matcher.metric), Watched(torch.empty(0))
         for i in range(0, len(rows), BATCH):
             part = rows[i : i + BATCH]
-            prompts, seeds = [self.prompts[r] for r in part], [self.seeds[r] for r in part]
-            outcome = guarded(self.model, prompts, seeds, matcher, settings, RETRIES, OPTIONS)
+            prompts, seeds = (
+                [self.prompts[r] for r in part],
+                [self.seeds[r] + further for r in part],
+            )
+            outcome = guarded(self.model, prompts, seeds, matcher, settings, retries, OPTIONS)
             drawn.pictures = torch.cat([drawn.pictures, outcome.latents])
             drawn.called += [v.copy for v in outcome.verdicts]
             report = outcome.attempts[0].report
@@ -124,15 +130,29 @@ def without_index(
     """As *Guard* with *draw twice*; and how close the two drawings of each prompt are."""
     pairs = [domain.plain([s + OTHER_SEEDS * k for s in domain.seeds]) for k in (1, 2)]
     drawn, alike = Watched(plain.clone()), []
+
+    def likeness(two: Tensor, name: str) -> float:
+        alone = domain.matcher(Pictures(two[:1].movedim(1, -1)), descriptor, folder / name)
+        return float(alone.match_pictures(two[1:]).score)
+
     for i in range(len(domain.prompts)):
-        two = torch.stack([pair[i] for pair in pairs])
-        alone = domain.matcher(Pictures(two[:1].movedim(1, -1)), descriptor, folder / f"a{i}")
-        alike.append(float(alone.match_pictures(two[1:]).score))
+        stored = torch.stack([pair[i] for pair in pairs])
+        alike.append(likeness(stored, f"a{i}"))
         called, acted = False, False
-        if alike[-1] >= limits.ONE_PICTURE:
-            own = domain.matcher(Pictures(two.movedim(1, -1)), descriptor, folder / f"b{i}")
+        for number in range(LED + 1 if alike[-1] >= limits.ONE_PICTURE else 0):
+            own = domain.matcher(
+                Pictures(stored.movedim(1, -1)), descriptor, folder / f"b{i} {number}"
+            )
             one = domain.under(own, [i])
             drawn.pictures[i : i + 1], called, acted = one.pictures, one.called[0], one.acted[0]
+            if number == LED:
+                break
+            other = domain.under(own, [i], OTHER_SEEDS * (3 + number), retries=0).pictures
+            two = torch.cat([one.pictures, other])
+            if likeness(two, f"c{i} {number}") < limits.ONE_PICTURE:
+                break
+            drawn.led += 1
+            stored = torch.cat([stored, two])
         drawn.called.append(called)
         drawn.acted.append(acted)
     return drawn, alike
@@ -238,7 +258,10 @@ def main() -> int:
             drawn = domain.under(matcher, list(range(len(domain.prompts))))
             written[f"main, {name}"] = figures(domain, drawn, plain, sscd)
             alone, alike = without_index(domain, descriptor, plain, Path(folder) / f"{name} alone")
-            written[f"Guard, {name}"] = figures(domain, alone, plain, sscd) | {"alike": alike}
+            written[f"Guard, {name}"] = figures(domain, alone, plain, sscd) | {
+                "alike": alike,
+                "led": alone.led,
+            }
             for title, each in ((f"main, {name}", drawn), (f"Guard, {name}", alone)):
                 lines.append(_line(title, written[title], count))
                 columns[title] = each.pictures[:count]
@@ -250,7 +273,10 @@ def main() -> int:
                 f"{min(part):.2f} to {max(part):.2f}" for part in (alike[:count], alike[count:])
             ]
             told_ends = f"keys {ends[0]}, others {ends[1]}"
-            print(f"  two drawings: {told_ends} ({watch.seconds:.0f} s)", flush=True)
+            print(
+                f"  two drawings: {told_ends}; led to another {alone.led} times ({watch.seconds:.0f} s)",
+                flush=True,
+            )
             written[f"{name}: others called copies when plain"] = called
     heading = [
         f"{count} memorised prompts", f"own ZNCC mean / worst / > {OWN_ZNCC}",
