@@ -42,7 +42,7 @@ def plain(demo, encode):
     return draw
 
 
-def likeness(amg, demo, latent, name):
+def correlation(amg, demo, latent, name):
     """ZNCC of a drawn latent with a training picture."""
     import numpy as np
 
@@ -54,9 +54,9 @@ def likeness(amg, demo, latent, name):
 
 
 def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
-    assert likeness(amg, demo, plain(KEY), KEYS_PICTURE) > 0.9
+    assert correlation(amg, demo, plain(KEY), KEYS_PICTURE) > 0.9
     latent, said, report = guard(KEY)
-    assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
+    assert correlation(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     assert "are the same picture" in said and "the guard steered" in said and "no copy" in said
     written = json.loads(report)
     assert written["index"]["count"] == 2 and written["verdicts"][0]["outcome"] == "no_copy"
@@ -72,7 +72,7 @@ def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):
 def test_with_an_index_both_are_stayed_away_from(amg, demo, guard, index, plain):
     latent, said, report = guard(KEY, index=index)
     assert json.loads(report)["index"]["count"] == 24 + 2
-    assert likeness(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
+    assert correlation(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
     latent, said, report = guard(KEY, index=index, detect="off")
     assert json.loads(report)["index"]["count"] == 24 and "the guard steered" in said
     latent, said, _ = guard(USUAL, index=index, detect="off")
@@ -138,3 +138,18 @@ def test_the_global_generator_and_the_folder_are_left_as_they_are(guard, tmp_pat
     assert not list(tmp_path.iterdir())
     # the host itself seeds the generator for its noise; Guard adds nothing that a KSampler would not
     assert before.shape == torch.get_rng_state().shape
+
+
+def test_a_way_out_that_is_a_stored_picture_is_left_too(amg, demo, guard, monkeypatch):
+    """What is drawn under guard counts as one picture once: then both of it are avoided as well."""
+    real, asked = amg.module("nodes.guard")._likeness, []
+
+    def likeness(two):
+        asked.append(real(two))
+        return 0.95 if len(asked) == 2 else asked[-1]
+
+    monkeypatch.setattr(amg.module("nodes.guard"), "_likeness", likeness)
+    latent, said, report = guard(KEY)
+    assert len(asked) == 3 and "from another seed (likeness 0.95)" in said
+    assert json.loads(report)["index"]["count"] == 4 and "no copy" in said
+    assert correlation(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7

@@ -201,7 +201,7 @@ def test_captions_of_a_batch(amg, captions, wanted):
 
 @pytest.mark.parametrize("captions", ["a\nb", ["a", "b"], "a\nb\nc\nd"])
 def test_captions_that_do_not_fit(amg, from_images, batch, captions):
-    with pytest.raises(amg.AMGError, match=r"captions: [24] for 3 pictures"):
+    with pytest.raises(amg.AMGError, match=r"captions: there are [24] for 3 pictures"):
         from_images(batch[:3], captions)
 
 

@@ -325,7 +325,7 @@ def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
         assert sampling.loop_of(text, 2, False).if_still_copied == "say so"
         assert sampling.wishes_are_known(text, text) is True
     assert sampling.wishes_are_known(None, None) is True
-    assert "unknown" in sampling.wishes_are_known("Stop", None)
+    assert "not one of the choices" in sampling.wishes_are_known("Stop", None)
     with pytest.raises(amg.AMGError, match="if_still_copied"):
         sampling.loop_of("Stop", 2, False)
 

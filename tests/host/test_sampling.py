@@ -244,13 +244,13 @@ def test_inpaint_composites_before_looking(amg, tiny, index, settings, sample, m
     """With nothing masked in, the guard sees the given latent whatever the model predicts."""
     seen = []
     model = tiny()
-    real = amg.hook.Matcher.look
+    real = amg.hook.Matcher.match
 
     def spy(self, latents, sigma):
         seen.append(latents.clone())
         return real(self, latents, sigma)
 
-    monkeypatch.setattr(amg.hook.Matcher, "look", spy)
+    monkeypatch.setattr(amg.hook.Matcher, "match", spy)
     given = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(8))
     latent = {"samples": given, "noise_mask": torch.zeros(1, 1, 128, 128)}
     sample(amg.hook.attach(model, index, settings("dormant")), latent=latent)
