@@ -102,7 +102,7 @@ def run(setting: Setting) -> Table:
         for auto in autoencoders(setting.autoencoder):
             others = [photograph(library.rows[r].load(), (256, 256)) for r in photographs[-12:]]
             ways = {auto.name: auto.decoder, f"{auto.name}, preview": preview(auto, others)}
-            for size in SIZES:
+            for size in SIZES if setting.full else SIZES[:2]:
                 few = strangers[:FEWER] if size[0] * size[1] > LARGE else strangers
                 latents = _latents(setting, auto, size, sources, few)
                 for way, decoder in ways.items():

@@ -17,4 +17,5 @@ class Setting:
     eyes: list[Eye]
     out: Path
     seed: int
-    autoencoder: Path | None = None  # folder of taef2_encoder.pth and taef2_decoder.pth
+    autoencoder: Path | None  # folder of taef2_encoder.pth and taef2_decoder.pth
+    full: bool  # all sizes in table 1
