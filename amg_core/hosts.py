@@ -3,8 +3,9 @@
 A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`amg_webui`), the demo
 (`amg_demo`). For one generation it does the following, in this order:
 
-1. It makes a `SamplingRun` for each drawing, on a `Matcher` with a decoder for the model's latents
-   (`Matcher.through`) that is on the model's device during sampling (`Matcher.to`, `Matcher.rest`).
+1. It makes a matcher with a decoder for the model's latents: `Matcher(Searcher(Index.open(folder)),
+   descriptor, decoder)`, or `Matcher.through` for another decoder. During sampling the matcher is on the
+   model's device (`Matcher.to`, `Matcher.rest`). On it, the host makes a `SamplingRun` for each drawing.
 2. At every model evaluation it calls `SamplingRun.step` with the predictions as x̂0, the noise level in
    the units of `noise_level`, and, if it can, predictions for other words (`Texts`).
 3. It uses the result of `step` in place of the prediction. If that is the same tensor, nothing may change.
@@ -12,7 +13,10 @@ A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`a
    asks its `Generation` for both.
 5. It calls `report.compose`.
 
-docs/architecture.md follows one evaluation through these calls.
+In the demo, `amg_demo.__main__.run` makes the matcher, and `amg_demo.sample.closed_loop` makes the runs and
+the retries (1 and 4). `amg_demo.sample.euler` calls `step` and uses its result (2 and 3). The demo only
+prints figures, so it composes no report (5). docs/architecture.md follows one evaluation through these
+calls.
 """
 
 from __future__ import annotations
@@ -31,6 +35,11 @@ FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 
 class Texts(Protocol):
     """The model's predictions for other words than the prompt's, at one evaluation of B samples.
+
+    A host passes them to `SamplingRun.step`: ``neighbor`` as `neighbor_denoised`, and
+    ``ReducedPrompt(texts.words, texts.reduced)`` as `reduced`, or None where `words` is 0. If its methods
+    need more, such as D_u, it binds that first (`functools.partial`). Without both, and with the preset
+    main, only repulsion acts.
 
     Each call of `reduced` or `neighbor` costs at least one more evaluation of the model for the batch.
     """

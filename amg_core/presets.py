@@ -1,4 +1,10 @@
-"""The named settings. docs/honesty.md has the reasons for the numbers."""
+"""The named settings.
+
+docs/decisions/leaving.md has the reasons for the ways to steer. docs/honesty.md has the figures of `main`,
+and docs/tables.md those of all presets in an earlier version. The thresholds are in `limits.GATE`. The
+other numbers of `main`, `strong` and `gentle`, such as `release` and `safe_score`, were chosen on trial
+drawings (docs/tables.md names their seeds). No measurement of each by itself is recorded.
+"""
 
 from __future__ import annotations
 

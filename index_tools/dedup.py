@@ -1,8 +1,9 @@
 """Finds duplicates in an index, and chooses which to keep. No file is ever deleted.
 
 As in Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023), pairs
-above an SSCD similarity are joined to clusters. It measures how alike the captions of a cluster are, and
-how complex the pictures are, because simple pictures that occur several times are memorised first.
+above a similarity are joined to clusters. It is the similarity of the index's descriptor (docs/dedup.md).
+The tool also measures how alike the captions of a cluster are, and how complex the pictures are, because
+simple pictures that occur several times are memorised first.
 """
 
 from __future__ import annotations

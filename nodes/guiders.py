@@ -171,7 +171,7 @@ def _dual(guider, batches: list[tuple[list, list[Tensor]]]) -> dict:
 
 
 def bypassed(guider) -> str:
-    """What to say of a run in which nothing came out of the guider where the host's guiders answer."""
+    """The error for a run in which the sampler never called the guider's prediction."""
     return _refused(guider, "was never called as ComfyUI calls a guider")
 
 

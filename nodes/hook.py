@@ -148,7 +148,7 @@ def attach(
             if matcher.latent and to_picture is not None:
                 to_picture.to("cpu")
 
-    def guard(args: dict) -> Tensor:
+    def record(args: dict) -> Tensor:
         hear = args["model_options"].get(KEY)
         if hear is None:
             raise AMGError(
@@ -157,8 +157,8 @@ def attach(
             )
         return hear(args)
 
-    guard.amg = True
-    guarded.set_model_sampler_post_cfg_function(guard)
+    record.amg = True
+    guarded.set_model_sampler_post_cfg_function(record)
     run.index = matcher.index.name
     # First means outermost, so that caches of other nodes start again in each drawing.
     others = guarded.wrappers.get(WrappersMP.OUTER_SAMPLE, {})

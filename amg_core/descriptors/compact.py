@@ -181,7 +181,8 @@ KIND = Kind(
     name="compact",
     description="recognises edited copies too, nothing to download.",
     descriptor=CompactDescriptor,
-    # 1 in 400 passes the limit, not 1 in 100, because a sampling run makes many comparisons.
+    # Measured with these weights, as `limits.ROWS` says. 1 in 400 passes the limit, not 1 in 100, because a
+    # sampling run makes many comparisons.
     levels={
         16: ((0.65, 0.89), (0.73, 0.89), (0.80, 0.92), (0.84, 0.94), (0.88, 0.95)),
         32: ((0.64, 0.87), (0.72, 0.88), (0.78, 0.90), (0.83, 0.92), (0.87, 0.94)),
@@ -189,5 +190,5 @@ KIND = Kind(
         96: ((0.64, 0.85), (0.72, 0.87), (0.78, 0.90), (0.83, 0.92), (0.87, 0.94)),
     },
     usual={16: 0.42, 32: 0.395, 48: 0.395, 96: 0.40},
-    duplicates=0.8,
+    duplicates=0.8,  # docs/dedup.md, table
 )

@@ -1,7 +1,8 @@
 """The paper's three terms, Eqs. 13 to 17 of AMG [1]_, in denoised space.
 
-The terms act on active samples only. Their strengths follow σ_t on the scale of `metrics.score`, because
-the paper's −nL2 is never positive, and the zero of a cosine has no meaning.
+The terms act on active samples only. Their strengths follow σ_t (the paper's similarity, not the noise
+level σ) on the scale of `metrics.score`, because the paper's −nL2 is never positive, and the zero of a
+cosine has no meaning.
 
 References
 ----------

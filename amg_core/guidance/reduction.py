@@ -27,12 +27,12 @@ class ReducedPrompt:
     ----------
     words : int
         The number of words (tokens, rows of the conditioning) of the whole prompt.
-    denoised : callable
+    predict : callable
         Number of words kept, (B,) int64 in [0, words] -> the prediction for them (B, C, H, W).
     """
 
     words: int
-    denoised: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
 
 
 def reduced(prompt: Tensor, nothing: Tensor, kept: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class PromptReduction(Guidance):
         """D_s, whether it is nothing stored (B,) bool, and the number of words kept (B,)."""
 
         def draw(words: Tensor) -> tuple[Tensor, Tensor]:
-            drawn = prompt.denoised(words.clamp_min(0))
+            drawn = prompt.predict(words.clamp_min(0))
             return drawn, context.compare(drawn).score <= self.safe_score
 
         kept = _searched(draw, rows & (kept < 0), kept, prompt.words)

@@ -12,6 +12,7 @@
                                files with the bytes of a picture of this index
       cache/                   can be computed again, so it may be deleted at any time
       .build/                  a build in progress or interrupted, which the next build continues
+    .my_index.amg-lock         beside the folder, only while the index is changed: the lock
 
 A row's id is its place in the shards, in the manifest's order. A change writes new shards and then
 replaces the manifest, so a reader finds either the old index or the new one. All files can be read with

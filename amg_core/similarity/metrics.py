@@ -121,9 +121,9 @@ def nl2_gradient(
 def score(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
     """The score: calibrated similarity, on one scale for every descriptor, index and size. (B,) -> (B,).
 
-    0 is `typical`, which pictures that are not in the index usually reach. COPY is `limit`, which one in
-    a hundred of them reaches. 1 is the same picture. In between it is linear. `typical` and `limit` (B,)
-    are in the unit of `value`, see `limits`. Thresholds and the strengths of Eqs. 14 and 16 use this
+    0 is `typical`, which pictures that are not in the index usually reach. COPY is `limit`, which few of
+    them reach: `limits` says how many. 1 is the same picture. In between it is linear. `typical` and
+    `limit` (B,) are in the unit of `value`. Thresholds and the strengths of Eqs. 14 and 16 use this
     scale, because the zero of a cosine has no meaning, and σ_t = −nL2 is never positive.
     """
     below = COPY * (value - typical) / (limit - typical)
