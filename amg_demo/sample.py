@@ -48,7 +48,8 @@ def euler(
     """Latents (B, *shape) for contexts (B, T, C).
 
     `guide` may change each prediction; without it this is plain classifier-free guidance, or none
-    where the model is not conditional. Noise comes from a generator of each sample's own seed.
+    if the model is not conditional. At `cfg_scale` 1 no unconditional prediction is made, as in the
+    hosts. Noise comes from a generator of each sample's own seed.
     """
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     empty = model.encode([""] * len(seeds))
@@ -57,25 +58,24 @@ def euler(
     for i, t in enumerate(times.tolist()):
         sigma = sigmas[i].expand(len(x))
         known: dict = {"cond": None, "uncond": None}
-        if conditional:
+        if not conditional:
+            denoised = model.denoise(x, sigma, context)
+        elif cfg_scale == 1:
+            denoised = known["cond"] = model.denoise(x, sigma, context)
+        else:
             both = model.denoise(
                 torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([context, empty])
             )
-            cond, uncond = both.chunk(2)
+            known["cond"], known["uncond"] = cond, uncond = both.chunk(2)
             denoised = uncond + cfg_scale * (cond - uncond)
-            known = {
-                "cond": cond, "uncond": uncond,
-                "neighbor_denoised": lambda captions, x=x, s=sigma: model.denoise(
-                    x, s, model.encode(captions)
-                ),
-            }  # fmt: skip
-            if context.shape[1] > 1:  # a class label has no words to leave out
-                known["reduced"] = ReducedPrompt(
-                    context.shape[1],
-                    lambda kept, x=x, s=sigma: model.denoise(x, s, reduced(context, empty, kept)),
-                )
-        else:
-            denoised = model.denoise(x, sigma, context)
+            known["neighbor_denoised"] = lambda captions, x=x, s=sigma: model.denoise(
+                x, s, model.encode(captions)
+            )
+        if conditional and context.shape[1] > 1:  # a class label has no words to leave out
+            known["reduced"] = ReducedPrompt(
+                context.shape[1],
+                lambda kept, x=x, s=sigma: model.denoise(x, s, reduced(context, empty, kept)),
+            )
         if guide is not None:
             denoised = guide(denoised, cfg_scale=cfg_scale, sigma=sigma, t=t, **known)
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])

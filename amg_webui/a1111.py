@@ -196,7 +196,7 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
             prediction,
             cond=cond,
             uncond=uncond if asked else None,
-            cfg_scale=scale,
+            cfg_scale=scale if asked else 1.0,
             sigma=sigma,
             t=t,
             composite=_compositor(denoiser),
@@ -214,15 +214,11 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
 
 
 def _ways(texts: OtherTexts, uncond: Tensor, asked: bool) -> dict:
-    """The arguments of `SamplingRun.step` that need other texts and an unconditional prediction."""
+    """The arguments of `SamplingRun.step` that need other texts."""
     from amg_core.guidance import ReducedPrompt
 
-    if not asked:
-        return {}
-    return {
-        "neighbor_denoised": partial(texts.neighbor, uncond),
-        "reduced": ReducedPrompt(texts.words, texts.reduced),
-    }
+    ways: dict = {"reduced": ReducedPrompt(texts.words, texts.reduced)}
+    return ways | ({"neighbor_denoised": partial(texts.neighbor, uncond)} if asked else {})
 
 
 def _composed(out: Tensor, uncond: Tensor, start: int, weights: list[float]) -> Tensor:

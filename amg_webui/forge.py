@@ -174,13 +174,10 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
     cond, uncond = args["cond_denoised"], args["uncond_denoised"]
     # At cfg 1, or if the host skipped it to save time, the unconditional prediction is zeros.
     asked = bool(args["uncond"]) and bool(torch.count_nonzero(uncond))
-    ways = {}
+    texts = _texts(guard, args, len(denoised))
+    ways: dict = {"reduced": ReducedPrompt(texts.words, texts.reduced)}
     if asked:
-        texts = _texts(guard, args, len(denoised))
-        ways = {
-            "neighbor_denoised": partial(texts.neighbor, uncond),
-            "reduced": ReducedPrompt(texts.words, texts.reduced),
-        }
+        ways["neighbor_denoised"] = partial(texts.neighbor, uncond)
     guard.on_device(run, denoised.device)
     with shared.full_precision(denoised):
         out = run.step(

@@ -87,7 +87,7 @@ class OtherTexts:
     def words(self, args: dict) -> int:
         """The number of tokens of the prompt with padding, 0 if it is no sequence of tokens."""
         prompt = _template(args["cond"], args["sigma"]).get("cross_attn")
-        nothing = _template(args["uncond"], args["sigma"]).get("cross_attn")
+        nothing = args["uncond"] and _template(args["uncond"], args["sigma"]).get("cross_attn")
         known = self.clip is not None or nothing is not None
         return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
 

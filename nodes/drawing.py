@@ -263,7 +263,7 @@ def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[
         neighbor = reduced = None
         if guided and predictions.clip is not None:
             neighbor = partial(predictions.neighbor, args)
-        words = predictions.words(args) if guided else 0
+        words = predictions.words(args) if args["cond"] else 0
         if words:
             reduced = ReducedPrompt(words, partial(predictions.reduced, args))
         out = run.step(

@@ -68,7 +68,8 @@ class PromptReduction(Guidance):
 
     D_s is the prediction for the reduced prompt, or D_u if even few words draw something stored. The
     r-term acts, and grows, while the picture is too close. A sample whose D_u is close to a stored
-    picture as well stays trapped. Needs D_c, D_u and the reduced prompt, and does nothing without them.
+    picture as well stays trapped. Needs D_c and the reduced prompt, and does nothing without them. At
+    cfg 1 there is no D_u: s0 is 1, and the prediction for no words stands for it.
 
     Attributes
     ----------
@@ -93,13 +94,15 @@ class PromptReduction(Guidance):
 
     def step(self, context: StepContext, memory: Memory) -> Step:
         cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.reduced
-        if cond is None or uncond is None or prompt is None:
+        if cond is None or prompt is None:
             return Step([], context, memory)
         context = replace(context, trapped=torch.zeros_like(context.active))
         rows = context.active | context.memorized if context.t > self.until else context.active
         if not rows.any():
             return Step([], context, memory)
         drawn, usable, kept = self._draw(context, prompt, rows, memory.kept)
+        if uncond is None:
+            uncond = drawn if usable[rows].all() else prompt.predict(torch.zeros_like(kept))
         base = only(usable, drawn, uncond)
         trapped = rows & ~usable
         if trapped.any():

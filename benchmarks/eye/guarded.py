@@ -235,8 +235,10 @@ def main() -> int:
     about = {"out": "eye_results", "first": 460_000}
     parser = harness.parser("benchmarks.eye.guarded", __doc__, **about)
     parser.add_argument("--descriptors", nargs="+", default=["compact", "pixel"])
+    parser.add_argument("--cfg", type=float, default=OPTIONS["cfg_scale"])
     arguments = harness.parse(parser)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    OPTIONS["cfg_scale"] = arguments.cfg
     watch = harness.Watch()
     try:
         sscd = SSCDInt8()
