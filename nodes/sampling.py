@@ -230,7 +230,7 @@ class SamplerNode(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip="How closely the picture follows the prompt. High values copy more: "
-                    "4 to 8 is usual. At 1 only dissimilarity can act.",
+                    "4 to 8 is usual. At 1, deduplication does nothing.",
                 ),
                 io.Combo.Input(
                     "sampler_name",

@@ -216,6 +216,23 @@ def test_the_exit_by_hand(matcher, scene):
     assert sampling.acted_on(0) == {3} and sampling.acted_on(2) == set()
 
 
+def test_at_cfg_1_the_reduced_prompt_is_drawn(matcher, scene):
+    """There is no D_u: D' = D_s − r(D_c − D_s)°, and where all words draw it, D_s is for no words."""
+    settings = make(dissimilarity=0, deduplication=0)
+    generator = torch.Generator().manual_seed(7)
+    none, one, two = (smooth(generator, 4) for _ in range(3))
+    d_c, r = scene["cond"], settings.guidance[0].first
+    alone = scene | {"uncond": None, "denoised": d_c, "cfg_scale": 1.0}
+    for drawn, base in (((none, one, two, d_c, d_c), two), ((none, d_c, d_c), none)):
+        out = run(SamplingRun(matcher, settings), alone, reduced=words(*drawn)[0])
+        pull = d_c - base
+        expected = base - r * (pull - pull.mean(dim=(2, 3), keepdim=True))
+        assert torch.allclose(out[:2], expected[:2], atol=1e-5)
+        assert torch.equal(out[2:], d_c[2:])
+    still = run(SamplingRun(matcher, settings), alone)
+    assert still is d_c  # without other words there is nothing to do
+
+
 def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
     sampling = SamplingRun(matcher, make(dissimilarity=0, deduplication=0))
     generator = torch.Generator().manual_seed(7)
