@@ -454,3 +454,21 @@ def test_a_policy_that_cannot_be_kept_is_refused(amg, tiny, monkeypatch, index, 
                 tiny(), latent, settings("active"), loop=amg.hook.Loop(if_still_copied=policy)
             )
     amg.hook.attach(tiny(), latent, settings("active"))
+
+
+def test_at_cfg_1_the_prompt_is_reduced(amg, demo, encode, keys, sharp, index):
+    """The host computes no unconditional prediction there; distilled models are drawn so."""
+    import nodes
+
+    report, latent = amg.hook.Report(), {"samples": torch.zeros(2, 4, 16, 16)}
+    model = amg.hook.attach(
+        demo["model"], index, sharp("main", index.metric), clip=demo["clip"], vae=demo["vae"],
+        report=report, loop=amg.hook.Loop(2),
+    )  # fmt: skip
+    with torch.inference_mode():
+        nodes.common_ksampler(
+            model, 7, 10, 1.0, "euler", "normal", encode(*keys[:2]), encode(""), latent
+        )
+    moved = {name for step in report.latest["steps"] for name in step["moved"]}
+    assert {"despecification", "away"} <= moved
+    assert [verdict["outcome"] for verdict in report.latest["verdicts"]] == ["no_copy"] * 2
