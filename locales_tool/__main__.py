@@ -1,5 +1,7 @@
 """Writes locales/ from the nodes and the catalogues: `python -m locales_tool`. Needs no ComfyUI.
 
+It writes every `nodeDefs.json`, and for English `main.json` too. The other files are written by hand.
+
 What a catalogue lacks or has too much is printed, nothing is written for that language, and the exit
 status is 1.
 """
@@ -12,6 +14,7 @@ import sys
 import tempfile
 
 from . import (
+    CATALOGUES,
     CODES,
     LOCALES,
     ROOT,
@@ -31,6 +34,10 @@ def main() -> int:
     source = english(schemas())
     written, bad = {"en": source}, 0
     for code in CODES:
+        if not (CATALOGUES / f"{code}.json").is_file():
+            print(f"{code}: catalogue missing")
+            bad += 1
+            continue
         known = catalogue(code)
         wrong = faults(list(texts(source)), known)
         lost = lost_places(sentences("en"), sentences(code))
