@@ -212,7 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(table)
     print(LEGEND.format(copy=COPY, limit=limit))
     guard = arguments.presets[0]
-    tell_dormant(drawn, guarded_reports[guard], guard, groups["elsewhere"])
+    tell_unchanged(drawn, guarded_reports[guard], guard, groups["elsewhere"])
     if arguments.sscd is not None:
         print(sscd_table(arguments.sscd, training, drawn, groups))
 
@@ -264,7 +264,7 @@ same. same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a n
 none of these."""
 
 
-def tell_dormant(drawn: dict[str, Tensor], reports: list[dict], guard: str, rows: slice) -> None:
+def tell_unchanged(drawn: dict[str, Tensor], reports: list[dict], guard: str, rows: slice) -> None:
     """Print whether pictures on which the guard never acted are bit-identical to the plain ones."""
     still = ~torch.tensor(acted(reports))
     same = (drawn[guard] == drawn["plain"]).flatten(1).all(dim=1)

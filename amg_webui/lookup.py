@@ -65,7 +65,7 @@ def weights(kind) -> list[Path]:
     return [models() / place / name for place, name in kind.weights.among(names)]
 
 
-def open_probe(name: str):
+def open_matcher(name: str):
     """A `Matcher` (without decoder, on the CPU) on index `name`. It is cached until the files change.
 
     Raises

@@ -96,7 +96,7 @@ class Guard:
 
     def __init__(self, p, options: Options, host: Callable[[Guard], Host]):
         self.p, self.options = p, options
-        self.matcher = lookup.open_probe(options.index)
+        self.matcher = lookup.open_matcher(options.index)
         if self.matcher.latent:
             raise AMGError(
                 f"index: {options.index} is an index of latents, which only the ComfyUI nodes can "

@@ -60,7 +60,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
     if picture is None:
         return "There is no picture yet. Give one above.", []
     try:
-        matcher = lookup.open_probe(name)
+        matcher = lookup.open_matcher(name)
         pixels = as_tensor(picture)
         (found,) = verdict(matcher, pixels)
         index = matcher.index

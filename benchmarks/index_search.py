@@ -217,16 +217,16 @@ def measured(
     searcher.nearest(asked[:1], SCALE, 1)
     after = memory()
     looked: list[int] = []
-    plain = pq4._Looked.contenders
+    plain = pq4._Seen.contenders
 
-    def counting(self: pq4._Looked, k: int) -> np.ndarray:
+    def counting(self: pq4._Seen, k: int) -> np.ndarray:
         looked.append(len(self.ids))
         return plain(self, k)
 
     best, _ = searcher.nearest(asked, SCALE, 1)
-    pq4._Looked.contenders = counting
+    pq4._Seen.contenders = counting
     values, ids = searcher.nearest(asked, SCALE, DEEP)
-    pq4._Looked.contenders = plain
+    pq4._Seen.contenders = plain
     times: dict[str, list[float]] = {}
     for batch in (1, 8):
         for k in (1, DEEP):

@@ -50,7 +50,7 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Judged:
+class Checked:
     """One generated picture and the nearest one of the index.
 
     Attributes
@@ -121,11 +121,11 @@ class Evaluation:
     `worst` has the closest pairs, closest first, each with a JPEG of the generated picture."""
 
     name: str
-    judged: list[Judged]
+    judged: list[Checked]
     figures: dict[str, Figure]
     metric: str
     copy_above: float
-    worst: list[tuple[Judged, bytes]] = field(default_factory=list)
+    worst: list[tuple[Checked, bytes]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -152,7 +152,7 @@ class Evaluation:
 # --------------------------------------------------------------------------- the figures
 
 
-def figures(judged: Sequence[Judged], metric: str, copy_score: float) -> dict[str, Figure]:
+def figures(judged: Sequence[Checked], metric: str, copy_score: float) -> dict[str, Figure]:
     """The papers' figures for a set of at least one picture, by name."""
     n = len(judged)
     made = {"count": Figure("pictures", n, unit="n")}
@@ -225,9 +225,9 @@ def evaluate(
     from amg_core.index.picture import Unreadable, decode
 
     index = matcher.index
-    judged: list[Judged] = []
+    judged: list[Checked] = []
     skipped: list[tuple[str, str]] = []
-    worst: list[tuple[float, int, Judged, bytes]] = []
+    worst: list[tuple[float, int, Checked, bytes]] = []
     scores: list[float] = []
     features: list[np.ndarray] = []
     total = len(source)
@@ -237,7 +237,7 @@ def evaluate(
         except Unreadable as error:
             skipped.append((item.source, str(error)))
         else:
-            one = _judge(matcher, pixels, item.source, item.caption)
+            one = _check(matcher, pixels, item.source, item.caption)
             judged.append(one)
             entry = (one.score, -len(judged), one, b"")
             if len(worst) < WORST or entry > worst[0]:
@@ -275,12 +275,12 @@ def evaluate(
     return made
 
 
-def _judge(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Judged:
+def _check(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Checked:
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
     picture = picture.to(matcher.searcher.device)
     (v,) = verdict.verdict(matcher, picture)
     zncc = None if v.reason == verdict.NO_PICTURES else v.zncc
-    return Judged(
+    return Checked(
         name, prompt, v.similarity, plain_nl2(matcher, picture), v.score, zncc, v.copy,
         words(v.message()),
         v.neighbor, v.source, v.caption,
@@ -497,7 +497,7 @@ def write(folder: Path, evaluations: Sequence[Evaluation], index: Index) -> None
         text = json.dumps(data, indent=1, ensure_ascii=False)
         (folder / "metrics.json").write_text(text, encoding="utf-8")
         pairs = ((one.name, judged) for one in evaluations for judged in one.judged)
-        terminal.write_csv(folder / "pairs.csv", "set", Judged, pairs)
+        terminal.write_csv(folder / "pairs.csv", "set", Checked, pairs)
         (folder / "index.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..amg_core.errors import AMGError
 from . import show
 from .index import index_output, summary_output
-from .opening import as_probe
+from .opening import as_matcher
 from .types import CATEGORY, MemorizationIndex
 
 SOCKETS = 4
@@ -63,7 +63,7 @@ class CombineIndexesNode(io.ComfyNode):
         if len(matchers) == 1:
             return io.NodeOutput(index_1)
         # The files are shared, so they are not closed here.
-        return io.NodeOutput(as_probe(list(members.values()), index_1.descriptor))
+        return io.NodeOutput(as_matcher(list(members.values()), index_1.descriptor))
 
 
 def _check_same(members: dict, index) -> None:
@@ -138,7 +138,7 @@ class MutePicturesNode(io.ComfyNode):
                 chosen = _chosen(Index.combine(now), lines)
                 for member in now:
                     _change(member, chosen, reason.strip(), undo)
-        matcher = as_probe([Index.open(*each) for each in opened], index.descriptor)
+        matcher = as_matcher([Index.open(*each) for each in opened], index.descriptor)
         text = _muted(matcher.index)
         show.text_on(cls.hidden.unique_id)(text)
         return io.NodeOutput(matcher, text)

@@ -115,7 +115,7 @@ class GuardNode(io.ComfyNode):
     def validate_inputs(
         cls, if_still_copied=reports.SAY, report_in_picture=reports.ANONYMOUS
     ) -> bool | str:
-        return sampling.wishes_are_known(if_still_copied, report_in_picture)
+        return sampling.choices_are_valid(if_still_copied, report_in_picture)
 
     @classmethod
     def execute(
@@ -297,7 +297,7 @@ def _likeness(two: Tensor) -> float:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         build(Pictures(two[:1], "", DRAWN), Path(folder) / "one", plain)
         with Index.open(Path(folder) / "one") as one:
-            match = opening.as_probe([one], plain).match_pictures(two[1:].movedim(-1, 1))
+            match = opening.as_matcher([one], plain).match_pictures(two[1:].movedim(-1, 1))
             return float(match.score[0])
 
 
@@ -320,7 +320,7 @@ def _against(index, stored: Tensor | None, vae, model) -> Iterator[tuple[object,
         build(Pictures(stored, "", DRAWN), Path(folder) / "stored", descriptor)
         with Index.open(Path(folder) / "stored") as drawn:
             members = [drawn] if index is None else [*index.index.members, drawn]
-            matcher = opening.as_probe(members, descriptor)
+            matcher = opening.as_matcher(members, descriptor)
             hashes = [drawn.record(i).sha256 for i in range(drawn.count)]
             saved = show.preview(stored, THUMB)
             yield matcher, dict(zip(hashes, saved, strict=False))  # equal drawings share one row

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
 from . import latents, paths, show
-from .opening import CHOICES, descriptor_of, make_descriptor, open_probe
+from .opening import CHOICES, descriptor_of, make_descriptor, open_matcher
 from .types import CATEGORY, MemorizationIndex
 
 SHOWN = 5  # skipped pictures named in a summary
@@ -75,7 +75,7 @@ class LoadIndexNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, index_name: str) -> io.NodeOutput:
-        return io.NodeOutput(open_probe(paths.find_index(index_name)))
+        return io.NodeOutput(open_matcher(paths.find_index(index_name)))
 
 
 class BuildIndexNode(io.ComfyNode):
@@ -303,7 +303,7 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
             descriptor.to("cpu")
     text = summary(report)
     tell(text)
-    return io.NodeOutput(open_probe(target, descriptor), text)
+    return io.NodeOutput(open_matcher(target, descriptor), text)
 
 
 def summary(report) -> str:

@@ -40,7 +40,7 @@ def descriptor_of(spec, vae=None, model=None):
     return registry.for_index(spec, paths.weights)
 
 
-def open_probe(folder: Path, descriptor=None):
+def open_matcher(folder: Path, descriptor=None):
     """A `Matcher` (without decoder) on the index in `folder`.
 
     Raises
@@ -54,10 +54,10 @@ def open_probe(folder: Path, descriptor=None):
     if descriptor is None:
         descriptor = descriptor_of(index.spec)
     index.check_descriptor(descriptor.spec)
-    return as_probe([index], descriptor)
+    return as_matcher([index], descriptor)
 
 
-def as_probe(indexes: Sequence, descriptor):
+def as_matcher(indexes: Sequence, descriptor):
     """A `Matcher` on one or several open indexes, which stay open while they are in use."""
     from ..amg_core.index import Index
     from ..amg_core.index.search import Searcher

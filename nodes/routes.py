@@ -65,7 +65,7 @@ class Refused(Exception):
 # ---------------------------------------------------------------- responses, without a server
 
 
-class Shelf:
+class OpenIndexes:
     """Keeps the most recently used indexes open. It is thread-safe for different indexes."""
 
     def __init__(self) -> None:
@@ -301,7 +301,7 @@ def add_to(routes) -> None:
     """Add the routes to an `aiohttp.web.RouteTableDef`."""
     from aiohttp import web
 
-    shelf, workers = Shelf(), Workers(WORKERS)
+    indexes, workers = OpenIndexes(), Workers(WORKERS)
     busy: dict[
         str, asyncio.Future
     ] = {}  # the current task on each index, or on the list of indexes ("")
@@ -341,7 +341,7 @@ def add_to(routes) -> None:
 
     async def with_index(name: str, task: Callable):
         def opened():
-            with shelf.index(name) as index:
+            with indexes.index(name) as index:
                 return task(index)
 
         return await work(name, opened)

@@ -157,7 +157,7 @@ def loop_of(if_still_copied: str, retries: int, new_noise: bool) -> hook.Loop:
     return hook.Loop(retries, if_still_copied, new_noise)
 
 
-def wishes_are_known(if_still_copied: str | None, report_in_picture: str | None) -> bool | str:
+def choices_are_valid(if_still_copied: str | None, report_in_picture: str | None) -> bool | str:
     """The host's validation before it queues. None is a value that comes from another node."""
     for value, known in ((if_still_copied, reports.POLICIES), (report_in_picture, reports.TELLS)):
         if not (value is None or show.is_live(value) or value in known):
@@ -280,7 +280,7 @@ class SamplerNode(io.ComfyNode):
     def validate_inputs(
         cls, if_still_copied=reports.SAY, report_in_picture=reports.ANONYMOUS
     ) -> bool | str:
-        return wishes_are_known(if_still_copied, report_in_picture)
+        return choices_are_valid(if_still_copied, report_in_picture)
 
     @classmethod
     def execute(
@@ -466,7 +466,7 @@ class ApplyNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, if_still_copied=reports.SAY) -> bool | str:
-        return wishes_are_known(if_still_copied, None)
+        return choices_are_valid(if_still_copied, None)
 
     @classmethod
     def execute(

@@ -5,7 +5,7 @@ import * as browser from "./browser.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
-import * as told from "./told.js";
+import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
 function addStyle() {
@@ -37,7 +37,7 @@ app.registerExtension({
   async setup() {
     addStyle();
     await learn();
-    told.watch();
+    events.watch();
     live.watch();
     probe.watch();
     // After the host's own listener has put the text on the node.

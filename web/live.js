@@ -2,7 +2,7 @@
 
 import { addPanel, api, el, likeness, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
-import { tell, tellAll } from "./told.js";
+import { tell, tellAll } from "./events.js";
 import { inOwnUnit, said, t } from "./words.js";
 
 export const EVENT = "amg.step";
@@ -17,20 +17,20 @@ const NOT_ENDED = {
   messages: [{ code: "not_judged" }, { code: "not_ended" }],
   words: "not checked · the run did not end",
 };
-const newRun = () => ({ attempts: [], neighbors: {}, ended: false, told: NOTHING, verdicts: [], pinned: null });
+const newRun = () => ({ attempts: [], neighbors: {}, ended: false, said: NOTHING, verdicts: [], pinned: null });
 const unseen = { score: [], score_threshold: null, active: [], neighbor: [] }; // before the page listened
 
 /** A run with one more event in it: the same one, or a new one where the event begins it. */
 export function enter(run, event) {
-  if (event.kind === "begin") return Object.assign(newRun(), { told: event });
+  if (event.kind === "begin") return Object.assign(newRun(), { said: event });
   if (event.kind === "end") {
     if (run.ended) run = newRun(); // of a run in which nothing was looked at
-    return Object.assign(run, { ended: true, told: event, verdicts: event.verdicts });
+    return Object.assign(run, { ended: true, said: event, verdicts: event.verdicts });
   }
   const { attempt: number, step, total, retries } = event;
   const again = number === 0 && (run.attempts.length > 1 || step < run.attempts[0]?.steps.length);
   if (run.ended || again) run = newRun();
-  run.told = NOTHING;
+  run.said = NOTHING;
   while (run.attempts.length <= number) run.attempts.push({ steps: [], total, retries });
   const { steps } = run.attempts[number];
   while (steps.length < step) steps.push(unseen);
@@ -72,7 +72,7 @@ class Panel {
   show(run) {
     const attempt = run.attempts.at(-1);
     const step = attempt?.steps.at(-1);
-    this.words.textContent = said(run.told);
+    this.words.textContent = said(run.said);
     this.element.dataset.outcome = outcome(run);
     if (!step) return this.#clear();
     const sample = chosen(run);

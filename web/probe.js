@@ -1,7 +1,7 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
 import { addPanel, api, el, grow, likeness, shown, tameText, viewURL } from "./graph.js";
-import { tell } from "./told.js";
+import { tell } from "./events.js";
 import { inOwnUnit, said, t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";

@@ -6,14 +6,14 @@ import { api, app, shown } from "./graph.js";
 const BETWEEN = " · ";
 const PLACE = /<(\w+)(?::(\d))?>/g; // what stands for a value, and how many decimals that has
 
-let told = {}; // language -> main.json
+let texts = {}; // language -> main.json
 
 /** Ask the host once; without an answer the page speaks English. */
 export async function learn() {
   try {
-    told = await (await api.fetchApi("/i18n")).json();
+    texts = await (await api.fetchApi("/i18n")).json();
   } catch {
-    told = {};
+    texts = {};
   }
 }
 
@@ -23,7 +23,7 @@ function language() {
 
 /** `text` in the host's language, with what stands for <name> put in. */
 export function t(text, values = {}) {
-  const found = told[language()]?.amg?.[text] ?? text;
+  const found = texts[language()]?.amg?.[text] ?? text;
   return found.replace(PLACE, (whole, name) => values[name] ?? whole);
 }
 
@@ -35,7 +35,7 @@ export function inOwnUnit(similarity, threshold) {
 
 /** What the server told, { messages, words }, in the host's language; `words` where a code is unknown here. */
 export function said({ messages, words }) {
-  const known = { ...told.en?.amg_messages, ...told[language()]?.amg_messages };
+  const known = { ...texts.en?.amg_messages, ...texts[language()]?.amg_messages };
   if (!messages.every(({ code }) => code in known)) return words;
   return messages.map((each) => sentence(each, known)).join(BETWEEN);
 }

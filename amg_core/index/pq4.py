@@ -87,7 +87,7 @@ def nearest(
         asked = batch.cpu().numpy()
         scans = [part.scan(asked, part.first) for part in parts]
         for b, query in enumerate(batch):
-            looked = _Looked(asked[b], rows, cosine, concealed)
+            looked = _Seen(asked[b], rows, cosine, concealed)
             own = [scan[b] for scan in scans]
             if all(looked.enough(part, scan, k) for part, scan in zip(parts, own, strict=True)):
                 ids = torch.from_numpy(looked.contenders(k)).to(query.device)
@@ -98,7 +98,7 @@ def nearest(
     return found
 
 
-class _Looked:
+class _Seen:
     """The rows read for one query (D,), and their similarity: the cosine, or minus the distance."""
 
     def __init__(

@@ -125,7 +125,7 @@ def verdict(
     """
     named = [()] * len(pictures) if named is None else named
     return [
-        _judge(matcher, picture[None], rows) for picture, rows in zip(pictures, named, strict=True)
+        _check(matcher, picture[None], rows) for picture, rows in zip(pictures, named, strict=True)
     ]
 
 
@@ -153,7 +153,7 @@ def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
     return replace(part, kept=True)
 
 
-def _judge(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict:
+def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict:
     index, match = matcher.index, matcher.match_pictures(picture)
     within = matcher.match_parts(picture)
     if len(within.ids) and within.score.max() > max(limits.COPY, float(match.score[0])):

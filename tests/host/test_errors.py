@@ -147,7 +147,7 @@ def test_index_of_another_descriptor(amg, index):
         opening.descriptor_of(other)
     real.spec = other
     with pytest.raises(amg.AMGError, match="other/9"):
-        opening.open_probe(amg.paths.find_index("few"), real)
+        opening.open_matcher(amg.paths.find_index("few"), real)
 
 
 def test_every_file_that_may_be_the_weights_is_tried(amg, tmp_path, monkeypatch):

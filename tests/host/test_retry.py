@@ -323,9 +323,9 @@ def test_live_text_in_a_widget_is_the_default(amg, demo, index, run_node):
     new = "looks" + amg.module("nodes.show").MARK
     for text in ("step 20/20 · similarity 0.31 · guarding 0 of 1", "looking…", new):
         assert sampling.loop_of(text, 2, False).if_still_copied == "say so"
-        assert sampling.wishes_are_known(text, text) is True
-    assert sampling.wishes_are_known(None, None) is True
-    assert "not one of the choices" in sampling.wishes_are_known("Stop", None)
+        assert sampling.choices_are_valid(text, text) is True
+    assert sampling.choices_are_valid(None, None) is True
+    assert "not one of the choices" in sampling.choices_are_valid("Stop", None)
     with pytest.raises(amg.AMGError, match="if_still_copied"):
         sampling.loop_of("Stop", 2, False)
 

@@ -31,8 +31,8 @@ def command(*arguments) -> argparse.Namespace:
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def judged(similarity=0.0, nl2=None, score=0.0, copy=False) -> evaluate.Judged:
-    return evaluate.Judged("p", "", similarity, nl2, score, 0.0, copy, "", 0, "s", "")
+def judged(similarity=0.0, nl2=None, score=0.0, copy=False) -> evaluate.Checked:
+    return evaluate.Checked("p", "", similarity, nl2, score, 0.0, copy, "", 0, "s", "")
 
 
 @pytest.fixture(scope="module")

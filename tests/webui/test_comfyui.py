@@ -41,7 +41,7 @@ def comfyui_draws(pack, demo, folder, preset):
 
     hook, opening = pack("nodes.hook"), pack("nodes.opening")
     model, clip, vae, *_ = pack("nodes.demo").DemoModelNode.execute().args
-    matcher = opening.open_probe(folder)
+    matcher = opening.open_matcher(folder)
     settings = pack("amg_core.presets").settings(preset, matcher.metric)
     report = hook.Report()
     guarded = hook.attach(model, matcher, settings, clip=clip, vae=vae, report=report)

@@ -38,7 +38,7 @@ def neutral(host, prompts, preset, steps=5, seeds=SEEDS):
     from amg_core.decoders import ModuleDecoder
     from amg_core.similarity.matcher import Matcher
 
-    known = lookup.open_probe("demo")
+    known = lookup.open_matcher("demo")
     matcher = Matcher(known.searcher, known.descriptor, ModuleDecoder("demo", host.demo.decoder, 4))
     run = SamplingRun(matcher, presets.settings(preset, matcher.metric))
     return sample(host.demo, prompts, seeds, steps=steps, guide=run.step), run
