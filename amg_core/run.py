@@ -137,7 +137,7 @@ class SamplingRun:
         neighbor_denoised : callable, optional
             B captions -> D_n. Without it the guard does not steer away from captions.
         reduced : ReducedPrompt, optional
-            The prompt with fewer words. Without it, or without D_u, there is no prompt reduction.
+            The prompt with fewer words. Without it there is no prompt reduction.
         composite : callable, optional
             Maps a prediction to the latent that is compared, for instance with the given part of an
             inpainting put in.
