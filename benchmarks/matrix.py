@@ -6,7 +6,7 @@
 The embedded model, in a real ComfyUI. A cell is a guider, a sampler and a way: from noise, from a picture
 at denoise 0.5, with most of a picture masked off (inpainting), with a prompt for an area, with two
 prompts combined, with prompts for parts of the time. Each cell draws two pictures in one batch, an
-innocent one and one whose prompt is the key to a stored picture (and that picture, where the way takes
+innocent one and one whose prompt draws a stored picture (and that picture, where the way takes
 one), three times from one seed (one by one where the host's own sums go over the batch, `COUPLED`):
 without a guard, with a guard of strength 0, and guarded as AMG Sampler guards by default.
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         for guider in GUIDERS
     ]  # fmt: skip
     numbered = [Cell(*cell, number % KEYS, number % KEYS) for number, cell in enumerate(cells)]
-    chosen, counts = numbered[:: options.every], Counter()
+    chosen, counts = numbered[options.first :: options.every], Counter()
     print(f"{len(chosen)} of {len(cells)} cells, {options.steps} steps, index {options.descriptor}")
     with tempfile.TemporaryDirectory() as folder:
         domain = Domain(Path(folder), options)
@@ -125,6 +125,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--every", type=int, default=1,
         help="only every so many cells; 29: each sampler, and each guider in each way, at least once",
     )  # fmt: skip
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so many")
     parser.add_argument("--descriptor", default="compact", help="as in Build Memorization Index")
     parser.add_argument("--threads", type=int, default=1)

@@ -3,7 +3,7 @@
     COMFYUI_PATH=… python -m benchmarks.soak --prompts 500
 
 A server of its own is started (main.py --cpu) and asked over HTTP, one workflow after the other, each with
-another seed, on the embedded model: a prompt that is a key under AMG Sampler, one that is not, Guard (which
+another seed, on the embedded model: a memorised prompt under AMG Sampler, one that is not, Guard (which
 draws twice to find out), Similarity Probe, an index of which a picture is muted or guarded again, an index
 that is made anew of pictures just drawn. Every tenth workflow is given many steps and interrupted in them.
 
