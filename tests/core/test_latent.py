@@ -124,7 +124,7 @@ def test_wrong_taesd_files_are_named(tmp_path):
     save_file({"1.weight": torch.ones(1)}, tmp_path / "taesd_encoder.safetensors")
     with pytest.raises(AMGError, match="not a readable TAESD encoder"):
         create("latent", tmp_path / "taesd_encoder.safetensors")
-    with pytest.raises(AMGError, match="No encoder"):
+    with pytest.raises(AMGError, match="needs an encoder"):
         create("latent")
     changed = {k: v + 1e-3 for k, v in network.state_dict().items()}
     save_file(changed, tmp_path / "taesd_encoder.safetensors")
