@@ -36,17 +36,18 @@ FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 class Texts(Protocol):
     """The model's predictions for other words than the prompt's, at one evaluation of B samples.
 
-    A host passes them to `SamplingRun.step`: ``neighbor`` as `neighbor_denoised`, and
-    ``ReducedPrompt(texts.words, texts.reduced)`` as `reduced`, or None where `words` is 0. If its methods
-    need more, such as D_u, it binds that first (`functools.partial`). Without both, and with the preset
-    main, only repulsion acts.
-
+    A host passes them to `SamplingRun.step`. Without them, and with the preset main, only repulsion acts.
     Each call of `reduced` or `neighbor` costs at least one more evaluation of the model for the batch.
     """
 
     @property
     def words(self) -> int:
-        """The number of tokens of the prompt with padding. 0 if it is no sequence of tokens."""
+        """The number of tokens of the prompt with padding. 0 if it cannot be drawn with fewer of them."""
+        ...
+
+    @property
+    def captions(self) -> bool:
+        """Whether there is a prediction for a caption: it takes a text encoder, and D_u."""
         ...
 
     def reduced(self, kept: Tensor) -> Tensor:

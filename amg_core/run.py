@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .guidance import Guidance, ReducedPrompt, StepContext, only
+from .guidance import Guidance, StepContext, only
+from .hosts import Texts
 from .schedule import Schedule
 from .similarity import metrics
 from .similarity.matcher import Match, Matcher
@@ -116,8 +117,7 @@ class SamplingRun:
         cfg_scale: float,
         sigma: Tensor,
         t: float,
-        neighbor_denoised: Callable[[list[str]], Tensor] | None = None,
-        reduced: ReducedPrompt | None = None,
+        texts: Texts | None = None,
         composite: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> Tensor:
         """Steer one prediction D (B, C, H, W). If nothing is too close, returns the same tensor.
@@ -134,10 +134,8 @@ class SamplingRun:
             Noise level in k-diffusion units (flow: σ/(1 − σ)).
         t : float
             Diffusion time in [0, 1], 1 = pure noise.
-        neighbor_denoised : callable, optional
-            B captions -> D_n. Without it the guard does not steer away from captions.
-        reduced : ReducedPrompt, optional
-            The prompt with fewer words. Without it there is no prompt reduction.
+        texts : Texts, optional
+            Predictions for other words. Without them neither prompt reduction nor deduplication acts.
         composite : callable, optional
             Maps a prediction to the latent that is compared, for instance with the given part of an
             inpainting put in.
@@ -167,7 +165,7 @@ class SamplingRun:
             cfg_scale=cfg_scale, sigma=sigma, t=t, number=len(self.records), watched=watched, match=match,
             threshold=threshold, active=active, memorized=memorized, trapped=active,
             spent=torch.zeros(len(denoised)), own_units=self.settings.own_units,
-            neighbor_denoised=neighbor_denoised, reduced=reduced, compare=compare,
+            texts=texts, compare=compare,
         )  # fmt: skip
         out, moved = self._steer(context)
         self.records.append(

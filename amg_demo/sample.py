@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from amg_core.guidance import ReducedPrompt, reduced
+from amg_core.guidance import reduced
 from amg_core.retry import Outcome, until_no_copy
 from amg_core.run import Drawn, SamplingRun, Settings
 from amg_core.similarity.matcher import Matcher
@@ -40,6 +41,30 @@ def noise_levels(model: Leveled, steps: int) -> tuple[Tensor, Tensor]:
     return torch.cat([model.sigmas[t], torch.zeros(1)]), t / (len(model.sigmas) - 1)
 
 
+@dataclass(frozen=True)
+class OtherTexts:
+    """`hosts.Texts` of this model, at one evaluation."""
+
+    model: Denoiser
+    x: Tensor
+    sigma: Tensor
+    context: Tensor
+    empty: Tensor
+    captions: bool
+
+    @property
+    def words(self) -> int:
+        return (
+            self.context.shape[1] if self.context.shape[1] > 1 else 0
+        )  # a class label is no words
+
+    def reduced(self, kept: Tensor) -> Tensor:
+        return self.model.denoise(self.x, self.sigma, reduced(self.context, self.empty, kept))
+
+    def neighbor(self, captions: list[str]) -> Tensor:
+        return self.model.denoise(self.x, self.sigma, self.model.encode(captions))
+
+
 @torch.inference_mode()
 def euler(
     model: Denoiser, context: Tensor, seeds: Sequence[int], shape: tuple[int, int, int], *,
@@ -68,14 +93,8 @@ def euler(
             )
             known["cond"], known["uncond"] = cond, uncond = both.chunk(2)
             denoised = uncond + cfg_scale * (cond - uncond)
-            known["neighbor_denoised"] = lambda captions, x=x, s=sigma: model.denoise(
-                x, s, model.encode(captions)
-            )
-        if conditional and context.shape[1] > 1:  # a class label has no words to leave out
-            known["reduced"] = ReducedPrompt(
-                context.shape[1],
-                lambda kept, x=x, s=sigma: model.denoise(x, s, reduced(context, empty, kept)),
-            )
+        if conditional:
+            known["texts"] = OtherTexts(model, x, sigma, context, empty, cfg_scale != 1)
         if guide is not None:
             denoised = guide(denoised, cfg_scale=cfg_scale, sigma=sigma, t=t, **known)
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])

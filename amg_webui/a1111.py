@@ -8,7 +8,6 @@ and UniPC predict ε, which is converted to x̂0 and back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -186,21 +185,20 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
         known = alphas[level.to(torch.long)].float()
         sigma, t = ((1 - known) / known).sqrt(), float(level[0]) / (len(alphas) - 1)
 
-    texts = _texts(guard, step, out, first, batch, denoised)
     # If the host skipped it to save time, the unconditional prediction is a copy of the other.
-    asked = not torch.equal(cond, uncond)
+    uncond = None if torch.equal(cond, uncond) else uncond
     run = guard.host.open(denoiser)
     guard.on_device(run, x.device)
     with shared.full_precision(x):
         new = run.step(
             prediction,
             cond=cond,
-            uncond=uncond if asked else None,
-            cfg_scale=scale if asked else 1.0,
+            uncond=uncond,
+            cfg_scale=1.0 if uncond is None else scale,
             sigma=sigma,
             t=t,
             composite=_compositor(denoiser),
-            **_ways(texts, uncond, asked),
+            texts=_texts(guard, step, out, first, batch, denoised, uncond),
         )
     guard.tell(run)
     if new is prediction:
@@ -211,14 +209,6 @@ def guided(guard: shared.Guard, step, out: Tensor, leaving: Tensor) -> Tensor:
     if alphas is not None:  # dε = −dx̂0·√ᾱ/√(1 − ᾱ)
         change = -change / sigma.to(change).view(-1, 1, 1, 1)
     return leaving + (change * denoiser.nmask if blended else change)
-
-
-def _ways(texts: OtherTexts, uncond: Tensor, asked: bool) -> dict:
-    """The arguments of `SamplingRun.step` that need other texts."""
-    from amg_core.guidance import ReducedPrompt
-
-    ways: dict = {"reduced": ReducedPrompt(texts.words, texts.reduced)}
-    return ways | ({"neighbor_denoised": partial(texts.neighbor, uncond)} if asked else {})
 
 
 def _composed(out: Tensor, uncond: Tensor, start: int, weights: list[float]) -> Tensor:
@@ -234,7 +224,7 @@ def _levels(alphas_cumprod: Tensor) -> Tensor:
     return ((1 - alphas) / alphas).sqrt()
 
 
-def _texts(guard, step, out, first: list[int], batch: int, denoised) -> OtherTexts:
+def _texts(guard, step, out, first: list[int], batch: int, denoised, uncond) -> OtherTexts:
     denoiser, host = step.denoiser, shared.as_host(out)
     x, level, image = step.x[-batch:], step.sigma[-batch:], step.image_cond[first]
     adm = (
@@ -254,7 +244,7 @@ def _texts(guard, step, out, first: list[int], batch: int, denoised) -> OtherTex
         with host():
             return guard.text(words)
 
-    return OtherTexts(Text.of(step.text_cond)[first], encode, evaluate)
+    return OtherTexts(Text.of(step.text_cond)[first], uncond, encode, evaluate)
 
 
 def _compositor(denoiser):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import MethodType
 
 import torch
@@ -159,8 +158,6 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
 
     `args` has denoised, cond(_denoised), uncond(_denoised), sigma, input and model.
     """
-    from amg_core.guidance import ReducedPrompt
-
     shared.stop_if_interrupted()
     p, denoised = guard.p, args["denoised"]
     if denoised.ndim != 4:
@@ -174,21 +171,18 @@ def guided(guard: shared.Guard, run, args: dict) -> Tensor:
     cond, uncond = args["cond_denoised"], args["uncond_denoised"]
     # At cfg 1, or if the host skipped it to save time, the unconditional prediction is zeros.
     asked = bool(args["uncond"]) and bool(torch.count_nonzero(uncond))
-    texts = _texts(guard, args, len(denoised))
-    ways: dict = {"reduced": ReducedPrompt(texts.words, texts.reduced)}
-    if asked:
-        ways["neighbor_denoised"] = partial(texts.neighbor, uncond)
+    uncond = uncond if asked else None
     guard.on_device(run, denoised.device)
     with shared.full_precision(denoised):
         out = run.step(
             denoised,
             cond=cond,
-            uncond=uncond if asked else None,
+            uncond=uncond,
             cfg_scale=_scale(p, args) if asked else 1.0,
             sigma=sigma,
             t=t,
             composite=_compositor(p, denoised),
-            **ways,
+            texts=_texts(guard, args, len(denoised), uncond),
         )
     guard.tell(run)
     return out
@@ -203,7 +197,7 @@ def _scale(p, args: dict) -> float:
     return float(scale) * sum(float(part.get("strength", 1.0)) for part in args["cond"])
 
 
-def _texts(guard: shared.Guard, args: dict, batch: int) -> OtherTexts:
+def _texts(guard: shared.Guard, args: dict, batch: int, uncond) -> OtherTexts:
     template, host = args["cond"][0], shared.as_host(args["input"])
     conds = template["model_conds"]
     vector = conds["y"].cond if "y" in conds else None
@@ -225,7 +219,8 @@ def _texts(guard: shared.Guard, args: dict, batch: int) -> OtherTexts:
         with host():
             return guard.text(words)
 
-    return OtherTexts(Text(conds["c_crossattn"].cond, vector).batch(batch), encode, evaluate)
+    prompt = Text(conds["c_crossattn"].cond, vector).batch(batch)
+    return OtherTexts(prompt, uncond, encode, evaluate)
 
 
 def _compositor(p, like: Tensor):

@@ -52,6 +52,8 @@ class OtherTexts:
     Parameters
     ----------
     prompt : Text of B rows
+    uncond : Tensor (B, C, H, W) or None
+        D_u, without which no caption is drawn.
     encode : callable
         A text -> Text of one row, by the host's own encoder.
     evaluate : callable
@@ -59,9 +61,14 @@ class OtherTexts:
     """
 
     def __init__(
-        self, prompt: Text, encode: Callable[[str], Text], evaluate: Callable[[Text], Tensor]
-    ):
-        self.prompt, self.encode, self.evaluate = prompt, encode, evaluate
+        self, prompt: Text, uncond: Tensor | None, encode: Callable[[str], Text],
+        evaluate: Callable[[Text], Tensor],
+    ):  # fmt: skip
+        self.prompt, self.uncond, self.encode, self.evaluate = prompt, uncond, encode, evaluate
+
+    @property
+    def captions(self) -> bool:
+        return self.uncond is not None
 
     @property
     def words(self) -> int:
@@ -82,12 +89,12 @@ class OtherTexts:
             vector = torch.lerp(nothing.vector.to(vector).expand_as(vector), vector, share)
         return self.evaluate(Text(tokens, vector))
 
-    def neighbor(self, uncond: Tensor, captions: list[str]) -> Tensor:
+    def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
         from amg_core.hosts import of_one_shape
 
         texts = {each: self._fitting(literally(each)) for each in captions if each}
-        out = uncond.clone()
+        out = self.uncond.clone()
         for rows, filled in of_one_shape(captions, lambda each: texts[each].tokens.shape[1]):
             chosen = [texts[caption] for caption in filled]
             vectors = [text.vector for text in chosen if text.vector is not None]

@@ -58,7 +58,7 @@ def encode(clip, caption: str) -> dict:
 
 
 class OtherTexts:
-    """The model's predictions for other texts than the prompt, in one sampling run.
+    """The `Texts` of this host: the model's predictions for other texts than the prompt, at one evaluation.
 
     Parameters
     ----------
@@ -66,39 +66,45 @@ class OtherTexts:
         Only needed for captions.
     run : dict
         `latent_image`, `denoise_mask` and `seed` of the run, as the host's `process_conds` takes them.
-
-    Notes
-    -----
-    The methods take the `args` of a post-CFG hook, with an unconditional prediction in them. Each call of
-    `neighbor` or `reduced` costs at least one more evaluation of the model for the whole batch.
+    args : dict
+        As the host passes them to a post-CFG hook. At cfg 1 there is no "uncond".
     """
 
-    def __init__(self, clip, run: dict):
-        self.clip, self.run = clip, run
+    def __init__(self, clip, run: dict, args: dict):
+        self.clip, self.run, self.args = clip, run, args
 
-    def neighbor(self, args: dict, captions: list[str]) -> Tensor:
+    @property
+    def captions(self) -> bool:
+        return self.clip is not None and bool(self.args["cond"]) and bool(self.args["uncond"])
+
+    def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
-        out = args["uncond_denoised"].clone()
+        out = self.args["uncond_denoised"].clone()
         for rows, filled in of_one_shape(captions, lambda each: _shape(encode(self.clip, each))):
             text = _stack([encode(self.clip, caption) for caption in filled])
-            out[rows] = self._evaluate(args, text)[rows]
+            out[rows] = self._evaluate(text)[rows]
         return out
 
-    def words(self, args: dict) -> int:
+    @property
+    def words(self) -> int:
         """The number of tokens of the prompt with padding, 0 if it is no sequence of tokens."""
-        prompt = _template(args["cond"], args["sigma"]).get("cross_attn")
-        nothing = args["uncond"] and _template(args["uncond"], args["sigma"]).get("cross_attn")
+        if not self.args["cond"]:
+            return 0
+        prompt = _template(self.args["cond"], self.args["sigma"]).get("cross_attn")
+        nothing = None
+        if self.args["uncond"]:
+            nothing = _template(self.args["uncond"], self.args["sigma"]).get("cross_attn")
         known = self.clip is not None or nothing is not None
         return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
 
-    def reduced(self, args: dict, kept: Tensor) -> Tensor:
+    def reduced(self, kept: Tensor) -> Tensor:
         """D_s (B, C, H, W), for the first `kept` (B,) tokens of the prompt followed by those of no prompt.
 
         No prompt is the empty text if there is a CLIP, or else the negative prompt. The embedding of the
         whole prompt (`pooled_output`) is mixed by the share of tokens that is kept.
         """
-        prompt = _template(args["cond"], args["sigma"])
-        nothing = self._nothing(args)
+        prompt = _template(self.args["cond"], self.args["sigma"])
+        nothing = self._nothing()
         text = {"cross_attn": _fit(nothing["cross_attn"], prompt["cross_attn"])}
         text["cross_attn"] = reduced(
             *_rows(len(kept), prompt["cross_attn"], text["cross_attn"]), kept
@@ -108,19 +114,19 @@ class OtherTexts:
             share = (kept / prompt["cross_attn"].shape[1]).to(whole)[:, None]
             whole, none = _rows(len(kept), whole, whole if none is None else none.to(whole))
             text["pooled_output"] = torch.lerp(none, whole, share)
-        return self._evaluate(args, text)
+        return self._evaluate(text)
 
-    def _nothing(self, args: dict) -> dict:
+    def _nothing(self) -> dict:
         if self.clip is not None:
             empty = encode(self.clip, "")
-            _check_width(_template(args["cond"], args["sigma"]), empty)
+            _check_width(_template(self.args["cond"], self.args["sigma"]), empty)
             return empty
-        return _template(args["uncond"], args["sigma"])
+        return _template(self.args["uncond"], self.args["sigma"])
 
-    def _evaluate(self, args: dict, text: dict) -> Tensor:
+    def _evaluate(self, text: dict) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        x, model = args["input"], args["model"]
-        cond = _template(args["cond"], args["sigma"])
+        x, model = self.args["input"], self.args["model"]
+        cond = _template(self.args["cond"], self.args["sigma"])
         _check_width(cond, text)
         cond |= text
         (cond,) = comfy.samplers.encode_model_conds(
@@ -129,12 +135,12 @@ class OtherTexts:
         try:
             # The first slot stays empty, so that patches of other nodes treat this as unconditional.
             predictions = comfy.samplers.calc_cond_batch(
-                model, [None, [cond]], x, args["sigma"], args["model_options"]
+                model, [None, [cond]], x, self.args["sigma"], self.args["model_options"]
             )
         except PASSED_ON:
             raise
         except Exception as error:
-            patches = _patches(model, args["model_options"])
+            patches = _patches(model, self.args["model_options"])
             if not patches:
                 raise
             raise AMGError(

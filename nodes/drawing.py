@@ -17,7 +17,6 @@ from torch import Tensor
 from ..amg_core import hosts
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
-from ..amg_core.guidance import ReducedPrompt
 from ..amg_core.images import Box
 from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
@@ -79,8 +78,8 @@ class Drawing:
         self.shown.append(())
         # The host prepares prompts in each run, and would start from those of the last run.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
-        predictions = OtherTexts(self.clip, self.known.kwargs(seed))
-        step = step_of(run, self.known, predictions, self._teller(number))
+        texts = partial(OtherTexts, self.clip, self.known.kwargs(seed))
+        step = step_of(run, self.known, texts, self._teller(number))
         suspicious = suspicious_of(run, self.known)
         with (
             guiders.listening(self.guider, step, suspicious) as heard,
@@ -251,7 +250,7 @@ class GivenPart:
         return {"latent_image": self.latent, "denoise_mask": self.mask, "seed": seed}
 
 
-def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[dict], Tensor]:
+def step_of(run: SamplingRun, known: GivenPart, texts, tell) -> Callable[[dict], Tensor]:
     """The guard's function for every prediction of one run. `guiders.understood` has its argument."""
 
     def step(args: dict) -> Tensor:
@@ -260,12 +259,6 @@ def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[
         sigma, t = noise_level(args["model"].model_sampling, args["sigma"])
         # At cfg 1 the host has no unconditional prediction. Its uncond_denoised is zeros.
         guided = bool(args["uncond"]) and bool(args["cond"])
-        neighbor = reduced = None
-        if guided and predictions.clip is not None:
-            neighbor = partial(predictions.neighbor, args)
-        words = predictions.words(args) if args["cond"] else 0
-        if words:
-            reduced = ReducedPrompt(words, partial(predictions.reduced, args))
         out = run.step(
             denoised,
             cond=args["cond_denoised"],
@@ -273,8 +266,7 @@ def step_of(run: SamplingRun, known: GivenPart, predictions, tell) -> Callable[[
             cfg_scale=float(args["cond_scale"]),
             sigma=sigma,
             t=t,
-            neighbor_denoised=neighbor,
-            reduced=reduced,
+            texts=texts(args),
             composite=known.compositor(args),
         )
         tell(run)

@@ -2,7 +2,7 @@
 
 from .base import Change, Guidance, Step, StepContext, expand, only
 from .paper import Deduplication, Despecification, Dissimilarity, Projection
-from .reduction import AwayFromCaption, PromptReduction, ReducedPrompt, reduced
+from .reduction import AwayFromCaption, PromptReduction, reduced
 from .reference import ReferenceDeduplication, ReferenceDespecification, ReferenceDissimilarity
 from .repulsion import Repulsion
 
@@ -15,7 +15,6 @@ __all__ = [
     "Guidance",
     "Projection",
     "PromptReduction",
-    "ReducedPrompt",
     "ReferenceDeduplication",
     "ReferenceDespecification",
     "ReferenceDissimilarity",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..hosts import Texts
     from ..similarity.matcher import Match, Matcher
-    from .reduction import ReducedPrompt
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,8 @@ class StepContext:
         s1, the part of the guidance scale that despecification has removed.
     own_units : bool
         Whether strengths use the similarity in the descriptor's own unit instead of the score.
-    neighbor_denoised : callable or None
-        B captions -> D_n.
-    reduced : ReducedPrompt or None
-        The prompt with fewer words.
+    texts : Texts or None
+        Predictions for other words, if the host has them.
     compare : callable
         A prediction (B, C, H, W) -> its `Match` at this noise level.
     """
@@ -77,9 +75,13 @@ class StepContext:
     trapped: Tensor
     spent: Tensor
     own_units: bool
-    neighbor_denoised: Callable[[list[str]], Tensor] | None
-    reduced: ReducedPrompt | None
+    texts: Texts | None
     compare: Callable[[Tensor], Match]
+
+    @property
+    def captions(self) -> bool:
+        """Whether the neighbour's caption can be drawn."""
+        return self.texts is not None and self.texts.captions
 
     def score(self, match: Match) -> Tensor:
         """σ_t of the equations for strengths, (B,): the score, or the similarity if `own_units`."""

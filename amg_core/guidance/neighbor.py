@@ -29,8 +29,8 @@ def neighbor_prediction(
     D_n − D_u changes slowly from step to step, and a prediction costs half a step, so each is used for
     `lasting` evaluations. Every sample keeps its own, so samples do not depend on each other.
     """
-    uncond, ask = context.uncond_denoised, context.neighbor_denoised
-    assert uncond is not None and ask is not None
+    uncond, texts = context.uncond_denoised, context.texts
+    assert uncond is not None and texts is not None
     pairs = zip(context.match.ids.tolist(), rows.tolist(), strict=True)
     captions = [context.matcher.caption(i) if wanted else "" for i, wanted in pairs]
     due = [
@@ -38,8 +38,8 @@ def neighbor_prediction(
         for text, old in zip(captions, held, strict=True)
     ]
     if any(due):
-        beyond = ask([text if wanted else "" for text, wanted in zip(captions, due, strict=True)])
-        beyond = beyond - uncond
+        asked = [text if wanted else "" for text, wanted in zip(captions, due, strict=True)]
+        beyond = texts.neighbor(asked) - uncond
         held = tuple(
             Held(text, beyond[i], context.number) if wanted else old
             for i, (text, wanted, old) in enumerate(zip(captions, due, held, strict=True))

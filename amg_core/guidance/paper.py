@@ -104,7 +104,7 @@ class Deduplication(Guidance):
 
     def step(self, context: StepContext, memory: tuple[Held, ...]) -> Step:
         uncond, rows = context.uncond_denoised, context.active
-        if uncond is None or context.neighbor_denoised is None or not rows.any():
+        if uncond is None or not context.captions or not rows.any():
             return Step([], context, memory)
         score = context.score(context.match).clamp(0, 1)
         s2 = deduplication_strength(score, context.spent, self.weight(context), context.cfg_scale)

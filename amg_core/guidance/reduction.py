@@ -14,25 +14,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..hosts import Texts
 from .base import Change, Guidance, Step, StepContext, expand, only
 from .neighbor import Held, neighbor_prediction
 from .paper import deduplication
-
-
-@dataclass(frozen=True)
-class ReducedPrompt:
-    """A prompt that can be evaluated with only its first words.
-
-    Attributes
-    ----------
-    words : int
-        The number of words (tokens, rows of the conditioning) of the whole prompt.
-    predict : callable
-        Number of words kept, (B,) int64 in [0, words] -> the prediction for them (B, C, H, W).
-    """
-
-    words: int
-    predict: Callable[[Tensor], Tensor]
 
 
 def reduced(prompt: Tensor, nothing: Tensor, kept: Tensor) -> Tensor:
@@ -93,8 +78,8 @@ class PromptReduction(Guidance):
         return Memory(torch.full((batch,), -1), torch.full((batch,), float(first)))
 
     def step(self, context: StepContext, memory: Memory) -> Step:
-        cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.reduced
-        if cond is None or prompt is None:
+        cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.texts
+        if cond is None or prompt is None or not prompt.words:
             return Step([], context, memory)
         context = replace(context, trapped=torch.zeros_like(context.active))
         rows = context.active | context.memorized if context.t > self.until else context.active
@@ -102,7 +87,7 @@ class PromptReduction(Guidance):
             return Step([], context, memory)
         drawn, usable, kept = self._draw(context, prompt, rows, memory.kept)
         if uncond is None:
-            uncond = drawn if usable[rows].all() else prompt.predict(torch.zeros_like(kept))
+            uncond = drawn if usable[rows].all() else prompt.reduced(torch.zeros_like(kept))
         base = only(usable, drawn, uncond)
         trapped = rows & ~usable
         if trapped.any():
@@ -121,12 +106,12 @@ class PromptReduction(Guidance):
         return Step(changes, context, Memory(kept, grown))
 
     def _draw(
-        self, context: StepContext, prompt: ReducedPrompt, rows: Tensor, kept: Tensor
+        self, context: StepContext, prompt: Texts, rows: Tensor, kept: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """D_s, whether it is nothing stored (B,) bool, and the number of words kept (B,)."""
 
         def draw(words: Tensor) -> tuple[Tensor, Tensor]:
-            drawn = prompt.predict(words.clamp_min(0))
+            drawn = prompt.reduced(words.clamp_min(0))
             return drawn, context.compare(drawn).score <= self.safe_score
 
         kept = _searched(draw, rows & (kept < 0), kept, prompt.words)
@@ -180,7 +165,7 @@ class AwayFromCaption(Guidance):
 
     def step(self, context: StepContext, memory: tuple[Held, ...]) -> Step:
         uncond, rows = context.uncond_denoised, context.trapped
-        if uncond is None or context.watched is not uncond or context.neighbor_denoised is None:
+        if uncond is None or context.watched is not uncond or not context.captions:
             return Step([], context, memory)
         if not rows.any():
             return Step([], context, memory)

@@ -1,6 +1,7 @@
 """The whole guard with the cosine metric: SSCD's network (random weights) on real pictures."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from amg_core import presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors.sscd import SSCDDescriptor, expected_shapes
-from amg_core.guidance import ReducedPrompt
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.run import SamplingRun
@@ -48,8 +48,10 @@ def arguments(latents):
     return {
         "denoised": latents + 0.05 * noise, "cond": latents + 0.05 * noise, "uncond": 0.5 * noise,
         "cfg_scale": 4.0, "sigma": torch.full((len(latents),), 0.3), "t": 0.5,
-        "reduced": ReducedPrompt(2, lambda kept: 0.3 * noise),
-        "neighbor_denoised": lambda captions: 0.1 * noise,
+        "texts": SimpleNamespace(
+            words=2, reduced=lambda kept: 0.3 * noise,
+            captions=True, neighbor=lambda captions: 0.1 * noise,
+        ),
     }  # fmt: skip
 
 

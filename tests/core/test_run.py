@@ -1,6 +1,7 @@
 """The guard on an index of real files with a decoder that is the identity: promises and equations."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from amg_core import images, presets
 from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
-from amg_core.guidance import Projection, PromptReduction, ReducedPrompt, reduction
+from amg_core.guidance import Projection, PromptReduction, reduction
 from amg_core.guidance.reference import reference_c3
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
@@ -113,10 +114,8 @@ def in_a_trap(scene):
 def test_strength_is_continuous(matcher, scene, name, slider):
     """Up to 1 a strength is the share of the preset's own move: .05 moves a twentieth as far."""
     trapped = in_a_trap(scene)
-    more = {
-        "neighbor_denoised": lambda texts: torch.full_like(scene["cond"], 0.25),
-        "reduced": words(*[scene["cond"]] * 3)[0],
-    }
+    prompt, _ = words(*[scene["cond"]] * 3)
+    more = {"texts": replace(prompt, neighbor=lambda texts: torch.full_like(scene["cond"], 0.25))}
     off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
 
     def moved(strength):
@@ -135,10 +134,8 @@ def test_strength_is_continuous(matcher, scene, name, slider):
 @pytest.mark.parametrize("name", ["main", "strong", "gentle"])
 def test_strengths_add_up_where_all_ways_act(matcher, scene, name):
     trapped = in_a_trap(scene)
-    more = {
-        "neighbor_denoised": lambda texts: torch.full_like(scene["cond"], 0.25),
-        "reduced": words(*[scene["cond"]] * 3)[0],
-    }
+    prompt, _ = words(*[scene["cond"]] * 3)
+    more = {"texts": replace(prompt, neighbor=lambda texts: torch.full_like(scene["cond"], 0.25))}
 
     def moved(**strengths):
         out = run(SamplingRun(matcher, make(name, **strengths)), trapped, **more)
@@ -185,11 +182,24 @@ def words(*drawn):
     """A prompt of as many words as there are predictions after the first, which is for none."""
     asked = []
 
-    def denoised(kept):
+    def reduced(kept):
         asked.append(kept.tolist())
         return torch.stack([drawn[k][i] for i, k in enumerate(kept.tolist())])
 
-    return ReducedPrompt(len(drawn) - 1, denoised), asked
+    return Texts(len(drawn) - 1, reduced), asked
+
+
+@dataclass
+class Texts:
+    """What a host would give."""
+
+    words: int = 0
+    reduced: Callable | None = None
+    neighbor: Callable | None = None
+
+    @property
+    def captions(self):
+        return self.neighbor is not None
 
 
 def test_the_exit_by_hand(matcher, scene):
@@ -200,7 +210,7 @@ def test_the_exit_by_hand(matcher, scene):
     d_c, d_u = scene["cond"], scene["uncond"]
     reduced, asked = words(none, one, two, d_c, d_c)
     sampling = SamplingRun(matcher, settings)
-    out = run(sampling, scene, reduced=reduced)
+    out = run(sampling, scene, texts=reduced)
     assert sampling._memory[0].kept.tolist() == [2, 2, -1, -1]
     assert [row[:2] for row in asked] == [[2, 2], [3, 3], [2, 2]]  # bisection, then the step itself
     pull = d_c - two
@@ -209,7 +219,7 @@ def test_the_exit_by_hand(matcher, scene):
     expected = d_u + 3.0 * (two - d_u) - way.first * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
     assert torch.equal(out[2:], scene["denoised"][2:])
-    run(sampling, scene, reduced=reduced)
+    run(sampling, scene, texts=reduced)
     grown = min(way.first * way.growth**2, way.most)
     assert sampling._memory[0].away[:2].tolist() == pytest.approx([grown] * 2)
     assert sampling._memory[0].away[2:].tolist() == [way.first] * 2
@@ -224,7 +234,7 @@ def test_at_cfg_1_the_reduced_prompt_is_drawn(matcher, scene):
     d_c, r = scene["cond"], settings.guidance[0].first
     alone = scene | {"uncond": None, "denoised": d_c, "cfg_scale": 1.0}
     for drawn, base in (((none, one, two, d_c, d_c), two), ((none, d_c, d_c), none)):
-        out = run(SamplingRun(matcher, settings), alone, reduced=words(*drawn)[0])
+        out = run(SamplingRun(matcher, settings), alone, texts=words(*drawn)[0])
         pull = d_c - base
         expected = base - r * (pull - pull.mean(dim=(2, 3), keepdim=True))
         assert torch.allclose(out[:2], expected[:2], atol=1e-5)
@@ -237,9 +247,9 @@ def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
     sampling = SamplingRun(matcher, make(dissimilarity=0, deduplication=0))
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
-    run(sampling, scene, reduced=words(none, one, two, scene["cond"])[0])
+    run(sampling, scene, texts=words(none, one, two, scene["cond"])[0])
     assert sampling._memory[0].kept[:2].tolist() == [2, 2]
-    out = run(sampling, scene, reduced=words(none, one, scene["cond"], scene["cond"])[0])
+    out = run(sampling, scene, texts=words(none, one, scene["cond"], scene["cond"])[0])
     assert sampling._memory[0].kept[:2].tolist() == [1, 1]
     pull = scene["cond"] - one
     pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
@@ -249,7 +259,7 @@ def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
 
 def test_where_every_word_is_the_key_no_prompt_stands_in(matcher, scene):
     settings = make(dissimilarity=0, deduplication=0)
-    out = run(SamplingRun(matcher, settings), scene, reduced=words(*[scene["cond"]] * 3)[0])
+    out = run(SamplingRun(matcher, settings), scene, texts=words(*[scene["cond"]] * 3)[0])
     d_u, d_c = scene["uncond"], scene["cond"]
     away = reduction.away(d_c, d_u, torch.full((4,), settings.guidance[0].first))
     assert torch.allclose(out[:2], (d_u + away)[:2], atol=1e-5)
@@ -265,7 +275,7 @@ def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(mat
     trapped = scene | {"uncond": scene["cond"] * 0.9 + 0.05}
     reduced, _ = words(*[scene["cond"]] * 3)
     sampling = SamplingRun(matcher, make())
-    run(sampling, trapped, reduced=reduced, neighbor_denoised=neighbor)
+    run(sampling, trapped, texts=replace(reduced, neighbor=neighbor))
     assert asked == [["caption 3", "caption 10", "", ""]]
     moved = sampling.records[0].moved
     assert set(moved) == {"despecification", "away", "deduplication", "dissimilarity"}
@@ -277,15 +287,15 @@ def test_a_memorised_prompt_stays_reduced_as_long_as_set(matcher, scene):
     settings = replace(settings, release=0.2)
     sampling = SamplingRun(matcher, settings)
     reduced, _ = words(*[scene["cond"]] * 2)  # not even one word: D_u stands in
-    run(sampling, scene, reduced=reduced)
+    run(sampling, scene, texts=reduced)
     calm = scene | {
         "cond": smooth(torch.Generator().manual_seed(9), 4)
     }  # nothing is close any more
     calm["denoised"] = calm["uncond"] + 3.0 * (calm["cond"] - calm["uncond"])
-    early = run(sampling, calm, t=0.7, reduced=reduced)
+    early = run(sampling, calm, t=0.7, texts=reduced)
     assert torch.allclose(early[:2], calm["uncond"][:2], atol=1e-5)  # no prompt, no push
     assert torch.equal(early[2:], calm["denoised"][2:])
-    late = run(sampling, calm, t=0.28, reduced=reduced)
+    late = run(sampling, calm, t=0.28, texts=reduced)
     assert late is calm["denoised"]  # plain guidance under watch
 
 
@@ -329,7 +339,7 @@ def test_the_papers_terms_by_hand(matcher, scene):
         return torch.full_like(scene["cond"], 0.25)
 
     sampling = SamplingRun(matcher, settings)
-    out = run(sampling, scene, neighbor_denoised=neighbor)
+    out = run(sampling, scene, texts=Texts(neighbor=neighbor))
     close = torch.tensor(sampling.records[0].score)[:2]
     s1 = (13.0 * close).clamp(0, 2)
     s2 = torch.minimum(5.0 * close, 2 - s1)
@@ -567,9 +577,9 @@ def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(matc
     sampling = SamplingRun(matcher, make("paper", dissimilarity=0))
     late = scene | {"cond": torch.cat([scene["cond"][:1], scene["uncond"][1:]])}
     late["denoised"] = late["uncond"] + 3.0 * (late["cond"] - late["uncond"])
-    run(sampling, late, neighbor_denoised=neighbor)
+    run(sampling, late, texts=Texts(neighbor=neighbor))
     for _ in range(3):
-        run(sampling, scene, neighbor_denoised=neighbor)
+        run(sampling, scene, texts=Texts(neighbor=neighbor))
     first, second = "caption 3", "caption 10"
     assert asked == [
         [first, "", "", ""], ["", second, "", ""], [first, "", "", ""], ["", second, "", ""],
@@ -585,5 +595,5 @@ def test_the_authors_ask_at_every_step(matcher, scene):
 
     sampling = SamplingRun(matcher, make("reference"))
     for _ in range(3):
-        run(sampling, scene, neighbor_denoised=neighbor)
+        run(sampling, scene, texts=Texts(neighbor=neighbor))
     assert len(asked) == 3

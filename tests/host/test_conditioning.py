@@ -69,10 +69,10 @@ def test_remembers_the_latest(amg, clip, monkeypatch):
 
 def test_each_sample_gets_its_caption(amg, clip, args):
     """Also where captions differ in length, and a sample without a caption gets D_u."""
-    predictions = amg.conditioning.OtherTexts(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {}, args)
     captions = ["a green cat", LONG, ""]
     with torch.inference_mode():
-        predicted = predictions.neighbor(args, captions)
+        predicted = predictions.neighbor(captions)
     for row in (0, 1):
         wanted = expected(args, clip, captions[row], row)
         assert torch.allclose(predicted[row], wanted, atol=1e-5)
@@ -86,21 +86,22 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
         "strength": 0.3, "area": (4, 4, 0, 0), "timestep_start": 0.5, "timestep_end": 0.4,
     }  # fmt: skip
     given["cond"] = [marked]
-    predictions = amg.conditioning.OtherTexts(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {}, args)
     with torch.inference_mode():
-        plain = predictions.neighbor(args, ["a", "b", "c"])
-        assert torch.equal(predictions.neighbor(given, ["a", "b", "c"]), plain)
+        plain = predictions.neighbor(["a", "b", "c"])
+        other = amg.conditioning.OtherTexts(clip, {}, given)
+        assert torch.equal(other.neighbor(["a", "b", "c"]), plain)
 
 
 def test_a_shorter_prompt(amg, args):
     """No word kept is no prompt, all kept the prompt itself; samples keep different numbers."""
-    predictions = amg.conditioning.OtherTexts(None, {})
-    words = predictions.words(args)
+    predictions = amg.conditioning.OtherTexts(None, {}, args)
+    words = predictions.words
     assert words == args["cond"][0]["cross_attn"].shape[1]
     with torch.inference_mode():
-        none = predictions.reduced(args, torch.zeros(3, dtype=torch.long))
-        mixed = predictions.reduced(args, torch.tensor([0, 3, words]))
-        some = predictions.reduced(args, torch.tensor([3, 3, 3]))
+        none = predictions.reduced(torch.zeros(3, dtype=torch.long))
+        mixed = predictions.reduced(torch.tensor([0, 3, words]))
+        some = predictions.reduced(torch.tensor([3, 3, 3]))
     assert torch.allclose(none, args["uncond_denoised"], atol=1e-5)
     assert torch.allclose(mixed[0], args["uncond_denoised"][0], atol=1e-5)
     assert torch.allclose(mixed[2], args["cond_denoised"][2], atol=1e-5)
@@ -110,22 +111,21 @@ def test_a_shorter_prompt(amg, args):
 
 
 def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
-    predictions = amg.conditioning.OtherTexts(clip, {})
+    predictions = amg.conditioning.OtherTexts(clip, {}, args)
     with torch.inference_mode():
-        none = predictions.reduced(args, torch.zeros(3, dtype=torch.long))
+        none = predictions.reduced(torch.zeros(3, dtype=torch.long))
     assert torch.allclose(none[1], expected(args, clip, "", 1), atol=1e-5)
 
 
 def test_what_is_said_of_the_whole_prompt_is_mixed_by_the_share(amg, args):
     caught = []
-    predictions = amg.conditioning.OtherTexts(None, {})
-    predictions._evaluate = lambda given, text: caught.append(text)
     whole = [conds[0] | {"pooled_output": torch.full((1, 5), v)} for conds, v in (
         (args["cond"], 2.0), (args["uncond"], 0.0))]  # fmt: skip
     words = args["cond"][0]["cross_attn"].shape[1]
-    predictions.reduced(
-        args | {"cond": whole[:1], "uncond": whole[1:]}, torch.tensor([0, words, words // 2])
-    )
+    given = args | {"cond": whole[:1], "uncond": whole[1:]}
+    predictions = amg.conditioning.OtherTexts(None, {}, given)
+    predictions._evaluate = caught.append
+    predictions.reduced(torch.tensor([0, words, words // 2]))
     pooled = caught[0]["pooled_output"]
     assert torch.allclose(pooled[:, 0], torch.tensor([0.0, 2.0, 2.0 * (words // 2) / words]))
 
@@ -169,6 +169,6 @@ def test_wrong_clip(amg, clip, args, monkeypatch):
     )
     wide.cond_stage_model.reset_clip_options = lambda: None
     wide.cond_stage_model.encode_token_weights = lambda _: (torch.zeros(1, 77, 99), None)
-    predictions = amg.conditioning.OtherTexts(wide, {})
+    predictions = amg.conditioning.OtherTexts(wide, {}, args)
     with pytest.raises(amg.AMGError, match="clip: this text encoder gives 99"):
-        predictions.neighbor(args, ["a", "b", "c"])
+        predictions.neighbor(["a", "b", "c"])

@@ -258,8 +258,7 @@ def test_the_session_has_what_the_adapters_pass():
         "cfg_scale",
         "sigma",
         "t",
-        "neighbor_denoised",
-        "reduced",
+        "texts",
         "composite",
     }
     assert wanted <= set(inspect.signature(SamplingRun.step).parameters)
