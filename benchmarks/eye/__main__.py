@@ -44,7 +44,7 @@ def main() -> int:
     _add_eyes(parser)
     parser.add_argument("--rows", type=int, default=3000, help="drawings in the index")
     parser.add_argument("--full", action="store_true", help="all pictures and sizes, as documented")
-    parser.add_argument("--queries", type=int, help="at most, per edit; 50, with --full 100")
+    parser.add_argument("--queries", type=int, help="at most, per edit; 40, with --full 100")
     arguments = harness.parse(parser)
     return harness.status(lambda: _run(arguments))
 
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
     eyes = _eyes(arguments)
     pictures = library(
         arguments.photographs, arguments.stamps, arguments.drawings, rows=arguments.rows,
-        queries=arguments.queries or (100 if arguments.full else 50), seed=arguments.seed,
+        queries=arguments.queries or (100 if arguments.full else 40), seed=arguments.seed,
     )  # fmt: skip
     photographs = sum(pictures.rows[row].kind == PHOTOGRAPH for row in pictures.sources)
     stamps = len(pictures.sources) - photographs
