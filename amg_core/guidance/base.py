@@ -31,13 +31,9 @@ class StepContext:
     denoised : Tensor (B, C, H, W)
         D, with the changes of the previous ways.
     cond_denoised, uncond_denoised : Tensor (B, C, H, W) or None
-        D_c and D_u. None if the host did not compute them (no guidance scale, cfg 1).
-    cfg_scale : float
-        s0, the guidance scale.
-    sigma : Tensor (B,)
-        Noise level in k-diffusion units (flow: σ/(1 − σ)).
-    t : float
-        Diffusion time in [0, 1], 1 = pure noise.
+        D_c and D_u.
+    cfg_scale, sigma, t : float, Tensor (B,), float
+        s0, σ and the diffusion time, as `SamplingRun.step` is given them.
     number : int
         The number of earlier evaluations in this run.
     watched, match, threshold : Tensor (B, C, H, W), Match, Tensor (B,)
