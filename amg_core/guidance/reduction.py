@@ -79,12 +79,10 @@ class PromptReduction(Guidance):
 
     def step(self, context: StepContext, memory: Memory) -> Step:
         cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.texts
-        if cond is None or prompt is None or not prompt.words:
+        rows = context.active | context.memorized if context.t > self.until else context.active
+        if not rows.any() or cond is None or prompt is None or not prompt.words:
             return Step([], context, memory)
         context = replace(context, trapped=torch.zeros_like(context.active))
-        rows = context.active | context.memorized if context.t > self.until else context.active
-        if not rows.any():
-            return Step([], context, memory)
         drawn, usable, kept = self._draw(context, prompt, rows, memory.kept)
         if uncond is None:
             uncond = drawn if usable[rows].all() else prompt.reduced(torch.zeros_like(kept))
