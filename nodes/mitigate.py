@@ -14,7 +14,7 @@ from . import show
 from .types import CATEGORY
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-SETTINGS = ["code", "paper"]
+SETTINGS = ["paper", "code"]
 PADDING = ["replace", "zero"]
 MODES = ["delayed", "opposite", "off"]
 POINTS = ["dynamic", "static"]
@@ -57,8 +57,10 @@ class RandomisePromptNode(io.ComfyNode):
                     "settings",
                     options=SETTINGS,
                     default=SETTINGS[0],
-                    tooltip="code: every round changes something, as in the authors' program. "
-                    "paper: only some rounds do, so the prompt may come out unchanged.",
+                    tooltip="paper: each round changes something with probability 0.1 (RT) or 0.4 "
+                    "(CWR, RNA), so the prompt may come out unchanged. code: every round changes "
+                    "something, as in the authors' program. It is stronger and loses the subject "
+                    "sooner.",
                 ),
                 io.Int.Input(
                     "repeats",

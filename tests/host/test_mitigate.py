@@ -53,6 +53,20 @@ def test_randomise_prompt(amg, run_node, clip, demo):
         run_node("AMG_RandomisePrompt", method="RNA", **text | {"settings": "odd"})
 
 
+@pytest.mark.parametrize(("method", "probability"), [("RT", 0.1), ("CWR", 0.4), ("RNA", 0.4)])
+def test_the_paper_leaves_some_prompts_alone(run_node, clip, method, probability):
+    """Four rounds of the paper's probability: (1 − p)⁴ of 400 prompts stay, within four deviations."""
+    text, stays = "a red fox in snow", (1 - probability) ** 4
+    same = sum(
+        run_node(
+            "AMG_RandomisePrompt", text=text, method=method, settings="paper", repeats=4, seed=seed,
+            clip=clip,
+        )[0] == text
+        for seed in range(400)
+    )  # fmt: skip
+    assert abs(same - 400 * stays) < 4 * (400 * stays * (1 - stays)) ** 0.5
+
+
 def test_random_words_come_from_the_vocabulary(amg, run_node, clip, demo):
     """CLIP's own tokenizer, and that of the demo; a word that is drawn can be read again."""
     widgets = {"text": "", "method": "RT", "settings": "code", "repeats": 50, "seed": 1}

@@ -129,7 +129,7 @@ NODES = [
     ),
     Scene(
         "AMG_RandomisePrompt",
-        widgets=fixed(text="a red fox under northern lights"),
+        widgets=fixed(text="a red fox under northern lights", settings="code"),
         text="a red fox clouds under red northern lights pig crown",
     ),
     Scene("AMG_PromptNoise", widgets=fixed()),
