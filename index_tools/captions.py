@@ -49,7 +49,10 @@ def jaccard(a: str, b: str) -> float:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike the captions of one cluster are: means over all pairs, None if not measured.
+    """How alike the captions of one cluster are: medians over all pairs, as in §5.1 of the paper.
+
+    A median says what is usual in the cluster: with 8 equal captions and 3 others it is 1, because most
+    pairs are equal. Figures that were not measured are None.
 
     Attributes
     ----------
@@ -60,9 +63,9 @@ class Likeness:
     text : float or None
         Similarity of the text embeddings.
     product : float or None
-        Mean over the pairs of text × jaccard.
+        Median over the pairs of text × jaccard.
     words : str
-        "identical", "alike" (mean overlap of at least ½), "different" or "missing" (fewer than two
+        "identical", "alike" (median overlap of at least ½), "different" or "missing" (fewer than two
         captions).
     """
 
@@ -92,11 +95,11 @@ def likeness(captions: Sequence[str], encode: Encoder | None = None) -> Likeness
     if encode is not None:
         rows = np.asarray(encode(there), np.float64)
         between = (rows[first] * rows[second]).sum(1)
-        text, product = float(between.mean()), float((between * overlap).mean())
-    mean = float(overlap.mean())
+        text, product = float(np.median(between)), float(np.median(between * overlap))
+    middle = float(np.median(overlap))
     same = len({" ".join(t.lower().split()) for t in there}) == 1
-    words = "identical" if same else "alike" if mean >= 0.5 else "different"
-    return Likeness(count, mean, text, product, words)
+    words = "identical" if same else "alike" if middle >= 0.5 else "different"
+    return Likeness(count, middle, text, product, words)
 
 
 def _unigrams(text: str) -> frozenset[str]:

@@ -457,6 +457,7 @@ def _originals(place: Path, wanted: set[str]) -> dict[str, tuple[float, float]]:
 class Summary:
     """The figures of all clusters together, JSON-serialisable. Means are None if not measured.
 
+    `jaccard`, `text` and `text_x_jaccard` are means over clusters of the medians over their pairs.
     `captions` has the number of clusters with captions of each kind, see `captions.Likeness`.
     """
 
@@ -515,7 +516,9 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
         + ". Pictures that occur several times with one caption are memorised most.",
     ]  # fmt: skip
     if every.jaccard is not None:
-        lines.append(f"Unigram overlap of captions: {every.jaccard:.2f} (mean Jaccard).")
+        lines.append(
+            f"Unigram overlap of captions: {every.jaccard:.2f} (Jaccard, mean of the clusters)."
+        )
         if every.text is None:
             lines.append(
                 "Text similarity, the other factor of the paper's measure, was not measured: "
