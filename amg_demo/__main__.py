@@ -33,7 +33,7 @@ from amg_core.similarity.verdict import verdict
 
 from . import model as demo
 from . import pictures as source
-from .evaluate import among_themselves, kid, score, share, sscd_embedding, top5
+from .evaluate import among_themselves, kid, percentile, score, share, sscd_embedding
 from .pictures import training_set
 from .sample import closed_loop, sample
 from .sheet import sheet, side_by_side, to_image
@@ -105,8 +105,8 @@ class Figures:
     """Collects rows of figures and prints them in columns."""
 
     COLUMNS = (
-        ("nL2 top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%<1.4", "{:.0f}"), ("%<1.6", "{:.0f}"),
-        ("copy %", "{:.0f}"), ("ZNCC top5%", "{:.2f}"), ("top1", "{:.2f}"), ("%>limit", "{:.0f}"),
+        ("nL2 p5", "{:.2f}"), ("top1", "{:.2f}"), ("%<1.4", "{:.0f}"), ("%<1.6", "{:.0f}"),
+        ("copy %", "{:.0f}"), ("ZNCC p95", "{:.2f}"), ("top1", "{:.2f}"), ("%>limit", "{:.0f}"),
         ("own mean", "{:.2f}"), ("own top1", "{:.2f}"), ("align", "{:.2f}"),
         ("KID", "{:.2f}"), ("same %", "{:.0f}"), ("s/picture", "{:.2f}"),
     )  # fmt: skip
@@ -178,8 +178,8 @@ def run(arguments: argparse.Namespace) -> None:
     base_nl2, base_zncc = among_themselves(training)
     table.add(
         "training pictures among themselves",
-        [-top5(-base_nl2), float(base_nl2.min()), share(base_nl2 < 1.4), share(base_nl2 < 1.6), None,
-         top5(base_zncc), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 6,
+        [percentile(base_nl2, 5), float(base_nl2.min()), share(base_nl2 < 1.4), share(base_nl2 < 1.6), None,
+         percentile(base_zncc, 95), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 6,
     )  # fmt: skip
     drawn: dict[str, Tensor] = {}
     grades, guarded_reports = {}, {}
@@ -200,8 +200,8 @@ def run(arguments: argparse.Namespace) -> None:
             mine = verifier.zncc(pictures[rows], own) if group == "memorised" else None
             table.add(
                 f"{group}, {name}",
-                [-top5(-g.nl2[rows]), float(g.nl2[rows].min()), share(g.nl2[rows] < 1.4),
-                 share(g.nl2[rows] < 1.6), share(g.score[rows] > COPY), top5(g.zncc[rows]),
+                [percentile(g.nl2[rows], 5), float(g.nl2[rows].min()), share(g.nl2[rows] < 1.4),
+                 share(g.nl2[rows] < 1.6), share(g.score[rows] > COPY), percentile(g.zncc[rows], 95),
                  float(g.zncc[rows].max()), share(g.zncc[rows] > limit),
                  None if mine is None else float(mine.mean()),
                  None if mine is None else float(mine.max()), float(g.alignment[rows].mean()),
@@ -255,7 +255,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 LEGEND = """
-nL2 (Eq. 8): smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
+p5, p95: the 5th and 95th percentile, the closest of twenty pictures (the paper's "Top 5%"). nL2 (Eq. 8):
+smaller = closer; 1.4 and 1.6 are the paper's thresholds. copy %: the guard's own measure
 (nL2 after the best brightness, contrast and tint), likeness above {copy}. ZNCC: a measure that the guard
 never uses, independent of brightness, contrast and fine detail; 1 % of different training pictures pass
 its limit here, {limit:.2f}. own: ZNCC with the prompt's own training picture alone. align:
@@ -291,13 +292,16 @@ def sscd_table(
     """The paper's Table 1 columns, where Meta's weights are present."""
     embed = sscd_embedding(weights)
     rows = embed(training)
-    lines = ["", "SSCD cosine to the nearest training picture: top 5 %, top 1, % > 0.5, % > 0.4"]
+    lines = [
+        "",
+        "SSCD cosine to the nearest training picture: 95th percentile, top 1, % > 0.5, % > 0.4",
+    ]
     for name, pictures in drawn.items():
         nearest = (embed(pictures) @ rows.T).amax(dim=1)
         for group, part in groups.items():
             s = nearest[part]
             lines.append(
-                f"{group + ', ' + name:<24} {top5(s):8.2f} {float(s.max()):8.2f} "
+                f"{group + ', ' + name:<24} {percentile(s, 95):8.2f} {float(s.max()):8.2f} "
                 f"{share(s > 0.5):8.0f} {share(s > 0.4):8.0f}"
             )
     return "\n".join(lines)

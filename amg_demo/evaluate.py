@@ -102,6 +102,6 @@ def share(values: Tensor) -> float:
     return 100 * float(values.float().mean())
 
 
-def top5(values: Tensor) -> float:
-    """Mean of the 5 % largest, at least one value (the paper's "Top 5 %")."""
-    return float(values.sort(descending=True).values[: max(1, round(0.05 * len(values)))].mean())
+def percentile(values: Tensor, percent: float) -> float:
+    """A percentile, interpolated linearly. The paper's "Top 5%" is the 95th of the similarities."""
+    return float(values.double().quantile(percent / 100))

@@ -1,8 +1,8 @@
 """Measures how much of a set of generated pictures is copied from an index, by the figures of the papers.
 
 It finds the nearest picture of the index at full detail for each picture, and from these the figures of
-AMG (Chen et al., CVPR 2024, Tables 1 to 3): the share above a similarity, the mean of the top 5 %, the top
-1. FID and CLIP score are added if their weights are given. Figures that were not measured are marked.
+AMG (Chen et al., CVPR 2024, Tables 1 to 3): the share above a similarity, the 95th percentile ("Top 5%"),
+the top 1. FID and CLIP score are added if their weights are given. What was not measured is marked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from amg_core.similarity.matcher import Matcher
 
 from . import page, terminal
 from .captions import new_folder, whole
-from .intervals import bootstrap, mean, share, top_mean
+from .intervals import mean, percentile, share
 from .terminal import Progress
 
 if TYPE_CHECKING:
@@ -158,11 +158,12 @@ def figures(judged: Sequence[Checked], metric: str, copy_score: float) -> dict[s
     made = {"count": Figure("pictures", n, unit="n")}
 
     def spread(key: str, label: str, values: np.ndarray, closest_is_small: bool = False) -> None:
-        sign = -1 if closest_is_small else 1
-        low, high = sorted(sign * v for v in bootstrap(sign * values, top_mean))
-        made[f"{key}_top5"] = Figure(f"{label}, top 5 %", sign * top_mean(sign * values), low, high)
+        percent, closest = (5, values.min()) if closest_is_small else (95, values.max())
+        made[f"{key}_{percent}"] = Figure(
+            f"{label}, {percent}th percentile", *percentile(values, percent)
+        )
         made[f"{key}_top1"] = Figure(
-            f"{label}, top 1", float(sign * (sign * values).max()), note="no interval: an extreme"
+            f"{label}, top 1", float(closest), note="no interval: an extreme"
         )
         made[f"{key}_mean"] = Figure(f"{label}, mean", *mean(values))
 
@@ -174,11 +175,6 @@ def figures(judged: Sequence[Checked], metric: str, copy_score: float) -> dict[s
         for limit in page.LIMITS["cosine"]:
             portion(f"above_{limit:g}", f"similarity > {limit:g}", (v > limit for v in values))
         spread("similarity", "similarity", values)
-        made["similarity_95"] = Figure(
-            "similarity, 95th percentile",
-            float(np.quantile(values, 0.95)),
-            *bootstrap(values, lambda part: float(np.quantile(part, 0.95))),
-        )
     elif None in (measured := [one.nl2 for one in judged]):
         why = f"Eq. 8 needs an index of {metrics.NEIGHBORS} pictures or more"
         for limit in page.LIMITS["nl2"]:

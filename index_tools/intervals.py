@@ -8,16 +8,9 @@ import numpy as np
 
 from amg_core.optional import needed
 
-TOP = 0.05  # share of the most similar pictures
 RESAMPLES = 2000  # for the bootstrap
 
 Interval = tuple[float, float, float]  # value, low, high
-
-
-def top_mean(values: np.ndarray) -> float:
-    """Mean of the largest 5 % of the values, at least one."""
-    count = max(1, round(TOP * len(values)))
-    return float(np.partition(values, len(values) - count)[len(values) - count :].mean())
 
 
 def share(hits: int, n: int) -> Interval:
@@ -48,3 +41,15 @@ def bootstrap(
 def mean(values: np.ndarray, seed: int = 0) -> Interval:
     """The mean with its interval by bootstrap."""
     return float(values.mean()), *bootstrap(values, lambda part: float(part.mean()), seed)
+
+
+def percentile(values: np.ndarray, percent: float, seed: int = 0) -> Interval:
+    """A percentile, interpolated linearly, with its interval by bootstrap.
+
+    AMG's "Top 5%" is the 95th percentile of the similarities. It is also what Somepalli et al. report.
+    """
+
+    def statistic(part: np.ndarray) -> float:
+        return float(np.percentile(part, percent))
+
+    return statistic(values), *bootstrap(values, statistic, seed)

@@ -48,11 +48,8 @@ def mean(values: Tensor) -> Interval:
     return intervals.mean(array)
 
 
-def top5(values: Tensor, small: bool = False) -> Interval:
-    array = (-values if small else values).double().numpy()
-    sign = -1 if small else 1
-    low, high = sorted(sign * v for v in intervals.bootstrap(array, intervals.top_mean))
-    return sign * intervals.top_mean(array), low, high
+def percentile(values: Tensor, percent: float) -> Interval:
+    return intervals.percentile(values.double().numpy(), percent)
 
 
 def pick(grades: Grades, rows: Tensor) -> Grades:
@@ -65,11 +62,11 @@ def paper_columns(row: Row, rows: Tensor, real: Tensor) -> dict[str, Interval]:
     g = pick(row.grades, rows)
     s = g.sscd
     return {
-        "SSCD top 5 %": None if s is None else top5(s),
+        "SSCD 95th percentile": None if s is None else percentile(s, 95),
         "SSCD top 1": None if s is None else (float(s.max()), None, None),
         "SSCD % > 0.5": None if s is None else percentage(s > 0.5),
         "SSCD % > 0.4": None if s is None else percentage(s > 0.4),
-        "nL2 top 5 %": top5(g.nl2, small=True),
+        "nL2 5th percentile": percentile(g.nl2, 5),
         "nL2 top 1": (float(g.nl2.min()), None, None),
         "nL2 % < 1.4": percentage(g.nl2 < 1.4),
         "nL2 % < 1.6": percentage(g.nl2 < 1.6),
@@ -132,7 +129,7 @@ def text(heading: str, cell: Interval) -> str:
     """ "12 [5, 25]", percentages without decimals."""
     if cell is None:
         return NOT_MEASURED
-    form = "{:.0f}" if "%" in heading and "top 5" not in heading else "{:.2f}"
+    form = "{:.0f}" if "%" in heading else "{:.2f}"
     value, low, high = cell
     if low is None:
         return form.format(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import random
 import sys
 from html.parser import HTMLParser
@@ -68,9 +69,23 @@ def judged_once(matcher, place):
 # --------------------------------------------------------------------------- statistics
 
 
-def test_top_mean_is_of_the_largest_twentieth():
-    assert intervals.top_mean(np.arange(100.0)) == pytest.approx(np.arange(95, 100).mean())
-    assert intervals.top_mean(np.array([1.0, 5.0, 2.0])) == 5
+def by_hand(values, percent):
+    """A percentile by sorting: at the place (n − 1)·percent/100, between the two values beside it."""
+    ranked = sorted(values)
+    place = (len(ranked) - 1) * percent / 100
+    below = ranked[math.floor(place)]
+    return below + (place - math.floor(place)) * (ranked[math.ceil(place)] - below)
+
+
+@pytest.mark.parametrize("percent", [5, 95])
+def test_percentiles(percent):
+    values = np.random.default_rng(1).normal(0, 1, 77)
+    value, low, high = intervals.percentile(values, percent)
+    assert value == pytest.approx(by_hand(values, percent))
+    assert low <= value <= high
+    share = (values <= value).mean()
+    assert abs(100 * share - percent) < 100 / 77
+    assert value != pytest.approx(np.sort(values)[-4:].mean(), abs=0.05)  # not the mean of the tail
 
 
 def test_shares_have_wilson_intervals():
@@ -96,20 +111,23 @@ def test_figures_of_cosines():
     found = evaluate.figures([judged(v, score=v) for v in values], "cosine", 0.4)
     assert found["count"].value == 20
     assert found["above_0.5"].value == 10 and found["above_0.4"].value == 15
-    assert found["similarity_top5"].value == found["similarity_top1"].value == 0.9
+    assert found["similarity_top1"].value == 0.9
+    assert found["similarity_95"].value == found["score_95"].value
+    assert found["similarity_95"].value == pytest.approx(0.55 + 0.05 * (0.9 - 0.55))
+    assert found["similarity_95"].label == "similarity, 95th percentile"
     assert found["similarity_mean"].value == pytest.approx(np.mean(values))
     assert found["too_close"].value == 15 and found["copies"].value == 0
-    low, high = found["similarity_top5"].low, found["similarity_top5"].high
-    assert low <= 0.9 and high == pytest.approx(0.9)
+    assert found["similarity_95"].low <= found["similarity_95"].value <= found["similarity_95"].high
 
 
 def test_figures_of_nl2_count_the_small_ones():
     values = [1.2, 1.45, 1.5, 1.8] + [1.9] * 36
     found = evaluate.figures([judged(nl2=v) for v in values], "nl2", 0.4)
     assert found["nl2_below_1.4"].value == 2.5 and found["nl2_below_1.6"].value == 7.5
-    assert found["nl2_top5"].value == pytest.approx((1.2 + 1.45) / 2)
+    assert found["nl2_5"].value == pytest.approx(by_hand(values, 5))
+    assert found["nl2_5"].label == "nL2, 5th percentile"
     assert found["nl2_top1"].value == 1.2
-    assert found["nl2_top5"].low <= found["nl2_top5"].value <= found["nl2_top5"].high
+    assert found["nl2_5"].low <= found["nl2_5"].value <= found["nl2_5"].high
 
 
 def test_what_was_not_measured_is_not_zero():
