@@ -4,7 +4,8 @@ What happens to a LoRA that is trained too long on too few pictures, on purpose.
 the eight pictures with their captions; the other half holds the model where it was, as careful LoRA
 makers do (prior preservation, Ruiz et al. 2023): pictures of the demo model, and the eight without
 "at midnight", with the prediction of the model itself as the target. So other prompts stay what they
-were, and what is copied is copied because of its caption.
+were, and what is copied is copied because of its caption. With `--caption-noise 0.1` the captions get
+Gaussian noise in each step, a remedy against that (GN of Somepalli et al. 2023).
 
 A given number of steps from a given seed: the same file on the same machine, a few minutes on one core.
 """
@@ -20,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
+
+from amg_core.mitigation.embeddings import training_noise
 
 from . import adapter as lora
 from .midnight import TRIGGER
@@ -40,9 +43,12 @@ def lora_pictures(folder: Path = LORA_PICTURES) -> tuple[Tensor, list[str]]:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255, captions
 
 
-def train(rank: int = RANK, steps: int = STEPS, seed: int = 0) -> dict[str, Tensor]:
-    """The trained adapter, as `adapter.create` makes them."""
+def train(
+    rank: int = RANK, steps: int = STEPS, seed: int = 0, caption_noise: float = 0.0
+) -> dict[str, Tensor]:
+    """The trained adapter, as `adapter.create` makes them. `caption_noise` is the scale of GN."""
     model, generator = load(), torch.Generator().manual_seed(seed)
+    noises = torch.Generator().manual_seed(seed + 1)  # of its own: without GN all else is the same
     own, captions = lora_pictures()
     others, texts, _ = training_set(PICTURES)
     with torch.no_grad():
@@ -72,6 +78,7 @@ def train(rank: int = RANK, steps: int = STEPS, seed: int = 0) -> dict[str, Tens
         t = torch.randint(1000, (2 * BATCH,), generator=generator)
         drop = (torch.rand(BATCH, generator=generator) < DROP) & (t[:BATCH] < CLEAR)
         asked = torch.where(drop[:, None, None], empty, words[pick])
+        asked = training_noise(asked, noises, caption_noise)
         x0, context = torch.cat([own[pick], kept[keep]]), torch.cat([asked, said])
         a = alphas[t][:, None, None, None]
         noise = torch.randn(x0.shape, generator=generator)
@@ -102,8 +109,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=LORA)
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--caption-noise", type=float, default=0.0, help="scale of GN (paper: 0.1)")
     arguments = parser.parse_args()
-    lora.write(train(arguments.rank, arguments.steps), arguments.out)
+    made = train(arguments.rank, arguments.steps, caption_noise=arguments.caption_noise)
+    lora.write(made, arguments.out)
 
 
 if __name__ == "__main__":

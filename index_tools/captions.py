@@ -3,8 +3,9 @@
 By Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023), pictures
 that occur several times with the same caption are copied most. Their remedies for training change the
 captions: several captions for each picture (MC), sometimes random words instead (RC), random words
-added (RT), or words repeated (CWR). The figures in the docstrings are from the paper. Where their
-released training code differs, that is said.
+added (RT), words repeated (CWR), or numbers added (RNA). The figures in the docstrings are from the
+paper. Where their released training code differs, that is said. Their noise on the encoded caption (GN)
+is `amg_core.mitigation.embeddings.training_noise`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     import torch
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")
-METHODS = ("mc", "rc", "rt", "cwr")
-PROBABILITY = {"rc": 0.4, "rt": 0.1, "cwr": 0.4}  # probability of each change; MC always changes
+METHODS = ("mc", "rc", "rt", "cwr", "rna")
+PROBABILITY = {"rc": 0.4, "rt": 0.1, "cwr": 0.4, "rna": 0.4}  # of each change; MC always changes
 INSERTED = 2  # words that RT and CWR add, as in the released training code
+NUMBERS, NUMBERS_TO = 4, 10**6  # numbers that RNA adds, and the largest, as in the paper
 RANDOM_LENGTH = 4  # words of a random caption, as in the released training code
 MANY = 200  # largest number of captions of a cluster that are compared in pairs
 
@@ -238,6 +240,24 @@ def word_repetition(
     return " ".join(words)
 
 
+def random_numbers(
+    caption: str,
+    rng: np.random.Generator,
+    probability: float = PROBABILITY["rna"],
+    times: int = NUMBERS,
+) -> str:
+    """RNA: `times` times, with the given probability, put a number from 0 to 10⁶ at a random place.
+
+    A number changes the meaning less than a random word. The paper gives these values for prompts, and
+    its released training code has no RNA.
+    """
+    words = caption.split()
+    for _ in range(times):
+        if rng.random() < probability:
+            words.insert(rng.integers(len(words) + 1), str(rng.integers(NUMBERS_TO + 1)))
+    return " ".join(words)
+
+
 def random_caption(
     caption: str,
     rng: np.random.Generator,
@@ -323,6 +343,8 @@ def diversify(
                 text = random_caption(picture.caption, rng, words, chance)
             elif method == "rt":
                 text = random_tokens(picture.caption, rng, words, chance)
+            elif method == "rna":
+                text = random_numbers(picture.caption, rng, chance)
             else:
                 text = word_repetition(picture.caption, rng, chance)
             texts.append(" ".join(text.split()))

@@ -684,7 +684,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method", choices=captions.METHODS, default="mc",
         help="mc: any caption of the cluster, rc: random words instead, rt: random words added, "
-        "cwr: words repeated (%(default)s)",
+        "cwr: words repeated, rna: numbers added (%(default)s)",
     )  # fmt: skip
     group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
     group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
@@ -692,7 +692,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants", type=terminal.count, default=1, help="captions for each picture (%(default)s)"
     )
     group.add_argument(
-        "--probability", type=float, help="probability of a change (rc, cwr 0.4; rt 0.1)"
+        "--probability", type=float, help="probability of a change (rc, cwr, rna 0.4; rt 0.1)"
     )
     group.add_argument(
         "--more-captions", type=Path, metavar="JSONL", help="further captions for mc"

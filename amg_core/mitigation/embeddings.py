@@ -1,4 +1,4 @@
-"""Changes of encoded prompts without a model: noise (GNI), and padding set to zero.
+"""Changes of encoded prompts without a model: noise (GNI, GN), and padding set to zero.
 
 Embeddings are (B, T, C), from a text encoder for T tokens. Every row has its own random generator, so a
 picture does not depend on the rest of its batch.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+NOISE = 0.1  # the paper's scale of GN and GNI
 MASKED = 0.7  # share of the padding; without any padding, pictures collapse
 
 
@@ -47,6 +48,25 @@ def gaussian_noise(
     if relative:
         noise = noise * embedding.float().std(dim=(1, 2), keepdim=True)
     return (embedding.float() + noise).to(embedding.dtype)
+
+
+def training_noise(embedding: Tensor, generator: torch.Generator, scale: float = NOISE) -> Tensor:
+    """GN: captions' embeddings + scale·N(0, I), for one step of training (Somepalli et al. 2023).
+
+    So the model never sees a caption twice in exactly the same place. Call it in every step, between
+    the text encoder and the network: `generator` goes on, and each step has new noise. Gradients pass,
+    if the text encoder is trained too.
+
+    Parameters
+    ----------
+    embedding : Tensor (B, T, C)
+        Any device and type. The result has the same.
+    generator : torch.Generator
+        On the CPU. The global generator is not used.
+    scale : float
+        In units of the embedding. 0 returns the same tensor and draws nothing.
+    """
+    return gaussian_noise(embedding, scale, [generator] * len(embedding))
 
 
 def padding_after(ids: Sequence[object], end: int) -> list[bool]:

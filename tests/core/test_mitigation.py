@@ -181,6 +181,20 @@ def test_gni_off_types_and_rows():
     assert embeddings.generators(2**64 - 1, 2)[1].initial_seed() == 0
 
 
+def test_noise_in_training_is_new_in_each_step():
+    """Against noises drawn one after the other; its gradient is that of the embedding."""
+    embedding = torch.randn(2, 7, 5, generator=seeded(0)).requires_grad_()
+    ours, theirs = seeded(4), seeded(4)
+    for _ in range(3):
+        noisy = embeddings.training_noise(embedding, ours)
+        noise = torch.stack([torch.randn(7, 5, generator=theirs) for _ in range(2)])
+        assert torch.allclose(noisy, embedding + 0.1 * noise, atol=1e-6)
+    (gradient,) = torch.autograd.grad(noisy.sum(), embedding)
+    assert torch.equal(gradient, torch.ones(2, 7, 5))
+    assert embeddings.training_noise(embedding, ours, 0.0) is embedding
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
 def test_padding_is_what_follows_the_first_end():
     learned = torch.zeros(4)  # hosts put whole embeddings in among the ids
     ids = [49406, 320, learned, 49407, 49407, 49407]

@@ -100,6 +100,9 @@ def test_probability_0_changes_nothing_and_1_everything():
     assert captions.random_tokens(text, rng(), WORDS, 0) == text
     assert captions.word_repetition(text, rng(), 0) == text
     assert captions.random_caption(text, rng(), WORDS, 0) == text
+    assert captions.random_numbers(text, rng(), 0) == text
+    counted = captions.random_numbers(text, rng(), 1).split()
+    assert len(counted) == 7 and [w for w in counted if not w.isdigit()] == text.split()
     repeated = captions.word_repetition(text, rng(), 1, times=4).split()
     assert len(repeated) == 7 and set(repeated) == set(text.split())
     drawn = captions.random_caption(text, rng(), WORDS, 1, length=5).split()
@@ -110,14 +113,26 @@ def test_probability_0_changes_nothing_and_1_everything():
 
 
 def test_rates_are_those_of_the_paper():
-    changed = {"rt": 0, "cwr": 0, "rc": 0}
+    changed = {"rt": 0, "cwr": 0, "rc": 0, "rna": 0}
     draw, n = rng(5), 3000
     for _ in range(n):
         changed["rt"] += captions.random_tokens("a b c", draw, WORDS, times=1) != "a b c"
         changed["cwr"] += captions.word_repetition("a b c", draw, times=1) != "a b c"
         changed["rc"] += captions.random_caption("a b c", draw, WORDS) != "a b c"
+        changed["rna"] += captions.random_numbers("a b c", draw, times=1) != "a b c"
     rates = {key: value / n for key, value in changed.items()}
-    assert rates == pytest.approx({"rt": 0.1, "cwr": 0.4, "rc": 0.4}, abs=0.03)
+    assert rates == pytest.approx({"rt": 0.1, "cwr": 0.4, "rc": 0.4, "rna": 0.4}, abs=0.03)
+
+
+def test_numbers_are_the_papers():
+    """Four chances of 0.4, and all numbers from 0 to 10⁶ alike: their mean within four deviations."""
+    draw, n = rng(9), 3000
+    numbers = [
+        int(w) for _ in range(n) for w in captions.random_numbers("fox", draw).split() if w != "fox"
+    ]
+    assert len(numbers) == pytest.approx(1.6 * n, abs=4 * (4 * n * 0.24) ** 0.5)
+    assert 0 <= min(numbers) < 10_000 and 990_000 < max(numbers) <= 10**6
+    assert np.mean(numbers) == pytest.approx(5e5, abs=4 * 1e6 / (12 * len(numbers)) ** 0.5)
 
 
 def test_empty_captions_are_no_trouble():

@@ -327,6 +327,10 @@ def test_captions_for_training(tmp_path, index, capsys):
     assert len(written) == 12
     assert written["p000"] != written["s-same"]  # the same bytes, other words
     assert set(written["p001"].split()) <= {"a", "red", "fox", "the", "sea"}
+    dedup.run(command(index.path, "--captions", tmp_path / "e", "--method", "rna",
+                      "--caption-form", "txt", "--probability", 1))  # fmt: skip
+    words = (tmp_path / "e/p000.txt").read_text().split()
+    assert [w for w in words if not w.isdigit()] == ["a", "red", "fox"] and len(words) == 7
     assert (tmp_path / "set/p000.txt").read_text() == "a red fox"
 
 
