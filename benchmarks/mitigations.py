@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from amg_core import presets
+from amg_core.detection import predictions as of
+from amg_core.detection import statistics
 from amg_core.errors import AMGError
 from amg_core.mitigation import embeddings
-from amg_core.mitigation.adaptation import adapt
+from amg_core.mitigation.adaptation import Score, adapt
 from amg_core.mitigation.prompts import METHODS, RECIPES, Recipe, below, randomise
 from amg_core.mitigation.transition import Transition, guidance_norm, guided_by
 from amg_core.run import SamplingRun, Settings
@@ -34,12 +36,17 @@ from benchmarks.tables.methods import sample
 BATCH = 16
 FIRST = 410_000
 UNTIL = 0.35  # share of the sampling: τ = 650, between the authors' 500 and 700
+ANISOTROPY_TARGETS = (
+    1.85,
+    1.25,
+)  # the same shares of what ordinary prompts score, 2.26 in the middle
 LATER = (0.35, 0.5, 0.7)
 TARGETS = (1.5, 1.0)  # of the Wen score; ordinary prompts of this model score about 1.7
 SHEET = 16
 
 Contexts = Callable[[Domain, list[str], list[int]], Tensor]
 Step = Callable[..., Tensor]  # the signature of `SamplingRun.step`
+Metric = Callable[[Domain, int, Tensor], Score]  # of a seed and the embedding of no prompt
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,11 @@ def mitigations() -> list[Mitigation]:
             Mitigation(f"{method}, 2 rounds", partial(randomised, method, Recipe(repeats=2)))
             for method in METHODS
         ),
-        *(Mitigation(f"adapted to {t:g}", partial(adapted, t)) for t in TARGETS),
+        *(Mitigation(f"adapted to {t:g}", partial(adapted, t, wen)) for t in TARGETS),
+        *(
+            Mitigation(f"adapted to anisotropy {t:g}", partial(adapted, t, anisotropy))
+            for t in ANISOTROPY_TARGETS
+        ),
         Mitigation("padding, 70 % zeroed", unpadded),
         *(delayed(f"delayed, until {u:g}", 0.0, False, u) for u in LATER),
         delayed("delayed, dynamic", 0.0, True),
@@ -124,25 +135,46 @@ def unpadded(domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
     return embeddings.zero_padding(domain.encode(captions), padding, embeddings.MASKED, made)
 
 
-def adapted(target: float, domain: Domain, captions: list[str], seeds: list[int]) -> Tensor:
-    """Wen et al. for the very noise each picture starts from; at most 10 steps of 0.05."""
+def adapted(
+    target: float, metric: Metric, domain: Domain, captions: list[str], seeds: list[int]
+) -> Tensor:
+    """For the very noise each picture starts from; at most 10 steps of 0.05."""
     with torch.inference_mode(False):
         context, empty = domain.encode(captions).clone(), domain.encode([""]).clone()
-        sigma = domain.sigmas[-1:].clone()
         rows = [
-            adapt(row[None], wen(domain, seed, sigma, empty), target).embedding
+            adapt(row[None], metric(domain, seed, empty), target).embedding
             for row, seed in zip(context, seeds, strict=True)
         ]
     return torch.cat(rows)
 
 
-def wen(domain: Domain, seed: int, sigma: Tensor, empty: Tensor) -> Callable[[Tensor], Tensor]:
+def wen(domain: Domain, seed: int, empty: Tensor) -> Score:
     """The norm of the guidance vector at the first step, of one picture."""
+    sigma = domain.sigmas[-1:].clone()
     noise = torch.randn(domain.shape, generator=torch.Generator().manual_seed(seed))
     x = noise[None] * sigma
     with torch.no_grad():
         uncond = domain.denoise(x, sigma, empty)
     return lambda prompt: guidance_norm(domain.denoise(x, sigma, prompt), uncond, sigma)[0]
+
+
+def anisotropy(domain: Domain, seed: int, empty: Tensor) -> Score:
+    """`statistics.anisotropy` with the paper's weight for Stable Diffusion 1.4, of one picture."""
+    noise = torch.randn(domain.shape, generator=torch.Generator().manual_seed(seed))[None]
+    last = len(domain.sigmas) - 1
+    sigmas = [domain.sigmas[i : i + 1].clone() for i in (last, round(statistics.LOW * last))]
+    xs = [of.unrescaled(noise, float((1 + s**2) ** -0.5)) for s in sigmas]
+    with torch.no_grad():
+        unconds = [domain.denoise(x, s, empty) for x, s in zip(xs, sigmas, strict=True)]
+
+    def score(prompt: Tensor) -> Tensor:
+        high, low = (
+            of.Predictions(x, float(s), domain.denoise(x, s, prompt), uncond, of.V)
+            for x, s, uncond in zip(xs, sigmas, unconds, strict=True)
+        )
+        return statistics.anisotropy(high, low)[0]
+
+    return score
 
 
 # ---------------------------------------------------------------- how it is guided

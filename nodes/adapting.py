@@ -8,6 +8,7 @@ gradients pass through weights that were loaded for inference.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,12 +20,14 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..amg_core.detection import statistics
+from ..amg_core.detection.predictions import Predictions
 from ..amg_core.errors import AMGError
 from ..amg_core.mitigation import differentiation
-from ..amg_core.mitigation.adaptation import Adapted, Score, adapt
+from ..amg_core.mitigation.adaptation import ANISOTROPY, NORM, Adapted, Score, adapt
 from ..amg_core.mitigation.differentiation import GIB, BudgetExceeded, Ledger
 from ..amg_core.mitigation.transition import guidance_norm
-from . import hook
+from . import hook, probing
 
 SHARE_OF_FREE = 0.8  # share of the free memory that is used if no limit is given
 REFUSED = {
@@ -53,9 +56,9 @@ class AdaptedPrompts:
 
 def adapt_prompt(
     model, positive, negative, latent: dict, seed: int, target: float, iterations: int, rate: float,
-    memory: int = 0,
+    memory: int = 0, metric: str = NORM, weight: float = statistics.WEIGHT,
 ) -> tuple[list, AdaptedPrompts]:  # fmt: skip
-    """CONDITIONING whose Wen score is at most `target` for the noise of `seed`, one row for each picture.
+    """CONDITIONING whose score is at most `target` for the noise of `seed`, one row for each picture.
 
     Parameters
     ----------
@@ -63,6 +66,10 @@ def adapt_prompt(
         Gives shape and batch. The noise is the same as KSampler's for this seed.
     memory : int
         Limit for the backward pass in bytes. 0 means most of the free memory.
+    metric : one of `adaptation.METRICS`
+        The score: Wen et al.'s ‖ε_c − ε_u‖ at the first step, or `statistics.anisotropy`.
+    weight : float
+        Of the alignment, for *anisotropy*.
 
     Returns
     -------
@@ -81,7 +88,9 @@ def adapt_prompt(
     guider.set_conds(positive, negative)
     sampling = model.get_model_object("model_sampling")
     sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
-    asking = _Asking(target, iterations, rate, memory)
+    if metric == ANISOTROPY:
+        sigmas = probing.levels(sampling, statistics.LOW)
+    asking = _Asking(target, iterations, rate, memory, metric, weight)
     guider.sample(
         noise(shape, seed, latent.get("batch_index")), shape, asking, sigmas, disable_pbar=True,
         seed=seed,
@@ -125,10 +134,13 @@ def noise(latent: Tensor, seed: int, batch_index=None) -> Tensor:
 
 
 class _Asking(comfy.samplers.Sampler):
-    """A sampler that only adapts the prompt, at the first noise level of each sample."""
+    """A sampler that only adapts the prompt, at the noise levels that the metric needs."""
 
-    def __init__(self, target: float, iterations: int, rate: float, memory: int):
+    def __init__(
+        self, target: float, iterations: int, rate: float, memory: int, metric: str, weight: float
+    ):
         self.target, self.iterations, self.rate, self.memory = target, iterations, rate, memory
+        self.metric, self.weight = metric, weight
         self.outcome = AdaptedPrompts([])
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
@@ -141,19 +153,33 @@ class _Asking(comfy.samplers.Sampler):
         conds = {name: model_wrap.conds[name][0] for name in ("positive", "negative")}
         bar = comfy.utils.ProgressBar(len(noise) * (self.iterations + 1))
         with torch.inference_mode(False), differentiation.ordinary_weights(network):
-            sigma, given = sigmas[:1].clone(), latent_image.clone()
-            scaling = model.model_sampling.noise_scaling
-            start = scaling(sigma[0], noise.clone(), given, True)
-            for i in range(len(start)):
+            given = latent_image.clone()
+            points = self._points(model.model_sampling, sigmas.clone(), noise.clone(), given)
+            for i in range(len(given)):
                 one = slice(i, i + 1)
                 score = _score(
-                    model, conds, start[one], given[one], sigma, options, i, extra_args["seed"]
-                )
+                    model, conds, [(x[one], sigma) for x, sigma in points], given[one], options, i,
+                    extra_args["seed"], self._measured,
+                )  # fmt: skip
                 self.outcome.adapted.append(
                     self._within(network, budget, score, _row(conds["positive"], i, device))
                 )
                 bar.update_absolute((i + 1) * (self.iterations + 1))
         return noise
+
+    def _points(self, sampling, sigmas: Tensor, noise: Tensor, latent: Tensor) -> list:
+        """Noisy latents (B, C, …) and their noise level (1,), for each evaluation of the metric."""
+        if self.metric == ANISOTROPY:
+            return [(probing.same_input(sampling, noise, s), s[None]) for s in sigmas]
+        return [(sampling.noise_scaling(sigmas[0], noise, latent, True), sigmas[:1])]
+
+    def _measured(self, seen: list[Predictions]) -> Tensor:
+        """The score of one picture from its predictions, a scalar."""
+        if self.metric == ANISOTROPY:
+            high, low = seen
+            return statistics.anisotropy(high, low, self.weight)[0]
+        (first,) = seen
+        return guidance_norm(first.cond, first.uncond, torch.tensor([first.sigma]))[0]
 
     def _within(self, network, budget: int, score, embedding: Tensor) -> Adapted:
         """Adapt one prompt. If the backward pass needs too much memory, recompute the blocks."""
@@ -192,11 +218,12 @@ class _Asking(comfy.samplers.Sampler):
 
 
 def _score(
-    model, conds: dict, x: Tensor, latent: Tensor, sigma: Tensor, options: dict, row: int, seed
-) -> Score:
-    """A function: embedding (1, T, C) -> ‖ε_c − ε_u‖ for one start x (1, C, …). D_u is computed once."""
+    model, conds: dict, points: list[tuple[Tensor, Tensor]], latent: Tensor, options: dict,
+    row: int, seed, measured: Callable[[list[Predictions]], Tensor],
+) -> Score:  # fmt: skip
+    """A function: embedding (1, T, C) -> score, for one picture's (x, σ). D_u is computed once."""
 
-    def predict(name: str, embedding: Tensor) -> Tensor:
+    def predict(name: str, embedding: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         cond = _plain(conds[name], row) | {"cross_attn": embedding, "model_conds": {}}
         (cond,) = comfy.samplers.encode_model_conds(
             model.extra_conds, [cond], x, x.device, name, latent_image=latent, denoise_mask=None,
@@ -204,11 +231,16 @@ def _score(
         )  # fmt: skip
         return comfy.samplers.calc_cond_batch(model, [[cond]], x, sigma, options)[0]
 
+    nothing, kind = _row(conds["negative"], row, latent.device), probing.kind(model.model_sampling)
     with torch.no_grad():
-        uncond = predict("negative", _row(conds["negative"], row, x.device))
+        unconds = [predict("negative", nothing, x, sigma) for x, sigma in points]
 
     def score(embedding: Tensor) -> Tensor:
-        return guidance_norm(predict("positive", embedding), uncond, sigma)[0]
+        seen = [
+            Predictions(x, float(sigma), predict("positive", embedding, x, sigma), uncond, kind)
+            for (x, sigma), uncond in zip(points, unconds, strict=True)
+        ]
+        return measured(seen)
 
     return score
 

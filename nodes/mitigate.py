@@ -9,7 +9,9 @@ from functools import partial
 import torch
 from comfy_api.latest import io
 
+from ..amg_core.detection.statistics import WEIGHT
 from ..amg_core.errors import AMGError
+from ..amg_core.mitigation.adaptation import METRICS, NORM
 from . import show
 from .types import CATEGORY
 
@@ -243,8 +245,9 @@ class AdaptPromptNode(io.ComfyNode):
             display_name="Adapt Prompt",
             category=CATEGORY,
             description="Changes an encoded prompt until the model no longer follows it as "
-            "strongly as a memorised caption (Wen et al. 2024). Needs no index. A prompt under "
-            "the target stays exactly as it is, and costs only two model calls.",
+            "strongly as a memorised caption (Wen et al. 2024, or Asthana and Belagiannis "
+            "2026). Needs no index. A prompt under the target stays exactly as it is, and costs "
+            "only two model calls, or four with anisotropy.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that will draw."),
                 io.Conditioning.Input(
@@ -303,6 +306,27 @@ class AdaptPromptNode(io.ComfyNode):
                     "of what is free. If a step does not fit, the network runs twice, which "
                     "takes half as long again. If it still does not fit, you get an error.",
                 ),
+                io.Combo.Input(
+                    "metric",
+                    options=list(METRICS),
+                    default=NORM,
+                    optional=True,
+                    tooltip="The score. norm: how strongly the prompt pulls the first step, as in "
+                    "the paper of 2024. anisotropy: the norm, and near the end how far the pull "
+                    "goes the way the picture goes anyway, as in the paper of 2026. It costs "
+                    "twice as much and needs a target of its own.",
+                ),
+                io.Float.Input(
+                    "alignment_weight",
+                    default=WEIGHT,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.001,
+                    optional=True,
+                    tooltip="For anisotropy: how much the second part counts beside the norm. The "
+                    "authors use 2 for SD 1.4 and 0.1 for SD 2.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -324,13 +348,14 @@ class AdaptPromptNode(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, seed, target, iterations, learning_rate,
-        memory_gb=0.0,
+        memory_gb=0.0, metric=NORM, alignment_weight=WEIGHT,
     ) -> io.NodeOutput:  # fmt: skip
         from .adapting import adapt_prompt
 
+        _check_choice("metric", metric, METRICS)
         adapted, outcome = adapt_prompt(
             model, positive, negative, latent_image, seed, target, iterations, learning_rate,
-            int(memory_gb * 2**30),
+            int(memory_gb * 2**30), metric, alignment_weight,
         )  # fmt: skip
         report = summary(outcome, target)
         show.text_on(cls.hidden.unique_id)(report)

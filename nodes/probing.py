@@ -46,8 +46,7 @@ class _Asker:
         for sigma in sigmas:
             comfy.model_management.throw_exception_if_processing_interrupted()
             level = sigma.expand(len(noise))
-            scale = sampling.calculate_input(sigma.reshape(1), torch.ones_like(noise[:1, :1]))
-            x = of.unrescaled(noise, float(scale.flatten()[0]))
+            x = same_input(sampling, noise, sigma)
             cond, uncond = comfy.samplers.calc_cond_batch(
                 model, conds, x, level, extra_args["model_options"]
             )
@@ -62,6 +61,12 @@ def kind(sampling) -> str:
     if isinstance(sampling, comfy.model_sampling.EDM):  # D = x·c_skip − c_out·F, and no ε
         return of.EPSILON
     return of.V if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else of.EPSILON
+
+
+def same_input(sampling, noise: Tensor, sigma: Tensor) -> Tensor:
+    """The latents x (B, C, …) at the level σ, a scalar, for which the network's input is `noise`."""
+    scale = sampling.calculate_input(sigma.reshape(1), torch.ones_like(noise[:1, :1]))
+    return of.unrescaled(noise, float(scale.flatten()[0]))
 
 
 def levels(sampling, low: float) -> Tensor:

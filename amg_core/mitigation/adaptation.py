@@ -1,7 +1,8 @@
 """Prompt adaptation: changes a prompt's embedding until a detection score no longer calls it memorised.
 
-Wen et al., ICLR 2024, use the norm of the guidance vector at the first step as the score. The anisotropy
-paper, ICLR 2026, does the same with its own score. The score is a callable, so this serves both.
+Wen et al., ICLR 2024, use the norm of the guidance vector at the first step as the score
+(`transition.guidance_norm`). Asthana and Belagiannis, ICLR 2026, do the same with their own score
+(`detection.statistics.anisotropy`). The score is a callable, so this serves both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import AMGError
 # It is called with and without gradients.
 Score = Callable[[Tensor], Tensor]
 
+NORM, ANISOTROPY = METRICS = ("norm", "anisotropy")  # the names of the two papers' scores
 ITERATIONS, RATE = 10, 0.05  # Wen et al.
 
 

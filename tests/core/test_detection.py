@@ -102,6 +102,43 @@ def test_what_the_code_computes():
         assert statistics.alignment_pixelwise(p).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1, 2.0])
+def test_anisotropy_and_its_gradient(weight):
+    """M from the noises of an ε network, written out; its gradient against central differences."""
+    levels = (14.6, 0.04)
+    alphas = [1 / (1 + sigma**2) for sigma in levels]
+    g = torch.Generator().manual_seed(2)
+    z, *nothing = (torch.randn(1, *SHAPE, generator=g, dtype=torch.float64) for _ in range(3))
+    mix = torch.randn(2, 7, math.prod(SHAPE), generator=g, dtype=torch.float64)
+
+    def noises(prompt):  # ε_c at both levels: anything that is smooth and not linear
+        return [nothing[i] + torch.tanh(prompt @ mix[i]).view(1, *SHAPE) for i in range(2)]
+
+    def ours(prompt):
+        xs = [of.unrescaled(z, alpha**0.5) for alpha in alphas]
+        both = [
+            Predictions(x, s, x - s * c, x - s * u, of.EPSILON)
+            for x, s, c, u in zip(xs, levels, noises(prompt), nothing, strict=True)
+        ]
+        return statistics.anisotropy(*both, weight)[0]
+
+    def by_hand(prompt):
+        (high, low), (high_u, low_u) = noises(prompt), nothing
+        norm = (high - high_u).square().sum().sqrt() / (1 - alphas[0]) ** 0.5
+        d = low - low_u
+        return norm + weight * (low_u * d).sum() / (low_u.norm() * d.norm())
+
+    prompt = torch.randn(7, generator=g, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        assert float(ours(prompt)) == pytest.approx(float(by_hand(prompt)), rel=1e-5)
+    (gradient,) = torch.autograd.grad(ours(prompt), prompt)
+    with torch.no_grad():
+        for i in range(7):
+            step = 1e-4 * torch.eye(7, dtype=torch.float64)[i]
+            slope = (by_hand(prompt + step) - by_hand(prompt - step)) / 2e-4
+            assert float(gradient[i]) == pytest.approx(float(slope), abs=1e-3)
+
+
 def test_flow_at_pure_noise_still_tells():
     p, cond, uncond = made(of.FLOW, 1.0)
     expected = (cond - uncond).flatten(1).norm(dim=1)

@@ -299,6 +299,74 @@ def test_adapted_as_by_hand(amg, tiny, prompts, adapt, kind):
         assert f"score {scores[0]:.2f} →" in report
 
 
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_adapted_by_the_anisotropy_as_by_hand(amg, tiny, prompts, adapt, kind):
+    """M from the network's raw outputs on one noise at two levels, and AdamW, picture by picture."""
+    import comfy.sample
+
+    widgets = {"metric": "anisotropy", "alignment_weight": 2.0, "target": -100.0, "iterations": 2}
+    (adapted, report) = adapt(loaded(tiny(kind)), **widgets)
+    inner = tiny(kind).model.requires_grad_(False)
+    sampling = inner.model_sampling
+    with torch.random.fork_rng():
+        noise = comfy.sample.prepare_noise(torch.zeros(LATENT), 3)
+    levels = [float(sampling.sigma_max), float(sampling.percent_to_sigma(1 - 0.041))]
+
+    def output(z, sigma, prompt):
+        """The network's own output for the input z."""
+        t = sampling.timestep(torch.tensor([sigma]))
+        return inner.diffusion_model(z, t.float(), context=prompt)
+
+    def as_noise(z, sigma, out):
+        if kind == "flow":  # out = ε − x0, z = (1 − σ)·x0 + σ·ε
+            return z + (1 - sigma) * out
+        alpha = 1 / (1 + sigma**2)
+        return out if kind == "eps" else alpha**0.5 * out + (1 - alpha) ** 0.5 * z
+
+    for row in range(2):
+        z = noise[row : row + 1]
+
+        def metric(prompt, z=z):
+            high, low = (
+                [output(z, sigma, p) for p in (prompt, prompts[1][0][0].clone())]
+                for sigma in levels
+            )
+            if kind == "flow":  # at σ = 1 scores do not differ: the norm of the velocities
+                norm = (high[0] - high[1]).norm()
+            else:
+                cond, uncond = (as_noise(z, levels[0], each) for each in high)
+                norm = (cond - uncond).norm() * (1 + levels[0] ** -2) ** 0.5
+            cond, uncond = (as_noise(z, levels[1], each) for each in low)
+            d = cond - uncond
+            return norm + 2.0 * (uncond * d).sum() / (uncond.norm() * d.norm())
+
+        value = prompts[0][0][0].clone().requires_grad_()
+        optimiser, scores = torch.optim.AdamW([value], lr=0.05), []
+        for _ in range(2):
+            score = metric(value)
+            scores.append(float(score.detach()))
+            (value.grad,) = torch.autograd.grad(score, value)
+            optimiser.step()
+        first = float(report.splitlines()[row].split("score ")[1].split(" ")[0])
+        assert first == pytest.approx(scores[0], abs=0.02)
+        close = (adapted[0][0][row] - value.detach()[0]).abs() < 1e-3
+        assert close.float().mean() > 0.9
+
+
+def test_the_metric_and_its_weight(amg, tiny, prompts, adapt):
+    model = loaded(tiny())
+    plain = adapt(model)
+    by_name = adapt(model, metric="norm", alignment_weight=9.0)
+    assert torch.equal(plain[0][0][0], by_name[0][0][0])
+    assert plain[1].splitlines()[:2] == by_name[1].splitlines()[:2]
+    both = [
+        adapt(model, metric="anisotropy", alignment_weight=w, iterations=0)[1] for w in (0.0, 2.0)
+    ]
+    assert both[0] != both[1]
+    with pytest.raises(amg.AMGError, match=r"metric.*norm, anisotropy"):
+        adapt(model, metric="odd")
+
+
 def test_an_adapted_prompt_scores_less_in_the_sampler(amg, tiny, prompts, adapt):
     """The first step of KSampler itself, with the same seed and batch."""
     import nodes
