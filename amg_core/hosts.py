@@ -22,7 +22,7 @@ calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .run import Drawn, Settings
     from .similarity.verdict import Verdict
 
+Caption = TypeVar("Caption")  # a text, or several that are used together
 FLOW_SIGMA_MAX = 0.999  # σ/(1 − σ) of pure noise is infinite
 
 
@@ -41,8 +42,20 @@ class Texts(Protocol):
     """
 
     @property
-    def words(self) -> int:
-        """The number of tokens of the prompt with padding. 0 if it cannot be drawn with fewer of them."""
+    def words(self) -> Tensor:
+        """For each sample the number of parts of its prompt that can be left out, (B,) int64.
+
+        A part is a word, or a group of neighbouring words. 0 if the prompt cannot be reduced.
+        """
+        ...
+
+    @property
+    def separable(self) -> bool:
+        """Whether the text is known, so that any part can be left out and the rest encoded anew.
+
+        Otherwise only the last parts can: then a part is a token of the encoded prompt, and each token
+        carries the meaning of those before it.
+        """
         ...
 
     @property
@@ -51,7 +64,11 @@ class Texts(Protocol):
         ...
 
     def reduced(self, kept: Tensor) -> Tensor:
-        """Number of words kept, (B,) int64 in [0, words] -> D_s (B, C, H, W)."""
+        """The parts to keep, (B, W) bool with W = max(words) -> D_s (B, C, H, W).
+
+        Entries beyond a sample's own number of parts are ignored. With no part kept, D_s is the
+        prediction for the empty text.
+        """
         ...
 
     def neighbor(self, captions: list[str]) -> Tensor:
@@ -112,9 +129,26 @@ def noise_level(sigma: Tensor, table: Tensor | None) -> tuple[Tensor, float]:
     return sigma.float(), float(nearest) / max(1, len(table) - 1)
 
 
+SAME_TEXT = (
+    0.05  # largest `apart` of two encodings of one text, by different devices and precisions
+)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of a token in two encodings (T, C), relative to the tokens' mean length.
+
+    Infinite if the encodings differ in shape.
+    """
+    if one.shape != other.shape:
+        return float("inf")
+    one, other = one.float(), other.to(one.device).float()
+    mean = one.norm(dim=-1).mean().clamp_min(1e-9)
+    return float((one - other).norm(dim=-1).amax() / mean)
+
+
 def of_one_shape(
-    captions: list[str], shape: Callable[[str], Hashable]
-) -> Iterator[tuple[list[int], list[str]]]:
+    captions: Sequence[Caption], shape: Callable[[Caption], Hashable]
+) -> Iterator[tuple[list[int], list[Caption]]]:
     """Group the captions of the B samples by the shape of their conditioning.
 
     Padding a conditioning would change its meaning, so captions of different shapes are evaluated

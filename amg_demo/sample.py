@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from amg_core.guidance import reduced
+from amg_core.guidance import without
+from amg_core.prompt import split
 from amg_core.retry import Outcome, until_no_copy
 from amg_core.run import Drawn, SamplingRun, Settings
 from amg_core.similarity.matcher import Matcher
@@ -43,7 +44,7 @@ def noise_levels(model: Leveled, steps: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class OtherTexts:
-    """`hosts.Texts` of this model, at one evaluation."""
+    """`hosts.Texts` of this model, at one evaluation. `prompts` are the texts of `context`, if known."""
 
     model: Denoiser
     x: Tensor
@@ -51,15 +52,26 @@ class OtherTexts:
     context: Tensor
     empty: Tensor
     captions: bool
+    prompts: Sequence[str] | None = None
 
     @property
-    def words(self) -> int:
-        return (
-            self.context.shape[1] if self.context.shape[1] > 1 else 0
-        )  # a class label is no words
+    def separable(self) -> bool:
+        return self.prompts is not None
+
+    @property
+    def words(self) -> Tensor:
+        if self.prompts is not None:
+            return torch.tensor([len(split(text).parts) for text in self.prompts])
+        tokens = self.context.shape[1]
+        return torch.full((len(self.x),), tokens if tokens > 1 else 0)  # a class label is no words
 
     def reduced(self, kept: Tensor) -> Tensor:
-        return self.model.denoise(self.x, self.sigma, reduced(self.context, self.empty, kept))
+        if self.prompts is None:
+            context = without(self.context, self.empty, kept)
+        else:
+            pairs = zip(self.prompts, kept.tolist(), strict=True)
+            context = self.model.encode([split(text).keep(row) for text, row in pairs])
+        return self.model.denoise(self.x, self.sigma, context)
 
     def neighbor(self, captions: list[str]) -> Tensor:
         return self.model.denoise(self.x, self.sigma, self.model.encode(captions))
@@ -69,12 +81,14 @@ class OtherTexts:
 def euler(
     model: Denoiser, context: Tensor, seeds: Sequence[int], shape: tuple[int, int, int], *,
     steps: int, cfg_scale: float, conditional: bool = True, guide: Guide | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Tensor:  # fmt: skip
     """Latents (B, *shape) for contexts (B, T, C).
 
     `guide` may change each prediction; without it this is plain classifier-free guidance, or none
     if the model is not conditional. At `cfg_scale` 1 no unconditional prediction is made, as in the
-    hosts. Noise comes from a generator of each sample's own seed.
+    hosts. Noise comes from a generator of each sample's own seed. `prompts` are the texts of `context`:
+    with them the guard can leave out any word.
     """
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     empty = model.encode([""] * len(seeds))
@@ -94,7 +108,7 @@ def euler(
             known["cond"], known["uncond"] = cond, uncond = both.chunk(2)
             denoised = uncond + cfg_scale * (cond - uncond)
         if conditional:
-            known["texts"] = OtherTexts(model, x, sigma, context, empty, cfg_scale != 1)
+            known["texts"] = OtherTexts(model, x, sigma, context, empty, cfg_scale != 1, prompts)
         if guide is not None:
             denoised = guide(denoised, cfg_scale=cfg_scale, sigma=sigma, t=t, **known)
         x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
@@ -115,7 +129,9 @@ def sample(
     """Draw one picture a prompt: (B, 3, side, side) in [0, 1]."""
     shape = (LATENT_CHANNELS, side // DOWNSCALE, side // DOWNSCALE)
     context = model.encode(prompts)
-    x = euler(model, context, seeds, shape, steps=steps, cfg_scale=cfg_scale, guide=guide)
+    x = euler(
+        model, context, seeds, shape, steps=steps, cfg_scale=cfg_scale, guide=guide, prompts=prompts
+    )
     return torch.cat([model.decoder(latent) for latent in x.split(16)]).clamp(0, 1)
 
 

@@ -244,7 +244,8 @@ def _texts(guard, step, out, first: list[int], batch: int, denoised, uncond) -> 
         with host():
             return guard.text(words)
 
-    return OtherTexts(Text.of(step.text_cond)[first], uncond, encode, evaluate)
+    prompt = Text.of(step.text_cond)[first]
+    return OtherTexts(prompt, uncond, encode, evaluate, shared.prompts(guard.p))
 
 
 def _compositor(denoiser):

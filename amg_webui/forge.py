@@ -220,7 +220,7 @@ def _texts(guard: shared.Guard, args: dict, batch: int, uncond) -> OtherTexts:
             return guard.text(words)
 
     prompt = Text(conds["c_crossattn"].cond, vector).batch(batch)
-    return OtherTexts(prompt, uncond, encode, evaluate)
+    return OtherTexts(prompt, uncond, encode, evaluate, shared.prompts(guard.p))
 
 
 def _compositor(p, like: Tensor):

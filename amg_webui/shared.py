@@ -398,6 +398,11 @@ def stop_if_interrupted() -> None:
         raise sd_samplers_common.InterruptedException
 
 
+def prompts(p) -> list[str] | None:
+    """The prompts of the batch that is drawn now, as the host has them without network tags."""
+    return getattr(p, "hr_prompts" if getattr(p, "is_hr_pass", False) else "prompts", None)
+
+
 def encode(sd_model, words: str, p) -> Text:
     """Encode one text by the model's own encoder, as both hosts do."""
     from modules import prompt_parser

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,49 +59,87 @@ class OtherTexts:
         A text -> Text of one row, by the host's own encoder.
     evaluate : callable
         Text of B rows -> the prediction (B, C, H, W) at this step.
+    texts : list of B str, optional
+        The prompts as the artist wrote them. They are used where `prompt` is nothing but their encoding:
+        not with AND, and not with words that change over the steps.
     """
 
     def __init__(
         self, prompt: Text, uncond: Tensor | None, encode: Callable[[str], Text],
-        evaluate: Callable[[Text], Tensor],
+        evaluate: Callable[[Text], Tensor], texts: Sequence[str] | None = None,
     ):  # fmt: skip
+        self._given = texts
         self.prompt, self.uncond, self.encode, self.evaluate = prompt, uncond, encode, evaluate
 
     @property
     def captions(self) -> bool:
         return self.uncond is not None
 
+    @cached_property
+    def texts(self) -> list[str] | None:
+        """The texts of the prompts, or None if the host has made more of them than an encoded text."""
+        from amg_core.hosts import SAME_TEXT, apart
+
+        if self._given is None or len(self._given) != len(self.prompt.tokens):
+            return None
+        for text, row in zip(self._given, self.prompt.tokens, strict=True):
+            if apart(row, self._fitting(text).tokens[0]) > SAME_TEXT:
+                return None
+        return list(self._given)
+
     @property
-    def words(self) -> int:
-        """The number of tokens of the prompt with padding."""
-        return self.prompt.tokens.shape[1]
+    def separable(self) -> bool:
+        return self.texts is not None
+
+    @property
+    def words(self) -> Tensor:
+        """The number of words of each prompt (B,), or else of its tokens with padding."""
+        from amg_core.prompt import split
+
+        if self.texts is not None:
+            return torch.tensor([len(split(text).parts) for text in self.texts])
+        rows, tokens, _ = self.prompt.tokens.shape
+        return torch.full((rows,), tokens)
 
     def reduced(self, kept: Tensor) -> Tensor:
-        """D_s (B, C, H, W) for the first `kept` (B,) tokens of the prompt, then those of the empty text."""
-        from amg_core.guidance import reduced
+        """D_s (B, C, H, W) for the words `kept` (B, W) bool of the prompt, encoded anew.
 
+        If its text is not known, for its first tokens, followed by those of the empty text.
+        """
+        from amg_core.guidance import without
+        from amg_core.prompt import split
+
+        if self.texts is not None:
+            pairs = zip(self.texts, kept.tolist(), strict=True)
+            return self._drawn([(split(text).keep(row),) for text, row in pairs])
         prompt, nothing = self.prompt, self._fitting("")
-        times = -(-self.words // nothing.tokens.shape[1])
-        rest = nothing.tokens.to(prompt.tokens).repeat(1, times, 1)[:, : self.words]
-        tokens = reduced(prompt.tokens, rest.expand(len(kept), -1, -1), kept)
+        length = prompt.tokens.shape[1]
+        times = -(-length // nothing.tokens.shape[1])
+        rest = nothing.tokens.to(prompt.tokens).repeat(1, times, 1)[:, :length]
+        tokens = without(prompt.tokens, rest.expand(len(kept), -1, -1), kept)
         vector = prompt.vector
         if vector is not None:
-            share = (kept / self.words).to(vector)[:, None]
+            share = kept.float().mean(dim=1).to(vector)[:, None]
             vector = torch.lerp(nothing.vector.to(vector).expand_as(vector), vector, share)
         return self.evaluate(Text(tokens, vector))
 
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
+        asked = [(literally(each),) if each else None for each in captions]
+        return self._drawn(asked, self.uncond.clone())
+
+    def _drawn(self, asked: Sequence[tuple[str] | None], out: Tensor | None = None) -> Tensor:
+        """The predictions (B, C, H, W) for texts. Samples without one stay as in `out`."""
         from amg_core.hosts import of_one_shape
 
-        texts = {each: self._fitting(literally(each)) for each in captions if each}
-        out = self.uncond.clone()
-        for rows, filled in of_one_shape(captions, lambda each: texts[each].tokens.shape[1]):
-            chosen = [texts[caption] for caption in filled]
+        texts = {each: self._fitting(*each) for each in asked if each}
+        for rows, filled in of_one_shape(asked, lambda each: texts[each].tokens.shape[1]):
+            chosen = [texts[each] for each in filled]
             vectors = [text.vector for text in chosen if text.vector is not None]
             tokens = torch.cat([text.tokens for text in chosen])
-            text = Text(tokens, torch.cat(vectors) if vectors else None)
-            out[rows] = self.evaluate(text)[rows]
+            drawn = self.evaluate(Text(tokens, torch.cat(vectors) if vectors else None))
+            out = drawn.clone() if out is None else out
+            out[rows] = drawn[rows]
         return out
 
     def _fitting(self, words: str) -> Text:

@@ -1,10 +1,11 @@
-"""The model's predictions for other texts: the neighbour's caption, and a shorter prompt."""
+"""The model's predictions for other texts: the neighbour's caption, and the prompt with fewer words."""
 
 from __future__ import annotations
 
 import uuid
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.samplers
@@ -14,9 +15,11 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..amg_core.errors import AMGError
-from ..amg_core.guidance import reduced
+from ..amg_core.guidance import without
 from ..amg_core.hosts import of_one_shape
+from ..amg_core.prompt import split
 from .guiders import KEY
+from .wording import Wording
 
 # What is no fault of a node on the model.
 PASSED_ON = (
@@ -57,21 +60,33 @@ def encode(clip, caption: str) -> dict:
     return known[key]
 
 
+def wording_of(clip, candidates: Callable[[], Sequence[str]]) -> Wording | None:
+    """What finds the texts of a run's prompts, if they are encoded by this CLIP."""
+    if clip is None:
+        return None
+    return Wording(candidates, lambda text: encode(clip, text)["cross_attn"])
+
+
 class OtherTexts:
     """The `Texts` of this host: the model's predictions for other texts than the prompt, at one evaluation.
+
+    A prompt can have several entries, combined or for parts of the picture or of the time. All are
+    reduced, each in its place and time, and their words are counted one after the other.
 
     Parameters
     ----------
     clip : CLIP or None
-        Only needed for captions.
+        Only needed for captions, and to leave out single words.
+    wording : Wording or None
+        Finds the texts of the entries. Without it they are not known.
     run : dict
         `latent_image`, `denoise_mask` and `seed` of the run, as the host's `process_conds` takes them.
     args : dict
         As the host passes them to a post-CFG hook. At cfg 1 there is no "uncond".
     """
 
-    def __init__(self, clip, run: dict, args: dict):
-        self.clip, self.run, self.args = clip, run, args
+    def __init__(self, clip, wording: Wording | None, run: dict, args: dict):
+        self.clip, self.wording, self.run, self.args = clip, wording, run, args
 
     @property
     def captions(self) -> bool:
@@ -80,62 +95,101 @@ class OtherTexts:
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
         out = self.args["uncond_denoised"].clone()
+        prompt = _template(self.args["cond"], self.args["sigma"])
         for rows, filled in of_one_shape(captions, lambda each: _shape(encode(self.clip, each))):
             text = _stack([encode(self.clip, caption) for caption in filled])
-            out[rows] = self._evaluate(text)[rows]
+            out[rows] = self._evaluate([_fresh(prompt) | text])[rows]
         return out
 
     @property
-    def words(self) -> int:
-        """The number of tokens of the prompt with padding, 0 if it is no sequence of tokens."""
-        if not self.args["cond"]:
-            return 0
-        prompt = _template(self.args["cond"], self.args["sigma"]).get("cross_attn")
-        nothing = None
-        if self.args["uncond"]:
-            nothing = _template(self.args["uncond"], self.args["sigma"]).get("cross_attn")
-        known = self.clip is not None or nothing is not None
-        return prompt.shape[1] if prompt is not None and prompt.ndim == 3 and known else 0
+    def separable(self) -> bool:
+        return self._texts() is not None
+
+    @property
+    def words(self) -> Tensor:
+        """The number of words of each prompt (B,), or else of its tokens with padding.
+
+        0 if it is no sequence of tokens, or if there is nothing to put in their place.
+        """
+        batch = len(self.args["input"])
+        texts = self._texts()
+        if texts is not None:
+            counts = [[len(split(text).parts) for text in entry] for entry in texts]
+            return torch.tensor(counts).sum(dim=0)
+        prompts = [entry.get("cross_attn") for entry in self.args["cond"] or []]
+        usable = all(prompt is not None and prompt.ndim == 3 for prompt in prompts)
+        if not prompts or not usable or self._nothing().get("cross_attn") is None:
+            return torch.zeros(batch, dtype=torch.long)
+        return torch.full((batch,), max(prompt.shape[1] for prompt in prompts))
 
     def reduced(self, kept: Tensor) -> Tensor:
-        """D_s (B, C, H, W), for the first `kept` (B,) tokens of the prompt followed by those of no prompt.
+        """D_s (B, C, H, W), for the words `kept` (B, W) bool of the prompt, encoded anew.
 
-        No prompt is the empty text if there is a CLIP, or else the negative prompt. The embedding of the
-        whole prompt (`pooled_output`) is mixed by the share of tokens that is kept.
+        If its text is not known, the first tokens are kept, and followed by those of no prompt: of the
+        empty text if there is a CLIP, or else of the negative prompt. The embedding of the whole prompt
+        (`pooled_output`) is then mixed by the share of tokens that is kept.
         """
-        prompt = _template(self.args["cond"], self.args["sigma"])
-        nothing = self._nothing()
-        text = {"cross_attn": _fit(nothing["cross_attn"], prompt["cross_attn"])}
-        text["cross_attn"] = reduced(
-            *_rows(len(kept), prompt["cross_attn"], text["cross_attn"]), kept
-        )
-        whole, none = prompt.get("pooled_output"), nothing.get("pooled_output")
+        texts = self._texts()
+        if texts is None:
+            return self._evaluate([self._shortened(entry, kept) for entry in self.args["cond"]])
+        out, asked = self.args["denoised"].clone(), _kept(texts, kept)
+        shapes = lambda each: tuple(_shape(encode(self.clip, text)) for text in each)  # noqa: E731
+        for rows, filled in of_one_shape(asked, shapes):
+            entries = [
+                _fresh(entry) | _stack([encode(self.clip, texts[i]) for texts in filled])
+                for i, entry in enumerate(self.args["cond"])
+            ]
+            out[rows] = self._evaluate(entries)[rows]
+        return out
+
+    def _texts(self) -> list[list[str]] | None:
+        """The texts of each entry, one for each sample, or None if one is not known."""
+        if self.clip is None or self.wording is None or not self.args["cond"]:
+            return None
+        batch, found = len(self.args["input"]), []
+        for entry in self.args["cond"]:
+            if entry.get("cross_attn") is None:
+                return None
+            rows = self.wording.of(entry)
+            if None in rows:
+                return None
+            found.append([rows[i % len(rows)] for i in range(batch)])
+        return found
+
+    def _shortened(self, entry: dict, kept: Tensor) -> dict:
+        """An entry with its first tokens only, by `kept` (B, T) bool."""
+        nothing, prompt = self._nothing(), entry["cross_attn"]
+        _check_width(entry, nothing)
+        kept = kept[:, : prompt.shape[1]]
+        rows = _rows(len(kept), prompt, _fit(nothing["cross_attn"], prompt))
+        text = {"cross_attn": without(*rows, kept)}
+        whole, none = entry.get("pooled_output"), nothing.get("pooled_output")
         if whole is not None:
-            share = (kept / prompt["cross_attn"].shape[1]).to(whole)[:, None]
+            share = kept.float().mean(dim=1).to(whole)[:, None]
             whole, none = _rows(len(kept), whole, whole if none is None else none.to(whole))
             text["pooled_output"] = torch.lerp(none, whole, share)
-        return self._evaluate(text)
+        return _fresh(entry) | text
 
     def _nothing(self) -> dict:
         if self.clip is not None:
-            empty = encode(self.clip, "")
-            _check_width(_template(self.args["cond"], self.args["sigma"]), empty)
-            return empty
+            return encode(self.clip, "")
+        if not self.args["uncond"]:
+            return {}
         return _template(self.args["uncond"], self.args["sigma"])
 
-    def _evaluate(self, text: dict) -> Tensor:
+    def _evaluate(self, conds: list[dict]) -> Tensor:
+        """The prediction for these conditionings, whose texts are new."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         x, model = self.args["input"], self.args["model"]
-        cond = _template(self.args["cond"], self.args["sigma"])
-        _check_width(cond, text)
-        cond |= text
-        (cond,) = comfy.samplers.encode_model_conds(
-            model.extra_conds, [cond], x, x.device, "positive", **self.run
+        for before, new in zip(self.args["cond"], conds, strict=False):
+            _check_width(before, new)
+        conds = comfy.samplers.encode_model_conds(
+            model.extra_conds, conds, x, x.device, "positive", **self.run
         )
         try:
             # The first slot stays empty, so that patches of other nodes treat this as unconditional.
             predictions = comfy.samplers.calc_cond_batch(
-                model, [None, [cond]], x, self.args["sigma"], self.args["model_options"]
+                model, [None, conds], x, self.args["sigma"], self.args["model_options"]
             )
         except PASSED_ON:
             raise
@@ -184,9 +238,9 @@ def _rows(batch: int, *tensors: Tensor) -> list[Tensor]:
 
 
 def _template(conds: list[dict], sigma: Tensor) -> dict:
-    """A copy of the part of the prompt that is active now, for the whole picture and all times.
+    """A copy of the entry of a prompt that is active now, for the whole picture and all times.
 
-    Control nets, hooks, size and guidance values are kept. A part without an area is preferred.
+    Control nets, hooks, size and guidance values are kept. An entry without an area is preferred.
     """
     level = float(sigma[0])
 
@@ -195,8 +249,24 @@ def _template(conds: list[dict], sigma: Tensor) -> dict:
         return (starts is None or level <= starts) and (ends is None or level >= ends)
 
     best = min(conds, key=lambda c: (not acts(c), "area" in c or "mask" in c))
-    copy = {key: value for key, value in best.items() if key not in DROPPED}
-    return copy | {"model_conds": dict(best.get("model_conds", {})), "uuid": uuid.uuid4()}
+    return {key: value for key, value in best.items() if key not in DROPPED}
+
+
+def _fresh(entry: dict) -> dict:
+    """A copy of a conditioning that the host takes for another one."""
+    return entry | {"model_conds": dict(entry.get("model_conds", {})), "uuid": uuid.uuid4()}
+
+
+def _kept(texts: list[list[str]], kept: Tensor) -> list[tuple[str, ...]]:
+    """The words `kept` (B, W) bool of the texts of each entry -> for each sample its reduced texts."""
+    out = []
+    for sample, row in zip(zip(*texts, strict=True), kept.tolist(), strict=True):
+        start, reduced = 0, []
+        for prompt in map(split, sample):
+            reduced.append(prompt.keep(row[start : start + len(prompt.parts)]))
+            start += len(prompt.parts)
+        out.append(tuple(reduced))
+    return out
 
 
 def _shape(text: dict) -> tuple:

@@ -24,7 +24,7 @@ from ..amg_core.retry import Outcome
 from ..amg_core.run import Drawn, SamplingRun, Settings
 from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
-from .conditioning import OtherTexts
+from .conditioning import OtherTexts, wording_of
 
 ALIKE = 1e-3  # invisible difference of latents
 log = logging.getLogger(__name__)
@@ -53,12 +53,12 @@ def noise_level(model_sampling, sigma: Tensor) -> tuple[Tensor, float]:
 class Drawing:
     """The `Generation` of this host: draws the batch from the same noise each time."""
 
-    def __init__(self, execute, guider, watch, known, clip, noise, seed, callback, loop, on_step,
-                 on_event, steps, judging_by: judging.Judge | None):  # fmt: skip
+    def __init__(self, execute, guider, watch, known, clip, written, noise, seed, callback, loop,
+                 on_step, on_event, steps, judging_by: judging.Judge | None):  # fmt: skip
         self.execute, self.guider, self.watch, self.known = execute, guider, watch, known
         self.clip, self.noise, self.seed, self.callback = clip, noise, seed, callback
         self.loop, self.on_step, self.on_event, self.steps = loop, on_step, on_event, steps
-        self.judging_by = judging_by
+        self.judging_by, self.written = judging_by, written
         self.first: SamplingRun | None = None
         self.latest: SamplingRun | None = None
         self.seeds: list[int | None] = []
@@ -78,7 +78,8 @@ class Drawing:
         self.shown.append(())
         # The host prepares prompts in each run, and would start from those of the last run.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
-        texts = partial(OtherTexts, self.clip, self.known.kwargs(seed))
+        wording = wording_of(self.clip, self._candidates)
+        texts = partial(OtherTexts, self.clip, wording, self.known.kwargs(seed))
         step = step_of(run, self.known, texts, self._teller(number))
         suspicious = suspicious_of(run, self.known)
         with (
@@ -109,6 +110,13 @@ class Drawing:
         other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
         chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
         return torch.where(chosen, other.to(self.noise), self.noise), seed
+
+    def _candidates(self) -> list[str]:
+        """The texts of the graph, and the captions of all pictures that the samples came near."""
+        runs, everyone = (self.first, self.latest), range(len(self.noise))
+        near = set().union(*(run.acted_on(i) for run in runs for i in everyone))
+        captions = (self.watch.caption(i) for i in sorted(near))
+        return [*self.written, *(caption for caption in captions if caption)]
 
     def _teller(self, number: int) -> Callable[[SamplingRun], None]:
         again = []

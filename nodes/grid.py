@@ -181,7 +181,7 @@ class StrengthGridNode(io.ComfyNode):
                     "picture) and verdict.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -211,6 +211,7 @@ class StrengthGridNode(io.ComfyNode):
                 guarded = hook.attach(
                     model, index, settings_of(preset, index.metric, strength_of, strength, scale),
                     clip=clip, vae=vae, loop=hook.Loop(), report=report,
+                    graph=cls.hidden.prompt,
                 )  # fmt: skip
                 (latent,) = common_ksampler(
                     guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative,

@@ -107,7 +107,7 @@ class GuardNode(io.ComfyNode):
                 ),
                 sampling.report_output(),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
             not_idempotent=True,  # as AMG Sampler
         )
 
@@ -191,13 +191,15 @@ class GuardNode(io.ComfyNode):
                 latent = draw(
                     hook.attach(
                         model, matcher, settings, clip=clip, vae=vae, loop=loop, report=report,
-                        on_step=tell, on_event=show_event,
+                        on_step=tell, on_event=show_event, graph=cls.hidden.prompt,
                     ),
                     latent_image,
                 )  # fmt: skip
                 if stored is None or number == LED:
                     break
-                quiet = hook.attach(model, matcher, settings, clip=clip, vae=vae)
+                quiet = hook.attach(
+                    model, matcher, settings, clip=clip, vae=vae, graph=cls.hidden.prompt
+                )
                 other = draw(quiet, _empty(latent_image, 1), _other(seed, 2 + number), 1.0, texts)
                 pair = torch.cat([latent["samples"][:1], other["samples"]])
                 pictures = _decoded(model, pair, vae)

@@ -21,7 +21,7 @@ from ..amg_core.messages import words as in_words
 from ..amg_core.retry import until_no_copy
 from ..amg_core.run import SamplingRun, Settings
 from ..amg_core.similarity.matcher import Matcher
-from . import decoding, judging, latents, live
+from . import decoding, judging, latents, live, wording
 from .drawing import Drawing, GivenPart, Loop, noise_level
 from .guiders import HOOKS, KEY
 
@@ -47,6 +47,7 @@ def attach(
     report: Report | None = None,
     on_step: Callable[[str], None] | None = None,
     on_event: Callable[[dict], None] | None = None,
+    graph: dict | None = None,
 ):
     """A clone of the ModelPatcher `model` that guards every sampling run.
 
@@ -69,6 +70,9 @@ def attach(
         Called with one line of text after every model evaluation, and with the verdict at the end.
     on_event : callable, optional
         Called at the same times with the events of `live.step` and `live.end`.
+    graph : dict, optional
+        The graph in the form of the API, in which the texts of prompts are looked up if the server does
+        not execute one. Without the text of a prompt, its reduction keeps only its first words.
 
     Raises
     ------
@@ -117,7 +121,8 @@ def attach(
                 to_picture.to(device)
             judge = judging.make(watch, guider.model_patcher.model, vae, to_picture)
             known = GivenPart(guider, noise, latent_image, denoise_mask, sigmas, device)
-            drawing = Drawing(execute, guider, watch, known, clip, noise, seed, callback,
+            written = wording.written(wording.running() or graph or {})
+            drawing = Drawing(execute, guider, watch, known, clip, written, noise, seed, callback,
                                loop, on_step, on_event, len(sigmas) - 1, judge)  # fmt: skip
             outcome, by = None, "" if judge is None else judge.by
             unjudged = _unfinished(guider, sigmas) or ("" if judge else reports.NOTHING_DECODES)

@@ -272,7 +272,7 @@ class SamplerNode(io.ComfyNode):
                 report_output(),
                 curve_output(),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
             not_idempotent=True,  # otherwise an equal node with another id reuses the result
         )
 
@@ -303,6 +303,7 @@ class SamplerNode(io.ComfyNode):
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, loop=loop, report=report,
             on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls),
+            graph=cls.hidden.prompt,
         )  # fmt: skip
         (latent,) = common_ksampler(
             guarded, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
@@ -460,7 +461,7 @@ class ApplyNode(io.ComfyNode):
                     tooltip="What the guard measured and did. Connect it to AMG Report.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             not_idempotent=True,  # the guarded model sends events to this node, see `live.events_of`
         )
 
@@ -496,6 +497,7 @@ class ApplyNode(io.ComfyNode):
             model, index, settings, clip=clip, vae=vae, decoder=decoder,
             loop=loop_of(if_still_copied, retries, new_noise), report=report,
             on_step=show.text_on(cls.hidden.unique_id), on_event=live.events_of(cls),
+            graph=cls.hidden.prompt,
         )  # fmt: skip
         return io.NodeOutput(guarded, report)
 

@@ -2,7 +2,7 @@
 
 from .base import Change, Guidance, Step, StepContext, expand, only
 from .paper import Deduplication, Despecification, Dissimilarity, Projection
-from .reduction import AwayFromCaption, PromptReduction, reduced
+from .reduction import AwayFromCaption, PromptReduction, without
 from .reference import ReferenceDeduplication, ReferenceDespecification, ReferenceDissimilarity
 from .repulsion import Repulsion
 
@@ -23,5 +23,5 @@ __all__ = [
     "StepContext",
     "expand",
     "only",
-    "reduced",
+    "without",
 ]

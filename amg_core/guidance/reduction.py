@@ -1,13 +1,15 @@
 """Prompt reduction: steers away from a copy with fewer words of the prompt.
 
-A prompt whose prediction is a copy is memorised, and draws that picture at any guidance scale. A shorter
-prompt draws something else: the first words name the subject, and the later words trigger the stored
-picture. So the guard keeps as many of the first words as draw nothing stored.
+A prompt whose prediction is a copy is memorised, and draws that picture at any guidance scale. With some of
+its words left out it draws something else. Often two words make such a prompt only together: the subject
+and a colour, a name and a place. So the guard finds the words that matter by leaving out each one, makes
+two reduced prompts that lack different ones, and draws with them in turn. All words take part in the
+picture, but never those together that lead to the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -20,14 +22,13 @@ from .neighbor import Held, neighbor_prediction
 from .paper import deduplication
 
 
-def reduced(prompt: Tensor, nothing: Tensor, kept: Tensor) -> Tensor:
-    """The first `kept` (B,) tokens of a prompt's conditioning, followed by those of the empty prompt.
+def without(prompt: Tensor, nothing: Tensor, kept: Tensor) -> Tensor:
+    """The tokens `kept` (B, T) bool of a prompt's conditioning, and those of the empty prompt elsewhere.
 
     `prompt` and `nothing` are the two conditionings, (B, T, C), and so is the result. With a causal text
-    encoder the kept tokens are exactly those of the shorter text.
+    encoder the first tokens are exactly those of the shorter text.
     """
-    place = torch.arange(prompt.shape[1], device=prompt.device)
-    return torch.where((place < kept.to(prompt.device)[:, None])[..., None], prompt, nothing)
+    return torch.where(kept.to(prompt.device)[..., None], prompt, nothing)
 
 
 def away(cond: Tensor, reduced: Tensor, strength: Tensor) -> Tensor:
@@ -40,10 +41,40 @@ def away(cond: Tensor, reduced: Tensor, strength: Tensor) -> Tensor:
     return -expand(strength, pull) * (pull - pull.mean(dim=(2, 3), keepdim=True))
 
 
-class Memory(NamedTuple):
-    """For each sample the number of words kept (−1 = not searched yet), and r. Both are (B,)."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The reduced prompts of one sample.
 
-    kept: Tensor
+    Attributes
+    ----------
+    kept : tuple of Tensor (W,) bool
+        The parts of the prompt in each of them. They are drawn in turn.
+    order : tuple of int
+        The parts in the order in which they are left out.
+    """
+
+    kept: tuple[Tensor, ...]
+    order: tuple[int, ...]
+
+    def now(self, number: int) -> Tensor:
+        """The parts (W,) bool for evaluation `number` of the run."""
+        return self.kept[number % len(self.kept)]
+
+    def fewer(self, number: int) -> Plan:
+        """The plan with one part less in the reduced prompt of that evaluation, if it has any."""
+        which = number % len(self.kept)
+        left = [part for part in self.order if self.kept[which][part]]
+        if not left:
+            return self
+        changed = self.kept[which].clone()
+        changed[left[0]] = False
+        return replace(self, kept=(*self.kept[:which], changed, *self.kept[which + 1 :]))
+
+
+class Memory(NamedTuple):
+    """For each sample its plan (None = not searched yet), and r (B,)."""
+
+    plans: tuple[Plan | None, ...]
     away: Tensor
 
 
@@ -51,10 +82,13 @@ class Memory(NamedTuple):
 class PromptReduction(Guidance):
     """D ← D + s0·(D_s − D_c) − r·(D_c − D_s)° for memorised prompts, until diffusion time `until`.
 
-    D_s is the prediction for the reduced prompt, or D_u if even few words draw something stored. The
-    r-term acts, and grows, while the picture is too close. A sample whose D_u is close to a stored
-    picture as well stays trapped. Needs D_c and the reduced prompt, and does nothing without them. At
-    cfg 1 there is no D_u: s0 is 1, and the prediction for no words stands for it.
+    D_s is the prediction for the reduced prompt, or D_u if it is close to something stored. The r-term
+    acts, and grows, while the picture is too close. A sample whose D_u is close to a stored picture as
+    well stays trapped. Needs D_c and the reduced prompt, and does nothing without them. At cfg 1 there is
+    no D_u: s0 is 1, and the prediction for no words stands for it.
+
+    `plans` describes the search for the words. Where the host does not know the text
+    (`Texts.separable`), the prompt keeps as many of its first tokens as draw nothing stored.
 
     Attributes
     ----------
@@ -75,17 +109,18 @@ class PromptReduction(Guidance):
 
     def start(self, batch: int) -> Memory:
         first = self.first * self.factor
-        return Memory(torch.full((batch,), -1), torch.full((batch,), float(first)))
+        return Memory((None,) * batch, torch.full((batch,), float(first)))
 
     def step(self, context: StepContext, memory: Memory) -> Step:
         cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.texts
         rows = context.active | context.memorized if context.t > self.until else context.active
-        if not rows.any() or cond is None or prompt is None or not prompt.words:
+        if not rows.any() or cond is None or prompt is None or not prompt.words.any():
             return Step([], context, memory)
         context = replace(context, trapped=torch.zeros_like(context.active))
-        drawn, usable, kept = self._draw(context, prompt, rows, memory.kept)
+        drawn, usable, found = self._draw(context, prompt, rows, memory.plans)
         if uncond is None:
-            uncond = drawn if usable[rows].all() else prompt.reduced(torch.zeros_like(kept))
+            none = torch.zeros(len(rows), int(prompt.words.max()), dtype=torch.bool)
+            uncond = drawn if usable[rows].all() else prompt.reduced(none)
         base = only(usable, drawn, uncond)
         trapped = rows & ~usable
         if trapped.any():
@@ -101,25 +136,44 @@ class PromptReduction(Guidance):
         grown = torch.where(
             context.active, (memory.away * self.growth).clamp(max=most), memory.away
         )
-        return Step(changes, context, Memory(kept, grown))
+        return Step(changes, context, Memory(found, grown))
 
     def _draw(
-        self, context: StepContext, prompt: Texts, rows: Tensor, kept: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """D_s, whether it is nothing stored (B,) bool, and the number of words kept (B,)."""
+        self, context: StepContext, prompt: Texts, rows: Tensor, known: tuple[Plan | None, ...]
+    ) -> tuple[Tensor, Tensor, tuple[Plan | None, ...]]:
+        """D_s, whether it is nothing stored (B,) bool, and the plans."""
 
-        def draw(words: Tensor) -> tuple[Tensor, Tensor]:
-            drawn = prompt.reduced(words.clamp_min(0))
-            return drawn, context.compare(drawn).score <= self.safe_score
+        def draw(kept: Tensor) -> tuple[Tensor, Tensor]:
+            drawn = prompt.reduced(kept)
+            return drawn, context.compare(drawn).score
 
-        kept = _searched(draw, rows & (kept < 0), kept, prompt.words)
-        drawn, usable = draw(kept)
-        again = rows & ~usable & (kept > 0)
-        if again.any():  # words that were safe at first can be too close later: keep one less
-            kept = torch.where(again, kept - 1, kept)
-            fewer, good = draw(kept)
-            drawn, usable = only(again, fewer, drawn), torch.where(again, good, usable)
-        return drawn, usable, kept
+        def now(plans: Sequence[Plan | None]) -> Tensor:
+            kept = torch.ones(len(rows), int(prompt.words.max()), dtype=torch.bool)
+            for i, plan in enumerate(plans):
+                if plan is not None:
+                    kept[i] = plan.now(context.number)
+            return kept
+
+        new = rows & torch.tensor([plan is None for plan in known])
+        if new.any():
+            found = plans(
+                lambda kept: draw(kept)[1], prompt.words, new, self.safe_score, prompt.separable
+            )
+            known = tuple(a if b else c for a, b, c in zip(found, new.tolist(), known, strict=True))
+        drawn, score = draw(now(known))
+        usable = score <= self.safe_score
+        again = rows & ~usable
+        fewer = tuple(
+            plan.fewer(context.number) if plan is not None and too_close else plan
+            for plan, too_close in zip(known, again.tolist(), strict=True)
+        )
+        if fewer != known:  # words that were safe at first can be too close later
+            other, score = draw(now(fewer))
+            drawn, usable = (
+                only(again, other, drawn),
+                torch.where(again, score <= self.safe_score, usable),
+            )
+        return drawn, usable, fewer
 
     def retried(self, number: int) -> PromptReduction:
         """The same with a stricter limit for the words that are kept, a larger r and a later end."""
@@ -132,20 +186,118 @@ class PromptReduction(Guidance):
         )
 
 
-# Number of words kept (B,) -> the prediction for them, and whether it is nothing stored (B,) bool.
-Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+# ------------------------------------------------------------------ the search for the words
+
+Scored = Callable[[Tensor], Tensor]  # parts kept (B, W) bool -> score of the prediction (B,)
 
 
-def _searched(draw: Draw, new: Tensor, kept: Tensor, words: int) -> Tensor:
-    """Search by bisection how many first words of the samples `new` draw nothing stored, at least 0."""
-    if not new.any():
+def plans(
+    scored: Scored, words: Tensor, new: Tensor, safe_score: float, separable: bool
+) -> list[Plan | None]:
+    """The reduced prompts of the samples `new`, (B,) bool.
+
+    Each part is left out once: the lower the score without it, the more it matters. The first reduced
+    prompt lacks parts that matter most, as few as draw nothing stored. The second one keeps these and
+    lacks others. There is no second one if the parts that matter most are a copy by themselves.
+
+    This takes max(words) evaluations if leaving out one part is enough, or else up to four times as many.
+    If the parts are not `separable`, there is only the first prompt, which lacks the last parts, and it
+    takes log2(max(words)) evaluations.
+
+    Parameters
+    ----------
+    words : Tensor (B,) int64
+        The number of parts of each sample's prompt.
+    safe_score : float
+        Largest score that counts as nothing stored.
+    """
+    width, batch = int(words.max()), len(words)
+    whole = torch.arange(width) < words[:, None]
+
+    def keep(removed: Removed) -> Tensor:
+        kept = whole.clone()
+        for row, parts in zip(kept, removed, strict=True):
+            row[list(parts)] = False
         return kept
-    low, high = torch.zeros_like(kept), torch.full_like(kept, words)
-    while bool((high - low > 1)[new].any()):
+
+    def safe(removed: Removed) -> list[bool]:
+        return (scored(keep(removed)) <= safe_score).tolist()
+
+    orders = [list(range(int(count)))[::-1] for count in words]
+    if not separable:
+        kept = keep(_first(safe, orders, [False] * batch, new))
+        return [
+            Plan((row,), tuple(order)) if wanted else None
+            for row, order, wanted in zip(kept, orders, new.tolist(), strict=True)
+        ]
+    single = torch.stack([scored(keep([[part]] * batch)) for part in range(width)], dim=1).tolist()
+    orders = [sorted(order, key=row.__getitem__) for order, row in zip(orders, single, strict=True)]
+
+    def needed(orders: Removed, wanted: Tensor) -> list[list[int]]:
+        alone = [
+            bool(order) and row[order[0]] <= safe_score
+            for order, row in zip(orders, single, strict=True)
+        ]
+        return _thinned(safe, _first(safe, orders, alone, wanted), wanted)
+
+    removed = needed(orders, new)
+    others = [
+        [part for part in order if part not in gone]
+        for order, gone in zip(orders, removed, strict=True)
+    ]
+    two = new & torch.tensor([bool(order) for order in others])
+    if two.any():  # what the first prompt lacks, by itself
+        two &= torch.tensor(safe(others))
+    also = needed(others, two) if two.any() else others
+    return [
+        Plan((first, second) if both else (first,), tuple(order)) if wanted else None
+        for first, second, both, order, wanted in zip(
+            keep(removed), keep(also), two.tolist(), orders, new.tolist(), strict=True
+        )
+    ]
+
+
+Removed = Sequence[Sequence[int]]  # for each sample the parts that are left out
+
+
+def _first(
+    safe: Callable[[Removed], list[bool]], orders: Removed, alone: Sequence[bool], wanted: Tensor
+) -> list[list[int]]:
+    """The first parts of each order, as few as are enough, by bisection. All of them count as enough.
+
+    `alone` says for which samples the first one is known to be enough.
+    """
+    low = torch.zeros(len(orders), dtype=torch.long)
+    high = torch.tensor(
+        [1 if one else len(order) for one, order in zip(alone, orders, strict=True)]
+    )
+    while bool((high - low > 1)[wanted].any()):
         middle = (low + high) // 2
-        usable = draw(middle)[1]
-        low, high = torch.where(usable, middle, low), torch.where(usable, high, middle)
-    return torch.where(new, low, kept)
+        enough = torch.tensor(
+            safe([order[:count] for order, count in zip(orders, middle.tolist(), strict=True)])
+        )
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return [list(order[:count]) for order, count in zip(orders, high.tolist(), strict=True)]
+
+
+def _thinned(
+    safe: Callable[[Removed], list[bool]], removed: list[list[int]], wanted: Tensor
+) -> list[list[int]]:
+    """The same without the parts that need not be left out: all but the last are put back once."""
+    longest = max(
+        (len(parts) for parts, one in zip(removed, wanted.tolist(), strict=True) if one), default=0
+    )
+    kept = [list(parts) for parts in removed]
+    for place in range(longest - 2, -1, -1):
+        tried = [
+            [part for part in now if place >= len(parts) - 1 or part != parts[place]]
+            for now, parts in zip(kept, removed, strict=True)
+        ]
+        kept = [
+            new if enough else now
+            for new, now, enough in zip(tried, kept, safe(tried), strict=True)
+        ]
+    return kept
 
 
 @dataclass(frozen=True)

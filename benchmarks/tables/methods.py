@@ -172,12 +172,14 @@ def contexts(domain: Domain, method: Method, captions: list[str], seeds: list[in
 
 
 def sample(
-    domain: Domain, context: Tensor, seeds: list[int], steps: int, guide: Guide | None
-) -> Tensor:
+    domain: Domain, context: Tensor, captions: list[str], seeds: list[int], steps: int,
+    guide: Guide | None,
+) -> Tensor:  # fmt: skip
     """Latents (B, C, H, W)."""
     return euler(
         domain, context, seeds, domain.shape, steps=steps, cfg_scale=domain.cfg_scale,
         conditional=domain.conditional, guide=guide,
+        prompts=captions if context.shape[1] > 1 else None,  # a class is no text
     )  # fmt: skip
 
 
@@ -190,7 +192,9 @@ def draw(
         part = slice(i, i + BATCH)
         with torch.inference_mode():
             context = contexts(domain, method, captions[part], seeds[part])
-        latents, report, redrawn = _draw_batch(domain, method, context, seeds[part], steps)
+        latents, report, redrawn = _draw_batch(
+            domain, method, context, captions[part], seeds[part], steps
+        )
         pictures.append(domain.decode(latents))
         drawn.redrawn += redrawn
         if report is not None:
@@ -202,20 +206,27 @@ def draw(
     return drawn
 
 
-def _draw_batch(domain: Domain, method: Method, context: Tensor, seeds: list[int], steps: int):
+def _draw_batch(
+    domain: Domain,
+    method: Method,
+    context: Tensor,
+    captions: list[str],
+    seeds: list[int],
+    steps: int,
+):
     """Latents, the (first) report and how many samples were drawn again.
 
     With retries, as the node does it: the last one starts from other noise.
     """
     if method.settings is None:
-        return sample(domain, context, seeds, steps, None), None, 0
+        return sample(domain, context, captions, seeds, steps, None), None, 0
     matcher = domain.matchers[method.eye]
     if not method.retries:
         run = SamplingRun(matcher, method.settings, steps)
-        drawn = run.drawn(sample(domain, context, seeds, steps, run.step))
+        drawn = run.drawn(sample(domain, context, captions, seeds, steps, run.step))
         return drawn.latents, drawn.report, 0
     outcome = closed_loop(
-        lambda chosen, guide: sample(domain, context, chosen, steps, guide),
+        lambda chosen, guide: sample(domain, context, captions, chosen, steps, guide),
         lambda latents, named: verdict(matcher, domain.decode(latents), named),
         matcher, method.settings, seeds, retries=method.retries, steps=steps,
     )  # fmt: skip
@@ -229,5 +240,5 @@ def watch(domain: Domain, captions: list[str], seeds: list[int], steps: int) -> 
     with torch.inference_mode():
         context = domain.encode(captions)
     run = SamplingRun(domain.matchers["pixel"], settings, steps)
-    sample(domain, context, seeds, steps, run.step)
+    sample(domain, context, captions, seeds, steps, run.step)
     return run.report()

@@ -1,7 +1,7 @@
 """The guard on an index of real files with a decoder that is the identity: promises and equations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -179,23 +179,29 @@ def test_who_is_suspicious_is_told_without_a_step(matcher, scene):
 
 
 def words(*drawn):
-    """A prompt of as many words as there are predictions after the first, which is for none."""
+    """A prompt of as many tokens as there are predictions after the first, which is for none."""
     asked = []
 
     def reduced(kept):
-        asked.append(kept.tolist())
-        return torch.stack([drawn[k][i] for i, k in enumerate(kept.tolist())])
+        asked.append(kept.sum(dim=1).tolist())
+        assert all(row == sorted(row, reverse=True) for row in kept.tolist())  # the first ones
+        return torch.stack([drawn[k][i] for i, k in enumerate(asked[-1])])
 
-    return Texts(len(drawn) - 1, reduced), asked
+    return Texts(torch.full((4,), len(drawn) - 1), reduced), asked
+
+
+def kept_words(sampling):
+    return [plan and int(plan.kept[0].sum()) for plan in sampling._memory[0].plans]
 
 
 @dataclass
 class Texts:
     """What a host would give."""
 
-    words: int = 0
+    words: torch.Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.long))
     reduced: Callable | None = None
     neighbor: Callable | None = None
+    separable: bool = False
 
     @property
     def captions(self):
@@ -211,7 +217,7 @@ def test_the_exit_by_hand(matcher, scene):
     reduced, asked = words(none, one, two, d_c, d_c)
     sampling = SamplingRun(matcher, settings)
     out = run(sampling, scene, texts=reduced)
-    assert sampling._memory[0].kept.tolist() == [2, 2, -1, -1]
+    assert kept_words(sampling) == [2, 2, None, None]
     assert [row[:2] for row in asked] == [[2, 2], [3, 3], [2, 2]]  # bisection, then the step itself
     pull = d_c - two
     pull = pull - pull.mean(dim=(2, 3), keepdim=True)
@@ -248,9 +254,9 @@ def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
     generator = torch.Generator().manual_seed(7)
     none, one, two = (smooth(generator, 4) for _ in range(3))
     run(sampling, scene, texts=words(none, one, two, scene["cond"])[0])
-    assert sampling._memory[0].kept[:2].tolist() == [2, 2]
+    assert kept_words(sampling)[:2] == [2, 2]
     out = run(sampling, scene, texts=words(none, one, scene["cond"], scene["cond"])[0])
-    assert sampling._memory[0].kept[:2].tolist() == [1, 1]
+    assert kept_words(sampling)[:2] == [1, 1]
     pull = scene["cond"] - one
     pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
     expected = scene["uncond"] + 3.0 * (one - scene["uncond"]) - pull
@@ -527,10 +533,96 @@ def test_settings_of_a_small_index(tmp_path):
     assert match.score[0] > 0.95 and match.score[1] < 0.2
 
 
-def test_shortening_keeps_the_first_words():
-    prompt, nothing = torch.ones(3, 4, 2), torch.zeros(3, 4, 2)
-    kept = reduction.reduced(prompt, nothing, torch.tensor([0, 1, 4]))
-    assert kept[..., 0].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+def test_other_tokens_are_those_of_no_prompt():
+    prompt, nothing = torch.ones(2, 4, 2), torch.zeros(2, 4, 2)
+    kept = torch.tensor([[False] * 4, [True, False, True, True]])
+    assert reduction.without(prompt, nothing, kept)[..., 0].tolist() == [[0] * 4, [1, 0, 1, 1]]
+
+
+def memorized_by(*keys):
+    """A score of prompts of letters: 1 where all letters of a key are kept, else 0."""
+    asked = []
+
+    def scored(kept):
+        texts = [
+            "".join(c for c, k in zip(LETTERS, row, strict=False) if k) for row in kept.tolist()
+        ]
+        asked.append(texts)
+        return torch.tensor([float(any(set(key) <= set(text) for key in keys)) for text in texts])
+
+    return scored, asked
+
+
+LETTERS = "abcdefgh"
+
+
+def reduced_prompts(plans):
+    return [
+        plan
+        and ["".join(c for c, k in zip(LETTERS, kept, strict=False) if k) for kept in plan.kept]
+        for plan in plans
+    ]
+
+
+def search(scored, count=6, separable=True):
+    new = torch.tensor([True, False])
+    return reduced_prompts(
+        reduction.plans(scored, torch.tensor([count, count]), new, 0.3, separable)
+    )
+
+
+@pytest.mark.parametrize("key", ["af", "bc", "ab", "ef"])
+def test_of_two_words_that_make_a_copy_together_each_is_left_out_in_turn(key):
+    """Wherever they stand in the prompt, every word is in one of the two reduced prompts."""
+    scored, asked = memorized_by(key)
+    first, other = search(scored)
+    assert other is None
+    assert len(first) == 2 and set("".join(first)) == set("abcdef")
+    assert {frozenset("abcdef") - set(text) for text in first} == {frozenset(c) for c in key}
+    assert len(asked) == 7  # one for each word, and the word that the first one lacks
+
+
+def test_a_word_that_makes_a_copy_by_itself_is_left_out_of_both():
+    scored, _ = memorized_by("d")
+    assert search(scored)[0] == ["abcef"]
+
+
+def test_where_single_words_are_not_enough_more_are_left_out():
+    scored, asked = memorized_by("ab", "cd", "ef")
+    first, _ = search(scored)
+    assert all(scored_one(text) == 0 for text in first)
+    assert set("".join(first)) == set("abcdef")
+    assert len(asked) <= 4 * 6
+
+    many, _ = memorized_by("a", "b", "c", "d", "e", "f")
+    assert search(many)[0] == [""]  # not even one word: no prompt
+
+
+def scored_one(text):
+    return any(set(key) <= set(text) for key in ("ab", "cd", "ef"))
+
+
+def test_samples_have_prompts_of_their_own_length():
+    scored, _ = memorized_by("ab")
+    found = reduction.plans(scored, torch.tensor([2, 4]), torch.tensor([True, True]), 0.3, True)
+    assert sorted(map(sorted, reduced_prompts(found))) == [["a", "b"], ["acd", "bcd"]]
+
+
+def test_without_the_text_the_last_words_are_left_out():
+    scored, asked = memorized_by("ad")
+    first, _ = search(scored, separable=False)
+    assert first == ["abc"] and len(asked) <= 3
+
+
+def test_the_reduced_prompts_are_drawn_in_turn_and_shrink_by_themselves():
+    both = (torch.tensor([True, True, False]), torch.tensor([False, True, True]))
+    plan = reduction.Plan(both, (2, 0, 1))
+    assert plan.now(0) is both[0] and plan.now(1) is both[1] and plan.now(2) is both[0]
+    fewer = plan.fewer(1)
+    assert [kept.tolist() for kept in fewer.kept] == [[True, True, False], [False, True, False]]
+    assert fewer.fewer(1).fewer(1).kept[1].tolist() == [False] * 3
+    nothing = reduction.Plan((torch.zeros(3, dtype=torch.bool),), (2, 1, 0))
+    assert nothing.fewer(0) is nothing
 
 
 def test_no_strength_is_off():

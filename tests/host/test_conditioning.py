@@ -69,7 +69,7 @@ def test_remembers_the_latest(amg, clip, monkeypatch):
 
 def test_each_sample_gets_its_caption(amg, clip, args):
     """Also where captions differ in length, and a sample without a caption gets D_u."""
-    predictions = amg.conditioning.OtherTexts(clip, {}, args)
+    predictions = amg.conditioning.OtherTexts(clip, None, {}, args)
     captions = ["a green cat", LONG, ""]
     with torch.inference_mode():
         predicted = predictions.neighbor(captions)
@@ -86,22 +86,28 @@ def test_prompt_region_and_times_do_not_apply(amg, clip, args):
         "strength": 0.3, "area": (4, 4, 0, 0), "timestep_start": 0.5, "timestep_end": 0.4,
     }  # fmt: skip
     given["cond"] = [marked]
-    predictions = amg.conditioning.OtherTexts(clip, {}, args)
+    predictions = amg.conditioning.OtherTexts(clip, None, {}, args)
     with torch.inference_mode():
         plain = predictions.neighbor(["a", "b", "c"])
-        other = amg.conditioning.OtherTexts(clip, {}, given)
+        other = amg.conditioning.OtherTexts(clip, None, {}, given)
         assert torch.equal(other.neighbor(["a", "b", "c"]), plain)
+
+
+def first(counts, tokens):
+    """The mask of the first tokens."""
+    return torch.arange(tokens) < torch.tensor(counts)[:, None]
 
 
 def test_a_shorter_prompt(amg, args):
     """No word kept is no prompt, all kept the prompt itself; samples keep different numbers."""
-    predictions = amg.conditioning.OtherTexts(None, {}, args)
-    words = predictions.words
-    assert words == args["cond"][0]["cross_attn"].shape[1]
+    predictions = amg.conditioning.OtherTexts(None, None, {}, args)
+    assert not predictions.separable
+    tokens = args["cond"][0]["cross_attn"].shape[1]
+    assert predictions.words.tolist() == [tokens] * 3
     with torch.inference_mode():
-        none = predictions.reduced(torch.zeros(3, dtype=torch.long))
-        mixed = predictions.reduced(torch.tensor([0, 3, words]))
-        some = predictions.reduced(torch.tensor([3, 3, 3]))
+        none = predictions.reduced(first([0, 0, 0], tokens))
+        mixed = predictions.reduced(first([0, 3, tokens], tokens))
+        some = predictions.reduced(first([3, 3, 3], tokens))
     assert torch.allclose(none, args["uncond_denoised"], atol=1e-5)
     assert torch.allclose(mixed[0], args["uncond_denoised"][0], atol=1e-5)
     assert torch.allclose(mixed[2], args["cond_denoised"][2], atol=1e-5)
@@ -111,9 +117,10 @@ def test_a_shorter_prompt(amg, args):
 
 
 def test_with_a_clip_nothing_is_said_by_the_empty_text(amg, clip, args):
-    predictions = amg.conditioning.OtherTexts(clip, {}, args)
+    predictions = amg.conditioning.OtherTexts(clip, None, {}, args)
+    tokens = int(predictions.words[0])
     with torch.inference_mode():
-        none = predictions.reduced(torch.zeros(3, dtype=torch.long))
+        none = predictions.reduced(first([0, 0, 0], tokens))
     assert torch.allclose(none[1], expected(args, clip, "", 1), atol=1e-5)
 
 
@@ -123,11 +130,112 @@ def test_what_is_said_of_the_whole_prompt_is_mixed_by_the_share(amg, args):
         (args["cond"], 2.0), (args["uncond"], 0.0))]  # fmt: skip
     words = args["cond"][0]["cross_attn"].shape[1]
     given = args | {"cond": whole[:1], "uncond": whole[1:]}
-    predictions = amg.conditioning.OtherTexts(None, {}, given)
+    predictions = amg.conditioning.OtherTexts(None, None, {}, given)
     predictions._evaluate = caught.append
-    predictions.reduced(torch.tensor([0, words, words // 2]))
-    pooled = caught[0]["pooled_output"]
+    predictions.reduced(first([0, words, words // 2], words))
+    pooled = caught[0][0]["pooled_output"]
     assert torch.allclose(pooled[:, 0], torch.tensor([0.0, 2.0, 2.0 * (words // 2) / words]))
+
+
+# ------------------------------------------------------------------ single words
+
+
+def entry_of(clip, text, **more):
+    """A prompt's entry as the guider has it."""
+    import comfy.sampler_helpers
+
+    with torch.inference_mode():
+        (entry,) = comfy.sampler_helpers.convert_cond(
+            clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        )
+    return entry | more
+
+
+def with_texts(amg, clip, args, *entries, candidates=()):
+    given = args | {"cond": list(entries)}
+    wording = amg.conditioning.wording_of(clip, lambda: list(candidates))
+    return amg.conditioning.OtherTexts(clip, wording, {}, given)
+
+
+@pytest.mark.parametrize("text", ["frog (face:1.2) on red", LONG])
+def test_single_words_are_left_out_of_the_text(amg, clip, args, text):
+    """The text is found among others, and what is left of it encoded anew, each sample for itself."""
+    predictions = with_texts(
+        amg, clip, args, entry_of(clip, text), candidates=["frog face on red", text, "other"]
+    )
+    assert predictions.separable
+    parts = amg.module("amg_core.prompt").split(text)
+    count = len(parts.parts)
+    assert predictions.words.tolist() == [count] * 3
+    kept = torch.ones(3, count, dtype=torch.bool)
+    kept[1, 0], kept[2] = False, False
+    with torch.inference_mode():
+        drawn = predictions.reduced(kept)
+    for row, left in enumerate([text, parts.keep([False, *[True] * (count - 1)]), ""]):
+        assert torch.allclose(drawn[row], expected(args, clip, left, row), atol=1e-5)
+
+
+def test_a_text_that_is_not_the_prompts_is_not_used(amg, clip, args):
+    """It differs in a word, in a weight, or another CLIP has encoded it."""
+    entry = entry_of(clip, "frog face on red")
+    for candidates in ([], ["frog face on blue", "(frog:1.1) face on red", "frog face"]):
+        assert not with_texts(amg, clip, args, entry, candidates=candidates).separable
+    skipping = clip.clone()
+    skipping.clip_layer(-2)
+    assert not with_texts(amg, skipping, args, entry, candidates=["frog face on red"]).separable
+
+
+def test_all_entries_of_a_prompt_are_reduced_in_their_places(amg, clip, args):
+    """Words are counted through; areas and strengths stay as they are."""
+    import comfy.samplers
+
+    one = entry_of(clip, "red frog", area=(4, 8, 0, 0), strength=0.7)
+    two = entry_of(clip, "blue owl sky")
+    texts = ["blue owl sky", "red frog"]
+    predictions = with_texts(amg, clip, args, one, two, candidates=texts)
+    assert predictions.words.tolist() == [5] * 3
+    kept = torch.tensor([[False, True, True, False, True]] * 3)
+    with torch.inference_mode():
+        drawn = predictions.reduced(kept)
+        x, model = args["input"], args["model"]
+        conds = comfy.samplers.encode_model_conds(
+            model.extra_conds,
+            [entry_of(clip, "frog", area=(4, 8, 0, 0), strength=0.7), entry_of(clip, "blue sky")],
+            x, x.device, "positive",
+        )  # fmt: skip
+        wanted = comfy.samplers.calc_cond_batch(
+            model, [None, conds], x, args["sigma"], args["model_options"]
+        )[1]
+    assert torch.allclose(drawn, wanted, atol=1e-5)
+    assert not with_texts(amg, clip, args, one, two, candidates=texts[:1]).separable
+
+
+def test_without_texts_all_entries_keep_their_first_tokens(amg, clip, args):
+    one, two = entry_of(clip, "red frog"), entry_of(clip, "blue owl")
+    predictions = with_texts(amg, clip, args, one, two)
+    tokens = int(predictions.words[0])
+    whole = with_texts(amg, clip, args, one, two, candidates=["red frog", "blue owl"])
+    with torch.inference_mode():
+        everything = predictions.reduced(torch.ones(3, tokens, dtype=torch.bool))
+        assert torch.allclose(everything, whole.reduced(torch.ones(3, 4).bool()), atol=1e-5)
+        none = predictions.reduced(torch.zeros(3, tokens, dtype=torch.bool))
+        assert torch.allclose(none, whole.reduced(torch.zeros(3, 4).bool()), atol=1e-5)
+
+
+def test_texts_are_read_from_the_graph(amg):
+    """Of nodes with a CLIP, and of those that give them their text, however far."""
+    graph = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "model.safetensors"}},
+        "2": {"class_type": "StringConcatenate", "inputs": {"string_a": "a fox", "string_b": ["3", 0]}},
+        "3": {"class_type": "PrimitiveString", "inputs": {"value": "in snow"}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": ["2", 0], "clip": ["1", 1]}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "an owl", "clip": ["1", 1]}},
+        "6": {"class_type": "SaveImage", "inputs": {"filename_prefix": "out", "images": ["9", 0]}},
+        "7": {"class_type": "Loop", "inputs": {"clip": ["1", 1], "text": ["7", 0], "other": " "}},
+    }  # fmt: skip
+    wording = amg.module("nodes.wording")
+    assert wording.written(graph) == ["an owl", "a fox", "in snow"]
+    assert wording.written({}) == [] and wording.running() == {}
 
 
 @pytest.mark.parametrize("length", [1, 77, 154, 200])
@@ -145,8 +253,9 @@ def test_control_and_guidance_are_kept(amg, args):
     assert template["hooks"] is hooks
     assert template["guidance"] == 3.5
     assert "mask" not in template
-    assert template["uuid"] != conds[0]["uuid"]
-    assert template["model_conds"] is not conds[0]["model_conds"]
+    fresh = amg.conditioning._fresh(template)
+    assert fresh["uuid"] != conds[0]["uuid"]
+    assert fresh["model_conds"] is not conds[0]["model_conds"]
 
 
 def test_the_part_that_acts_now_is_the_template(amg):
@@ -169,6 +278,6 @@ def test_wrong_clip(amg, clip, args, monkeypatch):
     )
     wide.cond_stage_model.reset_clip_options = lambda: None
     wide.cond_stage_model.encode_token_weights = lambda _: (torch.zeros(1, 77, 99), None)
-    predictions = amg.conditioning.OtherTexts(wide, {}, args)
+    predictions = amg.conditioning.OtherTexts(wide, None, {}, args)
     with pytest.raises(amg.AMGError, match="clip: this text encoder gives 99"):
         predictions.neighbor(["a", "b", "c"])
