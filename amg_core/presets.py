@@ -30,7 +30,7 @@ from .guidance import (
 from .run import Settings
 from .schedule import Schedule
 
-AUTHORS = Schedule("exponential", 0.3, 0.4)
+AUTHORS = Schedule("exponential", 0.3, 0.4)  # λ_t of their code, as a cosine of SSCD
 FORMS = ("projection", "gradient", "repulsion")  # of the dissimilarity term
 
 
@@ -38,9 +38,10 @@ FORMS = ("projection", "gradient", "repulsion")  # of the dissimilarity term
 class Preset:
     """The parts of a preset.
 
-    c1, c2 and c3 are the constants of the paper's terms, or of the terms in their place. `form` is that of
-    the dissimilarity term. `reduction` is None if the prompt is not reduced. `reference` selects the
-    constants of the authors' code.
+    c1, c2 and c3 are the constants of the paper's terms, or of the terms in their place. c3 is a factor on
+    the constant of the form. `form` is that of the dissimilarity term. `reduction` is None if the prompt is
+    not reduced. `as_published` is that of `run.Settings`. `reference` selects the constants of the authors'
+    code.
     """
 
     c1: float
@@ -49,9 +50,14 @@ class Preset:
     form: str
     release: float
     reduction: PromptReduction | None = None
+    as_published: bool = False
     reference: bool = False
 
 
+# `paper`: the paper does not name c1 and c2. c1 + c2 = 6.5 = s0 − 1 at its guidance scale s0 = 7.5, so an
+# exact copy (σ_t = 1) spends the budget of Eq. 15 exactly. c1 is half of s0 − 1 at cfg 4, so deduplication
+# has at least half of the budget there, and some of it above cfg 2.5. The authors' c1 = 13 spends all of it
+# on despecification, at cfg 7.5 where σ_t is above .5, at cfg 4 where it is above .23.
 _PRESETS = {
     "main": Preset(
         1.0, 1.5, 1.0, "repulsion", 0.3, PromptReduction(first=1.0, most=3.0, safe_score=0.3)
@@ -59,8 +65,8 @@ _PRESETS = {
     "strong": Preset(
         1.0, 2.0, 1.5, "repulsion", 0.1, PromptReduction(first=1.5, until=0.0, safe_score=0.1)
     ),
-    "paper": Preset(13.0, 5.0, 1.0, "projection", 1.0),
-    "reference": Preset(13.0, 1 / 0.3, 1.0, "gradient", 1.0, reference=True),
+    "paper": Preset(1.5, 5.0, 1.0, "gradient", 1.0, as_published=True),
+    "reference": Preset(13.0, 1 / 0.3, 1.0, "gradient", 1.0, as_published=True, reference=True),
     "gentle": Preset(
         1.0, 1.0, 0.5, "repulsion", 0.4,
         PromptReduction(first=0.75, most=3.0, until=0.15, safe_score=0.3),
@@ -90,10 +96,11 @@ def settings(
     Parameters
     ----------
     preset : one of PRESETS
-        main (recommended) and strong steer away early, gentle later and less. paper is Eqs. 10 to 17
-        with the projection for Eq. 17. reference has the constants of the authors' code.
+        main (recommended) and strong steer away early, gentle later and less. paper is Eqs. 8 to 17.
+        reference has the differences of the authors' code.
     metric : {"cosine", "nl2"}
-        The metric of the descriptor. With the cosine, reference has thresholds in SSCD units.
+        The metric of the descriptor. With the cosine, reference has thresholds in SSCD units, unless
+        `schedule` is given.
     despecification, deduplication, dissimilarity, exit : float
         Strengths, 0 = off, 1 = the preset, see `Guidance.strength`. The strength of prompt reduction
         is the product of despecification and exit. At exit 0 the paper's two terms take its place.
@@ -132,10 +139,10 @@ def settings(
     projection = {"margin": margin, "iterations": iterations}
     picture = _away_from_picture(base, dissimilarity, projection)
     if own_units is None:
-        own_units = base.reference and metric == "cosine"
+        own_units = base.reference and metric == "cosine" and schedule is None
     return Settings(
         limits.GATE.get(preset, AUTHORS) if schedule is None else schedule, (*words, picture),
-        base.release, start_percent, end_percent, own_units, preset,
+        base.release, start_percent, end_percent, own_units, preset, base.as_published,
     )  # fmt: skip
 
 
@@ -165,4 +172,4 @@ def _away_from_picture(base: Preset, strength: float, projection: dict[str, Any]
         return Projection(strength, base.c3, **given)
     if base.reference:
         return ReferenceDissimilarity(strength, base.c3)
-    return Dissimilarity(strength, base.c3)
+    return Dissimilarity(strength, base.c3 * Dissimilarity.c3)

@@ -27,6 +27,9 @@ class Settings:
     ----------
     schedule : Schedule
         λ_t on the scale of `metrics.score`, or in the descriptor's own units if `own_units`.
+    as_published : bool
+        Compare as the paper does: D at every t, by Eq. 8 or Eq. 9 as they stand
+        (`Matcher.match_as_published`).
     guidance : tuple of Guidance
         The ways to steer, in the order in which they act. Those of strength 0 are off.
     release : float
@@ -42,6 +45,7 @@ class Settings:
     end_percent: float = 1.0
     own_units: bool = False
     preset: str = "custom"
+    as_published: bool = False
 
     @property
     def off(self) -> bool:
@@ -90,7 +94,8 @@ class SamplingRun:
     """Compares and steers the predictions of one sampling run. Each run needs a new object.
 
     It compares D_c until t = 0.25, and D after that, because guidance overshoots early, and an overshot
-    copy does not look like a copy. Samples that are too close are steered in the ways of
+    copy does not look like a copy. With `Settings.as_published` it compares D at every t, the prediction
+    of the guided ε̂ (Eq. 12). Samples that are too close are steered in the ways of
     `Settings.guidance`, one after the other.
     """
 
@@ -152,9 +157,10 @@ class SamplingRun:
         memorized = self._begin(len(denoised))
 
         def compare(prediction: Tensor) -> Match:
-            return self.matcher.match(composite(prediction), float(sigma[0]))
+            return self._match(composite(prediction), sigma)
 
-        watched = denoised if cond is None or t < OVERSHOOT_UNTIL else cond
+        late = t < OVERSHOOT_UNTIL or self.settings.as_published
+        watched = denoised if cond is None or late else cond
         match = compare(watched)
         active, threshold = self._gate(match, t)
         active |= memorized & (match.score > self.settings.release)
@@ -164,7 +170,7 @@ class SamplingRun:
             matcher=self.matcher, denoised=denoised, cond_denoised=cond, uncond_denoised=uncond,
             cfg_scale=cfg_scale, sigma=sigma, t=t, number=len(self.records), watched=watched, match=match,
             threshold=threshold, active=active, memorized=memorized, trapped=active,
-            spent=torch.zeros(len(denoised)), own_units=self.settings.own_units,
+            spent=torch.zeros(len(denoised)), as_published=self.settings.as_published,
             texts=texts, compare=compare,
         )  # fmt: skip
         out, moved = self._steer(context)
@@ -194,9 +200,7 @@ class SamplingRun:
         if self.settings.off or not self._watches(t):
             return none
         memorized = none if self._memorized is None else self._memorized
-        return (
-            memorized | self._gate(self.matcher.match(composite(denoised), float(sigma[0])), t)[0]
-        )
+        return memorized | self._gate(self._match(composite(denoised), sigma), t)[0]
 
     def acted_on(self, i: int) -> set[int]:
         """Rows of the index that sample i was too close to at any step."""
@@ -205,6 +209,11 @@ class SamplingRun:
     def drawn(self, latents: Tensor) -> Drawn:
         """The finished run, which drew `latents` (B, C, H, W), as `retry.until_no_copy` needs it."""
         return Drawn(latents, self.report(), [self.acted_on(i) for i in range(len(latents))])
+
+    def _match(self, prediction: Tensor, sigma: Tensor) -> Match:
+        if self.settings.as_published:
+            return self.matcher.match_as_published(prediction)
+        return self.matcher.match(prediction, float(sigma[0]))
 
     def _watches(self, t: float) -> bool:
         return self.settings.start_percent <= 1 - t <= self.settings.end_percent

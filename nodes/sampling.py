@@ -49,7 +49,8 @@ def strength_inputs() -> list[io.Input]:
             "deduplication",
             "Steers away from what the caption of the nearest picture would draw. Needs clip, "
             "captions in the index and cfg above 1. Costs one more model call on every other "
-            "guarded step. 0 = off, 1 = the preset, up to 2 is safe.",
+            "guarded step, with paper and reference on each. 0 = off, 1 = the preset, up to 2 is "
+            "safe.",
         ),
         _strength(
             "dissimilarity",
@@ -376,8 +377,8 @@ class ApplyNode(io.ComfyNode):
                     default=AS_PRESET,
                     tooltip="How dissimilarity changes the picture. repulsion: steers away from "
                     "the stored picture where a shorter prompt does not help. projection: "
-                    "changes just enough, at any resolution. gradient: the fixed step of the "
-                    "paper, needs tuning.",
+                    "changes just enough, at any resolution. gradient: one step along the gradient "
+                    "of the similarity, as in the paper, of limited length.",
                 ),
                 io.Float.Input(
                     "exit",

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from ..similarity import metrics
+
 if TYPE_CHECKING:
     from ..hosts import Texts
     from ..similarity.matcher import Match, Matcher
@@ -47,8 +49,8 @@ class StepContext:
         those of the prediction that is still too close.
     spent : Tensor (B,)
         s1, the part of the guidance scale that despecification has removed.
-    own_units : bool
-        Whether strengths use the similarity in the descriptor's own unit instead of the score.
+    as_published : bool
+        Whether predictions are compared by Eq. 8 or Eq. 9 as they stand, see `run.Settings`.
     texts : Texts or None
         Predictions for other words, if the host has them.
     compare : callable
@@ -70,7 +72,7 @@ class StepContext:
     memorized: Tensor
     trapped: Tensor
     spent: Tensor
-    own_units: bool
+    as_published: bool
     texts: Texts | None
     compare: Callable[[Tensor], Match]
 
@@ -79,9 +81,18 @@ class StepContext:
         """Whether the neighbour's caption can be drawn."""
         return self.texts is not None and self.texts.captions
 
-    def score(self, match: Match) -> Tensor:
-        """σ_t of the equations for strengths, (B,): the score, or the similarity if `own_units`."""
-        return match.similarity if self.own_units else match.score
+    @property
+    def similarity(self) -> Tensor:
+        """σ_t of Eqs. 13 and 15, (B,): `metrics.in_common` if `as_published`, or else the score."""
+        if self.as_published:
+            return metrics.in_common(self.matcher.metric, self.match.similarity)
+        return self.match.score
+
+    def gradient(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+        """∇_D of the similarity (1, C, H, W), and the similarity (1,), at the prediction `latent`."""
+        if self.as_published:
+            return self.matcher.gradient_as_published(latent, match)
+        return self.matcher.gradient(latent, match)
 
 
 class Change(NamedTuple):

@@ -59,7 +59,6 @@ class Match:
 
 
 FEW_OF_PARTS = 4  # for each part of a picture, the k nearest rows are divided by this
-NOTHING = -2.0  # −nL2 of pictures that have nothing in common
 COLUMNS = (
     "similarity",
     "score",
@@ -165,6 +164,20 @@ class Matcher:
         return self._join([self._match(one, one.flip(-1), scale) for one in seen], scale)
 
     @torch.no_grad()
+    def match_as_published(self, latents: Tensor) -> Match:
+        """Match the predictions (B, C, H, W) by Eq. 8 or Eq. 9 of AMG as they stand.
+
+        n0 is the nearest row at the finest scale, whatever the noise. Unlike `match` it compares no mirror
+        image, fits no contrast and brightness, and moves no level for a single query. The spread of nL2 is
+        the mean distance of the k = 50 nearest rows, or of all rows of a smaller index, so an index of one
+        picture finds nothing. Levels of the score with nL2: 0 at nL2 = 2, which is the most, and COPY at
+        1.4, below which the paper calls a picture memorised.
+        """
+        scale = self.scale_at(0.0, min(latents.shape[-2:]))
+        found = (self._match_as_published(latent[None], scale) for latent in latents)
+        return self._join(list(found), scale)
+
+    @torch.no_grad()
     def match_pictures(self, pictures: Tensor, scale: int | None = None) -> Match:
         """Match finished pictures (B, 3, H, W) in [0, 1] at `scale`, or else at the finest that fits.
 
@@ -235,6 +248,19 @@ class Matcher:
         (gradient,) = torch.autograd.grad(picture, latent, push)
         return gradient, value.detach()
 
+    def gradient_as_published(self, latent: Tensor, match: Match) -> tuple[Tensor, Tensor]:
+        """∇_D of Eq. 8 or Eq. 9 (1, C, H, W), and the similarity itself (1,), for `match_as_published`.
+
+        By autograd through decoder and descriptor, with no part removed. The denominator of Eq. 8 is held
+        constant, as in the authors' code. Call this outside inference mode with gradients enabled.
+        """
+        latent = latent.detach().clone().requires_grad_()
+        query = self._embed_prediction(latent, match.scale)
+        neighbor = self.searcher.rows(match.ids, match.scale).to(query)
+        value = self._published(query, neighbor, match.spread.to(query))
+        (gradient,) = torch.autograd.grad(value.sum(), latent)
+        return gradient, value.detach()
+
     @torch.no_grad()
     def _latent_gradient(
         self, space: LatentSpace, latent: Tensor, match: Match
@@ -252,7 +278,7 @@ class Matcher:
         return space.adjoint(push, latent.shape[-2:]).to(latent), value
 
     def caption(self, i: int) -> str:
-        """The most frequent caption of picture `i` (y_N of AMG Eq. 15), "" if it has none.
+        """The most frequent caption of picture `i` (y_N of AMG Eq. 16), "" if it has none.
 
         Its own caption, those of files with the same bytes, and those of other rows with the same picture
         count. Of equally frequent ones its own wins, then the first. The authors' code uses the most
@@ -340,6 +366,30 @@ class Matcher:
         close = metrics.score(self.metric, similarity, *levels)
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
 
+    def _match_as_published(self, latent: Tensor, scale: int) -> Match:
+        query = self._embed_prediction(latent, scale)
+        values, ids = self.searcher.nearest(query, scale, metrics.NEIGHBORS)
+        index, spread = ids[:, 0], values.mean(dim=1).clamp_min(1e-6)
+        value = self._published(query, self.searcher.rows(index, scale).to(query), spread.to(query))
+        if self.metric == "cosine":
+            levels = self.levels(scale)
+        else:
+            levels = metrics.NOTHING, metrics.PUBLISHED_COPY
+        typical, limit = (torch.full_like(value, level) for level in levels)
+        close = metrics.score(self.metric, value, typical, limit)
+        mirrored = torch.zeros(1, dtype=torch.bool)
+        return Match(value, close, index, mirrored, spread, typical, limit, scale)
+
+    def _embed_prediction(self, latent: Tensor, scale: int) -> Tensor:
+        """The row (1, D) of a prediction (1, C, H, W). Differentiable."""
+        return self._embed(latent if self.latent else self.decode(latent, scale), scale)
+
+    def _published(self, query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
+        """σ_t (1,) of Eq. 9 or, with the denominator α·`spread`, of Eq. 8."""
+        if self.metric == "cosine":
+            return (query * neighbor).sum(dim=1)
+        return -metrics.nl2(query, neighbor, spread)
+
     def _levels(self, query: Tensor, scale: int, comparisons: int) -> tuple[Tensor, Tensor]:
         """The similarities for scores 0 and COPY, (1,) each, for a query (1, D), see `limits`."""
         levels = torch.tensor(self.levels(scale, comparisons), device=query.device)
@@ -377,7 +427,7 @@ class Matcher:
         spread = metrics.structure(rows, self._channels).clamp_min(1e-6)
         near = metrics.matched(query[0], rows, self._channels, self._offset)
         flat = metrics.is_flat(rows, self._channels)
-        return torch.where(flat, NOTHING, -metrics.nl2(near, rows, spread)), spread
+        return torch.where(flat, metrics.NOTHING, -metrics.nl2(near, rows, spread)), spread
 
     def _background_rows(self, scale: int) -> Tensor | None:
         key = scale, self.searcher.device

@@ -15,6 +15,8 @@ GAIN, OFFSET = (0.5, 2.0), 0.25  # how far contrast and brightness may be matche
 LATENT_OFFSET = 1.0  # the same for latents, in units of their deviation (about 1 in every family)
 COPY = 0.4  # likeness above which a picture is called a copy
 PERFECT = {"cosine": 1.0, "nl2": 0.0}  # similarity of a picture with itself
+NOTHING = -2.0  # −nL2 of pictures that have nothing in common; the least that Eq. 8 can give
+PUBLISHED_COPY = -1.4  # −nL2 of Eq. 8 above which the AMG paper (§6.1) calls a picture memorised
 
 
 def nl2(query: Tensor, neighbor: Tensor, spread: Tensor) -> Tensor:
@@ -123,8 +125,8 @@ def score(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
 
     0 is `typical`, which pictures that are not in the index usually reach. COPY is `limit`, which few of
     them reach: `limits` says how many. 1 is the same picture. In between it is linear. `typical` and
-    `limit` (B,) are in the unit of `value`. Thresholds and the strengths of Eqs. 14 and 16 use this
-    scale, because the zero of a cosine has no meaning, and σ_t = −nL2 is never positive.
+    `limit` (B,) are in the unit of `value`. Thresholds use this scale, because the zero of a cosine
+    has no meaning.
     """
     below = COPY * (value - typical) / (limit - typical)
     above = COPY + (1 - COPY) * (value - limit) / (PERFECT[metric] - limit)
@@ -136,3 +138,13 @@ def similarity_at(metric: str, level: float, typical: Tensor, limit: Tensor) -> 
     if level < COPY:
         return typical + level / COPY * (limit - typical)
     return limit + (level - COPY) / (1 - COPY) * (PERFECT[metric] - limit)
+
+
+def in_common(metric: str, similarity: Tensor) -> Tensor:
+    """σ_t as the strengths of Eqs. 13 and 15 need it, (B,): 0 = nothing in common, 1 = the same picture.
+
+    It is the cosine of Eq. 9 itself. −nL2 of Eq. 8 is never positive, so both strengths would be 0. The
+    authors compare by nL2 only where there is no prompt, and steer by Eq. 17 alone there. To use the
+    other terms with a prompt, 1 − nL2/2 takes the place of σ_t: nL2 is from 0 to 2.
+    """
+    return similarity if metric == "cosine" else 1 + similarity / -NOTHING

@@ -25,8 +25,7 @@ GUARDS = {
 WORDS = f"""
   {PLAIN:17} the model alone
   watch             the guard looks at every step and never acts
-  terms             acts at every step: preset paper without the neighbour's caption, and all the
-                    iterations of the projection
+  terms             acts at every step: preset paper without the neighbour's caption
   terms+neighbour   the same with the neighbour's caption: one more branch of the model
   exit              acts at every step: preset main, which draws a shorter prompt: one more branch, and
                     several in the first step, in which the words to keep are looked for

@@ -62,6 +62,9 @@ def guard(name: str, preset: str, tables: tuple[int, ...], **options) -> Method:
     return Method(name, presets.settings(preset, "nl2", **options), tables=tables, **keep)
 
 
+PROJECTION = {"form": "projection", "despecification": 0, "deduplication": 0}
+
+
 def text_methods() -> list[Method]:
     """Tables 1, 4 and 5, on the text-conditional model. The ablations are of one drawing each."""
     main = presets.settings("main", "nl2").schedule
@@ -80,7 +83,7 @@ def text_methods() -> list[Method]:
         guard("AMG main, one drawing", "main", (1, 4, 5)),
         guard("paper", "paper", (1, 4, 5)),
         guard("reference", "reference", (1,)),
-        guard("projection alone", "paper", (1,), despecification=0, deduplication=0, others=False),
+        guard("projection alone", "main", (1,), others=False, **PROJECTION),
         guard("main, no words", "main", (4,), despecification=0, others=False),
         guard("main, paper's Gspe for words", "main", (4,), exit=0.0, others=False),
         guard("main without Gdup", "main", (4,), deduplication=0, others=False),
@@ -116,7 +119,7 @@ def unconditional_methods() -> list[Method]:
         guard("AMG strong", "strong", (2,), retries=RETRIES),
         guard("AMG gentle", "gentle", (2,), retries=RETRIES),
         guard("AMG main, one drawing", "main", (2,)),
-        guard("projection alone", "paper", (2,), despecification=0, deduplication=0),
+        guard("projection alone", "main", (2,), **PROJECTION),
         guard("reference", "reference", (2,)),
     ]
 

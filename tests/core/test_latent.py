@@ -231,6 +231,26 @@ def test_gradient_of_the_probe_is_the_pixel_paths(domain, mirrored, size):
     assert gradient.mean(dim=(2, 3)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("size", [(16, 16), (20, 14)])
+def test_as_published_latents_are_compared_by_eq_8(domain, size):
+    """Without a decoder, by brute force, and the gradient with a constant denominator by autograd."""
+    *_, matcher = domain
+    latent = torch.randn(1, 4, *size)
+    match = matcher.match_as_published(latent)
+    z = latent.clone().requires_grad_()
+    rows = matcher.searcher.rows(torch.arange(matcher.index.count), match.scale)
+    distances = (low_pass(z, match.scale).flatten(1) - rows).norm(dim=1)
+    nearest = distances.sort().values[:50]
+    value = -nearest[0] / (0.5 * nearest.detach().mean())
+    assert match.ids.item() == int(distances.argmin())
+    assert match.scale == matcher.scale_at(0.0, min(size)) and not match.mirrored.any()
+    (expected,) = torch.autograd.grad(value, z)
+    gradient, similarity = matcher.gradient_as_published(latent, match)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(similarity, value.detach()[None], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(similarity, match.similarity)
+
+
 def test_a_picture_descriptor_needs_a_decoder(domain):
     *_, matcher = domain
     with pytest.raises(AMGError, match="pixel compares pictures"):

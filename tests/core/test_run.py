@@ -97,7 +97,9 @@ def test_dormant_returns_the_very_tensor(matcher, scene, name):
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_strength_zero_only_watches(matcher, scene, name):
-    sampling = SamplingRun(matcher, make(name, despecification=0, deduplication=0, dissimilarity=0))
+    off = dict.fromkeys(("despecification", "deduplication", "dissimilarity"), 0.0)
+    low = Schedule("constant", 0.1, 0.1)  # paper and reference compare D, which overshoots
+    sampling = SamplingRun(matcher, make(name, schedule=low, **off))
     assert run(sampling, scene) is scene["denoised"]
     assert sampling.records[0].active[:2] == [True, True]
 
@@ -346,8 +348,8 @@ def test_the_papers_terms_by_hand(matcher, scene):
 
     sampling = SamplingRun(matcher, settings)
     out = run(sampling, scene, texts=Texts(neighbor=neighbor))
-    close = torch.tensor(sampling.records[0].score)[:2]
-    s1 = (13.0 * close).clamp(0, 2)
+    close = 1 + torch.tensor(sampling.records[0].similarity)[:2] / 2  # 1 − nL2/2
+    s1 = (1.5 * close).clamp(0, 2)
     s2 = torch.minimum(5.0 * close, 2 - s1)
     d, d_c, d_u = (scene[k][:2] for k in ("denoised", "cond", "uncond"))
     w = [s[:, None, None, None] for s in (s1, s2)]
@@ -369,10 +371,11 @@ def test_the_projection_by_itself(matcher, scene):
     near = (
         0.9 * scene["cond"] + 0.1 * scene["uncond"]
     )  # a copy to the letter has no direction to go
-    sampling = SamplingRun(matcher, make("paper"))
+    sampling = SamplingRun(matcher, make(form="projection"))
     out = run(
         sampling, {"denoised": near, "cond": near, "uncond": None}, cfg_scale=1.0, t=0.5, sigma=0.1
     )
+    assert set(sampling.records[0].moved) == {"dissimilarity"}
     before, after = (matcher.match(x, 0.1).similarity for x in (near, out))
     assert (after[:2] < before[:2] - 0.05).all() and torch.equal(out[2:], near[2:])
 
@@ -666,26 +669,29 @@ def test_a_neighbours_prediction_serves_two_steps_for_each_sample_by_itself(matc
         asked.append(texts)
         return scene["uncond"] + 0.01 * len(asked)
 
-    sampling = SamplingRun(matcher, make("paper", dissimilarity=0))
-    late = scene | {"cond": torch.cat([scene["cond"][:1], scene["uncond"][1:]])}
-    late["denoised"] = late["uncond"] + 3.0 * (late["cond"] - late["uncond"])
-    run(sampling, late, texts=Texts(neighbor=neighbor))
+    trapped, new = in_a_trap(scene), smooth(torch.Generator().manual_seed(9), 4)
+    late = {name: torch.cat([part[:1], new[1:]]) for name, part in trapped.items()}
+    prompt, _ = words(*[scene["cond"]] * 3)
+    texts = replace(prompt, neighbor=neighbor)
+    sampling = SamplingRun(matcher, make(dissimilarity=0))
+    run(sampling, late, texts=texts)
     for _ in range(3):
-        run(sampling, scene, texts=Texts(neighbor=neighbor))
+        run(sampling, trapped, texts=texts)
     first, second = "caption 3", "caption 10"
     assert asked == [
         [first, "", "", ""], ["", second, "", ""], [first, "", "", ""], ["", second, "", ""],
     ]  # fmt: skip
 
 
-def test_the_authors_ask_at_every_step(matcher, scene):
+@pytest.mark.parametrize("name", ["paper", "reference"])
+def test_as_published_it_asks_at_every_step(matcher, scene, name):
     asked = []
 
     def neighbor(texts):
         asked.append(texts)
         return scene["uncond"]
 
-    sampling = SamplingRun(matcher, make("reference"))
+    sampling = SamplingRun(matcher, make(name, despecification=0))
     for _ in range(3):
-        run(sampling, scene, texts=Texts(neighbor=neighbor))
+        run(sampling, scene | {"denoised": scene["cond"]}, texts=Texts(neighbor=neighbor))
     assert len(asked) == 3
