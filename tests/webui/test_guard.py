@@ -11,6 +11,7 @@ from webui import Processing
 
 from amg_core import presets
 from amg_core.errors import AMGError
+from amg_core.prompt import split
 from amg_core.run import SamplingRun
 from amg_demo.model import PICTURES
 from amg_demo.sample import sample
@@ -104,6 +105,19 @@ def test_parts_joined_by_and(host):
         host, [[k, k] for k in KEYS], options=ON | {"preset": "paper"}, weights=[[0.5, 0.5]] * 2
     )
     assert torch.allclose(whole, halves, atol=1e-3)
+
+
+def test_single_words_are_left_out_of_a_prompt_that_is_one_text(host):
+    """With AND there is no text that could be encoded anew: then only last tokens are left out."""
+    prompt = split(KEYS[0])
+    count = len(prompt.parts)
+    shorter = {prompt.keep([j != i for j in range(count)]) for i in range(count)}
+    host.encoded.clear()
+    draw(host)
+    assert shorter <= set(host.encoded)
+    host.encoded.clear()
+    draw(host, [[k, k] for k in KEYS], weights=[[0.5, 0.5]] * 2)
+    assert not shorter & set(host.encoded)
 
 
 def test_inpainting_judges_the_whole_and_changes_the_masked_part(host):

@@ -182,6 +182,7 @@ class Processing:
         self.extra_generation_params, self.comments, self.scripts = {}, [], None
         self.batch_index = self.iteration = 0
         self.is_hr_pass, self.enable_hr = False, False
+        self.prompts = [" AND ".join(each) if isinstance(each, list) else each for each in prompts]
         self.cond = host.conds(prompts, weights)
         self.rng = ImageRNG((4, 16, 16), seeds)
 
