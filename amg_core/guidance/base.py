@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..similarity import metrics
@@ -149,6 +150,29 @@ class Guidance:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+STRIDE = 0.25  # of log σ: about one of 20 steps evenly spaced in time
+
+
+def grown(strength: Tensor, growth: float, most: float, before: Tensor, sigma: Tensor) -> Tensor:
+    """A strength (B,) that grows by the factor `growth` for every `STRIDE` by which log σ has fallen.
+
+    So it depends on the noise level, and not on the number of steps or evaluations. `before` (B,) is log σ
+    when the strength last acted, NaN if it did not act at the last evaluation. It grows to at most `most`.
+    """
+    strides = ((before - sigma.to(before).log()) / STRIDE).nan_to_num(0.0).clamp_min(0.0)
+    return (strength * growth**strides).clamp(max=most)
+
+
+def acted_at(rows: Tensor, sigma: Tensor) -> Tensor:
+    """`before` of the next `grown`: log σ (B,) of the samples `rows`, (B,) bool, and NaN for the others."""
+    return torch.where(rows, sigma.to("cpu", torch.float32).log(), torch.nan)
+
+
+def never(batch: int) -> Tensor:
+    """`before` of the first `grown`."""
+    return torch.full((batch,), torch.nan)
 
 
 def expand(per_sample: Tensor, like: Tensor) -> Tensor:

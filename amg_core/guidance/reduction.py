@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..hosts import Texts
-from .base import Change, Guidance, Step, StepContext, expand, only
+from .base import Change, Guidance, Step, StepContext, acted_at, expand, grown, never, only
 from .neighbor import Held, neighbor_prediction
 from .paper import deduplication
 
@@ -72,10 +72,11 @@ class Plan:
 
 
 class Memory(NamedTuple):
-    """For each sample its plan (None = not searched yet), and r (B,)."""
+    """For each sample its plan (None = not searched yet), r, and when it acted, see `base.grown`."""
 
     plans: tuple[Plan | None, ...]
     away: Tensor
+    acted: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class PromptReduction(Guidance):
     Attributes
     ----------
     first, growth, most : float
-        The first r, its factor for each step that is still too close, and its largest value.
+        The first r, its factor for every `base.STRIDE` of log σ that is still too close, and its largest
+        value.
     until : float
         Diffusion time t down to which a memorised prompt stays reduced.
     safe_score : float
@@ -109,7 +111,7 @@ class PromptReduction(Guidance):
 
     def start(self, batch: int) -> Memory:
         first = self.first * self.factor
-        return Memory((None,) * batch, torch.full((batch,), float(first)))
+        return Memory((None,) * batch, torch.full((batch,), float(first)), never(batch))
 
     def step(self, context: StepContext, memory: Memory) -> Step:
         cond, uncond, prompt = context.cond_denoised, context.uncond_denoised, context.texts
@@ -127,16 +129,15 @@ class PromptReduction(Guidance):
             match = context.compare(uncond)
             trapped &= match.score > self.safe_score
             context = replace(context, trapped=trapped, watched=uncond, match=match)
-        r = torch.where(context.active, memory.away, 0.0)
+        most = max(self.most, self.first * self.factor)
+        strength = grown(memory.away, self.growth, most, memory.acted, context.sigma)
+        r = torch.where(context.active, strength, 0.0)
         changes = [
             Change("despecification", context.cfg_scale * (base - cond), rows),
             Change("away", away(cond, base, r), rows),
         ]
-        most = max(self.most, self.first * self.factor)
-        grown = torch.where(
-            context.active, (memory.away * self.growth).clamp(max=most), memory.away
-        )
-        return Step(changes, context, Memory(found, grown))
+        acted = acted_at(context.active, context.sigma)
+        return Step(changes, context, Memory(found, strength, acted))
 
     def _draw(
         self, context: StepContext, prompt: Texts, rows: Tensor, known: tuple[Plan | None, ...]

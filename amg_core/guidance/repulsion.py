@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Change, Guidance, Step, StepContext
+from .base import Change, Guidance, Step, StepContext, acted_at, grown, never
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,15 @@ class Repulsion(Guidance):
 
     n is the unit direction in which the trapped prediction becomes more like its picture
     (`Matcher.towards`), a in [0, 1] is the picture's share of the prediction, ° removes each channel's
-    mean, and r grows with every step. The gradient of a distance would vanish at a certain distance and
+    mean, and r grows as the noise falls. The gradient of a distance would vanish at a certain distance and
     change only what is cheapest to change. This is one fixed direction in low frequencies without such
     an end.
 
     Attributes
     ----------
     first, growth, most : float
-        The first r, its factor for each step, and its largest value, as multiples of a·‖D°‖.
+        The first r, its factor for every `base.STRIDE` of log σ, and its largest value, as multiples of
+        a·‖D°‖.
     until : float
         Diffusion time below which repulsion stops, because it would only leave visible marks.
     """
@@ -35,18 +36,19 @@ class Repulsion(Guidance):
     until: float = 0.1
     kind: ClassVar[str] = "repulsion"
 
-    def start(self, batch: int) -> Tensor:
-        return torch.full((batch,), self.first)
+    def start(self, batch: int) -> tuple[Tensor, Tensor]:
+        return torch.full((batch,), self.first), never(batch)
 
-    def step(self, context: StepContext, memory: Tensor) -> Step:
+    def step(self, context: StepContext, memory: tuple[Tensor, Tensor]) -> Step:
         rows, prediction = context.trapped, context.watched
         if context.t <= self.until or not rows.any():
             return Step([], context, memory)
+        strength = grown(memory[0], self.growth, self.most, memory[1], context.sigma)
         delta = torch.zeros_like(prediction)
         for i in rows.nonzero()[:, 0].tolist():
             direction, share = context.matcher.towards(prediction[i : i + 1], context.match[i])
             spread = prediction[i] - prediction[i].mean(dim=(1, 2), keepdim=True)
-            length = self.factor * float(memory[i]) * share * float(spread.norm())
+            length = self.factor * float(strength[i]) * share * float(spread.norm())
             delta[i] = -length * direction[0]
-        grown = torch.where(rows, (memory * self.growth).clamp(max=self.most), memory)
-        return Step([Change("dissimilarity", delta, rows)], context, grown)
+        memory = strength, acted_at(rows, context.sigma)
+        return Step([Change("dissimilarity", delta, rows)], context, memory)

@@ -1,5 +1,6 @@
 """The guard on an index of real files with a decoder that is the identity: promises and equations."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,7 @@ from amg_core import images, presets
 from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.errors import AMGError
 from amg_core.guidance import Projection, PromptReduction, reduction
+from amg_core.guidance import base as ways
 from amg_core.guidance.reference import reference_c3
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
@@ -227,9 +229,10 @@ def test_the_exit_by_hand(matcher, scene):
     expected = d_u + 3.0 * (two - d_u) - way.first * pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
     assert torch.equal(out[2:], scene["denoised"][2:])
-    run(sampling, scene, texts=reduced)
-    grown = min(way.first * way.growth**2, way.most)
-    assert sampling._memory[0].away[:2].tolist() == pytest.approx([grown] * 2)
+    run(sampling, scene, sigma=3.0 * math.exp(-0.25), texts=reduced)  # one stride
+    assert sampling._memory[0].away[:2].tolist() == pytest.approx([way.first * way.growth] * 2)
+    run(sampling, scene, sigma=1.0, texts=reduced)
+    assert sampling._memory[0].away[:2].tolist() == [way.most] * 2
     assert sampling._memory[0].away[2:].tolist() == [way.first] * 2
     assert sampling.acted_on(0) == {3} and sampling.acted_on(2) == set()
 
@@ -257,12 +260,26 @@ def test_where_the_words_lead_back_one_more_is_left_out(matcher, scene):
     none, one, two = (smooth(generator, 4) for _ in range(3))
     run(sampling, scene, texts=words(none, one, two, scene["cond"])[0])
     assert kept_words(sampling)[:2] == [2, 2]
-    out = run(sampling, scene, texts=words(none, one, scene["cond"], scene["cond"])[0])
+    back = words(none, one, scene["cond"], scene["cond"])[0]
+    out = run(sampling, scene, sigma=3.0 * math.exp(-0.25), texts=back)
     assert kept_words(sampling)[:2] == [1, 1]
     pull = scene["cond"] - one
     pull = (pull - pull.mean(dim=(2, 3), keepdim=True)) * 1.5
     expected = scene["uncond"] + 3.0 * (one - scene["uncond"]) - pull
     assert torch.allclose(out[:2], expected[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 25])
+def test_strengths_grow_with_the_noise_level_and_not_with_the_steps(steps):
+    """Ten strides, in however many steps, while the picture is too close; nothing is made up for calm."""
+    strength, before = torch.tensor([1.0, 1.0]), ways.never(2)
+    levels = torch.linspace(0, -2.5, steps + 1).exp() * 14.6
+    for level in levels:
+        sigma = level.expand(2)
+        strength = ways.grown(strength, 1.1, 100.0, before, sigma)
+        before = ways.acted_at(torch.tensor([True, False]), sigma)
+    assert strength.tolist() == pytest.approx([1.1**10, 1.0], rel=1e-4)
+    assert ways.grown(strength, 10.0, 2.0, before, sigma * 0.1).tolist()[0] == 2.0
 
 
 def test_where_every_word_is_the_key_no_prompt_stands_in(matcher, scene):
@@ -324,15 +341,15 @@ def test_towards_is_the_neighbour_without_its_colour(matcher, scene):
 
 
 def test_the_repulsion_by_hand(matcher, scene):
-    """−r·a·‖D°‖·n, doubling with every step, and nothing near the end."""
+    """−r·a·‖D°‖·n, doubling with every stride of log σ, and nothing near the end."""
     sampling = SamplingRun(matcher, make(deduplication=0))
     near = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
     match = matcher.match(scene["cond"], 3.0)
     direction, share = matcher.towards(scene["cond"][:1], match[0])
     d = scene["cond"][:1]
     length = (d - d.mean(dim=(2, 3), keepdim=True)).norm() * share
-    for strength in (3.0, 6.0, 9.0, 9.0):
-        out = run(sampling, near, cfg_scale=1.0)
+    for stride, strength in enumerate((3.0, 6.0, 9.0, 9.0)):
+        out = run(sampling, near, sigma=3.0 * math.exp(-0.25 * stride), cfg_scale=1.0)
         assert torch.allclose(out[:1], d - strength * length * direction, atol=1e-4)
         assert torch.equal(out[2:], scene["cond"][2:])
     assert run(sampling, near, cfg_scale=1.0, t=0.05) is near["denoised"]
