@@ -113,7 +113,8 @@ class CLIPDescriptor:
             )
         file, config = _find(path)
         try:
-            state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
+            with torch.inference_mode(False):  # where float16 is widened
+                state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
         except Exception as error:
             raise AMGError(
                 f"{file} holds no CLIP image encoder that can be read ({brief(error)}): give a ViT of "
