@@ -442,14 +442,6 @@ def test_an_equivalent_file_opens_the_same_index(write):
         again.embed(torch.rand(1, 3, 32, 32), 16)
 
 
-def test_an_index_that_names_the_file_hash_still_opens(write):
-    path = write("torchvision")
-    old = replace(
-        create("sscd", path).spec, weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest()
-    )
-    assert for_spec(old, path).spec == old
-
-
 def test_other_weights_and_unknown_descriptors_are_refused(write, state):
     path = write("torchvision")
     spec = create("sscd", path).spec
