@@ -12,7 +12,7 @@ from amg_core.index.reader import Index
 from amg_core.index.search import Searcher
 from amg_core.index.two_stage import TwoStage
 
-from .helpers import fill
+from .helpers import as_tensor, fill
 
 COUNT = 24
 
@@ -43,8 +43,7 @@ def scene(tmp_path_factory):
     index = Index.open(folder.parent / "index")
 
     def picture(i):
-        pixels = load_picture(folder / index.source(i)).pixels
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        return as_tensor(load_picture(folder / index.source(i)).pixels)[0]
 
     yield clip, Searcher(index), picture
     index.close()
