@@ -27,6 +27,7 @@ from amg_core import limits
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
 from amg_core.files import brief
+from amg_core.images import to_tensor
 from amg_core.messages import words
 from amg_core.optional import needed
 from amg_core.similarity import metrics, verdict
@@ -276,8 +277,7 @@ def evaluate(
 
 
 def _check(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Checked:
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-    picture = picture.to(matcher.searcher.device)
+    picture = to_tensor(pixels, matcher.searcher.device)
     (v,) = verdict.verdict(matcher, picture)
     zncc = None if v.reason == verdict.NO_PICTURES else v.zncc
     return Checked(

@@ -12,8 +12,8 @@ from amg_core import decoders
 from amg_core.decoders import TAESD, TAESDDecoder, block_mean, halvings, load_taesd, reduced
 from amg_core.descriptors.latent import LatentDescriptor, TAESDEncoder, load_taesd_encoder
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_demo.model import PICTURES
-from tests.index.helpers import as_tensor
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 real = pytest.mark.skipif(
@@ -202,7 +202,7 @@ def autoencoder():
 
 def picture(name, height, width):
     with Image.open(PICTURES / name) as image:
-        return as_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        return to_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
 def rms(a, b):

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from amg_core import limits
+from amg_core.images import to_tensor
 from amg_core.similarity import verifier
 from benchmarks.eye import edits
-from tests.index.helpers import as_tensor
 
 PICTURES = sorted((Path(__file__).parents[2] / "amg_demo" / "pictures").glob("*.webp"))
 SOURCES = PICTURES[20:600:150]  # four subjects on four grounds
@@ -60,7 +60,7 @@ def test_an_edited_copy_passes(edit):
     scores = [
         float(
             verifier.registered(
-                as_tensor(EDITS[edit](image, others, rng)), [as_tensor(image)]
+                to_tensor(EDITS[edit](image, others, rng)), [to_tensor(image)]
             ).score
         )
         for image in map(_opened, SOURCES)
@@ -75,8 +75,8 @@ def test_other_pictures_do_not():
     scores = []
     for path in rng.sample(PICTURES, 10):
         others = [_opened(p) for p in rng.sample(PICTURES, 31) if p != path][:30]
-        batch = torch.cat([as_tensor(other) for other in others])
-        scores.append(verifier.registered(as_tensor(_opened(path)), batch).score)
+        batch = torch.cat([to_tensor(other) for other in others])
+        scores.append(verifier.registered(to_tensor(_opened(path)), batch).score)
     scores = torch.cat(scores)
     assert len(scores) == 300
     assert (scores > limits.REGISTERED).sum() <= 3
@@ -84,29 +84,29 @@ def test_other_pictures_do_not():
 
 def test_it_says_where():
     image = _opened(SOURCES[0])
-    found = verifier.registered(as_tensor(image.crop((32, 0, 128, 96))), [as_tensor(image)])
+    found = verifier.registered(to_tensor(image.crop((32, 0, 128, 96))), [to_tensor(image)])
     assert not found.mirrored[0]
     centre = found.place[0] @ torch.tensor([0.25, -0.25, 1.0])  # of the part, in the whole
     assert centre.abs().max() < 0.05
     assert float(found.overlap) > 0.9
     assert float(found.correlation) > 0.9
-    mirrored = verifier.registered(as_tensor(image).flip(-1), [as_tensor(image)])
+    mirrored = verifier.registered(to_tensor(image).flip(-1), [to_tensor(image)])
     assert mirrored.mirrored[0]
     assert float(mirrored.score) == pytest.approx(
-        float(verifier.registered(as_tensor(image), [as_tensor(image)]).score), abs=1e-3
+        float(verifier.registered(to_tensor(image), [to_tensor(image)]).score), abs=1e-3
     )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (96, 300), (257, 191)])
 def test_sizes_do_not_matter(size):
-    picture = as_tensor(_opened(SOURCES[1]))
+    picture = to_tensor(_opened(SOURCES[1]))
     resized = F.interpolate(picture, size=size, mode="bilinear", antialias=True)
     for a, b in ((resized, picture), (picture, resized)):
         assert float(verifier.registered(a, [b]).score) > limits.REGISTERED
 
 
 def test_others_may_be_a_list_or_a_batch_and_do_not_change_each_other():
-    pictures = [as_tensor(_opened(path)) for path in SOURCES[:3]]
+    pictures = [to_tensor(_opened(path)) for path in SOURCES[:3]]
     as_list = verifier.registered(pictures[0], [p[0] for p in pictures])
     as_batch = verifier.registered(pictures[0], torch.cat(pictures))
     assert all(torch.equal(a, b) for a, b in zip(as_list, as_batch, strict=True))
@@ -118,7 +118,7 @@ def test_others_may_be_a_list_or_a_batch_and_do_not_change_each_other():
 
 
 def test_a_flat_picture_agrees_with_nothing():
-    picture = as_tensor(_opened(SOURCES[0]))
+    picture = to_tensor(_opened(SOURCES[0]))
     ramp = torch.linspace(0, 1, 128).expand(1, 3, 128, 128)
     other_ramp = torch.linspace(0.2, 0.7, 128).square().expand(1, 3, 128, 128)
     noise = 0.5 + 0.02 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
@@ -130,9 +130,9 @@ def test_a_flat_picture_agrees_with_nothing():
     assert float(verifier.registered(ramp, [other_ramp]).score) < 0.1  # a sky is no copy of a sky
     grey = torch.full((1, 3, 128, 128), 0.5)
     assert float(verifier.registered(grey, [grey]).score) == 0
-    assert not any(verifier.flat(as_tensor(_opened(path))) for path in SOURCES)
+    assert not any(verifier.flat(to_tensor(_opened(path))) for path in SOURCES)
 
 
 def test_no_gradient_is_kept():
-    picture = as_tensor(_opened(SOURCES[0])).requires_grad_()
+    picture = to_tensor(_opened(SOURCES[0])).requires_grad_()
     assert not verifier.registered(picture, [picture]).score.requires_grad

@@ -15,7 +15,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from amg_core.descriptors.base import DescriptorSpec
@@ -80,12 +79,6 @@ def demo_pictures(folder: Path, count: int, first: str = "") -> Path:
         name = json.loads(line)["file_name"]
         shutil.copy(PICTURES / name, folder / name)
     return folder
-
-
-def as_tensor(picture: Image.Image | np.ndarray) -> torch.Tensor:
-    """A picture, or its pixels (H, W, 3) uint8, as (1, 3, H, W) in [0, 1]."""
-    pixels = np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
 
 
 class Stored:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.index import Index, build
 from amg_core.index.picture import load_picture
-from tests.index.helpers import as_tensor, demo_pictures, fill, paint, shard_of
+from tests.index.helpers import demo_pictures, fill, paint, shard_of
 
 
 def hidden(folder: Path) -> list[str]:
@@ -49,7 +50,7 @@ def test_round_trip(tmp_path, pixel):
             stored = np.load(shard_of(tmp_path / "out") / f"rows.{scale}.f16.npy", mmap_mode="r")
             np.testing.assert_array_equal(stored, rows)
             for i, source in enumerate(sources):
-                expected = pixel.embed(as_tensor(Image.open(folder / source)), scale)
+                expected = pixel.embed(to_tensor(Image.open(folder / source)), scale)
                 np.testing.assert_allclose(rows[i], expected[0].numpy(), atol=1e-3)
         record = index.record(0)
         assert (record.width, record.height) == (600, 150)
@@ -229,7 +230,7 @@ def test_not_finite_embedding_is_skipped(tmp_path, pictures, pixel):
             rows[rows.mean(1) > darkest] = 1e6  # beyond float16
             return rows
 
-    means = [as_tensor(Image.open(path)).mean().item() for path in sorted(pictures.iterdir())]
+    means = [to_tensor(Image.open(path)).mean().item() for path in sorted(pictures.iterdir())]
     darkest = sorted(means)[0] + 1e-3
     report = build(pictures, tmp_path / "out", Odd())
     assert report.count == 1 and len(report.skipped) == 4

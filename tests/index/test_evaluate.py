@@ -17,12 +17,13 @@ from PIL import Image
 
 from amg_core.descriptors import create
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from amg_core.similarity.matcher import Matcher
 from index_tools import evaluate, intervals, page
-from tests.index.helpers import as_tensor, fill, options_of, paint
+from tests.index.helpers import fill, options_of, paint
 
 command = partial(options_of, evaluate)
 
@@ -149,7 +150,7 @@ def test_copies_are_found_and_new_pictures_are_not(judged_once):
 
 
 def test_nl2_is_eq_8(place, matcher, pixel):
-    picture = as_tensor(paint(900))
+    picture = to_tensor(paint(900))
     rows = torch.from_numpy(matcher.searcher.index.rows(32)[0:60].astype(np.float32))
     distances = (pixel.embed(picture, 32) - rows).norm(dim=1).sort().values
     expected = distances[0] / (0.5 * distances[:50].mean())

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image, features
 
 from amg_core.descriptors import create
+from amg_core.images import to_tensor
 from amg_core.index import picture as module
 from amg_core.index.picture import Unreadable, decode, load_picture, pixel_hash, read_file
-from tests.index.helpers import as_tensor, encoded, paint
+from tests.index.helpers import encoded, paint
 
 avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF codec")
 
@@ -93,7 +94,7 @@ def test_sixteen_bits():
 def test_tiny_pictures_and_strips(size, kind):
     picture = decode(encoded(paint(1, size), kind), "")
     assert picture.size == (picture.width, picture.height) == size
-    pixel, tensor = create("pixel"), as_tensor(picture.pixels)
+    pixel, tensor = create("pixel"), to_tensor(picture.pixels)
     assert all(pixel.embed(tensor, scale).isfinite().all() for scale in pixel.spec.scales)
 
 

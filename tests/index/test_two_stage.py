@@ -6,13 +6,14 @@ from torch.nn import functional as F
 
 from amg_core.descriptors import DescriptorSpec, create
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.index import build
 from amg_core.index.picture import Unreadable, load_picture
 from amg_core.index.reader import Index
 from amg_core.index.search import Searcher
 from amg_core.index.two_stage import TwoStage
 
-from .helpers import as_tensor, fill
+from .helpers import fill
 
 COUNT = 24
 
@@ -43,7 +44,7 @@ def scene(tmp_path_factory):
     index = Index.open(folder.parent / "index")
 
     def picture(i):
-        return as_tensor(load_picture(folder / index.source(i)).pixels)[0]
+        return to_tensor(load_picture(folder / index.source(i)).pixels)[0]
 
     yield clip, Searcher(index), picture
     index.close()
