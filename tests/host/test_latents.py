@@ -19,17 +19,13 @@ def latent_index(run_node, demo):
 
 
 @pytest.fixture(scope="module")
-def draw(run_node, demo, encode):
+def draw(run_node, drawing):
     """`draw(index, **changes)` -> (latent, report, curve) of AMG Sampler on a memorised prompt."""
 
     def run(index, **changes):
-        inputs = {
-            "model": demo["model"], "seed": 7, "steps": 12, "cfg": 4.0, "sampler_name": "euler",
-            "scheduler": "normal", "positive": encode("fox face on violet rays"),
-            "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
-            "denoise": 1.0, "index": index, "preset": "main", "despecification": 1.0,
-            "deduplication": 1.0, "dissimilarity": 1.0, "clip": demo["clip"],
-        }  # fmt: skip
+        inputs = drawing(
+            steps=12, index=index, despecification=1.0, deduplication=1.0, dissimilarity=1.0
+        )
         return run_node("AMG_Sampler", **inputs | changes)
 
     return run
