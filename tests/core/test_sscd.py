@@ -24,7 +24,6 @@ from amg_core.descriptors.sscd import (
     BN_EPSILON,
     SSCDDescriptor,
     SSCDNetwork,
-    expected_shapes,
     fold,
     load,
 )
@@ -134,38 +133,25 @@ def classy_name(name: str) -> str:
     return f"backbone.blocks.{int(stage) - 1}.block{int(stage) - 1}-{block}.{rest}.{field}"
 
 
-@pytest.fixture(scope="module")
-def state():
-    """Random tensors under torchvision's names, scaled so that signal survives 50 layers."""
-    draw = torch.Generator().manual_seed(5)
-    tensors = {}
-    for name, shape in expected_shapes().items():
-        if name.endswith("running_var"):
-            tensors[name] = torch.rand(shape, generator=draw) + 0.5
-        elif len(shape) > 1:
-            fan_in = torch.Size(shape[1:]).numel()
-            tensors[name] = torch.randn(shape, generator=draw) * (2 / fan_in) ** 0.5
-        elif ("bn" in name and name.endswith(".weight")) or name.endswith("downsample.1.weight"):
-            tensors[name] = 0.4 + 0.4 * torch.rand(shape, generator=draw)
-        else:
-            tensors[name] = 0.1 * torch.randn(shape, generator=draw)
-    return tensors
+@pytest.fixture
+def state(sscd_state):
+    return dict(sscd_state)
 
 
 @pytest.fixture(scope="module")
-def classy(state):
+def classy(sscd_state):
     """Meta's module, here with our random weights."""
     model = ClassyModel().eval()
     missing, unexpected = model.load_state_dict(
-        {classy_name(k): v for k, v in state.items()}, strict=False
+        {classy_name(k): v for k, v in sscd_state.items()}, strict=False
     )
     assert not unexpected and all(k.endswith("num_batches_tracked") for k in missing)
     return model
 
 
 @pytest.fixture(scope="module")
-def descriptor(state):
-    return SSCDDescriptor(state, "ab" * 32, side=224)
+def descriptor(sscd_state):
+    return SSCDDescriptor(sscd_state, "ab" * 32, side=224)
 
 
 def torchvision_layout(state):
