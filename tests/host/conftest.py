@@ -134,9 +134,21 @@ def drawing(demo, encode):
 
 
 @pytest.fixture(scope="session")
-def index(run_node, pictures):
+def build(run_node):
+    """`build(source, name)` -> (MEMORIZATION_INDEX, summary)."""
+
+    def make(source, name: str, descriptor: str = "pixel", **more) -> tuple:
+        return run_node(
+            "AMG_BuildIndex", folder=str(source), name=name, descriptor=descriptor, **more
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def index(build, pictures):
     """A MEMORIZATION_INDEX of `pictures`."""
-    return run_node("AMG_BuildIndex", folder=str(pictures), name="few", descriptor="pixel")[0]
+    return build(pictures, "few")[0]
 
 
 @pytest.fixture(scope="session")

@@ -201,7 +201,7 @@ def test_probe_tells_the_page_of_the_closest(amg, index, pictures, monkeypatch):
         assert saved.size == (48, 36)
 
 
-def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path):
+def test_load_index_follows_the_folder(amg, run_node, build, index, pictures, tmp_path):
     """A changed index is opened anew; an unchanged one comes from the host's cache."""
     load = amg.nodes["AMG_LoadIndex"]
     assert "few" in amg.paths.index_names()
@@ -214,18 +214,18 @@ def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path)
     fewer.mkdir()
     for path in sorted(pictures.glob("*.webp"))[:3]:
         shutil.copy(path, fewer)
-    run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    build(fewer, "changing")
     before = load.fingerprint_inputs(index_name="changing")
     shutil.copy(sorted(pictures.glob("*.webp"))[5], fewer)
-    _, text = run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    _, text = build(fewer, "changing")
     assert text.startswith("4 pictures")
     assert load.fingerprint_inputs(index_name="changing") != before
 
 
-def test_build_names_what_it_skipped(amg, run_node, pictures, tmp_path):
+def test_build_names_what_it_skipped(amg, build, pictures, tmp_path):
     shutil.copy(pictures / "memorised-000.webp", tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    _, text = run_node("AMG_BuildIndex", folder=str(tmp_path), name="odd", descriptor="pixel")
+    _, text = build(tmp_path, "odd")
     assert "NOT guarded" in text
     assert "broken.png" in text
 
