@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from amg_core.errors import AMGError
-from amg_core.files import named_folder
 
 INDEXES, MANIFEST = "amg_indexes", "manifest.json"
 NO_INDEX = "(no index yet)"
@@ -47,6 +46,8 @@ def index_names() -> list[str]:
 
 def index_folder(name: str) -> Path:
     """The folder of index `name`, which may not exist yet. AMGError if it is no plain name."""
+    from amg_core.files import named_folder
+
     return named_folder(models() / INDEXES, name)
 
 
