@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from .errors import AMGError
@@ -35,6 +36,17 @@ def there(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def named_folder(parent: Path, name: str) -> Path:
+    """The folder for an index `name` in `parent`. AMGError if it is no plain name."""
+    name = name.strip()
+    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
+        raise AMGError(
+            f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
+            f"'_'. The index becomes a folder of that name in {parent}."
+        )
+    return parent / name
 
 
 def read_bounded(path: str | os.PathLike[str], most: int) -> bytes:

@@ -20,6 +20,11 @@ class Pictured(Protocol):
     def thumbnail(self, i: int) -> Image.Image: ...
 
 
+def to_tensor(pixels: np.ndarray | Image.Image, device: torch.device | str = "cpu") -> Tensor:
+    """Pixels (H, W, 3) uint8, or a picture in RGB, as (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() / 255
+
+
 def low_pass(pictures: Tensor, side: int) -> Tensor:
     """Reduce to (B, 3, side, side) by area averaging, which removes detail that noise still hides.
 
@@ -90,7 +95,7 @@ def luminance(pictures: Tensor) -> Tensor:
 
 def thumbnail(index: Pictured, i: int) -> Tensor:
     """The thumbnail of row i of an index, (3, h, w) in [0, 1], longest side at most 256."""
-    return torch.from_numpy(np.array(index.thumbnail(i), dtype=np.float32)).permute(2, 0, 1) / 255
+    return to_tensor(index.thumbnail(i))[0]
 
 
 def without_brightness_and_contrast(gradient: Tensor, pictures: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Its schema is ``amg-report/2``. Keys may be added. These stay:
 
 =================== ===============================================================================
-schema              "amg-report/2". A report of "amg-report/1", which has no codes, can still be read
+schema              "amg-report/2"
 amg                 version of the plugin
 versions            {"torch": …, "python": …}, and entries of the host, such as "comfyui"
 index               {"name", "hash", "count"} of the index
@@ -52,15 +52,9 @@ from .messages import ENGLISH, Message, message
 from .messages import words as in_words
 from .retry import Attempt, Outcome
 from .run import SamplingRun
-from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
+from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of
 
 SCHEMA = "amg-report/2"
-EARLIER = ("amg-report/1",)
-_NAMES = {
-    "closeness": "score",
-    "closeness_threshold": "score_threshold",
-}  # names in EARLIER -> names in SCHEMA
-_OUTCOMES = {"clean": NO_COPY, "unsure": CANNOT_TELL}
 NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
     "nothing_drawn", "nothing_decodes", "not_finished", "not_ended",
 )  # fmt: skip
@@ -215,31 +209,13 @@ def _rounded(value: Any) -> Any:
 
 def check(report: dict[str, Any]) -> None:
     """Raise AMGError, with the name of the wrong entry, unless `report` fits the schema."""
-    if not isinstance(report, dict) or report.get("schema") not in (SCHEMA, *EARLIER):
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise AMGError(
-            f"This is no {SCHEMA} report: it may come from a newer version of the plugin."
+            f"This is no {SCHEMA} report: it may come from another version of the plugin."
         )
     for key, kind in _SHAPE.items():
         if not isinstance(report.get(key), kind):
             raise AMGError(f"The report is damaged: {key} is not a {kind.__name__}.")
-
-
-def current(report: dict[str, Any]) -> dict[str, Any]:
-    """A checked report with the names of SCHEMA, converted from EARLIER. Its verdicts keep their words."""
-    if report["schema"] == SCHEMA:
-        return report
-
-    def renamed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {_NAMES.get(key, key): renamed(each) for key, each in value.items()}
-        return [renamed(each) for each in value] if isinstance(value, list) else value
-
-    def verdict(found: dict[str, Any]) -> dict[str, Any]:
-        return found | {"outcome": _OUTCOMES.get(found["outcome"], found["outcome"])}
-
-    verdicts = [verdict(found) for found in report["verdicts"]]
-    new: dict[str, Any] = renamed(report | {"schema": SCHEMA, "verdicts": verdicts})
-    return new
 
 
 def drawings(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -285,7 +261,7 @@ def story(report: dict[str, Any]) -> list[Message]:
     elif any(v["outcome"] == NO_COPY for v in verdicts):
         lines.append(message("no_copy"))
     lines += [
-        message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
+        message("cannot_tell_of", picture=v["sample"] + 1, reason=message(v["reason"]))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
     ]
@@ -354,7 +330,7 @@ def of_picture(path: str | Path) -> dict[str, dict[str, Any]]:
         reports: dict[str, dict[str, Any]] = json.loads(text)
         for report in reports.values():
             check(report)
-        return {node: current(report) for node, report in reports.items()}
+        return reports
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise AMGError(
             f"The report in {path} is damaged ({brief(error)}). Take the file that Save Image wrote."

@@ -46,13 +46,9 @@ def index_names() -> list[str]:
 
 def index_folder(name: str) -> Path:
     """The folder of index `name`, which may not exist yet. AMGError if it is no plain name."""
-    name = name.strip()
-    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
-        raise AMGError(
-            f"{name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and '_'. "
-            f"The index becomes a folder of that name in {models() / INDEXES}."
-        )
-    return models() / INDEXES / name
+    from amg_core.files import named_folder
+
+    return named_folder(models() / INDEXES, name)
 
 
 def weights(kind) -> list[Path]:

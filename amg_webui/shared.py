@@ -443,10 +443,9 @@ def same_noise(p, old=None) -> None:
 
 def as_tensor(image) -> Tensor:
     """A Pillow picture -> (1, 3, H, W) in [0, 1]."""
-    import numpy as np
+    from amg_core.images import to_tensor
 
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    return to_tensor(image.convert("RGB"))
 
 
 def blank(image):

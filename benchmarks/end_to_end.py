@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from amg_core import sheet
 from amg_demo.sheet import to_image
@@ -296,27 +296,13 @@ def _model(file: Path):
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=cpu, offload_device=cpu)
 
 
-class _Autoencoder(nn.Module):
-    """Pictures about ±1, as the host's VAE has them."""
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module):
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        return self.encoder((pictures + 1) / 2)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents) * 2 - 1
-
-
 def _vae(weights: Path):
     """VAE: the host's class around the tiny autoencoder."""
     import comfy.model_patcher
     import comfy.sd
 
     made = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    made.first_stage_model = _Autoencoder(*source.autoencoder(weights))
+    made.first_stage_model = host.module("nodes.demo").Autoencoder(*source.autoencoder(weights))
     made.downscale_ratio = made.upscale_ratio = 8
     made.latent_channels = source.CHANNELS
     cpu = torch.device("cpu")

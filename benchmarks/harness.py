@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from amg_core.decoders import Decoder
 from amg_core.descriptors.base import Descriptor
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor  # noqa: F401 (the programs take it from here)
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.index.sources.base import Source
@@ -88,11 +86,6 @@ class Watch:
 
 
 # ---------------------------------------------------------------- what is measured
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB -> (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def matcher(

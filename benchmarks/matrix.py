@@ -34,12 +34,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import guiders
+from . import guiders, harness
 from .guard_cost import host
 
 SIDE, CELLS = 128, 16
@@ -82,7 +81,6 @@ class Cell:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    torch.set_num_threads(options.threads)
     host.load("cpu")
     import comfy.samplers
     import comfy.utils
@@ -115,12 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.matrix", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("benchmarks.matrix", __doc__, steps=8)
+    parser.set_defaults(threads=1)
     parser.add_argument("--samplers", nargs="+", help="all that the host lists")
-    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument(
         "--every", type=int, default=1,
         help="only every so many cells; 29: each sampler, and each guider in each way, at least once",
@@ -128,9 +123,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so many")
     parser.add_argument("--descriptor", default="compact", help="as in Build Memorization Index")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the pictures of what went wrong")
-    return parser.parse_args(arguments)
+    return harness.parse(parser, arguments)
 
 
 class Domain:
@@ -153,7 +147,9 @@ class Domain:
             "key": [row["text"] for row in known], "innocent": [row["text"] for row in once]
         }  # fmt: skip
         self.stored, self.others = (
-            torch.cat([_picture(Path(pictures, row["file_name"])) for row in group])
+            torch.cat(
+                [harness.to_tensor(Image.open(Path(pictures, row["file_name"]))) for row in group]
+            )
             for group in (known, once)
         )
         self.index, _ = _run(
@@ -305,12 +301,6 @@ class Domain:
         pair = torch.cat([stored, picture], dim=-1).movedim(0, -1)
         image = Image.fromarray((pair * 255).round().byte().numpy())
         image.save(self.options.out / f"{name}.png")
-
-
-def _picture(path: Path) -> Tensor:
-    """(1, 3, H, W) in [0, 1]."""
-    values = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(values).movedim(-1, 0)[None]
 
 
 def _print(counts: Counter) -> int:

@@ -2,10 +2,10 @@
 
     COMFYUI_PATH=… python -m benchmarks.memorizing_model --out FOLDER --weights FOLDER --minutes 25
 
-Nothing in it was made for this plugin. It has ComfyUI's own UNet and CLIP text encoder, in small
-sizes, and FLUX.2's tiny autoencoder, whose two files (taef2_encoder.pth and taef2_decoder.pth, from
-github.com/madebyollin/taesd) lie in the folder that `--weights` names. It draws pictures of 256 px by
-v-prediction on Stable Diffusion's noise levels.
+No part of it was trained or shaped for this plugin. It has ComfyUI's own UNet and CLIP text encoder, in
+small sizes, and FLUX.2's tiny autoencoder, whose two files (taef2_encoder.pth and taef2_decoder.pth, from
+github.com/madebyollin/taesd) lie in the folder that `--weights` names; the plugin's loader reads them. It
+draws pictures of 256 px by v-prediction on Stable Diffusion's noise levels.
 
 The pictures are photographs and drawings of Debian's packages lomiri-wallpapers-16.04 and -20.04,
 mate-backgrounds, gnome-backgrounds and ukui-wallpapers, and stamps of tuxpaint-stamps-default, on
@@ -30,6 +30,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amg_core.decoders import load_taesd
+from amg_core.descriptors.latent import load_taesd_encoder
 from amg_demo.model import signal_shares
 
 from . import harness
@@ -134,64 +136,10 @@ DROPPED = 0.12  # share of captions left out, for classifier-free guidance
 SAVE_EVERY = 60  # seconds
 
 
-class TinyEncoder(nn.Sequential):
-    """Of the tiny autoencoder: pictures (B, 3, H, W) in [0, 1] -> (B, 32, H/8, W/8)."""
-
-    def __init__(self):
-        def down() -> nn.Conv2d:
-            return nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
-
-        fine = [part for _ in range(2) for part in (down(), *(_Block() for _ in range(3)))]
-        coarse = [down(), *(_Block(pool=True) for _ in range(3))]
-        super().__init__(
-            nn.Conv2d(3, 64, 3, padding=1), _Block(), *fine, *coarse,
-            nn.Conv2d(64, CHANNELS, 3, padding=1),
-        )  # fmt: skip
-
-
-class TinyDecoder(nn.Sequential):
-    """The other half: (B, 32, h, w) -> pictures (B, 3, 8h, 8w) about [0, 1]."""
-
-    def __init__(self):
-        def up() -> list[nn.Module]:
-            return [nn.Upsample(scale_factor=2), nn.Conv2d(64, 64, 3, padding=1, bias=False)]
-
-        coarse = [*(_Block(pool=True) for _ in range(3)), *up()]
-        fine = [part for _ in range(2) for part in (*(_Block() for _ in range(3)), *up())]
-        super().__init__(
-            _Squash(), nn.Conv2d(CHANNELS, 64, 3, padding=1), nn.ReLU(), *coarse, *fine, _Block(),
-            nn.Conv2d(64, 3, 3, padding=1),
-        )  # fmt: skip
-
-
-class _Squash(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x / 3) * 3
-
-
-class _Block(nn.Module):
-    def __init__(self, pool: bool = False):
-        super().__init__()
-        conv = [nn.Conv2d(64, 64, 3, padding=1) for _ in range(3)]
-        self.conv = nn.Sequential(conv[0], nn.ReLU(), conv[1], nn.ReLU(), conv[2])
-        self.pool = None
-        if pool:
-            wide, back = nn.Conv2d(64, 256, 1, bias=False), nn.Conv2d(256, 64, 1, bias=False)
-            self.pool = nn.Sequential(wide, nn.GroupNorm(4, 256), nn.ReLU(), back)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.pool is None else x + self.pool(x)
-        return torch.relu(self.conv(x) + x)
-
-
-def autoencoder(weights: Path) -> tuple[TinyEncoder, TinyDecoder]:
+def autoencoder(weights: Path) -> tuple[nn.Module, nn.Module]:
     """Both halves, frozen, from the files in `weights`."""
-    made = TinyEncoder(), TinyDecoder()
-    for network, name in zip(made, ("encoder", "decoder"), strict=True):
-        state = torch.load(weights / f"taef2_{name}.pth", map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-        network.eval().requires_grad_(False)
-    return made
+    encoder, _ = load_taesd_encoder(weights / "taef2_encoder.pth")
+    return encoder, load_taesd(weights / "taef2_decoder.pth").network
 
 
 def write_pictures(folder: Path, backgrounds: Path, stamps: Path) -> None:

@@ -51,8 +51,8 @@ class Server:
 
 
 @contextmanager
-def served(comfyui: Path, base: Path) -> Iterator[Server]:
-    """A server on the CPU, in the empty folder `base`, until the block ends."""
+def served(comfyui: Path, base: Path, *options: str) -> Iterator[Server]:
+    """A server on the CPU, in the empty folder `base`, until the block ends. options : of main.py."""
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
     with socket.socket() as probe:
@@ -63,7 +63,7 @@ def served(comfyui: Path, base: Path) -> Iterator[Server]:
             [
                 sys.executable, "main.py", "--cpu", "--base-directory", str(base),
                 "--database-url", f"sqlite:///{base}/db.sqlite", "--disable-api-nodes",
-                "--port", str(port),
+                "--port", str(port), *options,
             ],
             cwd=comfyui, stdout=log, stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},

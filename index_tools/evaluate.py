@@ -24,9 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from amg_core import limits
+from amg_core.descriptors.clip import prepared
 from amg_core.descriptors.tensors import read_tensors
 from amg_core.errors import AMGError
 from amg_core.files import brief
+from amg_core.images import to_tensor
 from amg_core.messages import words
 from amg_core.optional import needed
 from amg_core.similarity import metrics, verdict
@@ -272,8 +274,7 @@ def evaluate(
 
 
 def _check(matcher: Matcher, pixels: np.ndarray, name: str, prompt: str) -> Checked:
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-    picture = picture.to(matcher.searcher.device)
+    picture = to_tensor(pixels, matcher.searcher.device)
     (v,) = verdict.verdict(matcher, picture)
     zncc = None if v.reason == verdict.NO_PICTURES else v.zncc
     return Checked(
@@ -317,8 +318,6 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
     """The CLIP score: 100 × cosine of the picture's and the prompt's embeddings, at least 0.
 
     The model is a local folder of the `transformers` library (config.json, tokenizer, model.safetensors).
-    Pictures are preprocessed as for CLIP: shorter side to the input side (bicubic), centre crop, CLIP's
-    mean and deviation.
 
     Returns
     -------
@@ -348,22 +347,14 @@ def clip_scorer(folder: Path, device: torch.device | str = "cpu") -> ClipScorer:
         ) from error
     side = model.config.vision_config.image_size
     longest = model.config.text_config.max_position_embeddings
-    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
-    deviation = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
 
     @torch.inference_mode()
     def score(picture: Image.Image, prompt: str) -> float:
-        scale = side / min(picture.size)
-        size = [max(side, round(length * scale)) for length in picture.size]
-        whole = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        pixels = np.asarray(whole.crop((left, top, left + side, top + side)), np.float32) / 255
-        values = (torch.from_numpy(pixels).permute(2, 0, 1)[None] - mean) / deviation
         tokens = tokenizer([prompt], truncation=True, max_length=longest, return_tensors="pt")
         out = model(
             input_ids=tokens["input_ids"].to(device),
             attention_mask=tokens["attention_mask"].to(device),
-            pixel_values=values.to(device),
+            pixel_values=prepared(to_tensor(picture.convert("RGB"), device), side),
         )
         cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
         return 100 * max(0.0, float(cosine[0]))

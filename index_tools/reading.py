@@ -155,6 +155,7 @@ def _search(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from amg_core.images import to_tensor
     from amg_core.index import Index
     from amg_core.index.picture import Unreadable, load_picture
     from amg_core.index.search import Searcher
@@ -168,7 +169,7 @@ def _search(options: argparse.Namespace) -> None:
             pixels = load_picture(options.picture).pixels
         except Unreadable as error:
             raise AMGError(f"Cannot read {options.picture} ({error}): give another one.") from None
-        picture = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        picture = to_tensor(pixels, device)
         searcher, missing, close = Searcher(index, device, options.engine), 0, None
         if options.rerank:
             ranked, metric, scale = _rerank(options, searcher, descriptor.to(device), picture)
@@ -217,19 +218,18 @@ def _rerank(
     options: argparse.Namespace, searcher: Searcher, clip: Descriptor, picture: Tensor
 ) -> tuple[Ranked, str, int]:
     """Rank the candidates of a clip index by a finer descriptor. Returns `Ranked`, metric and scale."""
-    import torch
-
     from amg_core.descriptors import create
+    from amg_core.images import to_tensor
     from amg_core.index.picture import load_picture
     from amg_core.index.two_stage import TwoStage
 
     index, folder = searcher.index, options.pictures or Path()
 
-    def original(i: int) -> torch.Tensor | None:
+    def original(i: int) -> Tensor | None:
         path = folder / index.source(i)
         if not path.is_file():
             return None
-        return torch.from_numpy(load_picture(path).pixels.copy()).permute(2, 0, 1).float() / 255
+        return to_tensor(load_picture(path).pixels)[0]
 
     fine = create(options.rerank, options.rerank_weights).to(picture.device)
     search = TwoStage(searcher, clip, fine, original)

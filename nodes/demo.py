@@ -118,7 +118,7 @@ def demo_clip(network) -> comfy.sd.CLIP:
 def demo_vae(network) -> comfy.sd.VAE:
     """VAE with the autoencoder."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
-    vae.first_stage_model = _Autoencoder(network.encoder, network.decoder)
+    vae.first_stage_model = Autoencoder(network.encoder, network.decoder)
     vae.downscale_ratio = vae.upscale_ratio = 8
     vae.latent_channels = 4
     vae.memory_used_encode = lambda shape, dtype: 400 * 4 * shape[2] * shape[3]
@@ -170,7 +170,7 @@ class _TextModel(nn.Module):
         return encoded.to(comfy.model_management.intermediate_device()), None
 
 
-class _Autoencoder(nn.Module):
+class Autoencoder(nn.Module):
     """The autoencoder for pictures of about ±1, as in the host's VAE."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module):

@@ -16,7 +16,7 @@ from ..amg_core import sheet as contact
 from ..amg_core.errors import AMGError
 from ..amg_core.run import Settings
 from . import hook, show
-from .sampling import check_choice
+from .sampling import check_choice, denoise_input, drawing_inputs
 from .types import CATEGORY, MemorizationIndex
 
 TERMS = ("despecification", "deduplication", "dissimilarity")
@@ -86,52 +86,18 @@ class StrengthGridNode(io.ComfyNode):
                     "vae",
                     tooltip="Turns the latents into pictures, which are checked as you see them.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The random seed. All pictures of a sheet start from the same noise. "
+                *drawing_inputs(
+                    seed="The random seed. All pictures of a sheet start from the same noise. "
                     "Use the seed of the picture that you want to tune.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=20,
-                    min=1,
-                    max=10000,
-                    tooltip="Number of denoising steps of each drawing. Use the number of your "
+                    steps="Number of denoising steps of each drawing. Use the number of your "
                     "sampler.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the picture follows the prompt. Use the cfg of your "
+                    cfg="How closely the picture follows the prompt. Use the cfg of your "
                     "sampler. 4 to 8 is usual.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The sampling algorithm. Use that of your sampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How the noise is removed over the steps. Use the scheduler of your "
+                    sampler_name="The sampling algorithm. Use that of your sampler.",
+                    scheduler="How the noise is removed over the steps. Use the scheduler of your "
                     "sampler.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much is redrawn. Use the value of your sampler.",
-                ),
+                denoise_input("How much is redrawn. Use the value of your sampler."),
                 io.Combo.Input(
                     "preset",
                     options=list(presets.PRESETS),

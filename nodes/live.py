@@ -29,6 +29,7 @@ from ..amg_core import report as reports
 from ..amg_core.messages import Message
 from ..amg_core.run import SamplingRun
 from ..amg_core.similarity.verdict import Verdict
+from . import show
 
 EVENT = "amg.step"
 LONGEST = 300  # largest number of characters of a caption or name that is sent
@@ -52,10 +53,7 @@ def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict],
     saved = pictures or {}
 
     def send(event: dict) -> None:
-        module = sys.modules.get(
-            "server"
-        )  # not imported here, because it is large, and tests run without it
-        server = getattr(getattr(module, "PromptServer", None), "instance", None)
+        server = show.server()
         if not event or server is None or whose["node"] is None:
             return
         for near in event.get("neighbors", {}).values():

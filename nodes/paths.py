@@ -11,6 +11,7 @@ import folder_paths
 
 from ..amg_core.descriptors.registry import Kind
 from ..amg_core.errors import AMGError
+from ..amg_core.files import named_folder
 
 INDEXES, WEIGHTS = "amg_indexes", "amg"
 WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
@@ -76,13 +77,7 @@ def find_index(name: str) -> Path:
 
 def new_index(name: str) -> Path:
     """The folder for a new index `name`. AMGError if it is no plain name."""
-    name = name.strip()
-    if not name or name.startswith(".") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
-        raise AMGError(
-            f"name: {name!r} cannot be the name of an index. Use letters, digits, spaces, '-' and "
-            f"'_'. The index becomes a folder of that name in {index_folder()}."
-        )
-    return index_folder() / name
+    return named_folder(index_folder(), name)
 
 
 def index_to_add_to(name: str) -> Path | None:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -39,7 +38,7 @@ from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 from ..amg_core.errors import AMGError
-from . import paths
+from . import paths, show
 
 PAGE = 24  # default number of entries
 MOST = 100  # largest number of entries of a page, and of pictures muted at once
@@ -288,10 +287,7 @@ OURS_ALONE = {"Cross-Origin-Resource-Policy": "same-origin", "X-Content-Type-Opt
 
 def register() -> None:
     """Add the routes to the host's server, if there is one, once."""
-    module = sys.modules.get(
-        "server"
-    )  # not imported here, because it is large, and tests run without it
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    server = show.server()
     if server is not None and not getattr(server, "amg_routes", False):
         add_to(server.routes)
         server.amg_routes = True

@@ -18,6 +18,30 @@ AS_PRESET = "preset"
 RETRIES = 2
 
 
+def drawing_inputs(
+    *, seed: str, steps: str, cfg: str, sampler_name: str, scheduler: str
+) -> list[io.Input]:
+    """The widgets of KSampler except denoise, with these tooltips."""
+    return [
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+            tooltip=seed,
+        ),
+        io.Int.Input("steps", default=20, min=1, max=10000, tooltip=steps),
+        io.Float.Input(
+            "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=cfg
+        ),
+        io.Combo.Input(
+            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip=sampler_name
+        ),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip=scheduler),
+    ]  # fmt: skip
+
+
+def denoise_input(tooltip: str) -> io.Input:
+    return io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+
+
 def index_input() -> io.Input:
     return MemorizationIndex.Input(
         "index",
@@ -206,43 +230,15 @@ class SamplerNode(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="The model that draws. LoRAs and other patches are kept."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The random seed. The same seed as in KSampler starts from the same "
-                    "noise.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=20,
-                    min=1,
-                    max=10000,
-                    tooltip="Number of denoising steps. The guard compares every step, so more "
+                *drawing_inputs(
+                    seed="The random seed. The same seed as in KSampler starts from the same noise.",
+                    steps="Number of denoising steps. The guard compares every step, so more "
                     "steps give it more chances to steer away in time. 20 to 50 is usual.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the picture follows the prompt. High values copy more: "
+                    cfg="How closely the picture follows the prompt. High values copy more: "
                     "4 to 8 is usual. At 1, deduplication does nothing.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The sampling algorithm. Any works. Some, such as heun and "
+                    sampler_name="The sampling algorithm. Any works. Some, such as heun and "
                     "dpmpp_sde, call the model and the guard twice in each step.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    tooltip="How the noise is removed over the steps. Any works.",
+                    scheduler="How the noise is removed over the steps. Any works.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What you want to see."),
                 io.Conditioning.Input("negative", tooltip="What you do not want to see."),
@@ -251,14 +247,9 @@ class SamplerNode(io.ComfyNode):
                     tooltip="The latent to start from. With an inpainting mask the guard checks "
                     "the whole picture and changes only the masked part.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much is redrawn. Low values keep most of the given picture, so "
-                    "the guard has little room to steer away from it.",
+                denoise_input(
+                    "How much is redrawn. Low values keep most of the given picture, so "
+                    "the guard has little room to steer away from it."
                 ),
                 index_input(),
                 *strength_inputs(),

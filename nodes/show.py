@@ -17,6 +17,11 @@ _PLAIN = str.maketrans("<>", "‹›")
 MARK = "\u2063"  # invisible and never typed: the end mark of every live text
 
 
+def server():
+    """The host's server, or None. It is not imported, because it is large and tests run without it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def text_on(node_id: str | None) -> Callable[[str], None]:
     """A function that shows a text, never as markup, on that node in the browser.
 
@@ -24,13 +29,10 @@ def text_on(node_id: str | None) -> Callable[[str], None]:
     """
 
     def show(text: str) -> None:
-        module = sys.modules.get(
-            "server"
-        )  # not imported here, because it is large, and tests run without it
-        server = getattr(getattr(module, "PromptServer", None), "instance", None)
-        if server is not None and node_id is not None:
+        host = server()
+        if host is not None and node_id is not None:
             plain = re.sub(r"\[(?=\[)", "[ ", text.translate(_PLAIN))
-            server.send_progress_text(plain + MARK, node_id)
+            host.send_progress_text(plain + MARK, node_id)
 
     return show
 

@@ -83,8 +83,6 @@ class CLIPDescriptor:
         )
         with torch.inference_mode(False):
             self._network = _network(state, activation, heads, self.side)
-            self._mean = torch.tensor(_MEAN, dtype=torch.float32, device="cpu").view(3, 1, 1)
-            self._std = torch.tensor(_STD, dtype=torch.float32, device="cpu").view(3, 1, 1)
 
     @classmethod
     def from_file(
@@ -113,7 +111,8 @@ class CLIPDescriptor:
             )
         file, config = _find(path)
         try:
-            state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
+            with torch.inference_mode(False):  # where float16 is widened
+                state = _checked(_renamed(read_tensors(file, _MOST_BYTES)))
         except Exception as error:
             raise AMGError(
                 f"{file} holds no CLIP image encoder that can be read ({brief(error)}): give a ViT of "
@@ -157,15 +156,21 @@ class CLIPDescriptor:
         if pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ValueError(f"expected (B, 3, H, W), got {tuple(pictures.shape)}")
         with full_precision(pictures.device):
-            seen = (centre(pictures.float(), self.side) - self._mean) / self._std
+            seen = prepared(pictures, self.side)
             return F.normalize(self._network(pixel_values=seen).image_embeds)
 
     def to(self, device: torch.device | str) -> CLIPDescriptor:
         """Move the weights, outside inference mode. Returns self."""
         with torch.inference_mode(False):
             self._network.to(device)
-            self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
+
+
+def prepared(pictures: Tensor, side: int) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] as the network takes them: `centre`, CLIP's mean and deviation."""
+    usual = torch.tensor([_MEAN, _STD], dtype=torch.float32, device=pictures.device)
+    mean, deviation = usual.view(2, 3, 1, 1).unbind()
+    return (centre(pictures.float(), side) - mean) / deviation
 
 
 def centre(pictures: Tensor, side: int) -> Tensor:

@@ -286,12 +286,12 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
         The file is missing or is not a TAESD encoder. The message names the file.
     """
     try:
-        state = {
-            name.removeprefix("encoder.layers."): tensor.float()
-            for name, tensor in read_tensors(path).items()
-            if not name.startswith("decoder.")
-        }
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # also where float16 is widened
+            state = {
+                name.removeprefix("encoder.layers."): tensor.float()
+                for name, tensor in read_tensors(path).items()
+                if not name.startswith("decoder.")
+            }
             with torch.device("meta"):  # no draw from the global generator
                 network = TAESDEncoder(state["14.weight"].shape[0], "11.pool.0.weight" in state)
             network.load_state_dict(state, assign=True)

@@ -6,7 +6,6 @@ to write one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -185,15 +184,12 @@ def for_spec(spec: DescriptorSpec, weights: str | Path | None = None) -> Descrip
     AMGError
         The descriptor is not registered, or the index was made with other weights.
     """
-    kind, path = of(spec), _path(weights)
+    kind = of(spec)
     with _refusing(kind):
-        made: Descriptor = kind.descriptor.for_spec(spec, path)
+        made: Descriptor = kind.descriptor.for_spec(spec, _path(weights))
     if made.spec == spec:
         return made
     if replace(made.spec, weights_sha256=spec.weights_sha256) == spec:
-        if path is not None and _file_sha256(path) == spec.weights_sha256:
-            made.spec = spec  # an index of format 1 has the hash of the file, not of the tensors
-            return made
         raise AMGError(
             f"The index was made with other weights of {spec.id} than {weights}: give the file it was "
             f"made with (hash {spec.weights_sha256[:12]}…), or build the index again."
@@ -233,13 +229,3 @@ def _refusing(kind: Kind) -> Iterator[None]:
 
 def _path(weights: str | Path | None) -> Path | None:
     return None if weights is None else Path(weights).expanduser()
-
-
-def _file_sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

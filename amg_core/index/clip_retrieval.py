@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MODEL = "ViT-B/32"  # the default of clip-retrieval
 BLOCK = 1 << 14  # rows read at once
-_COLUMNS = ("image_path", "caption", "url", "key", "sha256", "width", "height")
+_COLUMNS = ("image_path", "caption", "url", "key", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def read_clip_retrieval(
 ) -> Iterator[tuple[np.ndarray, list[Record]]]:
     """Read blocks of at most BLOCK rows, (n, D) float32 as stored, with a `Record` of each row.
 
-    Memory does not grow with the folder, except that a FAISS index is read whole. If the metadata does
-    not have them, `Record.sha256` is "" and sizes are 0.
+    Memory does not grow with the folder, except that a FAISS index is read whole. `Record.sha256` is "",
+    and sizes are 0 if the metadata does not have them.
 
     Raises
     ------
@@ -350,9 +350,7 @@ def _record(row: Mapping[str, object], otherwise: str) -> Record:
         value if isinstance(value := row.get(name), int) and value > 0 else 0
         for name in ("width", "height")
     )
-    sha256 = _text(row.get("sha256")).lower()
-    known = sha256 if re.fullmatch(r"[0-9a-f]{64}", sha256) else ""
-    return Record(source, _text(row.get("caption")), known, width, height)
+    return Record(source, _text(row.get("caption")), "", width, height)
 
 
 def _text(value: object) -> str:

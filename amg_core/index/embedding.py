@@ -15,6 +15,7 @@ import torch
 
 from ..arithmetic import plain_arithmetic
 from ..descriptors.base import Descriptor, Shrinking, embed_scales
+from ..images import to_tensor
 from . import format as fmt
 from .picture import Picture, Unreadable, decode, pixel_hash
 from .sources import Item
@@ -97,7 +98,7 @@ class Embedder:
     def __call__(self, pictures: list[Picture]) -> dict[int, np.ndarray]:
         """Embed at most `batch` pictures: {scale: (n, D) float16}."""
         with plain_arithmetic(self.device):
-            tensors = [self._tensor(picture.pixels) for picture in pictures]
+            tensors = [to_tensor(picture.pixels, self.device) for picture in pictures]
             descriptor = self.descriptor
             if isinstance(descriptor, Shrinking):
                 found = {s: self._rows(descriptor, tensors, s) for s in descriptor.spec.scales}
@@ -111,10 +112,6 @@ class Embedder:
         small = [descriptor.shrink(tensor, scale) for tensor in tensors]
         small += [torch.zeros_like(small[0])] * (self.batch - len(small))
         return descriptor.embed(torch.cat(small), scale)[: len(tensors)]
-
-    def _tensor(self, pixels: np.ndarray) -> torch.Tensor:
-        picture = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        return picture.permute(2, 0, 1)[None].float() / 255
 
 
 def encode_thumbnail(pixels: np.ndarray) -> bytes:

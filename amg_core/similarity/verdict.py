@@ -78,16 +78,13 @@ class Verdict:
 def message_of(found: Mapping[str, Any]) -> Message:
     """The message for a verdict in a report.
 
-    If the report has no name for the neighbour, the message has its row. A verdict of ``amg-report/1`` has
-    only its words.
+    If the report has no name for the neighbour, the message has its row.
     """
-    if "checks" not in found:
-        return message("as_written", words=found["words"])
     if found.get("kept"):
         return message("in_kept_part", verdict=message_of({**found, "kept": False}))
     source, checks = found["source"], set(found["checks"])
     if found["reason"]:
-        return message("cannot_tell", reason=reason_of(found))
+        return message("cannot_tell", reason=message(found["reason"]))
     if not source:
         return (
             message("copy_of_row", row=found["neighbor"]) if checks else message("no_copy_of_any")
@@ -97,13 +94,6 @@ def message_of(found: Mapping[str, Any]) -> Message:
     if checks == {FIRST}:
         return message("copy_by_first", source=source)
     return message("copy_by_second" if checks == {SECOND} else "copy_by_both", source=source)
-
-
-def reason_of(found: Mapping[str, Any]) -> Message:
-    """The message why the checks cannot tell, for a verdict in a report."""
-    if found.get("reason") in REASONS:
-        return message(found["reason"])
-    return message("as_written", words=found.get("unsure", ""))
 
 
 def verdict(

@@ -17,18 +17,9 @@ from amg_core.retry import Attempt, Outcome
 from amg_core.run import SamplingRun
 from amg_core.similarity.matcher import Matcher
 from amg_core.similarity.verdict import verdict
-from tests.index.helpers import paint
+from tests.index.helpers import Identity, paint
 
 SECRETS = ("confidential", "unreleased", "sequel")
-
-
-class Pictures:
-    """Three-channel latents are pictures."""
-
-    name, channels, factor = "identity", 3, 1
-
-    def __call__(self, latent, at_least=None):
-        return latent
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +32,7 @@ def written(tmp_path_factory) -> dict:
         (folder / "made" / f"unreleased-{i}.txt").write_text(f"the hero of the sequel, {i}")
     build(folder / "made", folder / "confidential-client", create("pixel"))
     with Index.open(folder / "confidential-client") as index:
-        matcher = Matcher(Searcher(index), create("pixel"), Pictures())
+        matcher = Matcher(Searcher(index), create("pixel"), Identity())
         run = SamplingRun(matcher, presets.settings("main", "nl2"))
         scale = matcher.scales[-1]
         copies = matcher.searcher.rows(torch.tensor([3, 5]), scale).reshape(2, 3, scale, scale)

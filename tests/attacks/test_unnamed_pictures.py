@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -92,13 +89,8 @@ def test_many_left_out_files_stay_one_short_note(tmp_path):
 
 
 def test_what_lies_beside_shards_is_reported(tmp_path):
-    (tmp_path / "in").mkdir()
-    with tarfile.open(tmp_path / "in" / "0.tar", "w") as archive:
-        info = tarfile.TarInfo("a.png")
-        info.size = len(PICTURES["plain"])
-        archive.addfile(info, io.BytesIO(PICTURES["plain"]))
-    (tmp_path / "in" / "phone.heic").write_bytes(b"?")
-    (tmp_path / "in" / "README").write_bytes(b"?")
+    as_folder({"phone.heic": b"?", "README": b"?"}, tmp_path / "in")
+    as_tar({"a.png": PICTURES["plain"]}, tmp_path / "in" / "0")
     source = open_source(tmp_path / "in")
     assert [item.source for item in source] == ["0.tar/a.png"]
     assert [name for name, _ in source.skipped] == ["phone.heic"]
@@ -109,10 +101,8 @@ def test_a_folder_without_pictures_says_what_is_in_it(tmp_path):
     (tmp_path / "movie.mp4").write_bytes(b"?")
     with pytest.raises(AMGError, match=r"1 file is left out, being no picture: 1 \.mp4"):
         open_source(tmp_path)
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("movie.mp4", b"?")
     with pytest.raises(AMGError, match=r"1 file is left out, being no picture: 1 \.mp4"):
-        open_source(tmp_path / "x.zip")
+        open_source(as_zip({"movie.mp4": b"?"}, tmp_path / "x"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -125,17 +115,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_a_webdataset_field_is_no_left_out_file(tmp_path):
-    with tarfile.open(tmp_path / "0.tar", "w") as archive:
-        for name, data in {
-            "0.cls": b"7",
-            "0.jpg": PICTURES["plain"],
-            "0.npy": b"?",
-            "1.npy": b"?",
-        }.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    source = open_source(tmp_path / "0.tar")
+    files = {"0.cls": b"7", "0.jpg": PICTURES["plain"], "0.npy": b"?", "1.npy": b"?"}
+    source = open_source(as_tar(files, tmp_path / "0"))
     assert len(list(source)) == 1
     assert [note for note in source.notes if "left out" in note] == [
         "1 file is left out, being no picture: 1 .npy (1.npy)"

@@ -41,13 +41,18 @@ def archive(root: bytes, extra: dict[str, bytes] | None = None) -> bytes:
     return out.getvalue()
 
 
-def tensor(size: bytes, stride: bytes, count: int = 2, key: bytes = b"0") -> bytes:
+def tensor(size: bytes, stride: bytes, count: int = 2, offset: int = 0) -> bytes:
     """A pickled tensor of that size and stride, on a storage of `count` floats."""
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
-        + b"X\x01\x00\x00\x00" + key + b"X\x03\x00\x00\x00cpuK" + bytes([count])
-        + b"tQK\x00" + size + stride + b"\x89ccollections\nOrderedDict\n)RtR"
+        + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK" + bytes([count])
+        + b"tQK" + bytes([offset]) + size + stride + b"\x89ccollections\nOrderedDict\n)RtR"
     )  # fmt: skip
+
+
+def named(root: bytes) -> bytes:
+    """A table with one tensor in it."""
+    return b"\x80\x02}X\x01\x00\x00\x00a" + root + b"s."
 
 
 TWO = tensor(b"K\x02\x85", b"K\x01\x85")
@@ -65,10 +70,48 @@ PICKLES = {
     "long bytes": b"\x80\x05\x96" + struct.pack("<Q", 1 << 32) + b".",
     "many tables": b"\x80\x02(" + b"}" * 4_000_000 + b"t.",
     "holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
-    "wide view": b"\x80\x02}X\x01\x00\x00\x00a" + WIDE + b"s.",
+    "wide view": named(WIDE),
     "odd setitems": b"\x80\x02}(X\x01\x00\x00\x00a" + TWO + b"K\x01u.",
     "no stack": b"\x80\x02s.",
 }  # fmt: skip
+
+
+ODD = {  # a pickle, and why it is refused
+    "a builtin": (b"cbuiltins\neval\n(S'1'\ntR.", "names builtins.eval"),
+    "torch.load": (b"ctorch\nload\n(S'/etc/passwd'\ntR.", "names torch.load"),
+    "an attribute path": (
+        b"\x80\x04\x8c\x0btorch._utils\x8c\x16_rebuild_tensor_v2.__class__\x93.", "instruction"
+    ),
+    "altering a rebuilder": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.", "cannot be filled"
+    ),
+    "altering a dtype": (
+        b"\x80\x02ctorch\nFloatStorage\n}X\x01\x00\x00\x00aK\x01sb.", "cannot be filled"
+    ),
+    "altering the stand-in": (
+        b"\x80\x02c__torch__\nX\n}X\x01\x00\x00\x00aK\x01sb.", "cannot be filled"
+    ),
+    "calling a stand-in": (b"\x80\x02c__torch__\nX\nK\x01\x85R.", "the wrong way"),
+    "an extension": (b"\x80\x02\x82\x01.", "instruction"),
+    "a list as a tensor": (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(]K\x00))tR.", "without storage"
+    ),
+    "no table": (b"\x80\x02K\x01.", "no table of tensors"),
+    "nothing": (b"", "cut short"),
+    "short storage": (named(tensor(b"K\x03\x85", b"K\x01\x85")), "larger than its storage"),
+    "beyond its storage": (
+        named(tensor(b"K\x01\x85", b"K\x01\x85", offset=2)), "larger than its storage"
+    ),
+    "another length": (named(tensor(b"K\x04\x85", b"K\x01\x85", count=4)), "wrong length"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_pickles_are_refused(tmp_path, name):
+    pickled, words = ODD[name]
+    (tmp_path / "odd.pt").write_bytes(archive(pickled, NUMBERS))
+    with pytest.raises(ValueError, match=words):
+        read_tensors(tmp_path / "odd.pt")
 
 
 def hostile(folder: Path) -> list[Path]:
@@ -76,7 +119,7 @@ def hostile(folder: Path) -> list[Path]:
         (folder / f"{name}.pth").write_bytes(archive(data, NUMBERS))
         (folder / f"bare {name}.pth").write_bytes(data)
     with zipfile.ZipFile(folder / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("archive/data.pkl", b"\x80\x02}X\x01\x00\x00\x00a" + TWO + b"s.")
+        made.writestr("archive/data.pkl", named(TWO))
         made.writestr("archive/data/0", bytes(1 << 28))
     with zipfile.ZipFile(folder / "many entries.pth", "w") as made:
         for number in range(100_000):
@@ -157,6 +200,29 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, name):
     for kind in ("decoder", "encoder", "sscd", "compact"):
         with pytest.raises(AMGError, match=name):
             READERS[kind](path)
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["state dict", "torchscript", "legacy", "bare pickle"])
+def test_a_pickle_that_is_a_program_is_not_run(kind, tmp_path):
+    marker, path = tmp_path / "owned", tmp_path / "evil.pt"
+    bomb = {"backbone.conv1.weight": Bomb(marker)}
+    if kind in ("state dict", "legacy"):
+        torch.save(bomb, path, _use_new_zipfile_serialization=kind != "legacy")
+    elif kind == "torchscript":
+        path.write_bytes(archive(pickle.dumps(bomb), {"constants.pkl": b"", "code/x.py": b"0"}))
+    else:
+        path.write_bytes(pickle.dumps(bomb))
+    with pytest.raises(AMGError, match=r"evil\.pt.*Nothing in it was run"):
+        load_sscd(path)
+    assert not marker.exists()
 
 
 def test_what_is_alike_is_still_read(tmp_path):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from amg_core import decoders
 from amg_core.decoders import TAESD, TAESDDecoder, block_mean, halvings, load_taesd, reduced
 from amg_core.descriptors.latent import LatentDescriptor, TAESDEncoder, load_taesd_encoder
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_demo.model import PICTURES
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
@@ -202,8 +202,7 @@ def autoencoder():
 
 def picture(name, height, width):
     with Image.open(PICTURES / name) as image:
-        small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 255
+        return to_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
 
 def rms(a, b):

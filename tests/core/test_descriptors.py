@@ -24,7 +24,7 @@ from amg_core.descriptors.registry import (
     register,
 )  # fmt: skip
 from amg_core.errors import AMGError
-from amg_core.images import low_pass
+from amg_core.images import low_pass, to_tensor
 from amg_core.index import Index, build
 from amg_core.index.picture import load_picture
 from amg_core.index.search import Searcher
@@ -120,8 +120,7 @@ def test_it_builds_opens_probes_and_judges(tmp_path, file, find):
         assert descriptor.spec == index.spec and descriptor.cells == 6
         matcher = Matcher(Searcher(index), descriptor, LinearDecoder(torch.eye(3)))
         assert limits.levels(index.spec, 16, index.count) == (0.5, 0.9)
-        pixels = load_picture(pictures / "p003.png").pixels.copy()
-        own = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        own = to_tensor(load_picture(pictures / "p003.png").pixels)
         match = matcher.match_pictures(own)
         assert index.source(int(match.ids)) == "p003.png" and match.score > 0.99
         latent = own * 2 - 1

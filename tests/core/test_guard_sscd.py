@@ -8,7 +8,7 @@ import torch
 
 from amg_core import presets
 from amg_core.decoders import ModuleDecoder
-from amg_core.descriptors.sscd import SSCDDescriptor, expected_shapes
+from amg_core.descriptors.sscd import SSCDDescriptor
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.run import SamplingRun
@@ -21,18 +21,8 @@ from tests.index.helpers import demo_pictures
 
 
 @pytest.fixture(scope="module")
-def domain(tmp_path_factory):
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in expected_shapes().items():
-        if name.endswith("running_var"):
-            state[name] = torch.ones(shape)
-        elif len(shape) > 1:
-            fan = torch.Size(shape[1:]).numel()
-            state[name] = torch.randn(shape, generator=generator) / fan**0.5
-        else:
-            state[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
-    descriptor = SSCDDescriptor(state, "0" * 64, side=224)
+def domain(sscd_state, tmp_path_factory):
+    descriptor = SSCDDescriptor(sscd_state, "0" * 64, side=224)
     folder = demo_pictures(tmp_path_factory.mktemp("few"), 4)
     build(folder, folder / "index", descriptor, batch=4)  # batches are filled up
     model = demo.load()

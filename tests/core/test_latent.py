@@ -133,9 +133,11 @@ def test_wrong_taesd_files_are_named(tmp_path):
         for_spec(spec, tmp_path / "taesd_encoder.safetensors")
 
 
-def test_our_taesd_has_a_gradient_even_if_loaded_in_inference_mode(tmp_path):
+@pytest.mark.parametrize("half", [False, True])
+def test_our_taesd_has_a_gradient_even_if_loaded_in_inference_mode(tmp_path, half):
     path = tmp_path / "taesd_encoder.pth"
-    torch.save(random_taesd().state_dict(), path)
+    network = random_taesd()
+    torch.save((network.half() if half else network).state_dict(), path)
     before = torch.random.get_rng_state()
     with torch.inference_mode():
         network, _ = load_taesd_encoder(path)

@@ -103,19 +103,3 @@ def test_owned_decoders_have_gradients_even_if_built_in_inference_mode(inference
         (gradient,) = torch.autograd.grad(picture.sum(), z)
     assert gradient.abs().sum() > 0
     assert not any(p.requires_grad for p in decoder.network.parameters())
-
-
-def test_taesd_files_load_and_bad_ones_are_named(tmp_path):
-    from safetensors.torch import save_file
-
-    from amg_core.errors import AMGError
-
-    network = decoders.TAESDDecoder(4)
-    good = tmp_path / "taesd_decoder.safetensors"
-    save_file(network.state_dict(), good)
-    latent = torch.randn(1, 4, 2, 2)
-    assert torch.equal(decoders.load_taesd(good)(latent), network(latent))
-    bad = tmp_path / "taesd_decoder.pth"
-    bad.write_bytes(b"no weights")
-    with pytest.raises(AMGError, match=r"taesd_decoder\.pth"):
-        decoders.load_taesd(bad)

@@ -119,9 +119,36 @@ def encode(demo):
 
 
 @pytest.fixture(scope="session")
-def index(run_node, pictures):
+def drawing(demo, encode):
+    """`drawing(**more)`: inputs of a sampler node that draws a memorised prompt twice."""
+
+    def make(**more) -> dict:
+        return {
+            "model": demo["model"], "seed": 7, "steps": 3, "cfg": 4.0, "sampler_name": "euler",
+            "scheduler": "normal", "positive": encode("fox face on violet rays"),
+            "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
+            "denoise": 1.0, "preset": "main", "clip": demo["clip"],
+        } | more  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build(run_node):
+    """`build(source, name)` -> (MEMORIZATION_INDEX, summary)."""
+
+    def make(source, name: str, descriptor: str = "pixel", **more) -> tuple:
+        return run_node(
+            "AMG_BuildIndex", folder=str(source), name=name, descriptor=descriptor, **more
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def index(build, pictures):
     """A MEMORIZATION_INDEX of `pictures`."""
-    return run_node("AMG_BuildIndex", folder=str(pictures), name="few", descriptor="pixel")[0]
+    return build(pictures, "few")[0]
 
 
 @pytest.fixture(scope="session")

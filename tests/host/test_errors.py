@@ -115,13 +115,13 @@ def test_damaged_index(amg, run_node, index):
         shutil.rmtree(folder / "damaged")
 
 
-def test_missing_sscd_weights(amg, run_node, pictures):
+def test_missing_sscd_weights(amg, build, pictures):
     with pytest.raises(amg.AMGError, match=r"sscd_disc_mixup.*models/amg"):
-        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="sscd")
+        build(pictures, "x", "sscd")
     assert not (amg.paths.index_folder() / "x").exists()
 
 
-def test_wrong_sscd_weights(amg, run_node, pictures):
+def test_wrong_sscd_weights(amg, build, pictures):
     import folder_paths
 
     (folder,) = folder_paths.get_folder_paths("amg")
@@ -130,7 +130,7 @@ def test_wrong_sscd_weights(amg, run_node, pictures):
     folder_paths.filename_list_cache.pop("amg", None)
     try:
         with pytest.raises(amg.AMGError, match=r"sscd_disc_mixup.torchvision.pt"):
-            run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="sscd")
+            build(pictures, "x", "sscd")
     finally:
         path.unlink()
         folder_paths.filename_list_cache.pop("amg", None)
@@ -189,19 +189,17 @@ def test_missing_clip_weights(amg):
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a/b", "..", ".hidden", "a\\b", "c:d", "x\ny"])
-def test_names_of_indexes(amg, run_node, pictures, name):
+def test_names_of_indexes(amg, build, pictures, name):
     with pytest.raises(amg.AMGError, match="name:"):
-        run_node(
-            "AMG_BuildIndex", folder=str(pictures), name=name and name + " ", descriptor="pixel"
-        )
+        build(pictures, name and name + " ")
 
 
-def test_picture_folders(amg, run_node, tmp_path):
+def test_picture_folders(amg, build, tmp_path):
     for folder, words in (("", "folder: it is empty"), (str(tmp_path / "no"), "does not exist")):
         with pytest.raises(amg.AMGError, match=words):
-            run_node("AMG_BuildIndex", folder=folder, name="x", descriptor="pixel")
+            build(folder, "x")
     with pytest.raises(amg.AMGError, match="No picture files"):
-        run_node("AMG_BuildIndex", folder=str(tmp_path), name="x", descriptor="pixel")
+        build(tmp_path, "x")
 
 
 def test_report_before_any_run(amg, run_node, custom):

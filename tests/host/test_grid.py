@@ -9,15 +9,9 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def request_of(demo, index, encode):
+def request_of(demo, index, drawing):
     """Inputs of a small grid on the demo model; the prompt is one that it has memorised."""
-    return {
-        "model": demo["model"], "index": index, "positive": encode("fox face on violet rays"),
-        "negative": encode(""),
-        "latent_image": {"samples": torch.zeros(2, 4, 16, 16)}, "vae": demo["vae"], "seed": 7,
-        "steps": 6, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
-        "preset": "main", "clip": demo["clip"],
-    }  # fmt: skip
+    return drawing(steps=6, index=index, vae=demo["vae"])
 
 
 def draw(run_node, monkeypatch, amg, inputs, **more):

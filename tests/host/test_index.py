@@ -70,14 +70,12 @@ def words_on(run_node, image, matcher) -> str:
 # ---------------------------------------------------------------- sources
 
 
-def test_build_from_an_archive(run_node, pictures, tmp_path, bars, index):
+def test_build_from_an_archive(build, pictures, tmp_path, bars, index):
     path = tmp_path / "few.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(pictures.iterdir()):
             archive.write(file, file.name)
-    matcher, text = run_node(
-        "AMG_BuildIndex", folder=f'"{path}"', name="zipped", descriptor="pixel"
-    )
+    matcher, text = build(f'"{path}"', "zipped")
     assert text.startswith("24 pictures")
     assert names(matcher) == names(index)
     assert matcher.searcher.index.caption(2) == index.searcher.index.caption(2) != ""
@@ -85,7 +83,7 @@ def test_build_from_an_archive(run_node, pictures, tmp_path, bars, index):
 
 
 def test_build_from_a_source_of_unknown_length(
-    amg, run_node, pictures, tmp_path, bars, report, monkeypatch
+    amg, build, pictures, tmp_path, bars, report, monkeypatch
 ):
     """No bar is filled whose end nobody knows: the count is told in words."""
     with tarfile.open(tmp_path / "few.tar", "w") as archive:
@@ -93,22 +91,18 @@ def test_build_from_a_source_of_unknown_length(
             archive.add(file, file.name)
     clock = iter(range(10**6))
     monkeypatch.setattr(amg.module("nodes.index").time, "monotonic", lambda: next(clock))
-    matcher, text = run_node(
-        "AMG_BuildIndex", folder=str(tmp_path / "few.tar"), name="tarred", descriptor="pixel"
-    )
+    matcher, text = build(tmp_path / "few.tar", "tarred")
     assert matcher.searcher.index.count == 24
     assert {total for _, total in bars} <= {24}  # once the archive has been read to its end
     assert "1 pictures so far…" in report
     assert report[-1] == text
 
 
-def test_build_from_a_list(run_node, pictures, tmp_path):
+def test_build_from_a_list(build, pictures, tmp_path):
     (tmp_path / "list.csv").write_text(
         f"file,caption\n{pictures / 'memorised-000.webp'},a fox\n{tmp_path / 'gone.png'},\n"
     )
-    matcher, text = run_node(
-        "AMG_BuildIndex", folder=str(tmp_path / "list.csv"), name="listed", descriptor="pixel"
-    )
+    matcher, text = build(tmp_path / "list.csv", "listed")
     assert matcher.searcher.index.caption(0) == "a fox"
     assert "gone.png" in text
 
@@ -127,20 +121,19 @@ def test_build_watches_an_archive(amg, tmp_path):
 # ---------------------------------------------------------------- again, and stopping
 
 
-def test_building_again_embeds_what_is_new(run_node, pictures, tmp_path):
+def test_building_again_embeds_what_is_new(build, pictures, tmp_path):
     files = sorted(pictures.glob("*.webp"))
     for file in files[:3]:
         shutil.copy(file, tmp_path)
-    inputs = {"folder": str(tmp_path), "name": "grows", "descriptor": "pixel"}
-    _, text = run_node("AMG_BuildIndex", **inputs)
+    _, text = build(tmp_path, "grows")
     assert "in the index already" not in text
     shutil.copy(files[7], tmp_path)
-    matcher, text = run_node("AMG_BuildIndex", **inputs)
+    matcher, text = build(tmp_path, "grows")
     assert "1 new, 3 were in the index already." in text
     assert matcher.searcher.index.count == 4
 
 
-def test_a_stopped_build_goes_on(amg, run_node, pictures, report, monkeypatch):
+def test_a_stopped_build_goes_on(amg, build, pictures, report, monkeypatch):
     """The artist presses stop in mid-build: what was done is kept, and no half index is offered."""
     import comfy.model_management as management
     import comfy.utils
@@ -149,26 +142,25 @@ def test_a_stopped_build_goes_on(amg, run_node, pictures, report, monkeypatch):
         if value == 10:  # of the first 16, which are embedded at once
             management.interrupt_current_processing()
 
-    inputs = {"folder": str(pictures), "name": "stopped", "descriptor": "pixel"}
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", press)
     with pytest.raises(management.InterruptProcessingException):
-        run_node("AMG_BuildIndex", **inputs)
+        build(pictures, "stopped")
     assert "Stopped after 11 pictures" in report[-1]
     assert "continues from there" in report[-1]
     assert "stopped" not in amg.paths.index_names()
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", None)
-    matcher, text = run_node("AMG_BuildIndex", **inputs)
+    matcher, text = build(pictures, "stopped")
     assert "8 new, 16 were in the index already." in text
-    undisturbed, _ = run_node("AMG_BuildIndex", **inputs | {"name": "undisturbed"})
+    undisturbed, _ = build(pictures, "undisturbed")
     assert matcher.searcher.index.hash == undisturbed.searcher.index.hash
 
 
-def test_a_stop_before_anything_was_done(amg, run_node, pictures):
+def test_a_stop_before_anything_was_done(amg, build, pictures):
     import comfy.model_management as management
 
     management.interrupt_current_processing()
     with pytest.raises(management.InterruptProcessingException):
-        run_node("AMG_BuildIndex", folder=str(pictures), name="at-once", descriptor="pixel")
+        build(pictures, "at-once")
     assert "at-once" not in amg.paths.index_names()
 
 
@@ -212,8 +204,8 @@ def test_from_a_list_of_images_of_any_sizes(from_images, batch):
     assert (index.record(2).width, index.record(2).height) == (96, 64)
 
 
-def test_adding_images_to_an_index(run_node, from_images, batch, pictures):
-    run_node("AMG_BuildIndex", folder=str(pictures), name="both", descriptor="pixel")
+def test_adding_images_to_an_index(build, from_images, batch, pictures):
+    build(pictures, "both")
     other = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     matcher, text = from_images(other, "noise", name="both", mode="add")
     assert text.startswith("26 pictures")
@@ -302,24 +294,24 @@ def mute(run_node):
     return run
 
 
-def test_mute_and_undo(run_node, mute, pictures, batch):
-    index, _ = run_node("AMG_BuildIndex", folder=str(pictures), name="quiet", descriptor="pixel")
+def test_mute_and_undo(run_node, build, mute, pictures, batch):
+    index, _ = build(pictures, "quiet")
     assert "A copy of memorised-001.webp" in words_on(run_node, batch[1:2], index)
     quiet, text = mute(index, "\nMemorised-001.webp\n *-00[45]*\n", "my own")
     assert text.startswith("3 of 24 pictures in quiet are excluded (muted).")
     assert "memorised-001.webp  my own" in text
     words = words_on(run_node, batch[[1, 2, 4]], quiet).splitlines()
     assert ["A copy" in line for line in words] == [False, True, False]
-    rebuilt, _ = run_node("AMG_BuildIndex", folder=str(pictures), name="quiet", descriptor="pixel")
+    rebuilt, _ = build(pictures, "quiet")
     assert len(rebuilt.searcher.index.muted) == 3
     loud, text = mute(quiet, "memorised-001.webp", undo=True)
     assert text.startswith("2 of 24")
     assert "A copy of memorised-001.webp" in words_on(run_node, batch[1:2], loud)
 
 
-def test_muting_again_changes_nothing(amg, run_node, mute, pictures):
+def test_muting_again_changes_nothing(amg, build, mute, pictures):
     """So that a graph with this node does not run from the start again each time."""
-    index, _ = run_node("AMG_BuildIndex", folder=str(pictures), name="idle", descriptor="pixel")
+    index, _ = build(pictures, "idle")
     load = amg.nodes["AMG_LoadIndex"]
     mute(index, "*-000*", "mine")
     before = load.fingerprint_inputs(index_name="idle")
@@ -329,8 +321,8 @@ def test_muting_again_changes_nothing(amg, run_node, mute, pictures):
     assert load.fingerprint_inputs(index_name="idle") == before
 
 
-def test_mute_in_a_combined_index(run_node, mute, from_images, batch, pictures):
-    first, _ = run_node("AMG_BuildIndex", folder=str(pictures), name="part-1", descriptor="pixel")
+def test_mute_in_a_combined_index(run_node, build, mute, from_images, batch, pictures):
+    first, _ = build(pictures, "part-1")
     second, _ = from_images(batch[:3], name="part-2")
     (both,) = run_node("AMG_CombineIndexes", index_1=first, index_2=second)
     quiet, text = mute(both, "images/*\nmemorised-009*", "all mine")

@@ -10,26 +10,21 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def latent_index(run_node, demo):
+def latent_index(build, demo):
     """(index, summary) of all of the demo model's training pictures."""
-    return run_node(
-        "AMG_BuildIndex", folder=demo["folder"], name="demo-latents", descriptor="latent",
-        vae=demo["vae"], model=demo["model"],
-    )  # fmt: skip
+    return build(
+        demo["folder"], "demo-latents", descriptor="latent", vae=demo["vae"], model=demo["model"]
+    )
 
 
 @pytest.fixture(scope="module")
-def draw(run_node, demo, encode):
+def draw(run_node, drawing):
     """`draw(index, **changes)` -> (latent, report, curve) of AMG Sampler on a memorised prompt."""
 
     def run(index, **changes):
-        inputs = {
-            "model": demo["model"], "seed": 7, "steps": 12, "cfg": 4.0, "sampler_name": "euler",
-            "scheduler": "normal", "positive": encode("fox face on violet rays"),
-            "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
-            "denoise": 1.0, "index": index, "preset": "main", "despecification": 1.0,
-            "deduplication": 1.0, "dissimilarity": 1.0, "clip": demo["clip"],
-        }  # fmt: skip
+        inputs = drawing(
+            steps=12, index=index, despecification=1.0, deduplication=1.0, dissimilarity=1.0
+        )
         return run_node("AMG_Sampler", **inputs | changes)
 
     return run
@@ -165,23 +160,20 @@ def test_the_hash_does_not_depend_on_the_precision(amg, demo):
 
 
 @pytest.mark.parametrize("missing", [("vae",), ("model",), ("vae", "model")])
-def test_what_building_needs(amg, run_node, demo, pictures, missing):
+def test_what_building_needs(amg, build, demo, pictures, missing):
     given = {name: demo[name] for name in ("vae", "model") if name not in missing}
     with pytest.raises(amg.AMGError, match="Connect vae and model"):
-        run_node("AMG_BuildIndex", folder=str(pictures), name="x", descriptor="latent", **given)
+        build(pictures, "x", descriptor="latent", **given)
     assert not (amg.paths.index_folder() / "x").exists()
 
 
-def test_a_vae_of_another_model(amg, run_node, demo, pictures):
+def test_a_vae_of_another_model(amg, build, demo, pictures):
     import copy
 
     other = copy.copy(demo["vae"])
     other.latent_channels = 16
     with pytest.raises(amg.AMGError, match=r"vae: .*16 channels.*draws 4"):
-        run_node(
-            "AMG_BuildIndex", folder=str(pictures), name="x", descriptor="latent", vae=other,
-            model=demo["model"],
-        )  # fmt: skip
+        build(pictures, "x", descriptor="latent", vae=other, model=demo["model"])
 
 
 def test_families(amg):

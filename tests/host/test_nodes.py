@@ -12,14 +12,9 @@ import torch
 STRENGTHS = {"despecification": 1.0, "deduplication": 1.0, "dissimilarity": 1.0}
 
 
-def sampler_inputs(demo, encode, index, **changes):
-    return {
-        "model": demo["model"], "seed": 7, "steps": 3, "cfg": 4.0, "sampler_name": "euler",
-        "scheduler": "normal", "positive": encode("fox face on violet rays"),
-        "negative": encode(""), "latent_image": {"samples": torch.zeros(2, 4, 16, 16)},
-        "denoise": 1.0, "index": index, "preset": "main", "clip": demo["clip"],
-        "vae": demo["vae"],
-    } | STRENGTHS | changes  # fmt: skip
+@pytest.fixture
+def inputs(demo, drawing, index):
+    return drawing(index=index, vae=demo["vae"], **STRENGTHS)
 
 
 def test_demo_model_is_stock(amg, demo, encode):
@@ -55,8 +50,8 @@ def test_demo_model_agrees_with_its_own_sampler(amg, demo, encode):
         assert torch.allclose(drawn, wanted, atol=1e-4)
 
 
-def test_sampler_node(amg, run_node, demo, encode, index):
-    latent, report, curve = run_node("AMG_Sampler", **sampler_inputs(demo, encode, index))
+def test_sampler_node(run_node, inputs):
+    latent, report, curve = run_node("AMG_Sampler", **inputs)
     assert latent["samples"].shape == (2, 4, 16, 16)
     assert len(json.loads(report)["steps"]) == 3
     assert json.loads(report)["host"]["decoder"] == "demo"
@@ -65,12 +60,11 @@ def test_sampler_node(amg, run_node, demo, encode, index):
     assert 0 <= curve.min() <= curve.max() <= 1
 
 
-def test_sampler_node_at_strength_0_is_ksampler(amg, run_node, demo, encode, index):
+def test_sampler_node_at_strength_0_is_ksampler(run_node, inputs):
     import nodes
 
     off = dict.fromkeys(STRENGTHS, 0.0)
-    inputs = sampler_inputs(demo, encode, index, **off)
-    guarded = run_node("AMG_Sampler", **inputs)[0]["samples"]
+    guarded = run_node("AMG_Sampler", **inputs | off)[0]["samples"]
     with torch.inference_mode():
         plain = nodes.KSampler().sample(
             *(inputs[name] for name in list(nodes.KSampler.INPUT_TYPES()["required"]))
@@ -78,23 +72,20 @@ def test_sampler_node_at_strength_0_is_ksampler(amg, run_node, demo, encode, ind
     assert torch.equal(guarded, plain)
 
 
-def test_denoise_0_samples_nothing(amg, run_node, demo, encode, index):
-    inputs = sampler_inputs(demo, encode, index, denoise=0.0)
-    latent, report, _ = run_node("AMG_Sampler", **inputs)
+def test_denoise_0_samples_nothing(run_node, inputs):
+    latent, report, _ = run_node("AMG_Sampler", **inputs | {"denoise": 0.0})
     assert torch.equal(latent["samples"], inputs["latent_image"]["samples"])
     assert json.loads(report)["steps"] == []
 
 
-def test_without_clip_the_report_says_so(amg, run_node, demo, encode, index):
-    inputs = sampler_inputs(demo, encode, index, clip=None, vae=None)
-    report = json.loads(run_node("AMG_Sampler", **inputs)[1])
+def test_without_clip_the_report_says_so(run_node, inputs):
+    report = json.loads(run_node("AMG_Sampler", **inputs | {"clip": None, "vae": None})[1])
     assert report["host"]["captions"] == "no clip"
 
 
-def test_apply_and_report(amg, run_node, demo, encode, index, sample):
+def test_apply_and_report(run_node, demo, index, inputs):
     import nodes
 
-    inputs = sampler_inputs(demo, encode, index)
     widgets = {
         "thresholds": "custom", "schedule": "constant", "threshold_start": 0.0,
         "threshold_end": 0.05, "form": "projection", "exit": 0.0, "start_percent": 0.0,
@@ -119,7 +110,7 @@ def test_apply_and_report(amg, run_node, demo, encode, index, sample):
     assert curve.shape[-1] == 3
 
 
-def test_under_sampler_custom_advanced(amg, run_node, demo, encode, index):
+def test_under_sampler_custom_advanced(run_node, demo, index, inputs):
     """The node itself, with CFGGuider: the guarded picture of KSampler, and no copy."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import (
@@ -139,7 +130,6 @@ def test_under_sampler_custom_advanced(amg, run_node, demo, encode, index):
         "AMG_Apply", model=demo["model"], index=index, preset="main", clip=demo["clip"],
         **STRENGTHS, **widgets,
     )  # fmt: skip
-    inputs = sampler_inputs(demo, encode, index)
     conds = inputs["positive"], inputs["negative"]
     latent, steps = inputs["latent_image"], 12
 
@@ -211,7 +201,7 @@ def test_probe_tells_the_page_of_the_closest(amg, index, pictures, monkeypatch):
         assert saved.size == (48, 36)
 
 
-def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path):
+def test_load_index_follows_the_folder(amg, run_node, build, index, pictures, tmp_path):
     """A changed index is opened anew; an unchanged one comes from the host's cache."""
     load = amg.nodes["AMG_LoadIndex"]
     assert "few" in amg.paths.index_names()
@@ -224,18 +214,18 @@ def test_load_index_follows_the_folder(amg, run_node, index, pictures, tmp_path)
     fewer.mkdir()
     for path in sorted(pictures.glob("*.webp"))[:3]:
         shutil.copy(path, fewer)
-    run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    build(fewer, "changing")
     before = load.fingerprint_inputs(index_name="changing")
     shutil.copy(sorted(pictures.glob("*.webp"))[5], fewer)
-    _, text = run_node("AMG_BuildIndex", folder=str(fewer), name="changing", descriptor="pixel")
+    _, text = build(fewer, "changing")
     assert text.startswith("4 pictures")
     assert load.fingerprint_inputs(index_name="changing") != before
 
 
-def test_build_names_what_it_skipped(amg, run_node, pictures, tmp_path):
+def test_build_names_what_it_skipped(amg, build, pictures, tmp_path):
     shutil.copy(pictures / "memorised-000.webp", tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    _, text = run_node("AMG_BuildIndex", folder=str(tmp_path), name="odd", descriptor="pixel")
+    _, text = build(tmp_path, "odd")
     assert "NOT guarded" in text
     assert "broken.png" in text
 

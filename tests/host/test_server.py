@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import time
@@ -30,6 +31,27 @@ def finish(server, prompt: dict, metadata: dict | None = None) -> dict:
     return server.finish(server.queue(prompt, metadata))
 
 
+def succeed(server, prompt: dict, metadata: dict | None = None) -> dict:
+    """The same, for a prompt that must run; what its nodes showed."""
+    done = finish(server, prompt, metadata)
+    assert done["status"]["status_str"] == "success", done["status"]
+    return done["outputs"]
+
+
+def cached(server, prompt: dict) -> list[str]:
+    """Run a prompt; the nodes whose outputs the host had kept."""
+    return dict(finish(server, prompt)["status"]["messages"])["execution_cached"]["nodes"]
+
+
+def posted(server, name: str) -> dict:
+    """A template as the front end sends it: the same as its own file for the API."""
+    graph = json.loads((ROOT / f"example_workflows/amg_{name}.json").read_text())
+    prompt = as_prompt(graph, server("/object_info"))
+    api = json.loads((ROOT / f"example_workflows/api/amg_{name}.api.json").read_text())
+    assert prompt == {i: {k: node[k] for k in ("class_type", "inputs")} for i, node in api.items()}
+    return prompt
+
+
 @pytest.fixture(scope="module")
 def first_look():
     text = (ROOT / "example_workflows/api/amg_first_look.api.json").read_text()
@@ -42,8 +64,22 @@ def first_look():
     return prompt
 
 
+def step(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
 def of_type(prompt: dict, kind: str) -> list[str]:
     return [number for number, node in prompt.items() if node["class_type"] == kind]
+
+
+def guarded_part(prompt: dict, *more: str) -> dict:
+    """A copy of a prompt with no nodes but the guarded sampler's, and those of `more` kinds."""
+    kinds = {
+        *("AMG_Sampler", "AMG_DemoModel", "AMG_BuildIndex", "CLIPTextEncode", "EmptyLatentImage"),
+        *more,
+    }
+    kept = {number: node for number, node in prompt.items() if node["class_type"] in kinds}
+    return copy.deepcopy(kept)
 
 
 def test_listed(server):
@@ -92,10 +128,7 @@ def test_templates_for_the_demo_model_run(server, name):
     """As the front end sends them, with fewer steps."""
     from PIL import Image
 
-    graph = json.loads((ROOT / f"example_workflows/amg_{name}.json").read_text())
-    prompt = as_prompt(graph, server("/object_info"))
-    api = json.loads((ROOT / f"example_workflows/api/amg_{name}.api.json").read_text())
-    assert prompt == {i: {k: node[k] for k in ("class_type", "inputs")} for i, node in api.items()}
+    prompt = posted(server, name)
     for node in prompt.values():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = 5
@@ -103,11 +136,10 @@ def test_templates_for_the_demo_model_run(server, name):
             (server.base / "input").mkdir(exist_ok=True)
             with Image.open(ROOT / "amg_demo/pictures/memorised-000.webp") as picture:
                 picture.convert("RGB").save(server.base / "input" / node["inputs"]["image"])
-    done = finish(server, prompt)
-    assert done["status"]["status_str"] == "success", done["status"]
+    shown = succeed(server, prompt)
     for kind in ("PreviewImage", "AMG_SimilarityProbe", "AMG_StrengthGrid"):
-        assert all(done["outputs"][i]["images"] for i in of_type(prompt, kind))
-    said = [done["outputs"][i]["text"][0] for i in of_type(prompt, "PreviewAny")]
+        assert all(shown[i]["images"] for i in of_type(prompt, kind))
+    said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
     assert all(said)
     if name == "probe_picture":
         assert any("memorised-000" in text for text in said)
@@ -115,15 +147,10 @@ def test_templates_for_the_demo_model_run(server, name):
 
 def test_the_lora_template_runs(server):
     """As it is posted, with fewer pictures: the LoRA copies its training set, the guard prevents it."""
-    graph = json.loads((ROOT / "example_workflows/amg_lora.json").read_text())
-    prompt = as_prompt(graph, server("/object_info"))
-    api = json.loads((ROOT / "example_workflows/api/amg_lora.api.json").read_text())
-    assert prompt == {i: {k: node[k] for k in ("class_type", "inputs")} for i, node in api.items()}
+    prompt = posted(server, "lora")
     (latent,) = of_type(prompt, "EmptyLatentImage")
     prompt[latent]["inputs"]["batch_size"] = 2
-    done = finish(server, prompt)
-    assert done["status"]["status_str"] == "success", done["status"]
-    shown = done["outputs"]
+    shown = succeed(server, prompt)
     assert all(shown[i]["images"] for i in of_type(prompt, "PreviewImage"))
     (built,) = of_type(prompt, "AMG_BuildIndex")
     said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
@@ -137,15 +164,10 @@ def test_the_lora_template_runs(server):
 
 def test_the_first_look_runs(server, first_look):
     """On an empty ComfyUI: no checkpoint, no index, no descriptor weights."""
-    done = finish(server, first_look)
-    assert done["status"]["status_str"] == "success", done["status"]
-    shown = done["outputs"]
-    for number in of_type(first_look, "PreviewImage"):
-        assert shown[number]["images"]
-    for number in of_type(first_look, "PreviewAny"):
-        assert shown[number]["text"][0]
-    for number in of_type(first_look, "AMG_SimilarityProbe"):
-        assert shown[number]["images"]
+    shown = succeed(server, first_look)
+    for kind in ("PreviewImage", "AMG_SimilarityProbe"):
+        assert all(shown[i]["images"] for i in of_type(first_look, kind))
+    assert all(shown[i]["text"][0] for i in of_type(first_look, "PreviewAny"))
     assert (server.base / "models/amg_indexes/amg-demo/manifest.json").is_file()
 
 
@@ -164,12 +186,9 @@ def test_the_other_workflow_lacks_nothing_but_files(server):
 
 def test_indexes_made_in_the_graph(server, first_look):
     """Index from Images (list inputs), Combine Indexes and Mute Pictures, in one workflow."""
-    prompt = json.loads(json.dumps(first_look))
+    prompt = guarded_part(first_look, "KSampler")
     (plain,), (demo,) = of_type(prompt, "KSampler"), of_type(prompt, "AMG_DemoModel")
     (sampler,), (built,) = of_type(prompt, "AMG_Sampler"), of_type(prompt, "AMG_BuildIndex")
-    keep = {plain, demo, sampler, built}
-    keep |= {*of_type(prompt, "CLIPTextEncode"), *of_type(prompt, "EmptyLatentImage")}
-    prompt = {number: node for number, node in prompt.items() if number in keep}
     prompt |= {
         "90": step("VAEDecode", samples=[plain, 0], vae=[demo, 2]),
         "91": step("AMG_IndexFromImages", images=["90", 0], captions="a fox", name="drawn",
@@ -182,15 +201,12 @@ def test_indexes_made_in_the_graph(server, first_look):
         "96": step("PreviewAny", source=["91", 1]),
     }  # fmt: skip
     prompt[sampler]["inputs"]["index"] = ["93", 0]
-    done = finish(server, prompt)
-    assert done["status"]["status_str"] == "success", done["status"]
-    shown = {number: done["outputs"][number]["text"][0] for number in ("94", "95", "96")}
+    shown = succeed(server, prompt)
+    shown = {number: shown[number]["text"][0] for number in ("94", "95", "96")}
     assert shown["94"].startswith("1 of 633 pictures in amg-demo + drawn are excluded (muted).")
     assert json.loads(shown["95"])["index"]["count"] == 633
     assert shown["96"].startswith("1 picture in")
-    again = finish(server, prompt)
-    cached = dict(again["status"]["messages"])["execution_cached"]["nodes"]
-    assert {sampler, built, "91", "92", "93"} <= set(cached)
+    assert {sampler, built, "91", "92", "93"} <= set(cached(server, prompt))
 
 
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -231,8 +247,7 @@ def test_a_workflow_saved_before_the_loop_runs(server):
     assert prompt[sampler]["inputs"]["dissimilarity"] == 1.0
     assert prompt[sampler]["inputs"]["if_still_copied"].startswith("step 20/20")
     prompt[sampler]["inputs"] |= {"steps": 6}
-    done = finish(server, prompt)
-    assert done["status"]["status_str"] == "success", done["status"]
+    succeed(server, prompt)
     prompt[sampler]["inputs"]["if_still_copied"] = "Stop"  # no text of ours
     (error,) = server("/prompt", {"prompt": prompt})["node_errors"][sampler]["errors"]
     assert error["details"].startswith("if_still_copied - 'Stop' is not one of the choices")
@@ -242,11 +257,8 @@ def saved(server, first_look, steps: int, through_report: bool = False):
     """Run the first look with Save Image behind the guarded sampler; (metadata, prompt, reporter)."""
     from PIL import Image
 
-    prompt = json.loads(json.dumps(first_look))
+    prompt = guarded_part(first_look)
     (sampler,), (demo,) = of_type(prompt, "AMG_Sampler"), of_type(prompt, "AMG_DemoModel")
-    keep = {sampler, demo, *of_type(prompt, "CLIPTextEncode"), *of_type(prompt, "AMG_BuildIndex"),
-            *of_type(prompt, "EmptyLatentImage")}  # fmt: skip
-    prompt = {number: node for number, node in prompt.items() if number in keep}
     inputs = prompt[sampler]["inputs"] | {"steps": steps}
     prompt[sampler]["inputs"], source = inputs, sampler
     if through_report:
@@ -266,9 +278,7 @@ def saved(server, first_look, steps: int, through_report: bool = False):
     prompt["90"] = step("VAEDecode", samples=[source, slot], vae=[demo, 2])
     prompt["91"] = step("SaveImage", images=["90", 0], filename_prefix=f"report-{steps}")
     workflow = {"nodes": [], "note": "as the front end sends it"}
-    done = finish(server, prompt, {"workflow": workflow})
-    assert done["status"]["status_str"] == "success", done["status"]
-    (picture,) = done["outputs"]["91"]["images"]
+    (picture,) = succeed(server, prompt, {"workflow": workflow})["91"]["images"]
     path = server.base / "output" / picture["filename"]
     with Image.open(path) as opened:
         found = dict(opened.info)
@@ -293,46 +303,31 @@ def test_the_report_travels_in_the_picture(server, first_look, through_report):
         assert "comfyui" in written["versions"]
 
 
-def step(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
-
-
 def test_unchanged_nodes_come_from_the_cache(server, first_look):
     finish(server, first_look)
-    done = finish(server, first_look)
-    cached = dict(done["status"]["messages"])["execution_cached"]["nodes"]
-    assert set(of_type(first_look, "AMG_BuildIndex") + of_type(first_look, "AMG_Sampler")) <= set(
-        cached
-    )
+    kept = set(cached(server, first_look))
+    assert {*of_type(first_look, "AMG_BuildIndex"), *of_type(first_look, "AMG_Sampler")} <= kept
 
 
 def test_an_error_reaches_the_artist(server):
-    inputs = {"folder": "/nowhere", "name": "x", "descriptor": "pixel"}
-    done = finish(server, {"1": {"class_type": "AMG_BuildIndex", "inputs": inputs}})
+    build = step("AMG_BuildIndex", folder="/nowhere", name="x", descriptor="pixel")
+    done = finish(server, {"1": build})
     error = dict(done["status"]["messages"])["execution_error"]
     assert "/nowhere" in error["exception_message"]
     assert error["node_type"] == "AMG_BuildIndex"
 
 
 def test_interrupt(server, first_look):
-    prompt = json.loads(json.dumps(first_look))
+    prompt = guarded_part(first_look)
     (sampler,) = of_type(prompt, "AMG_Sampler")
     prompt[sampler]["inputs"] |= {"steps": 2000, "seed": 99}
-    keep = {sampler, *of_type(prompt, "AMG_DemoModel"), *of_type(prompt, "CLIPTextEncode"),
-            *of_type(prompt, "EmptyLatentImage"), *of_type(prompt, "AMG_BuildIndex")}  # fmt: skip
-    prompt = {number: node for number, node in prompt.items() if number in keep}
-    prompt["99"] = {"class_type": "PreviewAny", "inputs": {"source": [sampler, 1]}}
-    number = server("/prompt", {"prompt": prompt})["prompt_id"]
+    prompt["99"] = step("PreviewAny", source=[sampler, 1])
+    number = server.queue(prompt)
     time.sleep(4)
     server("/interrupt", {}, raw=True)
-    deadline = time.monotonic() + PATIENCE
-    while not (history := server(f"/history/{number}")):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    messages = dict(history[number]["status"]["messages"])
+    messages = dict(server.finish(number)["status"]["messages"])
     assert "execution_interrupted" in messages
-    # And the server goes on working.
-    assert finish(server, first_look)["status"]["status_str"] == "success"
+    succeed(server, first_look)  # the server goes on working
 
 
 def test_a_prompt_is_calibrated_probed_and_drawn(server):
@@ -342,28 +337,23 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
     usual = [row["text"] for row in rows if row["duplicates"] == 1][::20]
 
     def graph(text: str, model: list) -> dict:
-        matcher = {
-            "model": model, "positive": ["3", 0], "negative": ["4", 0], "score": "combined",
-            "seeds": 2, "false_alarms": 0.02, "words": "never",
-        }  # fmt: skip
-        sampler = {
-            "model": ["6", 0], "positive": ["6", 1], "negative": ["6", 2], "latent_image": ["2", 0],
-            "seed": 1, "steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
-            "denoise": 1.0,
-        }  # fmt: skip
         return {
-            "1": {"class_type": "AMG_DemoModel", "inputs": {}},
-            "2": {
-                "class_type": "EmptyLatentImage",
-                "inputs": {"width": 128, "height": 128, "batch_size": 1},
-            },
-            "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
-            "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
-            "6": {"class_type": "AMG_PromptProbe", "inputs": matcher},
-            "7": {"class_type": "KSampler", "inputs": sampler},
-            "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
-            "9": {"class_type": "PreviewImage", "inputs": {"images": ["8", 0]}},
-        }
+            "1": step("AMG_DemoModel"),
+            "2": step("EmptyLatentImage", width=128, height=128, batch_size=1),
+            "3": step("CLIPTextEncode", clip=["1", 1], text=text),
+            "4": step("CLIPTextEncode", clip=["1", 1], text=""),
+            "6": step(
+                "AMG_PromptProbe", model=model, positive=["3", 0], negative=["4", 0],
+                score="combined", seeds=2, false_alarms=0.02, words="never",
+            ),
+            "7": step(
+                "KSampler", model=["6", 0], positive=["6", 1], negative=["6", 2],
+                latent_image=["2", 0], seed=1, steps=2, cfg=4.0, sampler_name="euler",
+                scheduler="normal", denoise=1.0,
+            ),
+            "8": step("VAEDecode", samples=["7", 0], vae=["1", 2]),
+            "9": step("PreviewImage", images=["8", 0]),
+        }  # fmt: skip
 
     for file in (server.base / "models").rglob("prompt_probe/*.json"):  # of the templates
         file.unlink()
@@ -371,20 +361,16 @@ def test_a_prompt_is_calibrated_probed_and_drawn(server):
     assert early["status"]["status_str"] == "error"
     assert "Calibrate Prompt Probe" in json.dumps(early["status"]["messages"])
     prompt = graph("fox face on violet rays", ["5", 0])
-    prompt["5"] = {
-        "class_type": "AMG_CalibratePromptProbe",
-        "inputs": {
-            "model": ["1", 0], "clip": ["1", 1], "latent_image": ["2", 0], "seeds": 2,
-            "prompts": "\n".join(usual),
-        },
-    }  # fmt: skip
-    key = finish(server, prompt)
-    assert key["status"]["status_str"] == "success", key["status"]
-    assert key["outputs"]["5"]["text"][0].startswith("calibrated on 30 ordinary prompts")
-    assert key["outputs"]["6"]["text"][0].startswith("suspicious")
-    assert key["outputs"]["9"]["images"]
-    plain = finish(server, graph("penguin on violet stripes", ["1", 0]))
-    assert plain["outputs"]["6"]["text"][0].startswith("nothing suspicious")
+    prompt["5"] = step(
+        "AMG_CalibratePromptProbe", model=["1", 0], clip=["1", 1], latent_image=["2", 0], seeds=2,
+        prompts="\n".join(usual),
+    )  # fmt: skip
+    shown = succeed(server, prompt)
+    assert shown["5"]["text"][0].startswith("calibrated on 30 ordinary prompts")
+    assert shown["6"]["text"][0].startswith("suspicious")
+    assert shown["9"]["images"]
+    plain = succeed(server, graph("penguin on violet stripes", ["1", 0]))
+    assert plain["6"]["text"][0].startswith("nothing suspicious")
 
 
 def test_live_events_name_the_node_of_their_own_prompt(server):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from amg_core.descriptors.base import DescriptorSpec
 from amg_core.index import Index
 from amg_core.index import format as fmt
 from amg_demo.model import PICTURES
@@ -76,6 +79,41 @@ def demo_pictures(folder: Path, count: int, first: str = "") -> Path:
         name = json.loads(line)["file_name"]
         shutil.copy(PICTURES / name, folder / name)
     return folder
+
+
+class Stored:
+    """As much of an index as a Searcher needs, in memory."""
+
+    def __init__(self, rows, metric="cosine", cache=None, muted=()):
+        self._rows = np.asarray(rows).astype("<f2")
+        self.spec = DescriptorSpec("test", metric, "none/1", (8,))
+        self.cache, self.muted = cache, dict.fromkeys(muted, "ours")
+        self.members = (self,)
+
+    def rows(self, scale: int) -> np.ndarray:
+        return self._rows
+
+    def rows_key(self, scale: int) -> str:
+        return hashlib.sha256(self._rows.tobytes()).hexdigest()
+
+
+class Identity:
+    """A decoder: three-channel latents are pictures."""
+
+    name, channels, factor = "identity", 3, 1
+
+    def __call__(self, latent, at_least=None):
+        return latent
+
+    def to(self, device):
+        return self
+
+
+def options_of(tool, *arguments) -> argparse.Namespace:
+    """The options of a command (`index_tools.dedup`, `index_tools.evaluate`) from its arguments."""
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
 
 
 def shard_of(index: Path) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,15 +20,10 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build, mute
 from amg_core.similarity import metrics
 from index_tools import captions, dedup
-from tests.index.helpers import fill, paint
+from tests.index.helpers import fill, options_of, paint
 
 Member = dedup.Member
-
-
-def command(*arguments) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    dedup.add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
+command = partial(options_of, dedup)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import random
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,18 +18,15 @@ from PIL import Image
 
 from amg_core.descriptors import create
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from amg_core.similarity.matcher import Matcher
 from index_tools import evaluate, intervals, page
-from tests.index.helpers import fill, paint
+from tests.index.helpers import fill, options_of, paint
 
-
-def command(*arguments) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
+command = partial(options_of, evaluate)
 
 
 def judged(similarity=0.0, nl2=None, score=0.0, copy=False) -> evaluate.Checked:
@@ -171,7 +168,7 @@ def test_copies_are_found_and_new_pictures_are_not(judged_once):
 
 
 def test_nl2_is_eq_8(place, matcher, pixel):
-    picture = torch.from_numpy(np.array(paint(900))).permute(2, 0, 1)[None].float() / 255
+    picture = to_tensor(paint(900))
     rows = torch.from_numpy(matcher.searcher.index.rows(32)[0:60].astype(np.float32))
     distances = (pixel.embed(picture, 32) - rows).norm(dim=1).sort().values
     expected = distances[0] / (0.5 * distances[:50].mean())

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, features
 
 from amg_core.descriptors import create
+from amg_core.images import to_tensor
 from amg_core.index import picture as module
 from amg_core.index.picture import Unreadable, decode, load_picture, pixel_hash, read_file
 from tests.index.helpers import encoded, paint
@@ -93,11 +94,8 @@ def test_sixteen_bits():
 def test_tiny_pictures_and_strips(size, kind):
     picture = decode(encoded(paint(1, size), kind), "")
     assert picture.size == (picture.width, picture.height) == size
-    pixel = create("pixel")
-    import torch
-
-    tensor = torch.from_numpy(picture.pixels).permute(2, 0, 1)[None].float() / 255
-    assert all(torch.isfinite(pixel.embed(tensor, scale)).all() for scale in pixel.spec.scales)
+    pixel, tensor = create("pixel"), to_tensor(picture.pixels)
+    assert all(pixel.embed(tensor, scale).isfinite().all() for scale in pixel.spec.scales)
 
 
 # --- large ones --------------------------------------------------------------------------------

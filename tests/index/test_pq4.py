@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import threading
@@ -16,30 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index, build, codes, exact, mute, pq4
 from amg_core.index import search as module
 from amg_core.index.search import Searcher
-from tests.index.helpers import fill
+from tests.index.helpers import Stored, fill
 
 pytest.importorskip("faiss")
-
-
-class Stored:
-    """As much of an index as a Searcher needs."""
-
-    def __init__(self, rows, metric="cosine", cache=None, muted=()):
-        self._rows = np.asarray(rows).astype("<f2")
-        self.spec = DescriptorSpec("test", metric, "none/1", (8,))
-        self.cache, self.muted = cache, dict.fromkeys(muted, "ours")
-        self.members = (self,)
-
-    def rows(self, scale: int) -> np.ndarray:
-        return self._rows
-
-    def rows_key(self, scale: int) -> str:
-        return hashlib.sha256(self._rows.tobytes()).hexdigest()
 
 
 def joined(*indexes: Stored) -> Stored:

@@ -8,23 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.index import Index
 from amg_core.index import exact as module
 from amg_core.index.search import Searcher
-
-
-class Stored:
-    """As much of an index as a Searcher needs."""
-
-    def __init__(self, rows: np.ndarray, metric: str) -> None:
-        self._rows = rows.astype("<f2")
-        self.spec = DescriptorSpec("test", metric, "none/1", (8,))
-
-    def rows(self, scale: int) -> np.ndarray:
-        assert scale == 8
-        return self._rows
+from tests.index.helpers import Stored
 
 
 def unit(values: np.ndarray) -> np.ndarray:

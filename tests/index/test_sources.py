@@ -26,6 +26,7 @@ from amg_core.errors import AMGError
 from amg_core.index.picture import MAX_FILE_BYTES, Unreadable, decode, pixel_hash
 from amg_core.index.sources import Item, Pictures, open_source, open_sources
 from amg_core.index.sources.base import Names, inner
+from tests.index import helpers
 from tests.index.helpers import encoded, fill
 
 # name -> (bytes, caption)
@@ -312,13 +313,8 @@ def test_folder_ignores_what_systems_leave(tmp_path):
 
 
 def test_zip_ignores_what_systems_leave_and_reports_what_is_locked(tmp_path):
-    path = tmp_path / "x.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("p.png", encoded(1))
-        archive.writestr("__MACOSX/._p.png", b"?")
-        archive.writestr("locked.png", encoded(2))
-        archive.writestr("phone.heic", b"?")
-        archive.writestr("huge.png", b"?")
+    files = {"p.png": encoded(1), "__MACOSX/._p.png": b"?", "locked.png": encoded(2)}
+    path = helpers.as_zip(files | {"phone.heic": b"?", "huge.png": b"?"}, tmp_path / "x")
     raw = bytearray(path.read_bytes())
     at = raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"locked.png"))
     raw[at + 8] |= 1  # "encrypted" in the directory
@@ -353,11 +349,9 @@ def test_zip_twice_the_same_name_and_names_that_lead_elsewhere(tmp_path):
 
 @pytest.mark.parametrize("raw", ["größe".encode(), b"\xff\xfe", "größe".encode("cp437")])
 def test_zip_names_in_other_encodings(tmp_path, raw):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("q" * len(raw) + ".png", encoded(1))
-    data = (tmp_path / "x.zip").read_bytes().replace(b"q" * len(raw), raw)
-    (tmp_path / "x.zip").write_bytes(data)
-    ((name, _, data),) = read(open_source(tmp_path / "x.zip"))
+    path = helpers.as_zip({"q" * len(raw) + ".png": encoded(1)}, tmp_path / "x")
+    path.write_bytes(path.read_bytes().replace(b"q" * len(raw), raw))
+    ((name, _, data),) = read(open_source(path))
     name.encode()
     assert data == encoded(1) and (raw == b"\xff\xfe" or name == "größe.png")
 
@@ -366,20 +360,16 @@ def test_zip_names_in_other_encodings(tmp_path, raw):
     "name", ["\udcff.png", "a\\b.png", "../up.png", "x" * 300 + ".png", "画.png"]
 )
 def test_tar_names(tmp_path, name):
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        add(archive, name, encoded(1))
-    ((found, _, data),) = read(open_source(tmp_path / "x.tar"))
+    path = helpers.as_tar({name: encoded(1)}, tmp_path / "x")
+    ((found, _, data),) = read(open_source(path))
     assert data == encoded(1) and ".." not in found.split("/")
     found.encode()
 
 
 def test_zip_member_without_a_name(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("q", b"?")
-        archive.writestr("p.png", encoded(1))
-    data = (tmp_path / "x.zip").read_bytes().replace(b"q", b"\0")
-    (tmp_path / "x.zip").write_bytes(data)
-    assert [item.source for item in open_source(tmp_path / "x.zip")] == ["p.png"]
+    path = helpers.as_zip({"q": b"?", "p.png": encoded(1)}, tmp_path / "x")
+    path.write_bytes(path.read_bytes().replace(b"q", b"\0"))
+    assert [item.source for item in open_source(path)] == ["p.png"]
 
 
 def test_zip_from_many_threads(tmp_path):
@@ -483,15 +473,13 @@ def test_a_damaged_tar_does_not_hide_the_pictures_beside_it(tmp_path):
 
 def test_damaged_members(tmp_path):
     good, bad = encoded(1), bytearray(encoded(2))
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("bad.png", bytes(bad))
-        archive.writestr("bad.txt", "lost")
-        archive.writestr("good.png", good)
-    raw = bytearray((tmp_path / "x.zip").read_bytes())
+    files = {"bad.png": bytes(bad), "bad.txt": b"lost", "good.png": good}
+    path = helpers.as_zip(files, tmp_path / "x")
+    raw = bytearray(path.read_bytes())
     raw[raw.index(bytes(bad)) + 50] ^= 1
     raw[raw.index(b"lost")] ^= 1
-    (tmp_path / "x.zip").write_bytes(raw)
-    source = open_source(tmp_path / "x.zip")
+    path.write_bytes(raw)
+    source = open_source(path)
     first, second = source
     with pytest.raises(Unreadable, match="damaged in the archive"):
         first.read()
@@ -563,12 +551,11 @@ def test_fuzzed_tar_headers(tmp_path):
 def test_tar_header_of_absurd_length(tmp_path):
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        add(archive, "a.png", encoded(1))
-    data = (tmp_path / "x.tar").read_bytes()
+    path = helpers.as_tar({"a.png": encoded(1)}, tmp_path / "x")
+    data = path.read_bytes()
     end = data.index(encoded(1)) + -(-len(encoded(1)) // 512) * 512
-    (tmp_path / "x.tar").write_bytes(data[:end] + info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
-    source = open_source(tmp_path / "x.tar")
+    path.write_bytes(data[:end] + info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    source = open_source(path)
     assert len(read(source)) == 1 and "absurd" in source.skipped[0][1]
 
 
@@ -689,10 +676,8 @@ def test_errors(tmp_path):
     refused("y.csv", b"", r"y\.csv has no rows")
     refused("x.docx", b"", r"x\.docx is a file that holds no pictures")
     refused("x.png", encoded(1), "give its folder")
-    with zipfile.ZipFile(tmp_path / "none.zip", "w") as archive:
-        archive.writestr("a.txt", "x")
     with pytest.raises(AMGError, match=r"No picture files in .*none\.zip"):
-        open_source(tmp_path / "none.zip")
+        open_source(helpers.as_zip({"a.txt": b"x"}, tmp_path / "none"))
     (tmp_path / "void").mkdir()
     with pytest.raises(AMGError, match=r"No picture files in .*void"):
         open_source(tmp_path / "void")

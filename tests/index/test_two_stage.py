@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from amg_core.descriptors import DescriptorSpec, create
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.index import build
 from amg_core.index.picture import Unreadable, load_picture
 from amg_core.index.reader import Index
@@ -43,8 +44,7 @@ def scene(tmp_path_factory):
     index = Index.open(folder.parent / "index")
 
     def picture(i):
-        pixels = load_picture(folder / index.source(i)).pixels
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        return to_tensor(load_picture(folder / index.source(i)).pixels)[0]
 
     yield clip, Searcher(index), picture
     index.close()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.index.helpers import Identity
+
 
 def node_of(unique_id):
     """A node class as the host executes it."""
@@ -17,15 +19,6 @@ def node_of(unique_id):
     return SimpleNamespace(
         hidden=SimpleNamespace(unique_id=unique_id), define_schema=lambda: schema
     )
-
-
-class Identity:
-    """Three-channel latents are pictures."""
-
-    name, channels = "identity", 3
-
-    def __call__(self, latent, at_least=None):
-        return latent
 
 
 @pytest.fixture(scope="module")

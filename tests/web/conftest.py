@@ -10,16 +10,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.server import served
 from tests.nodes.conftest import loaded_pack
 from tests.web.browser import PATIENCE, Page, chromium
 from tests.web.front import MODES
@@ -108,38 +104,11 @@ def small(pack, request):
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """A real server: its base folder and address."""
-    base = tmp_path_factory.mktemp("base")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes/anti-memorization-guidance").symlink_to(ROOT, target_is_directory=True)
-    with socket.socket() as matcher:
-        matcher.bind(("127.0.0.1", 0))
-        port = matcher.getsockname()[1]
+    """A real server (`benchmarks.server.Server`)."""
     other = os.environ.get("COMFYUI_FRONT_END")
-    log = (base / "log.txt").open("w")
-    process = subprocess.Popen(
-        [
-            sys.executable, "main.py", "--cpu", "--base-directory", str(base), "--database-url",
-            f"sqlite:///{base}/db.sqlite", "--disable-api-nodes", "--port", str(port),
-            *(["--front-end-root", other] if other else []),
-        ],
-        cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/system_stats", timeout=10).read()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail("no server:\n" + (base / "log.txt").read_text()[-3000:])
-                time.sleep(0.5)
-        yield SimpleNamespace(url=url, base=base)
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
+    options = ["--front-end-root", other] if other else []
+    with served(Path(COMFYUI), tmp_path_factory.mktemp("base"), *options) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

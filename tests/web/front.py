@@ -10,6 +10,7 @@ from tests.web.browser import Page
 
 READY = "app?.graph && app.extensionManager && LiteGraph.registered_node_types.AMG_Sampler"
 MODES = ["classic", "vue"]
+EMPTY = {"nodes": [], "links": [], "version": 0.4}  # a graph
 HELPERS = """
 window.amgNode = (id) => {
   let graph = app.rootGraph ?? app.graph, node = null;
@@ -61,6 +62,12 @@ class Front:
 
     def load(self, graph: dict) -> None:
         self.js(f"await app.loadGraphData({json.dumps(graph)}); await amgRest()")
+
+    def alone(self, kind: str) -> int:
+        """A graph of one node of that type; its id."""
+        self.load(EMPTY)
+        self.js(f"const n = LiteGraph.createNode('{kind}'); n.pos = [100, 100]; app.graph.add(n)")
+        return self.id_of(kind)
 
     def export(self) -> dict:
         """What would be queued: {id: {"class_type", "inputs"}}.
@@ -116,6 +123,15 @@ class Front:
             self.js(
                 f"const r = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
                 "return [r.x, r.y, r.width, r.height]"
+            )
+        )
+
+    def centre(self, element: str) -> tuple[float, float]:
+        """Where on the screen the middle of the element is that a JS expression gives."""
+        return tuple(
+            self.js(
+                f"const r = ({element}).getBoundingClientRect();"
+                "return [r.x + r.width / 2, r.y + r.height / 2]"
             )
         )
 

@@ -27,7 +27,7 @@ class Scene:
 
     kind : the node's type. before, after : neighbours to its left and to its right.
     widgets : values that are not the defaults. text : the live text that a run left on it.
-    told : (type, data) of the server's messages; they get the node's id.
+    report : (type, data) of the server's messages; they get the node's id.
     picture : the file; or a folder, where it is called as the node is.
     """
 

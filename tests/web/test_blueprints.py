@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 
 import pytest
 
-from tests.web.browser import PATIENCE
 from tests.web.conftest import ROOT, WORKFLOWS
+from tests.web.front import EMPTY
 from tests.web.host import WIDGETS
 
 FILES = sorted((ROOT / "subgraphs").glob("*.json"))
@@ -33,6 +32,18 @@ PLAIN = {
 }
 INDEX = ("AMG_LoadIndex", {"index_name": "amg-demo"}, {})
 FIXED = {"control_after_generate": "fixed"}
+DECODED = ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)})
+
+
+def drawn(by: str) -> dict:
+    """KSampler by the model and the prompts of that node, and its picture."""
+    asked = {"model": (by, 0), **TEXTS}
+    if by != "demo":
+        asked |= {"positive": (by, 1), "negative": (by, 2)}
+    sampler = ("KSampler", {**PLAIN, **FIXED}, {**asked, "latent_image": ("empty", 0)})
+    return {"sampler": sampler, "drawn": DECODED}
+
+
 AROUND = {
     "Guarded Sampling (AMG)": (
         {**ASKED, "latent_image": ("empty", 0)},
@@ -49,7 +60,7 @@ AROUND = {
                 {**PLAIN, **FIXED, "preset": "strong"},
                 {**ASKED, "latent_image": ("empty", 0), "index": ("index", 0)},
             ),
-            "decode": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
+            "decode": DECODED,
             "probe": ("AMG_SimilarityProbe", {}, {"image": ("decode", 0), "index": ("index", 0)}),
             "shown": ("PreviewImage", {}, {"images": ("decode", 0)}),
             "report": ("PreviewAny", {}, {"source": ("probe", 1)}),
@@ -60,23 +71,13 @@ AROUND = {
         {"image": ("drawn", 0)},
         {"index_name": "amg-demo"},
         {
-            "sampler": (
-                "KSampler",
-                {**PLAIN, **FIXED},
-                {"model": ("demo", 0), **TEXTS, "latent_image": ("empty", 0)},
-            ),
-            "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
+            **drawn("demo"),
             "report": ("PreviewAny", {}, {"source": ("blueprint", 0)}),
             "shown": ("PreviewImage", {}, {"images": ("blueprint", 1)}),
             "number": ("PreviewAny", {}, {"source": ("blueprint", 2)}),
         },
         {
-            "sampler": (
-                "KSampler",
-                {**PLAIN, **FIXED},
-                {"model": ("demo", 0), **TEXTS, "latent_image": ("empty", 0)},
-            ),
-            "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
+            **drawn("demo"),
             "index": INDEX,
             "probe": ("AMG_SimilarityProbe", {}, {"image": ("drawn", 0), "index": ("index", 0)}),
             "report": ("PreviewAny", {}, {"source": ("probe", 1)}),
@@ -88,17 +89,7 @@ AROUND = {
         ASKED,
         {"index_name": "amg-demo", "preset": "gentle", "false_alarms": 0.05},
         {
-            "sampler": (
-                "KSampler",
-                {**PLAIN, **FIXED},
-                {
-                    "model": ("blueprint", 0),
-                    "positive": ("blueprint", 1),
-                    "negative": ("blueprint", 2),
-                    "latent_image": ("empty", 0),
-                },
-            ),
-            "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
+            **drawn("blueprint"),
             "shown": ("PreviewImage", {}, {"images": ("drawn", 0)}),
             "report": ("PreviewAny", {}, {"source": ("blueprint", 3)}),
         },
@@ -124,17 +115,7 @@ AROUND = {
                     "guarded_model": ("apply", 0),
                 },
             ),
-            "sampler": (
-                "KSampler",
-                {**PLAIN, **FIXED},
-                {
-                    "model": ("probe", 0),
-                    "positive": ("probe", 1),
-                    "negative": ("probe", 2),
-                    "latent_image": ("empty", 0),
-                },
-            ),
-            "drawn": ("VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
+            **drawn("probe"),
             "shown": ("PreviewImage", {}, {"images": ("drawn", 0)}),
             "report": ("PreviewAny", {}, {"source": ("probe", 6)}),
         },
@@ -247,7 +228,7 @@ def test_it_exports_what_the_same_nodes_do_without_it(front, mode, path):
     if front.server.real:
         front.load(json.loads(path.read_text()))
     else:
-        front.load({"nodes": [], "links": [], "version": 0.4})
+        front.load(EMPTY)
         drop(front, path.stem)
     outer = "app.graph._nodes.find((n) => n.subgraph)"
     assert front.js(f"return {outer}.title") == path.stem
@@ -259,13 +240,14 @@ def test_it_exports_what_the_same_nodes_do_without_it(front, mode, path):
     exported = front.export()
     front.load(front.saved())
     assert front.export() == exported
-    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.load(EMPTY)
     make(front, {**DEMO, **flat})
     wanted = front.export()
     assert ends(exported) == ends(wanted)
     if front.server.real and "Prompt" not in path.stem:  # that one wants a calibration first
-        assert executed(front.server.url, BUILD) == "success"
-        assert executed(front.server.url, exported) == "success"
+        host = front.server.host
+        for prompt in (BUILD, exported):
+            assert host.finish(host.queue(prompt))["status"]["status_str"] == "success"
 
 
 def drop(front, name: str) -> None:
@@ -279,18 +261,3 @@ def drop(front, name: str) -> None:
     front.rest()
     front.page.click(800, 400)  # newer front ends let the hand choose where
     front.until("app.graph._nodes.some((n) => n.subgraph)")
-
-
-def executed(url: str, prompt: dict) -> str:
-    """How the host says that it ended."""
-    body = json.dumps({"prompt": prompt}).encode()
-    with urllib.request.urlopen(f"{url}/prompt", body, timeout=PATIENCE) as answer:
-        number = json.load(answer)["prompt_id"]
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        with urllib.request.urlopen(f"{url}/history/{number}", timeout=PATIENCE) as answer:
-            if history := json.load(answer):
-                return history[number]["status"]["status_str"]
-                return history[number]["status"]["status_str"]
-        time.sleep(0.5)
-    return "it did not end"

@@ -13,13 +13,14 @@ from amg_core import messages
 from amg_core.index import Index
 from amg_core.messages import message
 from tests.web.conftest import COMFYUI, INDEX, PICTURES, ROOT, WORKFLOWS
-from tests.web.front import shortened
+from tests.web.front import EMPTY, shortened
 
 SAMPLER = 14  # AMG Sampler in amg_first_look, and in the recorded run
 PLAIN, PROBE = 11, 17  # Similarity Probe of the plain and of the guarded pictures
 FIRST_LOOK = json.loads((ROOT / "example_workflows/amg_first_look.json").read_text())
 API = ROOT / "example_workflows/api"
 LOADERS = {"CheckpointLoaderSimple", "LoraLoader", "LoadImage"}
+SHOWN = f"document.querySelector('[data-node-id=\"{SAMPLER}\"]')"  # AMG Sampler in Nodes 2.0
 SEEDS = count(7)  # a real host does not draw the same thing again
 
 
@@ -197,13 +198,8 @@ def test_a_slider_is_dragged(front, mode):
             (front.widget(SAMPLER, "dissimilarity", 0.75)[0], y),
         )
     else:
-        thumb = "amg-test-thumb"
-        front.js(
-            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
-            f"node.querySelectorAll('[role=slider]')[2].id = '{thumb}'"
-        )
-        x, y, w, h = front.box(f"#{thumb}")
-        front.page.drag((x + w / 2, y + h / 2), (x + w / 2 + 25, y + h / 2))
+        x, y = front.centre(f"{SHOWN}.querySelectorAll('[role=slider]')[2]")
+        front.page.drag((x, y), (x + 25, y))
     front.rest()
     dragged = front.value(SAMPLER, "dissimilarity")
     assert 1.2 < dragged <= 3
@@ -215,27 +211,18 @@ def test_a_slider_is_dragged(front, mode):
 def choose_preset(front, mode: str, preset: str) -> None:
     if mode == "classic":
         front.page.click(*front.widget(SAMPLER, "preset"))
-        entry = ".litecontextmenu .litemenu-entry"
-        front.until(f"[...document.querySelectorAll('{entry}')].length")
-        front.js(
-            f"[...document.querySelectorAll('{entry}')].find((e) => e.textContent.trim() == '{preset}')"
-            ".id = 'amg-test-entry'"
-        )
+        options = "[...document.querySelectorAll('.litecontextmenu .litemenu-entry')]"
     else:
-        front.js(
-            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
-            "[...node.querySelectorAll('[role=combobox]')]"
-            ".find((e) => /main|strong|gentle/.test(e.textContent + e.value)).id = 'amg-test-combo'"
+        combo = (
+            f"[...{SHOWN}.querySelectorAll('[role=combobox]')]"
+            ".find((e) => /main|strong|gentle/.test(e.textContent + e.value))"
         )
-        x, y, w, h = front.box("#amg-test-combo")
-        front.page.click(x + w / 2, y + h / 2)
+        front.page.click(*front.centre(combo))
         options = "[...document.querySelectorAll('[role=option]')]"
-        wanted = f"(e) => e.textContent.trim() == '{preset}'"
-        front.until(f"{options}.some({wanted})")
-        front.js(f"{options}.find({wanted}).id = 'amg-test-entry'")
-        front.rest()
-    x, y, w, h = front.box("#amg-test-entry")
-    front.page.click(x + w / 2, y + h / 2)
+    entry = f"{options}.find((e) => e.textContent.trim() == '{preset}')"
+    front.until(entry)
+    front.rest()
+    front.page.click(*front.centre(entry))
     front.rest()
 
 
@@ -265,8 +252,8 @@ def test_a_preset_fills_the_sliders_and_loading_does_not(front, mode):
     # Seeing them move is what it is for.
     if mode == "vue":
         shown = front.js(
-            f"const node = document.querySelector('[data-node-id=\"{SAMPLER}\"]');"
-            "return [...node.querySelectorAll('[role=slider]')].map((e) => e.getAttribute('aria-valuenow'))"
+            f"return [...{SHOWN}.querySelectorAll('[role=slider]')]"
+            ".map((e) => e.getAttribute('aria-valuenow'))"
         )
         assert shown[:3] == ["1", "1", "1"]
 
@@ -286,9 +273,7 @@ def test_experts_settings_are_hidden_until_asked_for(front, mode):
         assert "threshold_start" in hidden
         assert not {"preset", *STRENGTHS} & set(hidden)
         return
-    front.load({"nodes": [], "links": [], "version": 0.4})
-    front.js("const n = LiteGraph.createNode('AMG_Apply'); n.pos = [100, 100]; app.graph.add(n)")
-    node = front.id_of("AMG_Apply")
+    node = front.alone("AMG_Apply")
     front.look_at(node)
     front.until(f"document.querySelector('[data-node-id=\"{node}\"]')")
     shown = f"document.querySelector('[data-node-id=\"{node}\"]')"
@@ -348,9 +333,7 @@ def turn(front, to: str) -> None:
 @pytest.mark.parametrize("kind", ["AMG_Apply", "AMG_Guard"])
 def test_the_other_nodes_that_guard(front, mode, kind, recorded):
     """Every node that sends these events shows them."""
-    front.load({"nodes": [], "links": [], "version": 0.4})
-    front.js(f"const n = LiteGraph.createNode('{kind}'); n.pos = [100, 100]; app.graph.add(n)")
-    node = front.id_of(kind)
+    node = front.alone(kind)
     front.send(moved(recorded[:4], str(node), **{"class": kind}))
     front.until(f"amgPanel({node}, 'amg_live')?.querySelector('.amg-line')")
     assert lengths(front, node) == [4] * 4
@@ -358,9 +341,7 @@ def test_the_other_nodes_that_guard(front, mode, kind, recorded):
 
 def test_a_picture_that_the_host_saved(front, mode, recorded):
     """Guard's own index ends with the run: its picture comes from the host's temp folder."""
-    front.load({"nodes": [], "links": [], "version": 0.4})
-    front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
-    node = front.id_of("AMG_Guard")
+    node = front.alone("AMG_Guard")
     _, data = copy.deepcopy(recorded[0])
     for near in data["neighbors"].values():
         near |= {
@@ -391,10 +372,8 @@ def test_drawing_again_and_the_pinned_picture(front, mode, recorded):
     assert front.js(f"return {panel}.querySelectorAll('.amg-line.amg-earlier').length") == 4
     assert "retry 1/2" in front.js(f"return {panel}.innerText")
     acted = sum(data["active"][2] for data in again)
-    front.js(f"{panel}.querySelectorAll('.amg-chip')[2].id = 'amg-test-chip'")
     front.rest()
-    x, y, w, h = front.box("#amg-test-chip")
-    front.page.click(x + w / 2, y + h / 2)
+    front.page.click(*front.centre(f"{panel}.querySelectorAll('.amg-chip')[2]"))
     front.until(f"{panel}.innerText.includes('picture 3')")
     assert f"guarded steps: {acted}" in front.js(f"return {panel}.innerText")
     chips = front.js(
@@ -478,9 +457,7 @@ def test_text_is_never_markup(front, mode, recorded):
 
 def test_a_long_verdict_is_seen_whole(front, mode, recorded):
     """The curve gives way to it."""
-    front.load({"nodes": [], "links": [], "version": 0.4})
-    front.js("const n = LiteGraph.createNode('AMG_Guard'); n.pos = [100, 100]; app.graph.add(n)")
-    node = front.id_of("AMG_Guard")
+    node = front.alone("AMG_Guard")
     front.look_at(node, y=-200)
     whose = {"node": str(node), "class": "AMG_Guard"}
     words = (
@@ -597,25 +574,17 @@ def index_folder(front, request):
 
 def test_the_index_is_browsed(front, mode, index_folder):
     """The button of Load Memorization Index: pages, search, mute, guard again; keys alone suffice."""
-    front.load({"nodes": [], "links": [], "version": 0.4})
-    front.js(
-        "const n = LiteGraph.createNode('AMG_LoadIndex'); n.pos = [100, 100]; app.graph.add(n)"
-    )
-    node = front.id_of("AMG_LoadIndex")
+    node = front.alone("AMG_LoadIndex")
     front.look_at(node)
-    button = f"[data-node-id='{node}'] button"
     if mode == "classic":
         front.page.click(*front.widget(node, "browse pictures"))
     else:
-        front.until(
-            f'[...document.querySelectorAll("{button}")].some((b) => /browse/.test(b.innerText))'
+        button = (
+            f"[...document.querySelectorAll(\"[data-node-id='{node}'] button\")]"
+            ".find((b) => /browse/.test(b.innerText))"
         )
-        front.js(
-            f'[...document.querySelectorAll("{button}")]'
-            ".find((b) => /browse/.test(b.innerText)).id = 'amg-test-open'"
-        )
-        x, y, w, h = front.box("#amg-test-open")
-        front.page.click(x + w / 2, y + h / 2)
+        front.until(button)
+        front.page.click(*front.centre(button))
     count = PICTURES if not COMFYUI else 632
     status = "document.querySelector('.amg-browser .amg-status')?.textContent"
     cards = "[...document.querySelectorAll('.amg-card')]"
@@ -662,7 +631,7 @@ def test_the_index_is_browsed(front, mode, index_folder):
 
 
 def test_a_refusal_is_a_sentence_in_the_window(front):
-    front.load({"nodes": [], "links": [], "version": 0.4})
+    front.load(EMPTY)
     front.js(
         "window.amgFetch = app.api.fetchApi;"
         'app.api.fetchApi = async () => new Response(\'{"error": "No, because."}\', {status: 409})'

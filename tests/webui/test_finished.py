@@ -141,20 +141,26 @@ def test_copies_are_drawn_again_and_the_others_stay(host):
     assert len(p.amg_guard.reports[1]["attempts"]) == 1
 
 
-def test_a_second_drawing_starts_from_the_same_noise(host, monkeypatch):
-    """With nothing changed in the settings, and no suspects, it is the same picture to the last bit."""
+WEAK = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01}
+
+
+def same_again(monkeypatch):
+    """Nothing is escalated and nobody is a suspect: a drawing again is the first to the last bit."""
     from amg_core import retry
     from amg_core.run import SamplingRun
 
-    monkeypatch.setattr(retry, "escalated", lambda settings, number: settings)
     real = SamplingRun.__init__
+    monkeypatch.setattr(retry, "escalated", lambda settings, number: settings)
     monkeypatch.setattr(
         SamplingRun, "__init__", lambda self, matcher, settings, **_: real(self, matcher, settings)
     )
-    weak = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01, "retries": 1}
+
+
+def test_a_second_drawing_starts_from_the_same_noise(host, monkeypatch):
+    same_again(monkeypatch)
     seen = []
     p = Processing(host, KEYS, [50, 51])
-    entry.begin(p, (weak,))
+    entry.begin(p, (WEAK | {"retries": 1},))
     guard, draw = p.amg_guard, type(p).sample
     guard.sample(lambda: seen.append(draw(p)) or seen[-1])
     assert len(seen) == 2 and torch.equal(*seen)
@@ -181,21 +187,6 @@ def test_the_api_takes_a_list_or_an_object(host):
     p.amg_preset, p.amg_threshold_end = "gentle", 0.6  # what axes of the X/Y/Z plot set
     chosen = Options.read(p, (True, "strong"))
     assert (chosen.preset, chosen.thresholds, chosen.threshold_end) == ("gentle", "custom", 0.6)
-
-
-WEAK = ON | {"despecification": 0.0, "deduplication": 0.0, "dissimilarity": 0.01}
-
-
-def same_again(monkeypatch):
-    """Nothing is escalated and nobody is a suspect: a drawing again is the first to the last bit."""
-    from amg_core import retry
-    from amg_core.run import SamplingRun
-
-    real = SamplingRun.__init__
-    monkeypatch.setattr(retry, "escalated", lambda settings, number: settings)
-    monkeypatch.setattr(
-        SamplingRun, "__init__", lambda self, matcher, settings, **_: real(self, matcher, settings)
-    )
 
 
 @pytest.mark.parametrize("host", ["a1111"], indirect=True)

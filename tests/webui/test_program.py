@@ -41,7 +41,7 @@ def report(tmp_path_factory) -> dict[str, str]:
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"check"')]
     if keep := os.environ.get("WEBUI_LOG"):
         Path(keep).write_text(done.stdout + done.stderr)
-    found = {each["check"]: each["report"] for each in map(json.loads, lines)}
+    found = {each["check"]: each["written"] for each in map(json.loads, lines)}
     assert found, done.stdout[-2000:] + done.stderr[-6000:]
     return found
 
