@@ -80,13 +80,20 @@ class Texts(Protocol):
 class Generation(Protocol):
     """One generation of a batch by a host: it draws, as often as it is asked, and judges what it drew."""
 
-    def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
+    @property
+    def restarts(self) -> bool:
+        """Whether samples can start from other noise, and then become other pictures."""
+        ...
+
+    def draw(self, settings: Settings, suspects: Tensor, anew: Tensor) -> Drawn:
         """The whole batch, each time from the same noise.
 
         Parameters
         ----------
         suspects : Tensor (B,) bool
             Samples that came out as copies before: the `SamplingRun` steers them from the first step.
+        anew : Tensor (B,) bool
+            Samples that start from other noise than before. None if the generation never `restarts`.
         """
         ...
 

@@ -4,6 +4,10 @@ During sampling the guard compares noisy predictions, but the finished picture i
 decoded and checked (`verdict`). Samples that are still copies are drawn again from the same noise, with
 stronger settings and as suspects: their prompt is memorised, so they are steered from the first step.
 Samples that passed are kept unchanged, bit for bit.
+
+A sample that no words led away from a stored picture was pushed off it, and the push can be seen. Where the
+host can start from other noise, such a sample is drawn again from there, and becomes a picture of the
+model's own.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ class Outcome:
     kept : list of int
         The number of the attempt that each sample is from.
     attempts : list of Attempt
-        All drawings. The first one has all samples.
+        All drawings. The first one has all samples, the others those that were drawn again.
     named : sequence of collections of int
         For each sample the rows of the index that its checks compared in any case.
     """
@@ -59,9 +63,10 @@ class Outcome:
 
 
 def until_no_copy(generation: Generation, settings: Settings, batch: int, retries: int) -> Outcome:
-    """Draw, judge, and draw the copies again, at most `retries` times.
+    """Draw, judge, and draw again copies and pictures that were pushed off one, at most `retries` times.
 
     If a sample is a copy every time, the attempt that exceeds the limits of the two checks least is kept.
+    One that was pushed off a picture is kept if the others are copies.
 
     What a sample was near in any drawing, or a copy of, is compared in all later ones. After an
     interrupt nothing is drawn again, and a retry that was cut short is thrown away.
@@ -77,27 +82,37 @@ def until_no_copy(generation: Generation, settings: Settings, batch: int, retrie
                 named[i].add(verdict.neighbor)
         return found
 
-    drawn = generation.draw(settings, torch.zeros(batch, dtype=torch.bool))
+    nobody = torch.zeros(batch, dtype=torch.bool)
+    drawn = generation.draw(settings, nobody, nobody)
     latents, everyone = drawn.latents, list(range(batch))
-    verdicts = judged(drawn, everyone)
+    verdicts, repelled = judged(drawn, everyone), _repelled(generation, drawn, batch)
     attempts = [Attempt(everyone, drawn.report, list(verdicts))]
     kept = [0] * batch
     for number in range(1, retries + 1):
-        again = [i for i, verdict in enumerate(verdicts) if verdict.copy]
+        again = [i for i in everyone if verdicts[i].copy or repelled[i]]
         if not again or settings.off or generation.stopped():
             break
-        suspects = torch.zeros(batch, dtype=torch.bool)
-        suspects[again] = True
-        drawn = generation.draw(escalated(settings, number), suspects)
+        anew = torch.tensor(repelled)
+        suspects = torch.tensor([verdict.copy for verdict in verdicts]) & ~anew
+        drawn = generation.draw(escalated(settings, number), suspects, anew)
         if generation.stopped():
             break
-        found = judged(drawn, again)
+        found, pushed = judged(drawn, again), _repelled(generation, drawn, batch)
         attempts.append(Attempt(again, drawn.report, found))
         for i, verdict in zip(again, found, strict=True):
-            if (verdict.copy, excess(verdict)) < (verdicts[i].copy, excess(verdicts[i])):
+            new, old = (
+                (each.copy, push[i], excess(each))
+                for each, push in ((verdict, pushed), (verdicts[i], repelled))
+            )
+            if new < old:
                 latents = torch.where(_only(i, latents), drawn.latents, latents)
-                verdicts[i], kept[i] = verdict, number
+                verdicts[i], kept[i], repelled[i] = verdict, number, pushed[i]
     return Outcome(latents, verdicts, kept, attempts, named)
+
+
+def _repelled(generation: Generation, drawn: Drawn, batch: int) -> list[bool]:
+    """Which samples were pushed off a picture, and can become another one."""
+    return list(drawn.repelled) if generation.restarts else [False] * batch
 
 
 def escalated(settings: Settings, number: int) -> Settings:

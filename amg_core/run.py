@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .guidance import Guidance, StepContext, only
+from .guidance import Guidance, Repulsion, StepContext, only
 from .hosts import Texts
 from .schedule import Schedule
 from .similarity import metrics
@@ -82,12 +82,20 @@ class StepRecord:
 
 
 class Drawn(NamedTuple):
-    """One drawing of a batch: latents (B, C, H, W), report, and for each sample the rows of the index that
-    it was too close to at any step (`SamplingRun.acted_on`)."""
+    """One drawing of a batch.
+
+    Attributes
+    ----------
+    latents : Tensor (B, C, H, W)
+    report : dict
+    acted_on : for each sample the rows of the index that it was too close to at any step
+    repelled : for each sample whether it was pushed off a picture, see `SamplingRun.repelled`
+    """
 
     latents: Tensor
     report: dict[str, Any]
     acted_on: Sequence[Collection[int]]
+    repelled: Sequence[bool] = ()
 
 
 class SamplingRun:
@@ -206,9 +214,20 @@ class SamplingRun:
         """Rows of the index that sample i was too close to at any step."""
         return self._acted[i] if self._acted else set()
 
+    def repelled(self, i: int) -> bool:
+        """Whether repulsion moved sample i at any step: no words led away, and the picture shows it."""
+        return any(
+            record.moved.get(Repulsion.kind, [0.0] * (i + 1))[i] > 0 for record in self.records
+        )
+
     def drawn(self, latents: Tensor) -> Drawn:
         """The finished run, which drew `latents` (B, C, H, W), as `retry.until_no_copy` needs it."""
-        return Drawn(latents, self.report(), [self.acted_on(i) for i in range(len(latents))])
+        samples = range(len(latents))
+        acted_on, repelled = (
+            [self.acted_on(i) for i in samples],
+            [self.repelled(i) for i in samples],
+        )
+        return Drawn(latents, self.report(), acted_on, repelled)
 
     def _match(self, prediction: Tensor, sigma: Tensor) -> Match:
         if self.settings.as_published:

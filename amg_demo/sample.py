@@ -18,7 +18,7 @@ from amg_core.similarity.verdict import Verdict
 
 from .model import DOWNSCALE, LATENT_CHANNELS, DemoModel
 
-OTHER_NOISE = 500_000  # added to the seed of the last retry
+OTHER_NOISE = 500_000  # added to the seed once for each retry that starts from other noise
 
 Guide = Callable[..., Tensor]  # the signature of `SamplingRun.step`
 
@@ -148,12 +148,13 @@ def closed_loop(
     """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
 
     class Demo:
-        drawings = 0
+        drawings, restarts = 0, True
 
-        def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
-            last = self.drawings == retries > 0
-            pairs = zip(seeds, suspects.tolist(), strict=True)
-            chosen = [seed + OTHER_NOISE * (last and again) for seed, again in pairs]
+        def draw(self, settings: Settings, suspects: Tensor, anew: Tensor) -> Drawn:
+            if self.drawings == retries > 0:
+                anew = anew | suspects
+            pairs = zip(seeds, anew.tolist(), strict=True)
+            chosen = [seed + OTHER_NOISE * self.drawings * other for seed, other in pairs]
             run = SamplingRun(matcher, settings, steps, suspects if self.drawings else None)
             self.drawings += 1
             return run.drawn(draw(chosen, run.step))

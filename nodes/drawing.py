@@ -69,11 +69,17 @@ class Drawing:
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
-    def draw(self, settings: Settings, suspects: Tensor) -> Drawn:
+    @property
+    def restarts(self) -> bool:
+        """Only from pure noise: a given picture comes back from any noise."""
+        given = bool(torch.count_nonzero(self.known.latent))
+        return self.loop.new_noise and self.seed is not None and self._noisy() and not given
+
+    def draw(self, settings: Settings, suspects: Tensor, anew: Tensor) -> Drawn:
         number = len(self.seeds)
         run = SamplingRun(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or run, run
-        noise, seed = self._start(number, suspects)
+        noise, seed = self._start(number, suspects, anew)
         self.seeds.append(seed)
         self.shown.append(())
         # The host prepares prompts in each run, and would start from those of the last run.
@@ -100,15 +106,22 @@ class Drawing:
         """Never: an interrupt is an exception here."""
         return False
 
-    def _start(self, number: int, suspects: Tensor) -> tuple[Tensor, int | None]:
-        """Noise and seed of a drawing. Other noise is that of the seed plus `number`."""
+    def _noisy(self) -> bool:
+        return bool(torch.count_nonzero(self.noise))
+
+    def _start(self, number: int, suspects: Tensor, anew: Tensor) -> tuple[Tensor, int | None]:
+        """Noise and seed of a drawing. Other noise is that of the seed plus `number`.
+
+        It is for the samples `anew`, and in the last retry also for `suspects`.
+        """
         last = self.loop.new_noise and number == self.loop.retries > 0
-        if not last or self.seed is None or not bool(torch.count_nonzero(self.noise)):
+        chosen = anew | suspects if last else anew
+        if not chosen.any() or self.seed is None or not self._noisy():
             return self.noise, self.seed
         seed = (self.seed + number) % 2**64
         generator = torch.Generator().manual_seed(seed)
         other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
-        chosen = suspects.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
+        chosen = chosen.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
         return torch.where(chosen, other.to(self.noise), self.noise), seed
 
     def _candidates(self) -> list[str]:

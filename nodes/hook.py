@@ -129,9 +129,8 @@ def attach(
             reason = unjudged or reports.NOT_ENDED
             try:
                 if unjudged:
-                    drawn = drawing.draw(
-                        settings, torch.zeros(len(noise), dtype=torch.bool)
-                    ).latents
+                    nobody = torch.zeros(len(noise), dtype=torch.bool)
+                    drawn = drawing.draw(settings, nobody, nobody).latents
                     drawing.clear_previews()
                 else:
                     outcome = until_no_copy(drawing, settings, len(noise), loop.retries)

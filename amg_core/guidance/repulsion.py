@@ -51,4 +51,4 @@ class Repulsion(Guidance):
             length = self.factor * float(strength[i]) * share * float(spread.norm())
             delta[i] = -length * direction[0]
         memory = strength, acted_at(rows, context.sigma)
-        return Step([Change("dissimilarity", delta, rows)], context, memory)
+        return Step([Change(self.kind, delta, rows)], context, memory)

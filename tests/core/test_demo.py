@@ -66,7 +66,7 @@ def test_what_leaves_the_closed_loop_is_no_copy(domain):
     prompts = choose_prompts(captions, copies)[0][:4]
     seeds = list(range(50, 54))
 
-    def once(settings, suspects):
+    def once(settings, suspects, anew):
         sampling = SamplingRun(matcher, settings, suspects=suspects)
         return sampling.drawn(sample(model, prompts, seeds, guide=sampling.step))
 
@@ -74,7 +74,7 @@ def test_what_leaves_the_closed_loop_is_no_copy(domain):
         return verdict(matcher, pictures, named)
 
     settings = presets.settings("main", "nl2")
-    generation = SimpleNamespace(draw=once, judge=judged, stopped=lambda: False)
+    generation = SimpleNamespace(draw=once, judge=judged, stopped=lambda: False, restarts=False)
     outcome = until_no_copy(generation, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]

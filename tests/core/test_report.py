@@ -31,7 +31,7 @@ def outcome(*means, retries=2):
     """Sample i has the likeness `means[i][attempt]`; a copy above 0.4."""
     calls = []
 
-    def draw(settings, suspects):
+    def draw(settings, suspects, anew):
         number = len(calls)
         calls.append(settings)
         drawn = torch.tensor([row[min(number, len(row) - 1)] for row in means])
@@ -44,7 +44,7 @@ def outcome(*means, retries=2):
             for v in latents[:, 0].tolist()
         ]
 
-    generation = SimpleNamespace(draw=draw, judge=judge, stopped=lambda: False)
+    generation = SimpleNamespace(draw=draw, judge=judge, stopped=lambda: False, restarts=False)
     return until_no_copy(generation, presets.settings("main", "nl2"), len(means), retries)
 
 

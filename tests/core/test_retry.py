@@ -22,17 +22,20 @@ def judged(latents: torch.Tensor, named, samples) -> list[Verdict]:
 
 
 class Drawing:
-    """Draws sample i with the mean `means[i][attempt]`."""
+    """Draws sample i with the mean `means[i][attempt]`, and pushes it off where `pushed[i][attempt]`."""
 
-    def __init__(self, *means: list[float], calls: float = math.inf) -> None:
+    def __init__(self, *means: list[float], calls: float = math.inf, pushed=None) -> None:
         self.means, self.calls, self.most = means, [], calls
-        self.named = []
+        self.named, self.anew = [], []
+        self.restarts, self.pushed = pushed is not None, pushed or [[False]] * len(means)
 
-    def draw(self, settings, suspects):
+    def draw(self, settings, suspects, anew):
         number = len(self.calls)
         self.calls.append((settings, suspects.tolist()))
+        self.anew.append(anew.tolist())
         drawn = [torch.full((1, 2, 3), row[min(number, len(row) - 1)]) for row in self.means]
-        return Drawn(torch.stack(drawn), {"number": number}, [{number}] * len(drawn))
+        pushed = [row[min(number, len(row) - 1)] for row in self.pushed]
+        return Drawn(torch.stack(drawn), {"number": number}, [{number}] * len(drawn), pushed)
 
     def judge(self, latents, named, samples):
         self.named.append([set(rows) for rows in named])
@@ -63,6 +66,31 @@ def test_only_copies_are_drawn_again_and_the_others_kept():
     assert torch.allclose(outcome.latents.flatten(1).mean(1), torch.tensor([0.5, 0.7, 0.2]))
     assert [attempt.samples for attempt in outcome.attempts] == [[0, 1, 2], [1, 2], [1]]
     assert [verdict.copy for verdict in outcome.verdicts] == [False] * 3
+
+
+def test_a_picture_that_was_pushed_off_another_starts_from_other_noise():
+    """It is no suspect there; a copy is one, in the same drawing; what is still pushed off is kept."""
+    drawing = Drawing(
+        [0.5, 0.4], [0.5, 3.0, 0.3], [3.0, 0.2], [0.5, 0.1], [0.5],
+        pushed=[[True, False], [True], [False], [True], [False]],
+    )  # fmt: skip
+    outcome = until_no_copy(drawing, presets.settings("main", "nl2"), 5, 2)
+    assert drawing.anew == [
+        [False] * 5,
+        [True, True, False, True, False],
+        [False, True, False, True, False],
+    ]
+    assert [suspects for _, suspects in drawing.calls] == [
+        [False] * 5, [False, False, True, False, False], [False] * 5,
+    ]  # fmt: skip
+    assert outcome.copies == [] and outcome.kept == [1, 2, 1, 1, 0]
+
+
+def test_without_other_noise_it_is_kept_as_it_is():
+    drawing = Drawing([0.5, 0.4])
+    drawing.pushed = [[True]]
+    outcome = until_no_copy(drawing, presets.settings("main", "nl2"), 1, 2)
+    assert len(drawing.calls) == 1 and outcome.kept == [0]
 
 
 def test_a_copy_that_stays_is_told_and_the_least_bad_is_kept():

@@ -303,8 +303,10 @@ def test_where_no_prompt_is_a_copy_too_it_leaves_the_picture_and_its_caption(mat
     run(sampling, trapped, texts=replace(reduced, neighbor=neighbor))
     assert asked == [["caption 3", "caption 10", "", ""]]
     moved = sampling.records[0].moved
-    assert set(moved) == {"despecification", "away", "deduplication", "dissimilarity"}
-    assert all(v > 0 for v in moved["dissimilarity"][:2]) and moved["dissimilarity"][2:] == [0, 0]
+    assert set(moved) == {"despecification", "away", "deduplication", "repulsion"}
+    assert all(v > 0 for v in moved["repulsion"][:2]) and moved["repulsion"][2:] == [0, 0]
+    assert [sampling.repelled(i) for i in range(4)] == [True, True, False, False]
+    assert sampling.drawn(scene["cond"]).repelled == [True, True, False, False]
 
 
 def test_a_memorised_prompt_stays_reduced_as_long_as_set(matcher, scene):
@@ -379,7 +381,7 @@ def test_without_unconditional_prediction_only_dissimilarity_acts(matcher, scene
     alone = {"denoised": scene["cond"], "cond": scene["cond"], "uncond": None}
     sampling = SamplingRun(matcher, make())
     out = run(sampling, alone, cfg_scale=1.0, t=0.5)
-    assert set(sampling.records[0].moved) == {"dissimilarity"}
+    assert set(sampling.records[0].moved) == {"repulsion"}
     assert matcher.match(out, 3.0).score[:2].max() < 0.2
     assert torch.equal(out[2:], scene["cond"][2:])
 

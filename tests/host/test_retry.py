@@ -154,8 +154,8 @@ def test_new_noise_is_that_of_another_seed(amg, draw):
     """In the last retry, and only for the copies."""
     real, started = amg.drawing.Drawing._start, []
 
-    def start(self, number, suspects):
-        started.append(real(self, number, suspects))
+    def start(self, number, suspects, anew):
+        started.append(real(self, number, suspects, anew))
         return started[-1]
 
     with stubborn(amg) as patch:
@@ -210,8 +210,8 @@ def test_a_retry_starts_from_the_very_same_state(
     drawn, kind = [], amg.drawing.Drawing
     draw, judge = kind.draw, kind.judge
 
-    def keep(self, settings, suspects):
-        drawn.append(draw(self, settings, suspects))
+    def keep(self, settings, suspects, anew):
+        drawn.append(draw(self, settings, suspects, anew))
         return drawn[-1]
 
     def copies(self, *given):
