@@ -45,7 +45,7 @@ SIDE, CELLS = 128, 16
 KEYS = 8  # captions of stored pictures, in turn
 INDEXED = 24  # pictures in the index
 WAYS = ("plain", "img2img", "inpaint", "area", "combined", "timed")
-OUTCOMES = {"clean": "no copy", "unsure": "cannot tell"}  # any other says copy
+OUTCOMES = {"no_copy": "no copy", "cannot_tell": "cannot tell", "copy": "copy"}  # of a verdict
 MIDDLE = "a"
 OTHER = "crab"
 COUPLED = ("PerpNegGuider", "dpm_adaptive")  # what it draws of one depends on the other
@@ -284,7 +284,7 @@ class Domain:
             likeness, which = judge.zncc_matrix(pictures, both).max(dim=1)
         found = Counter()
         for i, verdict in enumerate(written["verdicts"]):
-            says = OUTCOMES.get(verdict["outcome"], "copy")
+            says = OUTCOMES[verdict["outcome"]]
             copy, own = float(likeness[i]) > limit, int(which[i]) % len(self.stored)
             found[f"{run}, a copy, called {says}"] += copy
             found[f"{run}, no copy, called {says}"] += not copy
