@@ -42,9 +42,9 @@ def widgets(gr, tab: str) -> list:
         )
     despecification = slider(
         "despecification", 1.0, 3.0, 0.05,
-        "If a prompt draws a stored picture, the guard shortens it: it keeps the first words "
-        "that are safe. Needs CFG above 1. 0 = off, 1 = the preset; above 2 pictures may lose "
-        "the prompt.",
+        "If a prompt draws a stored picture, the guard finds the words that lead to it, and draws "
+        "with two reduced prompts in turn, which lack different ones of them. paper and reference "
+        "need CFG above 1. 0 = off, 1 = the preset; above 2 pictures may lose the prompt.",
     )  # fmt: skip
     deduplication = slider(
         "deduplication", 1.0, 3.0, 0.05,

@@ -128,7 +128,8 @@ class StrengthGridNode(io.ComfyNode):
                     "clip",
                     optional=True,
                     tooltip="The text encoder of your prompt. It reads captions of the index for "
-                    "deduplication. Without it deduplication is off.",
+                    "deduplication. Without it deduplication is off. It also lets the guard "
+                    "leave out single words; without it the guard keeps only the first words.",
                 ),
             ],
             outputs=[

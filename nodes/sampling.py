@@ -64,10 +64,10 @@ def strength_inputs() -> list[io.Input]:
         ),
         _strength(
             "despecification",
-            "If a prompt draws a stored picture, the guard shortens it: it keeps the first words "
-            "that are safe. Needs cfg above 1. From the first guarded step on, each step costs "
-            "one more model call, the first about seven. 0 = off, 1 = the preset; above 2 "
-            "pictures may lose the prompt.",
+            "If a prompt draws a stored picture, the guard draws with two reduced prompts in turn, "
+            "which lack different trigger words. From the first guarded step on, each step costs "
+            "one more model call, the first about one for each word (usually 16 at most). 0 = off, "
+            "1 = the preset; above 2 pictures may lose the prompt.",
         ),
         _strength(
             "deduplication",
@@ -91,8 +91,9 @@ def optional_inputs() -> list[io.Input]:
             "clip",
             optional=True,
             tooltip="The text encoder of your prompt. It reads captions of the index for "
-            "deduplication; without it deduplication is off. It is not moved and takes no video "
-            "memory.",
+            "deduplication; without it deduplication is off. It also lets the guard leave out "
+            "single words; without it the guard keeps only the first words. It is not moved and "
+            "takes no video memory. On the CPU a large one takes seconds for each new text.",
         ),
         io.Vae.Input(
             "vae",
@@ -380,9 +381,10 @@ class ApplyNode(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip="Strength of prompt reduction: if a prompt draws a stored picture, "
-                    "the guard keeps its first safe words and steers away from what the others "
-                    "add. Multiplied with despecification. 0 = off, 1 = the preset; above 1.5 "
-                    "pictures may lose the prompt. paper and reference have none.",
+                    "the guard draws with two reduced prompts in turn, and steers away from what "
+                    "the missing words add. Multiplied with despecification. 0 = off, 1 = the "
+                    "preset; above 1.5 pictures may lose the prompt. paper and reference have "
+                    "none.",
                 ),
                 io.Float.Input(
                     "start_percent",
