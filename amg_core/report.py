@@ -52,7 +52,7 @@ from .messages import ENGLISH, Message, message
 from .messages import words as in_words
 from .retry import Attempt, Outcome
 from .run import SamplingRun
-from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of
+from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
 
 SCHEMA = "amg-report/2"
 NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
@@ -261,7 +261,7 @@ def story(report: dict[str, Any]) -> list[Message]:
     elif any(v["outcome"] == NO_COPY for v in verdicts):
         lines.append(message("no_copy"))
     lines += [
-        message("cannot_tell_of", picture=v["sample"] + 1, reason=message(v["reason"]))
+        message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import without
 from ..amg_core.hosts import of_one_shape
-from ..amg_core.prompt import split
+from ..amg_core.prompt import PARTS, Prompt, split
 from .guiders import KEY
 from .wording import Wording
 
@@ -26,6 +26,10 @@ PASSED_ON = (
     AMGError, comfy.model_management.InterruptProcessingException, torch.cuda.OutOfMemoryError,
 )  # fmt: skip
 AROUND = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
+LARGE, FEWER = (
+    10**9,
+    6,
+)  # a text encoder of so many parameters takes seconds a text; parts of a prompt then
 REMEMBERED = 256  # encoded captions kept for each text encoder
 # Where and when a part of the prompt applies, and what is made anew.
 DROPPED = (
@@ -35,6 +39,7 @@ DROPPED = (
 )  # fmt: skip
 
 _encoded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_sizes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def encode(clip, caption: str) -> dict:
@@ -58,6 +63,13 @@ def encode(clip, caption: str) -> dict:
             known.popitem(last=False)
     known.move_to_end(key)
     return known[key]
+
+
+def _size(model) -> int:
+    """The number of parameters, counted once."""
+    if model not in _sizes:
+        _sizes[model] = sum(parameter.numel() for parameter in model.parameters())
+    return _sizes[model]
 
 
 def wording_of(clip, candidates: Callable[[], Sequence[str]]) -> Wording | None:
@@ -114,7 +126,7 @@ class OtherTexts:
         batch = len(self.args["input"])
         texts = self._texts()
         if texts is not None:
-            counts = [[len(split(text).parts) for text in entry] for entry in texts]
+            counts = [[len(self._split(text).parts) for text in entry] for entry in texts]
             return torch.tensor(counts).sum(dim=0)
         prompts = [entry.get("cross_attn") for entry in self.args["cond"] or []]
         usable = all(prompt is not None and prompt.ndim == 3 for prompt in prompts)
@@ -132,7 +144,7 @@ class OtherTexts:
         texts = self._texts()
         if texts is None:
             return self._evaluate([self._shortened(entry, kept) for entry in self.args["cond"]])
-        out, asked = self.args["denoised"].clone(), _kept(texts, kept)
+        out, asked = self.args["denoised"].clone(), self._kept(texts, kept)
         shapes = lambda each: tuple(_shape(encode(self.clip, text)) for text in each)  # noqa: E731
         for rows, filled in of_one_shape(asked, shapes):
             entries = [
@@ -155,6 +167,20 @@ class OtherTexts:
                 return None
             found.append([rows[i % len(rows)] for i in range(batch)])
         return found
+
+    def _split(self, text: str) -> Prompt:
+        return split(text, FEWER if _size(self.clip.cond_stage_model) > LARGE else PARTS)
+
+    def _kept(self, texts: list[list[str]], kept: Tensor) -> list[tuple[str, ...]]:
+        """The words `kept` (B, W) bool of the texts of each entry -> for each sample its reduced texts."""
+        out = []
+        for sample, row in zip(zip(*texts, strict=True), kept.tolist(), strict=True):
+            start, reduced = 0, []
+            for prompt in map(self._split, sample):
+                reduced.append(prompt.keep(row[start : start + len(prompt.parts)]))
+                start += len(prompt.parts)
+            out.append(tuple(reduced))
+        return out
 
     def _shortened(self, entry: dict, kept: Tensor) -> dict:
         """An entry with its first tokens only, by `kept` (B, T) bool."""
@@ -255,18 +281,6 @@ def _template(conds: list[dict], sigma: Tensor) -> dict:
 def _fresh(entry: dict) -> dict:
     """A copy of a conditioning that the host takes for another one."""
     return entry | {"model_conds": dict(entry.get("model_conds", {})), "uuid": uuid.uuid4()}
-
-
-def _kept(texts: list[list[str]], kept: Tensor) -> list[tuple[str, ...]]:
-    """The words `kept` (B, W) bool of the texts of each entry -> for each sample its reduced texts."""
-    out = []
-    for sample, row in zip(zip(*texts, strict=True), kept.tolist(), strict=True):
-        start, reduced = 0, []
-        for prompt in map(split, sample):
-            reduced.append(prompt.keep(row[start : start + len(prompt.parts)]))
-            start += len(prompt.parts)
-        out.append(tuple(reduced))
-    return out
 
 
 def _shape(text: dict) -> tuple:

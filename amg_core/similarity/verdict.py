@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import limits
@@ -17,7 +18,7 @@ from .matcher import Matcher
 
 COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
 FIRST, SECOND = "first", "second"
-FLAT, NO_PICTURES = REASONS = "flat", "no_pictures"
+FLAT, NO_PICTURES, CLOSE = REASONS = "flat", "no_pictures", "close"
 KEPT_LEAST = 0.25  # smallest share of the picture at which a kept part is checked by itself
 
 
@@ -84,7 +85,7 @@ def message_of(found: Mapping[str, Any]) -> Message:
         return message("in_kept_part", verdict=message_of({**found, "kept": False}))
     source, checks = found["source"], set(found["checks"])
     if found["reason"]:
-        return message("cannot_tell", reason=message(found["reason"]))
+        return message("cannot_tell", reason=reason_of(found))
     if not source:
         return (
             message("copy_of_row", row=found["neighbor"]) if checks else message("no_copy_of_any")
@@ -94,6 +95,13 @@ def message_of(found: Mapping[str, Any]) -> Message:
     if checks == {FIRST}:
         return message("copy_by_first", source=source)
     return message("copy_by_second" if checks == {SECOND} else "copy_by_both", source=source)
+
+
+def reason_of(found: Mapping[str, Any]) -> Message:
+    """Why a verdict in a report cannot tell."""
+    if found["reason"] == CLOSE:
+        return message(CLOSE, source=found["source"] or str(found["neighbor"]))
+    return message(found["reason"])
 
 
 def verdict(
@@ -154,8 +162,10 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
     )
     reason, correlation, alike = "", 0.0, nearest
     try:
-        found = verifier.registered(picture, [thumbnail(index, i) for i in ids]).score
+        thumbnails = [thumbnail(index, i) for i in ids]
+        found = verifier.registered(picture, thumbnails).score
         correlation, alike = float(found.max()), ids[int(found.argmax())]
+        reason = CLOSE if _close(picture, thumbnails[int(found.argmax())], correlation) else ""
     except AMGError:
         reason = NO_PICTURES
     if verifier.flat(picture):
@@ -165,9 +175,21 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         () if reason == FLAT else tuple(name for name, copy in says.items() if copy)
     )
     reason = "" if checks else reason
-    i = alike if checks == (SECOND,) else nearest
+    i = alike if checks == (SECOND,) or reason == CLOSE else nearest
     return Verdict(
         float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i,
         index.source(i), index.caption(i), COPY if checks else CANNOT_TELL if reason else NO_COPY,
         checks, reason,
     )  # fmt: skip
+
+
+def _close(picture: Tensor, other: Tensor, correlation: float) -> bool:
+    """Whether a picture is too near another one to be called no copy: faded, burnt or half formed.
+
+    It agrees with it nearly as well as a copy, and also without being moved.
+    """
+    if correlation <= limits.CLOSE:
+        return False
+    both = torch.cat([picture, picture.flip(-1)])
+    other = other.reshape(1, *other.shape[-3:]).to(both)
+    return float(verifier.zncc_matrix(both, other).max()) > limits.CLOSE_ZNCC

@@ -138,7 +138,7 @@ def authors_way(scene: Shared):
         denoised = args["denoised"]
         first = [gradient(one) for one in denoised.split(1)]
         captions = [matcher.index.caption(i) for _, i in first]
-        other = conditioning.OtherTexts(clip, {}, args).neighbor(captions)
+        other = conditioning.OtherTexts(clip, None, {}, args).neighbor(captions)
         moved = denoised - (other - args["uncond_denoised"])
         second = [gradient(one)[0] for one in moved.split(1)]
         return moved - 1e-3 * torch.cat(second).to(moved)

@@ -9,16 +9,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amg_core import presets
+from amg_core import limits, presets
 from amg_core.decoders import ModuleDecoder
 from amg_core.descriptors import create
+from amg_core.images import low_pass
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
+from amg_core.messages import words
 from amg_core.retry import until_no_copy
 from amg_core.run import SamplingRun
 from amg_core.similarity import verifier
 from amg_core.similarity.matcher import Matcher
-from amg_core.similarity.verdict import verdict
+from amg_core.similarity.verdict import CANNOT_TELL, CLOSE, verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.evaluate import kid
@@ -59,6 +61,20 @@ def test_copies_are_drawn_plain_and_not_under_guard(domain):
     assert verifier.zncc(plain, own).min() > 0.9  # the judge that the guard never sees
     assert verifier.zncc(guarded, own).max() < 0.75
     assert min(sampling.report()["guarded_evaluations"]) > 0
+
+
+def test_a_picture_too_near_another_is_not_called_no_copy(domain, monkeypatch):
+    """Blurred until the second check says no more, and as if the first did not see it either."""
+    _, matcher, training, captions, _ = domain
+    monkeypatch.setattr(limits, "COPY", 2.0)
+    row = captions.index("pig face on orange waves")
+    blurred = low_pass(training[[row]], 10)
+    (found,) = verdict(matcher, blurred)
+    assert (found.outcome, found.reason, found.neighbor) == (CANNOT_TELL, CLOSE, row)
+    assert not found.copy and not found.checks and found.zncc > limits.CLOSE
+    assert found.source in words(found.message())
+    (other,) = verdict(matcher, blurred.rot90(dims=(2, 3)))
+    assert other.reason != CLOSE
 
 
 def test_what_leaves_the_closed_loop_is_no_copy(domain):

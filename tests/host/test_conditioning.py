@@ -175,6 +175,18 @@ def test_single_words_are_left_out_of_the_text(amg, clip, args, text):
         assert torch.allclose(drawn[row], expected(args, clip, left, row), atol=1e-5)
 
 
+def test_a_large_text_encoder_is_asked_for_fewer_texts(amg, clip, args, monkeypatch):
+    text = "one two three four five six seven eight nine ten"
+    predictions = with_texts(amg, clip, args, entry_of(clip, text), candidates=[text])
+    assert predictions.words.tolist() == [10] * 3
+    monkeypatch.setattr(amg.conditioning, "LARGE", 10)
+    assert predictions.words.tolist() == [6] * 3
+    with torch.inference_mode():
+        drawn = predictions.reduced(torch.tensor([[True] * 5 + [False]] * 3))
+    left = "one two three four five six seven eight"
+    assert torch.allclose(drawn[1], expected(args, clip, left, 1), atol=1e-5)
+
+
 def test_a_text_that_is_not_the_prompts_is_not_used(amg, clip, args):
     """It differs in a word, in a weight, or another CLIP has encoded it."""
     entry = entry_of(clip, "frog face on red")

@@ -128,7 +128,7 @@ def test_choosing_a_decoder_draws_nothing(amg, tiny, index):
 
 
 def test_nothing_is_loaded_during_the_run(amg, tiny, guard, sample, monkeypatch):
-    """Captions are encoded where the text encoder rests; the host loads its model once, before."""
+    """Other texts are encoded where the text encoder rests; the host loads its model once, before."""
     import comfy.model_management
 
     loads, steps = [], []
@@ -140,7 +140,7 @@ def test_nothing_is_loaded_during_the_run(amg, tiny, guard, sample, monkeypatch)
     )
     amg.conditioning._encoded.clear()
     report = amg.hook.Report()
-    sample(guard(tiny(), report=report, on_step=steps.append))
+    sample(guard(tiny(), "leaving", report=report, on_step=steps.append))
     assert len(steps) == 5  # the verdict last
     assert loads == [0]
     assert report.latest["host"]["captions"] == "encoded"

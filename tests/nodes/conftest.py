@@ -46,8 +46,8 @@ class Kind:
 
 
 class FakeIO(ModuleType):
-    ComfyNode = type("ComfyNode", (), {"hidden": SimpleNamespace(unique_id="1")})
-    Hidden = SimpleNamespace(unique_id="UNIQUE_ID", extra_pnginfo="EXTRA_PNGINFO")
+    ComfyNode = type("ComfyNode", (), {"hidden": SimpleNamespace(unique_id="1", prompt=None)})
+    Hidden = SimpleNamespace(unique_id="UNIQUE_ID", extra_pnginfo="EXTRA_PNGINFO", prompt="PROMPT")
     NumberDisplay = SimpleNamespace(slider="slider")
     AnyType = Kind("*")
 
