@@ -138,7 +138,8 @@ def loop_inputs() -> list[io.Input]:
             label_on="last retry",
             label_off="never",
             tooltip="On: the last retry starts from the noise of another seed, for pictures that "
-            "stay copies. Such a picture changes completely, and the report names its seed.",
+            "stay copies. A picture that no fewer words lead away from a stored one starts there at "
+            "once. It changes completely, and the report names its seed.",
         ),
     ]
 
