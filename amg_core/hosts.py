@@ -71,6 +71,10 @@ class Texts(Protocol):
         """
         ...
 
+    def left_out(self, kept: Tensor) -> list[str]:
+        """The words of each prompt that are not `kept`, (B, W) bool, or "" where the text is not known."""
+        ...
+
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
         ...

@@ -39,6 +39,11 @@ class Prompt:
         """The words of a part."""
         return " ".join(self.text[a:b] for a, b in self.parts[part])
 
+    def missing(self, kept: Sequence[bool]) -> str:
+        """The words of the parts that are not kept."""
+        pairs = zip(range(len(self.parts)), kept, strict=False)
+        return " ".join(self.words(part) for part, stays in pairs if not stays)
+
     def keep(self, kept: Sequence[bool]) -> str:
         """The text with only these parts. Entries beyond the last part are ignored."""
         gone = [

@@ -13,6 +13,8 @@ seed                seed of the run, or null
 evaluations         number of model evaluations that the guard compared in the first drawing
 guarded_evaluations number of evaluations at which the guard acted, for each sample
 largest_similarity  largest similarity at any evaluation, for each sample
+left_out_words      for each sample the words that its reduced prompts lacked, one text for each of them.
+                    Not in a report without names
 neighbors           {row id: {"source", "caption"}} of every nearest picture at any evaluation
 steps               the curve of the first drawing, see `run.StepRecord`
 judged_by           decoder of the finished pictures: "vae", or the guard's decoder, "" if none
@@ -60,6 +62,7 @@ NOT_JUDGED = NOTHING_DRAWN, NOTHING_DECODES, NOT_FINISHED, NOT_ENDED = (
 )  # fmt: skip
 BLANKED = "blanked"  # the outcome of a copy that was replaced by an empty picture
 LIMIT = 24_000  # characters in a picture: some programs save them as EXIF, which holds 64 KB in all
+WORDS = 60  # largest number of characters of words that were left out, in a sentence
 KEY = "amg_report"  # the metadata entry in a picture
 SAY, BLANK, STOP = POLICIES = ("say so", "blank", "stop")
 # How much of the report is saved in a picture: an index can be private, and pictures are shared.
@@ -264,6 +267,13 @@ def story(report: dict[str, Any]) -> list[Message]:
         message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
+    ]
+    lines += [
+        message(
+            "left_out", picture=i + 1, words=" / ".join(brief(words, WORDS) for words in lacking)
+        )
+        for i, lacking in enumerate(report.get("left_out_words", ()))
+        if lacking
     ]
     again = [v for v in verdicts if v["attempt"] > 0 and v not in bad]
     lines += [

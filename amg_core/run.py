@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .guidance import Guidance, Repulsion, StepContext, only
+from .guidance import Guidance, PromptReduction, Repulsion, StepContext, only
 from .hosts import Texts
 from .schedule import Schedule
 from .similarity import metrics
@@ -214,6 +214,12 @@ class SamplingRun:
         """Rows of the index that sample i was too close to at any step."""
         return self._acted[i] if self._acted else set()
 
+    def left_out(self, i: int) -> list[str]:
+        """The words that each reduced prompt of sample i lacked at first, as far as they are known."""
+        pairs = zip(self.settings.guidance, self._memory, strict=False)
+        plans = [memory.plans[i] for way, memory in pairs if isinstance(way, PromptReduction)]
+        return [words for plan in plans if plan for words in plan.words if words]
+
     def repelled(self, i: int) -> bool:
         """Whether repulsion moved sample i at any step: no words led away, and the picture shows it."""
         return any(
@@ -295,6 +301,7 @@ class SamplingRun:
             "guarded_evaluations": [sum(row[i] for row in active) for i in samples],
             "largest_similarity": [max(r.similarity[i] for r in self.records) for i in samples],
             "acted_on": [sorted(ids) for ids in self._acted],
+            "left_out_words": [self.left_out(i) for i in samples],
             "neighbors": {
                 str(i): {"source": index.source(i), "caption": index.caption(i)} for i in neighbors
             },

@@ -73,6 +73,12 @@ class OtherTexts:
             context = self.model.encode([split(text).keep(row) for text, row in pairs])
         return self.model.denoise(self.x, self.sigma, context)
 
+    def left_out(self, kept: Tensor) -> list[str]:
+        if self.prompts is None:
+            return [""] * len(kept)
+        pairs = zip(self.prompts, kept.tolist(), strict=True)
+        return [split(text).missing(row) for text, row in pairs]
+
     def neighbor(self, captions: list[str]) -> Tensor:
         return self.model.denoise(self.x, self.sigma, self.model.encode(captions))
 

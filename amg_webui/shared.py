@@ -349,13 +349,15 @@ def joined(passes: list[dict]) -> dict:
             merged[key] = [how(pair) for pair in pairs] if more[key] and merged[key] else more[key]
         pairs = zip(merged["acted_on"], more["acted_on"], strict=True)
         merged["acted_on"] = [sorted({*a, *b}) for a, b in pairs]
+        pairs = zip(merged["left_out_words"], more["left_out_words"], strict=True)
+        merged["left_out_words"] = [a or b for a, b in pairs]
     return merged
 
 
 def only(report: dict, i: int) -> dict:
     """The report of a batch -> that of its sample i."""
     merged = dict(report)
-    for key in ("guarded_evaluations", "largest_similarity", "acted_on"):
+    for key in ("guarded_evaluations", "largest_similarity", "acted_on", "left_out_words"):
         merged[key] = merged[key][i : i + 1]
     rows = ("similarity", "score", "neighbor", "active")
     merged["steps"] = [

@@ -123,6 +123,15 @@ class OtherTexts:
             vector = torch.lerp(nothing.vector.to(vector).expand_as(vector), vector, share)
         return self.evaluate(Text(tokens, vector))
 
+    def left_out(self, kept: Tensor) -> list[str]:
+        """The words of each prompt that are not `kept`, (B, W) bool, or "" where texts are not known."""
+        from amg_core.prompt import split
+
+        if self.texts is None:
+            return [""] * len(kept)
+        pairs = zip(self.texts, kept.tolist(), strict=True)
+        return [split(text).missing(row) for text, row in pairs]
+
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
         asked = [(literally(each),) if each else None for each in captions]

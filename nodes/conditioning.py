@@ -144,7 +144,8 @@ class OtherTexts:
         texts = self._texts()
         if texts is None:
             return self._evaluate([self._shortened(entry, kept) for entry in self.args["cond"]])
-        out, asked = self.args["denoised"].clone(), self._kept(texts, kept)
+        out = self.args["denoised"].clone()
+        asked = [tuple(p.keep(row) for p, row in each) for each in self._in_parts(texts, kept)]
         shapes = lambda each: tuple(_shape(encode(self.clip, text)) for text in each)  # noqa: E731
         for rows, filled in of_one_shape(asked, shapes):
             entries = [
@@ -153,6 +154,14 @@ class OtherTexts:
             ]
             out[rows] = self._evaluate(entries)[rows]
         return out
+
+    def left_out(self, kept: Tensor) -> list[str]:
+        """The words of each prompt that are not `kept`, (B, W) bool, or "" where texts are not known."""
+        texts = self._texts()
+        if texts is None:
+            return [""] * len(kept)
+        parts = self._in_parts(texts, kept)
+        return [" ".join(filter(None, (p.missing(row) for p, row in each))) for each in parts]
 
     def _texts(self) -> list[list[str]] | None:
         """The texts of each entry, one for each sample, or None if one is not known."""
@@ -171,15 +180,17 @@ class OtherTexts:
     def _split(self, text: str) -> Prompt:
         return split(text, FEWER if _size(self.clip.cond_stage_model) > LARGE else PARTS)
 
-    def _kept(self, texts: list[list[str]], kept: Tensor) -> list[tuple[str, ...]]:
-        """The words `kept` (B, W) bool of the texts of each entry -> for each sample its reduced texts."""
+    def _in_parts(
+        self, texts: list[list[str]], kept: Tensor
+    ) -> list[list[tuple[Prompt, list[bool]]]]:
+        """For each sample its prompt of each entry, and which of its parts are kept by `kept` (B, W)."""
         out = []
         for sample, row in zip(zip(*texts, strict=True), kept.tolist(), strict=True):
-            start, reduced = 0, []
+            start, prompts = 0, []
             for prompt in map(self._split, sample):
-                reduced.append(prompt.keep(row[start : start + len(prompt.parts)]))
+                prompts.append((prompt, row[start : start + len(prompt.parts)]))
                 start += len(prompt.parts)
-            out.append(tuple(reduced))
+            out.append(prompts)
         return out
 
     def _shortened(self, entry: dict, kept: Tensor) -> dict:

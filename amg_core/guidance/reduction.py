@@ -51,10 +51,13 @@ class Plan:
         The parts of the prompt in each of them. They are drawn in turn.
     order : tuple of int
         The parts in the order in which they are left out.
+    words : tuple of str
+        The words that each of them lacked at first, "" if the text is not known.
     """
 
     kept: tuple[Tensor, ...]
     order: tuple[int, ...]
+    words: tuple[str, ...] = ()
 
     def now(self, number: int) -> Tensor:
         """The parts (W,) bool for evaluation `number` of the run."""
@@ -160,6 +163,7 @@ class PromptReduction(Guidance):
             found = plans(
                 lambda kept: draw(kept)[1], prompt.words, new, self.safe_score, prompt.separable
             )
+            found = _described(found, prompt)
             known = tuple(a if b else c for a, b, c in zip(found, new.tolist(), known, strict=True))
         drawn, score = draw(now(known))
         usable = score <= self.safe_score
@@ -185,6 +189,19 @@ class PromptReduction(Guidance):
             until=self.until * 0.5**number,
             safe_score=self.safe_score - 0.1 * number,
         )
+
+
+def _described(found: Sequence[Plan | None], prompt: Texts) -> list[Plan | None]:
+    """The plans with the words that their prompts lack."""
+    whole = torch.ones(int(prompt.words.max()), dtype=torch.bool)
+    lacking = [
+        prompt.left_out(torch.stack([whole if plan is None else plan.now(k) for plan in found]))
+        for k in (0, 1)
+    ]
+    return [
+        None if plan is None else replace(plan, words=words[: len(plan.kept)])
+        for plan, words in zip(found, zip(*lacking, strict=True), strict=True)
+    ]
 
 
 # ------------------------------------------------------------------ the search for the words

@@ -62,5 +62,9 @@ def test_long_prompts_have_groups_of_neighbours():
     assert prompt.keep([False, *[True] * 15]) == text[len(found[0]) + 1 :]
 
 
+def test_the_words_that_are_missing():
+    assert split("a (red fox:1.2), snow").missing([True, False, True, False]) == "red snow"
+
+
 def test_more_entries_than_parts_are_ignored():
     assert split("a b").keep([True, False, False]) == "a"

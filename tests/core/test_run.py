@@ -207,6 +207,9 @@ class Texts:
     neighbor: Callable | None = None
     separable: bool = False
 
+    def left_out(self, kept):
+        return [f"{int((~row).sum())} words" if self.separable else "" for row in kept]
+
     @property
     def captions(self):
         return self.neighbor is not None
@@ -280,6 +283,22 @@ def test_strengths_grow_with_the_noise_level_and_not_with_the_steps(steps):
         before = ways.acted_at(torch.tensor([True, False]), sigma)
     assert strength.tolist() == pytest.approx([1.1**10, 1.0], rel=1e-4)
     assert ways.grown(strength, 10.0, 2.0, before, sigma * 0.1).tolist()[0] == 2.0
+
+
+def test_the_report_has_the_words_that_were_left_out(matcher, scene):
+    """Two of three words are the key: each is left out in turn, and only of samples that are steered."""
+    other = smooth(torch.Generator().manual_seed(7), 4)
+
+    def reduced(kept):
+        return torch.where(kept[:, :2].all(dim=1)[:, None, None, None], scene["cond"], other)
+
+    texts = Texts(torch.full((4,), 3), reduced, separable=True)
+    sampling = SamplingRun(matcher, make(dissimilarity=0, deduplication=0))
+    run(sampling, scene, texts=texts)
+    assert sampling.report()["left_out_words"] == [["1 words", "1 words"]] * 2 + [[], []]
+    unknown = SamplingRun(matcher, make(dissimilarity=0, deduplication=0))
+    run(unknown, scene, texts=replace(texts, separable=False))
+    assert unknown.report()["left_out_words"] == [[]] * 4
 
 
 def test_where_every_word_is_the_key_no_prompt_stands_in(matcher, scene):
