@@ -243,3 +243,16 @@ def test_relative_folders_lie_below_the_input_folder(amg):
     import folder_paths
 
     assert str(amg.paths.picture_folder("cats")).startswith(folder_paths.get_input_directory())
+
+
+def test_the_words_that_were_left_out_are_said(amg, run_node, drawing, demo, build):
+    """The text is that of the nearest picture's caption here, for there is no graph to read it in."""
+    index, _ = build(demo["folder"], "words", "compact")
+    _, report, _ = run_node(
+        "AMG_Sampler", **STRENGTHS, **drawing(index=index, vae=demo["vae"], steps=12, retries=0)
+    )
+    written = json.loads(report)
+    first, second = written["left_out_words"]
+    assert len(first) == 2 and first[0] != first[1] and second
+    assert set(" ".join(first).split()) < set("fox face on violet rays".split())
+    assert " / ".join(first) in amg.module("amg_core.report").words(written)
