@@ -84,7 +84,6 @@ class Texts(Protocol):
 class Generation(Protocol):
     """One generation of a batch by a host: it draws, as often as it is asked, and judges what it drew."""
 
-    @property
     def restarts(self) -> bool:
         """Whether samples can start from other noise, and then become other pictures."""
         ...
@@ -97,7 +96,7 @@ class Generation(Protocol):
         suspects : Tensor (B,) bool
             Samples that came out as copies before: the `SamplingRun` steers them from the first step.
         anew : Tensor (B,) bool
-            Samples that start from other noise than before. None if the generation never `restarts`.
+            Samples that start from other noise than before. None of them if not `restarts()`.
         """
         ...
 

@@ -112,7 +112,7 @@ def until_no_copy(generation: Generation, settings: Settings, batch: int, retrie
 
 def _repelled(generation: Generation, drawn: Drawn, batch: int) -> list[bool]:
     """Which samples were pushed off a picture, and can become another one."""
-    return list(drawn.repelled) if generation.restarts else [False] * batch
+    return list(drawn.repelled) if generation.restarts() else [False] * batch
 
 
 def escalated(settings: Settings, number: int) -> Settings:

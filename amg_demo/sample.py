@@ -154,7 +154,10 @@ def closed_loop(
     """A batch drawn by (seeds, guide), and its copies once more, the last time from other noise."""
 
     class Demo:
-        drawings, restarts = 0, True
+        drawings = 0
+
+        def restarts(self) -> bool:
+            return True
 
         def draw(self, settings: Settings, suspects: Tensor, anew: Tensor) -> Drawn:
             if self.drawings == retries > 0:

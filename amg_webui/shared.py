@@ -66,7 +66,9 @@ class Batch:
         self.guard, self._draw, self.stashed = guard, draw, guard.host.stash()
         self.kind: type = Tensor  # Hires. fix hands over a list of decoded pictures, not latents
 
-    restarts = False  # these hosts give every retry the same noise
+    def restarts(self) -> bool:
+        """Never: these hosts give every retry the same noise."""
+        return False
 
     def draw(self, settings, suspects: Tensor, anew: Tensor):
         from amg_core.run import Drawn

@@ -219,7 +219,9 @@ def draw(
         part = slice(i, i + BATCH)
         with torch.no_grad():
             context = row.context(domain, captions[part], seeds[part])
-        latents = sample(domain, context, seeds[part], steps, in_turn(row.steps(domain)))
+        latents = sample(
+            domain, context, captions[part], seeds[part], steps, in_turn(row.steps(domain))
+        )
         pictures.append(domain.decode(latents))
     return torch.cat(pictures), (time.process_time() - start) / len(captions)
 

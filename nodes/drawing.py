@@ -69,7 +69,6 @@ class Drawing:
         self._conds = guider.conds
         self._random = _random_state(known.latent.device)
 
-    @property
     def restarts(self) -> bool:
         """Only from pure noise: a given picture comes back from any noise."""
         given = bool(torch.count_nonzero(self.known.latent))

@@ -90,7 +90,9 @@ def test_what_leaves_the_closed_loop_is_no_copy(domain):
         return verdict(matcher, pictures, named)
 
     settings = presets.settings("main", "nl2")
-    generation = SimpleNamespace(draw=once, judge=judged, stopped=lambda: False, restarts=False)
+    generation = SimpleNamespace(
+        draw=once, judge=judged, stopped=lambda: False, restarts=lambda: False
+    )
     outcome = until_no_copy(generation, settings, len(prompts), retries=3)
     assert outcome.copies == []
     own = training[[captions.index(text) for text in prompts]]

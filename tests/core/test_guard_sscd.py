@@ -39,7 +39,8 @@ def arguments(latents):
         "denoised": latents + 0.05 * noise, "cond": latents + 0.05 * noise, "uncond": 0.5 * noise,
         "cfg_scale": 4.0, "sigma": torch.full((len(latents),), 0.3), "t": 0.5,
         "texts": SimpleNamespace(
-            words=2, reduced=lambda kept: 0.3 * noise,
+            words=torch.full((len(noise),), 2), separable=False, reduced=lambda kept: 0.3 * noise,
+            left_out=lambda kept: [""] * len(kept),
             captions=True, neighbor=lambda captions: 0.1 * noise,
         ),
     }  # fmt: skip

@@ -44,7 +44,9 @@ def outcome(*means, retries=2):
             for v in latents[:, 0].tolist()
         ]
 
-    generation = SimpleNamespace(draw=draw, judge=judge, stopped=lambda: False, restarts=False)
+    generation = SimpleNamespace(
+        draw=draw, judge=judge, stopped=lambda: False, restarts=lambda: False
+    )
     return until_no_copy(generation, presets.settings("main", "nl2"), len(means), retries)
 
 

@@ -27,7 +27,7 @@ class Drawing:
     def __init__(self, *means: list[float], calls: float = math.inf, pushed=None) -> None:
         self.means, self.calls, self.most = means, [], calls
         self.named, self.anew = [], []
-        self.restarts, self.pushed = pushed is not None, pushed or [[False]] * len(means)
+        self.other_noise, self.pushed = pushed is not None, pushed or [[False]] * len(means)
 
     def draw(self, settings, suspects, anew):
         number = len(self.calls)
@@ -36,6 +36,9 @@ class Drawing:
         drawn = [torch.full((1, 2, 3), row[min(number, len(row) - 1)]) for row in self.means]
         pushed = [row[min(number, len(row) - 1)] for row in self.pushed]
         return Drawn(torch.stack(drawn), {"number": number}, [{number}] * len(drawn), pushed)
+
+    def restarts(self):
+        return self.other_noise
 
     def judge(self, latents, named, samples):
         self.named.append([set(rows) for rows in named])

@@ -204,7 +204,7 @@ def test_the_sampler_is_the_demos_bit_for_bit():
         (4, 16, 16), lambda x: model.decoder(x).clamp(0, 1), 4.0, None, {}, None, [], [],
     )  # fmt: skip
     context = stand_in.encode(prompts)
-    latents = methods.sample(stand_in, context, seeds, 3, None)
+    latents = methods.sample(stand_in, context, prompts, seeds, 3, None)
     wanted = demo_sample(model, prompts, seeds, steps=3)
     with torch.inference_mode():
         assert torch.equal(stand_in.decode(latents), wanted)

@@ -257,4 +257,6 @@ def test_the_contract_of_hosts_is_fulfilled():
     from amg_webui.texts import OtherTexts
 
     assert issubclass(Batch, Generation)
-    assert {"words", "captions", "reduced", "neighbor"} <= set(dir(OtherTexts))  # hosts.Texts
+    assert {"words", "separable", "captions", "reduced", "left_out", "neighbor"} <= set(
+        dir(OtherTexts)
+    )  # hosts.Texts
