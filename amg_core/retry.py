@@ -94,7 +94,8 @@ def until_no_copy(generation: Generation, settings: Settings, batch: int, retrie
             break
         anew = torch.tensor(repelled)
         suspects = torch.tensor([verdict.copy for verdict in verdicts]) & ~anew
-        drawn = generation.draw(escalated(settings, number), suspects, anew)
+        stronger = escalated(settings, number) if suspects.any() else settings
+        drawn = generation.draw(stronger, suspects, anew)
         if generation.stopped():
             break
         found, pushed = judged(drawn, again), _repelled(generation, drawn, batch)

@@ -87,6 +87,8 @@ def test_a_picture_that_was_pushed_off_another_starts_from_other_noise():
         [False] * 5, [False, False, True, False, False], [False] * 5,
     ]  # fmt: skip
     assert outcome.copies == [] and outcome.kept == [1, 2, 1, 1, 0]
+    given, stronger, without_copies = (settings for settings, _ in drawing.calls)
+    assert stronger != given and without_copies == given
 
 
 def test_without_other_noise_it_is_kept_as_it_is():
