@@ -165,7 +165,9 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         thumbnails = [thumbnail(index, i) for i in ids]
         found = verifier.registered(picture, thumbnails).score
         correlation, alike = float(found.max()), ids[int(found.argmax())]
-        reason = CLOSE if _close(picture, thumbnails[int(found.argmax())], correlation) else ""
+        near = close > limits.NEAR[0] and correlation > limits.NEAR[1]
+        same = _close(picture, thumbnails[int(found.argmax())], correlation)
+        reason = CLOSE if near or same else ""
     except AMGError:
         reason = NO_PICTURES
     if verifier.flat(picture):
