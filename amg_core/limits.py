@@ -84,7 +84,7 @@ ONE_PICTURE = 0.8
 # 15 % of 74 drawings, which come in series (playing cards, rings, flags). It passes 0.65 for 0, 1 and 11 %.
 REGISTERED = 0.62
 # A picture that is no copy is called close, and not "no copy", above both: the score of the second check,
-# and the plain correlation of 16x16 grey pixels with the same picture or its mirror image. Of 61
+# and the plain correlation of 16x16 grey pixels with the same picture or its mirror image. Of 40
 # photographs, 60 stamps and 60 drawings one is (a drawing), with the 8 of up to 800 others that correlate
 # most. Of 64 drawings of captions that the embedded model has seen once or never, 20 are, most with the
 # picture of that caption. Copies that were burnt or half formed had 0.43 to 0.6 and 0.87 to 0.96.
