@@ -20,7 +20,7 @@ from amg_core.retry import until_no_copy
 from amg_core.run import SamplingRun
 from amg_core.similarity import verifier
 from amg_core.similarity.matcher import Matcher
-from amg_core.similarity.verdict import CANNOT_TELL, CLOSE, verdict
+from amg_core.similarity.verdict import CANNOT_TELL, CLOSE, NO_COPY, verdict
 from amg_demo import model as demo
 from amg_demo.__main__ import choose_prompts, training_set
 from amg_demo.evaluate import kid
@@ -75,6 +75,10 @@ def test_a_picture_too_near_another_is_not_called_no_copy(domain, monkeypatch):
     assert found.source in words(found.message())
     (other,) = verdict(matcher, blurred.rot90(dims=(2, 3)))
     assert other.reason != CLOSE
+    monkeypatch.setattr(limits, "CLOSE_ZNCC", 2.0)  # then because both checks are near their limits
+    assert verdict(matcher, blurred)[0].reason == CLOSE
+    monkeypatch.setattr(limits, "NEAR", (2.0, 2.0))
+    assert verdict(matcher, blurred)[0].outcome == NO_COPY
 
 
 def test_what_leaves_the_closed_loop_is_no_copy(domain):
