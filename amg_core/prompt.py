@@ -67,6 +67,21 @@ def split(text: str, limit: int = PARTS) -> Prompt:
     return Prompt(text, tuple(tuple(words[a:b]) for a, b in pairwise(edges)))
 
 
+def counts(texts: Sequence[str]) -> list[int]:
+    """The number of parts of each text."""
+    return [len(split(text).parts) for text in texts]
+
+
+def keep(texts: Sequence[str], kept: Sequence[Sequence[bool]]) -> list[str]:
+    """Each text with only its parts that are kept, see `Prompt.keep`."""
+    return [split(text).keep(row) for text, row in zip(texts, kept, strict=True)]
+
+
+def missing(texts: Sequence[str], kept: Sequence[Sequence[bool]]) -> list[str]:
+    """The words of each text that are not kept."""
+    return [split(text).missing(row) for text, row in zip(texts, kept, strict=True)]
+
+
 def _tidied(text: str) -> str:
     """The text without empty brackets, repeated commas and commas at the ends."""
     before = None

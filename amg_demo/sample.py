@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from amg_core import prompt
 from amg_core.guidance import without
-from amg_core.prompt import split
 from amg_core.retry import Outcome, until_no_copy
 from amg_core.run import Drawn, SamplingRun, Settings
 from amg_core.similarity.matcher import Matcher
@@ -61,7 +61,7 @@ class OtherTexts:
     @property
     def words(self) -> Tensor:
         if self.prompts is not None:
-            return torch.tensor([len(split(text).parts) for text in self.prompts])
+            return torch.tensor(prompt.counts(self.prompts))
         tokens = self.context.shape[1]
         return torch.full((len(self.x),), tokens if tokens > 1 else 0)  # a class label is no words
 
@@ -69,15 +69,13 @@ class OtherTexts:
         if self.prompts is None:
             context = without(self.context, self.empty, kept)
         else:
-            pairs = zip(self.prompts, kept.tolist(), strict=True)
-            context = self.model.encode([split(text).keep(row) for text, row in pairs])
+            context = self.model.encode(prompt.keep(self.prompts, kept.tolist()))
         return self.model.denoise(self.x, self.sigma, context)
 
     def left_out(self, kept: Tensor) -> list[str]:
         if self.prompts is None:
             return [""] * len(kept)
-        pairs = zip(self.prompts, kept.tolist(), strict=True)
-        return [split(text).missing(row) for text, row in pairs]
+        return prompt.missing(self.prompts, kept.tolist())
 
     def neighbor(self, captions: list[str]) -> Tensor:
         return self.model.denoise(self.x, self.sigma, self.model.encode(captions))

@@ -94,10 +94,10 @@ class OtherTexts:
     @property
     def words(self) -> Tensor:
         """The number of words of each prompt (B,), or else of its tokens with padding."""
-        from amg_core.prompt import split
+        from amg_core.prompt import counts
 
         if self.texts is not None:
-            return torch.tensor([len(split(text).parts) for text in self.texts])
+            return torch.tensor(counts(self.texts))
         rows, tokens, _ = self.prompt.tokens.shape
         return torch.full((rows,), tokens)
 
@@ -107,11 +107,10 @@ class OtherTexts:
         If its text is not known, for its first tokens, followed by those of the empty text.
         """
         from amg_core.guidance import without
-        from amg_core.prompt import split
+        from amg_core.prompt import keep
 
         if self.texts is not None:
-            pairs = zip(self.texts, kept.tolist(), strict=True)
-            return self._drawn([(split(text).keep(row),) for text, row in pairs])
+            return self._drawn([(text,) for text in keep(self.texts, kept.tolist())])
         prompt, nothing = self.prompt, self._fitting("")
         length = prompt.tokens.shape[1]
         times = -(-length // nothing.tokens.shape[1])
@@ -125,12 +124,9 @@ class OtherTexts:
 
     def left_out(self, kept: Tensor) -> list[str]:
         """The words of each prompt that are not `kept`, (B, W) bool, or "" where texts are not known."""
-        from amg_core.prompt import split
+        from amg_core.prompt import missing
 
-        if self.texts is None:
-            return [""] * len(kept)
-        pairs = zip(self.texts, kept.tolist(), strict=True)
-        return [split(text).missing(row) for text, row in pairs]
+        return [""] * len(kept) if self.texts is None else missing(self.texts, kept.tolist())
 
     def neighbor(self, captions: list[str]) -> Tensor:
         """Captions of the B samples -> D_n (B, C, H, W). A sample without a caption gets D_u."""
