@@ -238,7 +238,7 @@ def test_texts_are_read_from_the_graph(amg):
     """Of nodes with a CLIP, and of those that give them their text, however far."""
     graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "model.safetensors"}},
-        "2": {"class_type": "StringConcatenate", "inputs": {"string_a": "a fox", "string_b": ["3", 0]}},
+        "2": {"class_type": "Reroute", "inputs": {"": ["3", 0], "note": "a fox"}},
         "3": {"class_type": "PrimitiveString", "inputs": {"value": "in snow"}},
         "4": {"class_type": "CLIPTextEncode", "inputs": {"text": ["2", 0], "clip": ["1", 1]}},
         "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "an owl", "clip": ["1", 1]}},
@@ -246,8 +246,22 @@ def test_texts_are_read_from_the_graph(amg):
         "7": {"class_type": "Loop", "inputs": {"clip": ["1", 1], "text": ["7", 0], "other": " "}},
     }  # fmt: skip
     wording = amg.module("nodes.wording")
-    assert wording.written(graph) == ["an owl", "a fox", "in snow"]
+    assert wording.written(graph) == ["in snow", "a fox", "an owl"]
     assert wording.written({}) == [] and wording.running() == {}
+
+
+def test_texts_are_made_as_the_nodes_of_the_host_make_them(amg):
+    """Each function of `MAKERS` against the node itself, with the node's own choices."""
+    import comfy_extras.nodes_string as host
+
+    given = {"string": " a Fox ", "string_a": "a", "string_b": "b", "delimiter": ", ", "find": "o",
+             "replace": "i", "start": 2, "end": -2}  # fmt: skip
+    for name, make in amg.module("nodes.wording").MAKERS.items():
+        node = getattr(host, name)
+        inputs = {each.id: each for each in node.define_schema().inputs}
+        for mode in getattr(inputs.get("mode"), "options", [None]):
+            chosen = {key: mode if key == "mode" else given[key] for key in inputs}
+            assert make(**chosen) == node.execute(**chosen).args[0]
 
 
 @pytest.mark.parametrize("length", [1, 77, 154, 200])
