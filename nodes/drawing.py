@@ -25,6 +25,7 @@ from ..amg_core.run import Drawn, SamplingRun, Settings
 from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import OtherTexts, wording_of
+from .wording import PromptText
 
 ALIKE = 1e-3  # invisible difference of latents
 log = logging.getLogger(__name__)
@@ -123,12 +124,12 @@ class Drawing:
         chosen = chosen.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
         return torch.where(chosen, other.to(self.noise), self.noise), seed
 
-    def _candidates(self) -> list[str]:
+    def _candidates(self) -> list[PromptText]:
         """The texts of the graph, and the captions of all pictures that the samples came near."""
         runs, everyone = (self.first, self.latest), range(len(self.noise))
         near = set().union(*(run.acted_on(i) for run in runs for i in everyone))
         captions = (self.watch.caption(i) for i in sorted(near))
-        return [*self.written, *(caption for caption in captions if caption)]
+        return [*self.written, *(PromptText((caption,)) for caption in captions if caption)]
 
     def _teller(self, number: int) -> Callable[[SamplingRun], None]:
         again = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice, product
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,6 +22,15 @@ from ..amg_core.hosts import SAME_TEXT, apart
 CLIP = "clip"  # the input of nodes that encode texts
 ENCODER = "TextEncode"  # in the names of nodes that only encode texts
 MOST = 32  # texts that are tried
+# Nodes of the host that encode a text for each encoder of the model: their inputs, and the encoders.
+SEVERAL = {
+    "CLIPTextEncodeSDXL": {"text_g": "g", "text_l": "l"},
+    "CLIPTextEncodeSD3": {"clip_g": "g", "clip_l": "l", "t5xxl": "t5xxl"},
+    "CLIPTextEncodeFlux": {"clip_l": "l", "t5xxl": "t5xxl"},
+    "CLIPTextEncodeHunyuanDiT": {"bert": "hydit_clip", "mt5xl": "mt5xl"},
+    "CLIPTextEncodeHiDream": {"clip_g": "g", "clip_l": "l", "t5xxl": "t5xxl", "llama": "llama"},
+}  # fmt: skip
+ALIKE = "CLIPTextEncodeSDXL", "CLIPTextEncodeSD3"  # give the texts for g and l the same length
 TRIMS = {"Both": str.strip, "Left": str.lstrip, "Right": str.rstrip}
 CASES = {
     "UPPERCASE": str.upper, "lowercase": str.lower, "Capitalize": str.capitalize,
@@ -47,7 +56,42 @@ def running() -> dict:
     return now[0][2] if now else {}
 
 
-def written(graph: dict) -> list[str]:
+class PromptText(NamedTuple):
+    """What a node encodes: one text, or one for each encoder of the model.
+
+    Attributes
+    ----------
+    texts : tuple of str
+    node : str
+        The kind of node that encodes several texts, one of SEVERAL, or "" for one text.
+    bare : bool
+        Whether an empty text has no tokens, in place of those of the empty prompt.
+    """
+
+    texts: tuple[str, ...]
+    node: str = ""
+    bare: bool = False
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that the texts are for, () if one text is for all."""
+        return tuple(SEVERAL.get(self.node, {}).values())
+
+
+def tokens(tokenize: Callable[[str], dict], text: PromptText) -> dict:
+    """The tokens of each encoder, as the node makes them with `tokenize` of its CLIP."""
+    made = tokenize(text.texts[0])
+    for name, each in zip(text.encoders, text.texts, strict=False):
+        made[name] = [] if text.bare and not each else tokenize(each)[name]
+    if text.node in ALIKE:
+        empty, longest = tokenize(""), max(len(made["g"]), len(made["l"]))
+        for name in ("g", "l"):
+            while len(made[name]) < longest:
+                made[name] += empty[name]
+    return made
+
+
+def written(graph: dict) -> list[PromptText]:
     """The texts that nodes with a CLIP may have encoded, at most `MOST`, each once.
 
     Those of nodes that only encode come first: in other nodes with a CLIP, texts are names and choices.
@@ -55,8 +99,23 @@ def written(graph: dict) -> list[str]:
     encoders = [node for node in graph.values() if CLIP in node.get("inputs", {})]
     encoders.sort(key=lambda node: ENCODER not in node["class_type"])
     known: dict[str, list] = {}
-    texts = (text for node in encoders for text in _of_inputs(graph, node, known))
+    texts = (text for node in encoders for text in _encoded(graph, node, known))
     return list(islice(dict.fromkeys(texts), MOST))
+
+
+def _encoded(graph: dict, node: dict, known: dict[str, list]) -> list[PromptText]:
+    """What a node with a CLIP may encode."""
+    several = SEVERAL.get(node["class_type"])
+    if several is None:
+        return [PromptText((text,)) for text in _of_inputs(graph, node, known)]
+    inputs = node["inputs"]
+    chosen = product(*(_values(graph, inputs.get(name), known) for name in several))
+    bare = inputs.get("empty_padding") == "none"
+    return [
+        PromptText(texts, node["class_type"], bare)
+        for texts in islice(chosen, MOST)
+        if all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)
+    ]
 
 
 def _of_inputs(graph: dict, node: dict, known: dict[str, list]) -> list[str]:
@@ -103,28 +162,46 @@ class Wording:
     candidates : callable
         The texts that may have been encoded.
     encode : callable
-        A text -> its encoding (1, T, C).
+        A `PromptText` -> its conditioning, see `conditioning.encode`.
     """
 
-    def __init__(self, candidates: Callable[[], Sequence[str]], encode: Callable[[str], Tensor]):
+    def __init__(
+        self,
+        candidates: Callable[[], Sequence[PromptText]],
+        encode: Callable[[PromptText], dict],
+    ):
         self.candidates, self.encode = candidates, encode
-        self._found: dict[object, list[str | None]] = {}
+        self._found: dict[object, list[PromptText | None]] = {}
 
-    def of(self, entry: dict) -> list[str | None]:
+    def of(self, entry: dict) -> list[PromptText | None]:
         """The text of each row of a prompt's conditioning as the guider has it, None = not known."""
         name = entry.get("uuid")
         if name not in self._found:
-            self._found[name] = self._search(entry["cross_attn"])
+            self._found[name] = self._search(entry)
         return self._found[name]
 
-    def _search(self, encoded: Tensor) -> list[str | None]:
+    def _search(self, entry: dict) -> list[PromptText | None]:
         """For each row the first candidate that is encoded to the same. The others are not encoded."""
-        found: list[str | None] = [None] * len(encoded)
+        found: list[PromptText | None] = [None] * len(entry["cross_attn"])
         for text in self.candidates():
             if None not in found:
                 break
-            made = self.encode(text)[0]
-            for i, row in enumerate(encoded):
-                if found[i] is None and apart(row, made) < SAME_TEXT:
+            made = self.encode(text)
+            for i, known in enumerate(found):
+                if known is None and _same(entry, i, made):
                     found[i] = text
         return found
+
+
+def _same(entry: dict, i: int, made: dict) -> bool:
+    """Whether row i of a prompt's conditioning is what was made of a text, in all that both have.
+
+    Some models see one of the texts only in `pooled_output`.
+    """
+    rows = len(entry["cross_attn"])
+    pairs = ((entry.get(name), value) for name, value in made.items())
+    return all(
+        apart(own[i], other[0]) < SAME_TEXT
+        for own, other in pairs
+        if isinstance(own, Tensor) and isinstance(other, Tensor) and len(own) == rows
+    )
