@@ -251,23 +251,24 @@ def words(report: dict[str, Any], language: str = ENGLISH) -> str:
 
 
 def story(report: dict[str, Any]) -> list[Message]:
-    """Messages on the result of the run."""
+    """Messages on the result of the run, the gravest first."""
     gaps = _gaps(report)
     if report["not_judged"]:
         return [message("not_judged"), _why(report), *gaps]
     verdicts = report["verdicts"]
     bad = _copies(report)
-    lines = [message("measured", count=len(verdicts)), _seen_by(report)]
-    if bad:
-        lines = [_still(bad), message_of(bad[0])]
-        lines += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
-    elif any(v["outcome"] == NO_COPY for v in verdicts):
-        lines.append(message("no_copy"))
-    lines += [
+    unsure = [
         message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
     ]
+    if bad:
+        lines = [_still(bad), message_of(bad[0])]
+        lines += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
+        lines += unsure
+    else:
+        lines = [*unsure, message("measured", count=len(verdicts)), _seen_by(report)]
+        lines += [message("no_copy")] if any(v["outcome"] == NO_COPY for v in verdicts) else []
     lines += [
         message(
             "left_out", picture=i + 1, words=" / ".join(brief(words, WORDS) for words in lacking)

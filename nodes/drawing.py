@@ -22,7 +22,7 @@ from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
 from ..amg_core.retry import Outcome
 from ..amg_core.run import Drawn, SamplingRun, Settings
-from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
+from ..amg_core.similarity.verdict import CLOSE, Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import OtherTexts, wording_of
 from .wording import PromptText
@@ -158,12 +158,16 @@ class Drawing:
         return show
 
     def settle(self, outcome: Outcome, report: dict) -> Tensor:
-        """The latents of the result, with copies treated by `if_still_copied`."""
+        """The latents of the result, with copies treated by `if_still_copied`.
+
+        Pictures that are only close to a stored one come out, with a warning in the log. Too many that
+        are no copies are close as well, see `limits.CLOSE`.
+        """
         latents, copies = outcome.latents, outcome.copies
-        if copies:
+        if copies or any(verdict.reason == CLOSE for verdict in outcome.verdicts):
             log.warning("AMG: %s", reports.words(report))
-            if self.loop.if_still_copied == reports.STOP:
-                raise AMGError(reports.refusal(report))
+        if copies and self.loop.if_still_copied == reports.STOP:
+            raise AMGError(reports.refusal(report))
         if copies and self.loop.if_still_copied == reports.BLANK:
             latents = latents.clone()
             for i in copies:

@@ -154,6 +154,19 @@ def test_what_cannot_be_told_is_no_clean_verdict():
     )
 
 
+def test_what_is_close_is_said_before_what_is_no_copy():
+    written = outcome([0.1], [0.3])
+    close = Verdict(0.3, 0.4, 0.3, 0.5, 0.62, 0, "b.png", "", "cannot_tell", (), "close")
+    written.verdicts[1] = close
+    words = report.words(report.compose(SESSION, written, judged_by="vae"))
+    assert words.startswith("cannot tell for picture 2: it is close to b.png.")
+    assert "no copy" in words
+    written.verdicts[0] = outcome([0.9]).verdicts[0]
+    words = report.words(report.compose(SESSION, written, judged_by="vae"))
+    assert words.startswith("STILL A COPY: picture 1")
+    assert "cannot tell for picture 2" in words
+
+
 def test_blanked_is_told():
     written = compose([0.1], [0.9], if_still_copied="blank")
     assert [v["outcome"] for v in written["verdicts"]] == ["no_copy", "blanked"]

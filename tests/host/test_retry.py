@@ -140,6 +140,18 @@ def test_the_second_check_votes_where_the_guard_never_acted(amg, draw, lax):
             draw([NEW], retries=1, if_still_copied="stop")
 
 
+@pytest.mark.parametrize("policy", ["stop", "blank"])
+def test_what_is_only_close_comes_out_with_a_warning(amg, draw, monkeypatch, caplog, policy):
+    """And is not drawn again: too many pictures that are no copies are close."""
+    monkeypatch.setattr(amg.module("amg_core.similarity.verdict"), "_close", lambda *_: True)
+    with caplog.at_level(logging.WARNING):
+        drawn = draw([NEW], retries=2, if_still_copied=policy)
+    assert outcomes(drawn) == ["cannot_tell"] and len(drawn.report["attempts"]) == 1
+    assert torch.equal(drawn.samples, draw.plain([NEW]))
+    warning = "cannot tell for picture 1: it is close to "
+    assert drawn.lines[-1].startswith(warning) and warning in caplog.text
+
+
 def test_what_is_not_finished_is_not_judged(draw):
     part = {"start_step": 0, "last_step": 5, "force_full_denoise": False}
     drawn = draw([COPIED], retries=2, if_still_copied="stop", sampling=part)
