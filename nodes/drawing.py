@@ -62,7 +62,8 @@ class Drawing:
         self.judging_by, self.written = judging_by, written
         self.first: SamplingRun | None = None
         self.latest: SamplingRun | None = None
-        self.seeds: list[int | None] = []
+        self.seeds: list[int | None] = []  # of each drawing, for the noise that the sampler adds
+        self.starts: list[list[int | None]] = []  # in each drawing, of the noise of each sample
         self.shown: list[tuple] = []  # the last arguments of the host's callback in each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy and was blanked
         self.unseen = 0  # number of steps, in all drawings, at which the guider was not called
@@ -79,8 +80,9 @@ class Drawing:
         number = len(self.seeds)
         run = SamplingRun(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or run, run
-        noise, seed = self._start(number, suspects, anew)
+        noise, seed, starts = self._start(number, suspects, anew)
         self.seeds.append(seed)
+        self.starts.append(starts)
         self.shown.append(())
         # The host prepares prompts in each run, and would start from those of the last run.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
@@ -109,20 +111,24 @@ class Drawing:
     def _noisy(self) -> bool:
         return bool(torch.count_nonzero(self.noise))
 
-    def _start(self, number: int, suspects: Tensor, anew: Tensor) -> tuple[Tensor, int | None]:
-        """Noise and seed of a drawing. Other noise is that of the seed plus `number`.
+    def _start(
+        self, number: int, suspects: Tensor, anew: Tensor
+    ) -> tuple[Tensor, int | None, list[int | None]]:
+        """Noise and seed of a drawing, and the seed of the noise of each sample.
 
-        It is for the samples `anew`, and in the last retry also for `suspects`.
+        Other noise is that of the seed plus `number`. It is for the samples `anew`, and in the last retry
+        also for `suspects`. The seed of the drawing is then the other one, for whatever the sampler adds.
         """
         last = self.loop.new_noise and number == self.loop.retries > 0
         chosen = anew | suspects if last else anew
         if not chosen.any() or self.seed is None or not self._noisy():
-            return self.noise, self.seed
+            return self.noise, self.seed, [self.seed] * len(self.noise)
         seed = (self.seed + number) % 2**64
         generator = torch.Generator().manual_seed(seed)
         other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
+        starts = [seed if new else self.seed for new in chosen.tolist()]
         chosen = chosen.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
-        return torch.where(chosen, other.to(self.noise), self.noise), seed
+        return torch.where(chosen, other.to(self.noise), self.noise), seed, starts
 
     def _candidates(self) -> list[PromptText]:
         """The texts of the graph, and the captions of all pictures that the samples came near."""

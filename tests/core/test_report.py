@@ -136,6 +136,21 @@ def test_words_tell_what_became_of_it():
     assert unjudged == "not checked · nothing was drawn"
 
 
+def test_each_picture_has_the_seed_that_it_is_from():
+    """A retry may draw some pictures from the noise of another seed, and some from the same."""
+    made = outcome([0.9, 0.2], [0.1], [0.9, 0.8, 0.3])
+    starts = [[7, 7, 7], [8, 7, 7], [7, 7, 9]]
+    written = report.compose(SESSION, made, seed=7, seeds=[7, 8, 9], starts=starts)
+    assert [v["seed"] for v in written["verdicts"]] == [8, 7, 9]
+    first, second, third = written["attempts"]
+    assert "seed" not in first
+    assert (second["seed"], second["seeds"], second["suspects"]) == (8, [8, 7], [0, 2])
+    assert (third["seed"], third["seeds"], third["suspects"]) == (9, [9], [2])
+    short = report.travelling(written)
+    assert [v["seed"] for v in short["verdicts"]] == [8, 7, 9]
+    assert short["attempts"][1]["seeds"] == [8, 7] and short["attempts"][2]["suspects"] == [2]
+
+
 def test_refusal_names_picture_neighbour_and_what_to_change():
     text = report.refusal(compose([0.1], [0.9], if_still_copied="stop"))
     for part in ("picture 2 of 2", "a.png", "cats", "3 drawing", "retries", "say so"):
