@@ -20,13 +20,16 @@ steps               the curve of the first drawing, see `run.StepRecord`
 judged_by           decoder of the finished pictures: "vae", or the guard's decoder, "" if none
 not_judged          why the finished pictures were not checked, in English, "" if they were
 not_judged_code     the same as a code, one of NOT_JUDGED, or ""
-verdicts            one for each sample, on its final picture: {"sample", "attempt", "copy", "words", and
-                    the fields of `verdict.Verdict`: outcome, checks, reason, similarity, threshold,
-                    neighbor, source, caption, …}. outcome: "no_copy", "cannot_tell", "copy" (returned
-                    as it is) or "blanked" (a copy, replaced by an empty picture). words: the same in
-                    English
+verdicts            one for each sample, on its final picture: {"sample", "attempt", "seed", "copy",
+                    "words", and the fields of `verdict.Verdict`: outcome, checks, reason, similarity,
+                    threshold, neighbor, source, caption, …}. attempt: the drawing that it is from.
+                    seed: of the noise that it started from, at the same place of the batch, or null.
+                    outcome: "no_copy", "cannot_tell", "copy" (returned as it is) or "blanked" (a copy,
+                    replaced by an empty picture). words: the same in English
 attempts            every drawing, with the first: {"samples", "verdicts"}, and for later ones also
-                    "settings", "steps" and "seed"
+                    "settings", "steps", "seed" (of the noise that the sampler added), "seeds" (of the
+                    noise that each of the samples started from) and "suspects" (samples that were
+                    steered from the first step). With these a picture can be drawn again as it is
 unseen_steps        number of steps, in all drawings, at which the guard was not called, if the host
                     reports it
 blanked_previews    samples whose second output was a copy and was blanked, for `if_still_copied` other
@@ -77,6 +80,7 @@ _OPEN = (  # keys that hold no names
     *_SHAPE, "not_judged_code", "seed", "if_still_copied", "acted_on", "host", "unseen_steps",
     "blanked_previews",
 )  # fmt: skip
+_OF_ATTEMPT = "samples", "seed", "seeds", "suspects", "settings", "steps"  # the same, of a drawing
 
 
 def compose(
@@ -88,6 +92,7 @@ def compose(
     if_still_copied: str = SAY,
     seed: int | None = None,
     seeds: list[int | None] | None = None,
+    starts: list[list[int | None]] | None = None,
     versions: dict[str, str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
@@ -105,6 +110,8 @@ def compose(
         What happens to pictures that are still copies.
     seeds : list, optional
         The seed of each drawing.
+    starts : list, optional
+        For each drawing the seed of the noise that each sample of the batch started from.
     more
         Further entries for the report, JSON-serialisable.
     """
@@ -116,23 +123,30 @@ def compose(
     written |= {"if_still_copied": if_still_copied, "verdicts": [], "attempts": []} | more
     if outcome is not None:
         blank = {"outcome": BLANKED} if if_still_copied == BLANK else {}
+        starts = starts or [[seed] * len(outcome.verdicts)] * len(outcome.attempts)
         written["verdicts"] = [
-            {"sample": i, "attempt": kept} | verdict.to_json() | (blank if verdict.copy else {})
+            {"sample": i, "attempt": kept, "seed": starts[kept][i]}
+            | verdict.to_json()
+            | (blank if verdict.copy else {})
             for i, (verdict, kept) in enumerate(zip(outcome.verdicts, outcome.kept, strict=True))
         ]
         every = seeds or [seed] * len(outcome.attempts)
-        pairs = zip(outcome.attempts, every, strict=True)
-        written["attempts"] = [_attempt(number, *pair) for number, pair in enumerate(pairs)]
+        drawn = zip(outcome.attempts, every, starts, strict=True)
+        written["attempts"] = [_attempt(number, *each) for number, each in enumerate(drawn)]
     return written
 
 
-def _attempt(number: int, attempt: Attempt, seed: int | None) -> dict[str, Any]:
+def _attempt(
+    number: int, attempt: Attempt, seed: int | None, starts: list[int | None]
+) -> dict[str, Any]:
     written: dict[str, Any] = {
         "samples": attempt.samples,
         "verdicts": [verdict.to_json() for verdict in attempt.verdicts],
     }
     if number > 0:
-        written |= {"seed": seed} | {key: attempt.report[key] for key in ("settings", "steps")}
+        written |= {"seed": seed, "seeds": [starts[i] for i in attempt.samples]}
+        written |= {"suspects": list(attempt.suspects)}
+        written |= {key: attempt.report[key] for key in ("settings", "steps")}
     return written
 
 
@@ -189,8 +203,8 @@ def anonymous(report: dict[str, Any]) -> dict[str, Any]:
         return kept | {"words": in_words(message_of(kept))}
 
     def attempt(made: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: made[key] for key in ("samples", "seed", "settings", "steps") if key in made}
-        return kept | {"verdicts": [verdict(found) for found in made["verdicts"]]}
+        verdicts = [verdict(found) for found in made["verdicts"]]
+        return {key: made[key] for key in _OF_ATTEMPT if key in made} | {"verdicts": verdicts}
 
     written = {key: value for key, value in report.items() if key in _OPEN}
     return written | {
@@ -251,23 +265,24 @@ def words(report: dict[str, Any], language: str = ENGLISH) -> str:
 
 
 def story(report: dict[str, Any]) -> list[Message]:
-    """Messages on the result of the run."""
+    """Messages on the result of the run, the gravest first."""
     gaps = _gaps(report)
     if report["not_judged"]:
         return [message("not_judged"), _why(report), *gaps]
     verdicts = report["verdicts"]
     bad = _copies(report)
-    lines = [message("measured", count=len(verdicts)), _seen_by(report)]
-    if bad:
-        lines = [_still(bad), message_of(bad[0])]
-        lines += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
-    elif any(v["outcome"] == NO_COPY for v in verdicts):
-        lines.append(message("no_copy"))
-    lines += [
+    unsure = [
         message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
     ]
+    if bad:
+        lines = [_still(bad), message_of(bad[0])]
+        lines += [message("replaced")] if bad[0]["outcome"] == BLANKED else []
+        lines += unsure
+    else:
+        lines = [*unsure, message("measured", count=len(verdicts)), _seen_by(report)]
+        lines += [message("no_copy")] if any(v["outcome"] == NO_COPY for v in verdicts) else []
     lines += [
         message(
             "left_out", picture=i + 1, words=" / ".join(brief(words, WORDS) for words in lacking)

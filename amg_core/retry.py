@@ -26,11 +26,15 @@ from .similarity.verdict import Verdict
 
 @dataclass(frozen=True)
 class Attempt:
-    """One drawing: the samples that were drawn, its report, and the verdict on each of them."""
+    """One drawing: the samples that were drawn, its report, and the verdict on each of them.
+
+    `suspects` are those of the samples that were steered from the first step.
+    """
 
     samples: list[int]
     report: dict[str, Any]
     verdicts: list[Verdict]
+    suspects: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def until_no_copy(generation: Generation, settings: Settings, batch: int, retrie
         if generation.stopped():
             break
         found, pushed = judged(drawn, again), _repelled(generation, drawn, batch)
-        attempts.append(Attempt(again, drawn.report, found))
+        steered = [i for i in again if suspects[i]]
+        attempts.append(Attempt(again, drawn.report, found, steered))
         for i, verdict in zip(again, found, strict=True):
             new, old = (
                 (each.copy, push[i], excess(each))

@@ -76,7 +76,8 @@ def widgets(gr, tab: str) -> list:
             "if_still_copied",
             list(POLICIES),
             "What happens to a picture that is still a copy. say so: you get it, and its "
-            "infotext warns you. blank: you get an empty picture in its place.",
+            "infotext warns you. blank: you get an empty picture in its place. A picture that is only "
+            "close to a stored one (cannot tell) comes out in any case.",
         )
         retries = slider(
             "retries", 0, 10, 1,

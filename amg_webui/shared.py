@@ -239,6 +239,7 @@ class Guard:
         """Check a finished picture of the host, after all passes, pasting and corrections."""
         from amg_core import report as reports
         from amg_core.messages import message
+        from amg_core.similarity.verdict import CLOSE
 
         i = int(getattr(self.p, "batch_index", 0))
         written = self.p.extra_generation_params
@@ -264,8 +265,9 @@ class Guard:
         batch = int(getattr(self.p, "batch_size", len(self.p.seeds)))
         number = int(getattr(self.p, "iteration", 0)) * batch + i + 1
         messages = [message("picture", picture=number), *reports.story_of_one(report)]
-        if found.copy:
+        if found.copy or found.reason == CLOSE:
             log.warning("AMG: %s", said(messages, "en"))
+        if found.copy:
             if sum(each["verdicts"][0]["copy"] for each in self.reports) == 1:
                 messages.append(message("advice"))  # once a generation
             if self.options.if_still_copied == BLANK:

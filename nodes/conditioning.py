@@ -17,9 +17,9 @@ from torch import Tensor
 from ..amg_core.errors import AMGError
 from ..amg_core.guidance import without
 from ..amg_core.hosts import of_one_shape
-from ..amg_core.prompt import PARTS, Prompt, split
+from ..amg_core.prompt import PARTS, Prompts, split_together
 from .guiders import KEY
-from .wording import Wording
+from .wording import PromptText, Wording, tokens
 
 # What is no fault of a node on the model.
 PASSED_ON = (
@@ -30,7 +30,7 @@ LARGE, FEWER = (
     10**9,
     6,
 )  # a text encoder of so many parameters takes seconds a text; parts of a prompt then
-REMEMBERED = 256  # encoded captions kept for each text encoder
+REMEMBERED = 256  # encoded texts kept for each text encoder
 # Where and when a part of the prompt applies, and what is made anew.
 DROPPED = (
     "area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default", "gligen",
@@ -42,22 +42,23 @@ _encoded: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _sizes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def encode(clip, caption: str) -> dict:
-    """A caption as conditioning: {"cross_attn": (1, T, C), "pooled_output": (1, P) or None, …}.
+def encode(clip, text: str | PromptText) -> dict:
+    """A text as conditioning: {"cross_attn": (1, T, C), "pooled_output": (1, P) or None, …}.
 
     Runs the text encoder on the device where it is. The host's own function would first load it onto the
-    GPU, which may evict the diffusion model in the middle of a step. The latest captions are cached.
+    GPU, which may evict the diffusion model in the middle of a step. The latest texts are cached.
     """
+    text = PromptText((text,)) if isinstance(text, str) else text
     model = clip.cond_stage_model
     known = _encoded.setdefault(model, OrderedDict())
-    key = (clip.patcher.patches_uuid, clip.layer_idx, caption)
+    key = (clip.patcher.patches_uuid, clip.layer_idx, text)
     if key not in known:
-        tokens = clip.tokenize(caption)
+        tokenized = tokens(clip.tokenize, text)
         model.reset_clip_options()
         if clip.layer_idx is not None:
             model.set_clip_options({"layer": clip.layer_idx})
         with torch.inference_mode():
-            cond, pooled, *more = model.encode_token_weights(tokens)
+            cond, pooled, *more = model.encode_token_weights(tokenized)
         known[key] = {"cross_attn": cond, "pooled_output": pooled} | (more[0] if more else {})
         if len(known) > REMEMBERED:
             known.popitem(last=False)
@@ -72,11 +73,16 @@ def _size(model) -> int:
     return _sizes[model]
 
 
-def wording_of(clip, candidates: Callable[[], Sequence[str]]) -> Wording | None:
+def wording_of(clip, candidates: Callable[[], Sequence[PromptText]]) -> Wording | None:
     """What finds the texts of a run's prompts, if they are encoded by this CLIP."""
     if clip is None:
         return None
-    return Wording(candidates, lambda text: encode(clip, text)["cross_attn"])
+
+    def fitting() -> list[PromptText]:
+        encoders = clip.tokenize("").keys()
+        return [text for text in candidates() if encoders >= set(text.encoders)]
+
+    return Wording(fitting, lambda text: encode(clip, text))
 
 
 class OtherTexts:
@@ -126,7 +132,7 @@ class OtherTexts:
         batch = len(self.args["input"])
         texts = self._texts()
         if texts is not None:
-            counts = [[len(self._split(text).parts) for text in entry] for entry in texts]
+            counts = [[len(self._split(text).words) for text in entry] for entry in texts]
             return torch.tensor(counts).sum(dim=0)
         prompts = [entry.get("cross_attn") for entry in self.args["cond"] or []]
         usable = all(prompt is not None and prompt.ndim == 3 for prompt in prompts)
@@ -145,7 +151,10 @@ class OtherTexts:
         if texts is None:
             return self._evaluate([self._shortened(entry, kept) for entry in self.args["cond"]])
         out = self.args["denoised"].clone()
-        asked = [tuple(p.keep(row) for p, row in each) for each in self._in_parts(texts, kept)]
+        asked = [
+            tuple(text._replace(texts=parts.keep(row)) for text, parts, row in each)
+            for each in self._in_parts(texts, kept)
+        ]
         shapes = lambda each: tuple(_shape(encode(self.clip, text)) for text in each)  # noqa: E731
         for rows, filled in of_one_shape(asked, shapes):
             entries = [
@@ -160,10 +169,10 @@ class OtherTexts:
         texts = self._texts()
         if texts is None:
             return [""] * len(kept)
-        parts = self._in_parts(texts, kept)
-        return [" ".join(filter(None, (p.missing(row) for p, row in each))) for each in parts]
+        found = self._in_parts(texts, kept)
+        return [" ".join(filter(None, (p.missing(row) for _, p, row in each))) for each in found]
 
-    def _texts(self) -> list[list[str]] | None:
+    def _texts(self) -> list[list[PromptText]] | None:
         """The texts of each entry, one for each sample, or None if one is not known."""
         if self.clip is None or self.wording is None or not self.args["cond"]:
             return None
@@ -177,20 +186,24 @@ class OtherTexts:
             found.append([rows[i % len(rows)] for i in range(batch)])
         return found
 
-    def _split(self, text: str) -> Prompt:
-        return split(text, FEWER if _size(self.clip.cond_stage_model) > LARGE else PARTS)
+    def _split(self, text: PromptText) -> Prompts:
+        return split_together(
+            text.texts, FEWER if _size(self.clip.cond_stage_model) > LARGE else PARTS
+        )
 
     def _in_parts(
-        self, texts: list[list[str]], kept: Tensor
-    ) -> list[list[tuple[Prompt, list[bool]]]]:
-        """For each sample its prompt of each entry, and which of its parts are kept by `kept` (B, W)."""
+        self, texts: list[list[PromptText]], kept: Tensor
+    ) -> list[list[tuple[PromptText, Prompts, list[bool]]]]:
+        """For each sample its text of each entry, with its parts and which are kept by `kept` (B, W)."""
         out = []
         for sample, row in zip(zip(*texts, strict=True), kept.tolist(), strict=True):
-            start, prompts = 0, []
-            for prompt in map(self._split, sample):
-                prompts.append((prompt, row[start : start + len(prompt.parts)]))
-                start += len(prompt.parts)
-            out.append(prompts)
+            start, found = 0, []
+            for text in sample:
+                parts = self._split(text)
+                end = start + len(parts.words)
+                found.append((text, parts, row[start:end]))
+                start = end
+            out.append(found)
         return out
 
     def _shortened(self, entry: dict, kept: Tensor) -> dict:

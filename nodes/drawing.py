@@ -22,9 +22,10 @@ from ..amg_core.messages import message
 from ..amg_core.messages import words as in_words
 from ..amg_core.retry import Outcome
 from ..amg_core.run import Drawn, SamplingRun, Settings
-from ..amg_core.similarity.verdict import Verdict, kept_box, with_kept
+from ..amg_core.similarity.verdict import CLOSE, Verdict, kept_box, with_kept
 from . import guiders, judging, live
 from .conditioning import OtherTexts, wording_of
+from .wording import PromptText
 
 ALIKE = 1e-3  # invisible difference of latents
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Drawing:
         self.judging_by, self.written = judging_by, written
         self.first: SamplingRun | None = None
         self.latest: SamplingRun | None = None
-        self.seeds: list[int | None] = []
+        self.seeds: list[int | None] = []  # of each drawing, for the noise that the sampler adds
+        self.starts: list[list[int | None]] = []  # in each drawing, of the noise of each sample
         self.shown: list[tuple] = []  # the last arguments of the host's callback in each drawing
         self.hidden: list[int] = []  # samples whose preview was a copy and was blanked
         self.unseen = 0  # number of steps, in all drawings, at which the guider was not called
@@ -78,8 +80,9 @@ class Drawing:
         number = len(self.seeds)
         run = SamplingRun(self.watch, settings, self.steps, suspects if number else None)
         self.first, self.latest = self.first or run, run
-        noise, seed = self._start(number, suspects, anew)
+        noise, seed, starts = self._start(number, suspects, anew)
         self.seeds.append(seed)
+        self.starts.append(starts)
         self.shown.append(())
         # The host prepares prompts in each run, and would start from those of the last run.
         self.guider.conds = {k: [c.copy() for c in v] for k, v in self._conds.items()}
@@ -108,27 +111,31 @@ class Drawing:
     def _noisy(self) -> bool:
         return bool(torch.count_nonzero(self.noise))
 
-    def _start(self, number: int, suspects: Tensor, anew: Tensor) -> tuple[Tensor, int | None]:
-        """Noise and seed of a drawing. Other noise is that of the seed plus `number`.
+    def _start(
+        self, number: int, suspects: Tensor, anew: Tensor
+    ) -> tuple[Tensor, int | None, list[int | None]]:
+        """Noise and seed of a drawing, and the seed of the noise of each sample.
 
-        It is for the samples `anew`, and in the last retry also for `suspects`.
+        Other noise is that of the seed plus `number`. It is for the samples `anew`, and in the last retry
+        also for `suspects`. The seed of the drawing is then the other one, for whatever the sampler adds.
         """
         last = self.loop.new_noise and number == self.loop.retries > 0
         chosen = anew | suspects if last else anew
         if not chosen.any() or self.seed is None or not self._noisy():
-            return self.noise, self.seed
+            return self.noise, self.seed, [self.seed] * len(self.noise)
         seed = (self.seed + number) % 2**64
         generator = torch.Generator().manual_seed(seed)
         other = torch.randn(self.noise.shape, dtype=self.noise.dtype, generator=generator)
+        starts = [seed if new else self.seed for new in chosen.tolist()]
         chosen = chosen.view(-1, *[1] * (self.noise.ndim - 1)).to(self.noise.device)
-        return torch.where(chosen, other.to(self.noise), self.noise), seed
+        return torch.where(chosen, other.to(self.noise), self.noise), seed, starts
 
-    def _candidates(self) -> list[str]:
+    def _candidates(self) -> list[PromptText]:
         """The texts of the graph, and the captions of all pictures that the samples came near."""
         runs, everyone = (self.first, self.latest), range(len(self.noise))
         near = set().union(*(run.acted_on(i) for run in runs for i in everyone))
         captions = (self.watch.caption(i) for i in sorted(near))
-        return [*self.written, *(caption for caption in captions if caption)]
+        return [*self.written, *(PromptText((caption,)) for caption in captions if caption)]
 
     def _teller(self, number: int) -> Callable[[SamplingRun], None]:
         again = []
@@ -157,12 +164,16 @@ class Drawing:
         return show
 
     def settle(self, outcome: Outcome, report: dict) -> Tensor:
-        """The latents of the result, with copies treated by `if_still_copied`."""
+        """The latents of the result, with copies treated by `if_still_copied`.
+
+        Pictures that are only close to a stored one come out, with a warning in the log. Too many that
+        are no copies are close as well, see `limits.CLOSE`.
+        """
         latents, copies = outcome.latents, outcome.copies
-        if copies:
+        if copies or any(verdict.reason == CLOSE for verdict in outcome.verdicts):
             log.warning("AMG: %s", reports.words(report))
-            if self.loop.if_still_copied == reports.STOP:
-                raise AMGError(reports.refusal(report))
+        if copies and self.loop.if_still_copied == reports.STOP:
+            raise AMGError(reports.refusal(report))
         if copies and self.loop.if_still_copied == reports.BLANK:
             latents = latents.clone()
             for i in copies:

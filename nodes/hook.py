@@ -228,6 +228,7 @@ def _report_of(
         if_still_copied=loop.if_still_copied,
         seed=drawing.seed,
         seeds=drawing.seeds if outcome is not None else None,
+        starts=drawing.starts if outcome is not None else None,
         versions=_versions(),
         unseen_steps=drawing.unseen,
         blanked_previews=drawing.hidden,

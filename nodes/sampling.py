@@ -117,7 +117,7 @@ def loop_inputs() -> list[io.Input]:
             tooltip="What happens to a picture that is still a copy after all retries. say so: "
             "it comes out, and the node, the log and the report warn you. blank: an empty latent "
             "comes out in its place. stop: the workflow ends with an error and nothing comes "
-            "out.",
+            "out. A picture that is only close (cannot tell) always comes out, with a warning.",
         ),
         io.Int.Input(
             "retries",

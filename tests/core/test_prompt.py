@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amg_core.prompt import split
+from amg_core.prompt import split, split_together
 
 
 def words(text, limit=16):
@@ -68,3 +68,44 @@ def test_the_words_that_are_missing():
 
 def test_more_entries_than_parts_are_ignored():
     assert split("a b").keep([True, False, False]) == "a"
+
+
+# ------------------------------------------------------------------ texts that are encoded together
+
+
+def test_a_word_of_several_texts_is_one_part():
+    """Also where it is spelled otherwise; a word of one text is a part of its own."""
+    prompts = split_together(["a red fox, snow", "photo of a (Fox:1.2)"])
+    assert prompts.words == ("a", "red", "fox", "snow", "photo", "of")
+    kept = [word not in ("fox", "of", "snow") for word in prompts.words]
+    assert prompts.keep(kept) == ("a red", "photo a")
+    assert prompts.missing(kept) == "fox snow of"
+    assert prompts.keep([True] * 6) == ("a red fox, snow", "photo of a (Fox:1.2)")
+
+
+def test_words_that_come_twice_go_with_those_of_the_other_text():
+    prompts = split_together(["red fox, red sky", "sky red"])
+    assert prompts.words == ("red", "fox", "red", "sky")
+    assert prompts.keep([True, True, False, True]) == ("red fox, sky", "sky red")
+    assert prompts.keep([False, True, True, True]) == ("fox, red sky", "sky")
+    assert prompts.keep([False, True, True, False]) == ("fox, red", "")
+
+
+def test_the_order_of_the_words_may_differ():
+    prompts = split_together(["a b c d", "d c b a"])
+    assert prompts.keep([False, True, True, False]) == ("b c", "c b")
+
+
+def test_groups_are_common_to_all_texts():
+    first, second = " ".join(f"w{i}" for i in range(30)), "w0 w29 x y"
+    prompts = split_together([first, second], 4)
+    assert len(prompts.words) == 4 == len(prompts.each[0].parts) == len(prompts.each[1].parts)
+    assert " ".join(prompts.words) == f"{first} x y"
+    assert prompts.keep([False, True, True, True])[1] == "w29 x y"
+    assert prompts.keep([True, True, True, False])[1] == "w0"
+
+
+def test_a_text_may_be_empty():
+    prompts = split_together(["", "a fox"])
+    assert prompts.words == ("a", "fox") and prompts.keep([True, False]) == ("", "a")
+    assert split_together(["", ""]).words == ()

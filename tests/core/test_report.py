@@ -136,6 +136,21 @@ def test_words_tell_what_became_of_it():
     assert unjudged == "not checked · nothing was drawn"
 
 
+def test_each_picture_has_the_seed_that_it_is_from():
+    """A retry may draw some pictures from the noise of another seed, and some from the same."""
+    made = outcome([0.9, 0.2], [0.1], [0.9, 0.8, 0.3])
+    starts = [[7, 7, 7], [8, 7, 7], [7, 7, 9]]
+    written = report.compose(SESSION, made, seed=7, seeds=[7, 8, 9], starts=starts)
+    assert [v["seed"] for v in written["verdicts"]] == [8, 7, 9]
+    first, second, third = written["attempts"]
+    assert "seed" not in first
+    assert (second["seed"], second["seeds"], second["suspects"]) == (8, [8, 7], [0, 2])
+    assert (third["seed"], third["seeds"], third["suspects"]) == (9, [9], [2])
+    short = report.travelling(written)
+    assert [v["seed"] for v in short["verdicts"]] == [8, 7, 9]
+    assert short["attempts"][1]["seeds"] == [8, 7] and short["attempts"][2]["suspects"] == [2]
+
+
 def test_refusal_names_picture_neighbour_and_what_to_change():
     text = report.refusal(compose([0.1], [0.9], if_still_copied="stop"))
     for part in ("picture 2 of 2", "a.png", "cats", "3 drawing", "retries", "say so"):
@@ -152,6 +167,19 @@ def test_what_cannot_be_told_is_no_clean_verdict():
     assert (
         "cannot tell for picture 1: it is nearly one flat tone" in words and "no copy" not in words
     )
+
+
+def test_what_is_close_is_said_before_what_is_no_copy():
+    written = outcome([0.1], [0.3])
+    close = Verdict(0.3, 0.4, 0.3, 0.5, 0.62, 0, "b.png", "", "cannot_tell", (), "close")
+    written.verdicts[1] = close
+    words = report.words(report.compose(SESSION, written, judged_by="vae"))
+    assert words.startswith("cannot tell for picture 2: it is close to b.png.")
+    assert "no copy" in words
+    written.verdicts[0] = outcome([0.9]).verdicts[0]
+    words = report.words(report.compose(SESSION, written, judged_by="vae"))
+    assert words.startswith("STILL A COPY: picture 1")
+    assert "cannot tell for picture 2" in words
 
 
 def test_blanked_is_told():

@@ -153,7 +153,9 @@ def entry_of(clip, text, **more):
 
 def with_texts(amg, clip, args, *entries, candidates=()):
     given = args | {"cond": list(entries)}
-    wording = amg.conditioning.wording_of(clip, lambda: list(candidates))
+    text = amg.module("nodes.wording").PromptText
+    found = [text((each,)) if isinstance(each, str) else each for each in candidates]
+    wording = amg.conditioning.wording_of(clip, lambda: found)
     return amg.conditioning.OtherTexts(clip, wording, {}, given)
 
 
@@ -238,7 +240,7 @@ def test_texts_are_read_from_the_graph(amg):
     """Of nodes with a CLIP, and of those that give them their text, however far."""
     graph = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "model.safetensors"}},
-        "2": {"class_type": "StringConcatenate", "inputs": {"string_a": "a fox", "string_b": ["3", 0]}},
+        "2": {"class_type": "Reroute", "inputs": {"": ["3", 0], "note": "a fox"}},
         "3": {"class_type": "PrimitiveString", "inputs": {"value": "in snow"}},
         "4": {"class_type": "CLIPTextEncode", "inputs": {"text": ["2", 0], "clip": ["1", 1]}},
         "5": {"class_type": "CLIPTextEncode", "inputs": {"text": "an owl", "clip": ["1", 1]}},
@@ -246,8 +248,132 @@ def test_texts_are_read_from_the_graph(amg):
         "7": {"class_type": "Loop", "inputs": {"clip": ["1", 1], "text": ["7", 0], "other": " "}},
     }  # fmt: skip
     wording = amg.module("nodes.wording")
-    assert wording.written(graph) == ["an owl", "a fox", "in snow"]
+    texts = [text for (text,) in (found.texts for found in wording.written(graph))]
+    assert texts == ["in snow", "a fox", "an owl"]
     assert wording.written({}) == [] and wording.running() == {}
+
+
+def test_texts_are_made_as_the_nodes_of_the_host_make_them(amg):
+    """Each function of `MAKERS` against the node itself, with the node's own choices."""
+    import comfy_extras.nodes_string as host
+
+    given = {"string": " a Fox ", "string_a": "a", "string_b": "b", "delimiter": ", ", "find": "o",
+             "replace": "i", "start": 2, "end": -2}  # fmt: skip
+    for name, make in amg.module("nodes.wording").MAKERS.items():
+        node = getattr(host, name)
+        inputs = {each.id: each for each in node.define_schema().inputs}
+        for mode in getattr(inputs.get("mode"), "options", [None]):
+            chosen = {key: mode if key == "mode" else given[key] for key in inputs}
+            assert make(**chosen) == node.execute(**chosen).args[0]
+
+
+# ------------------------------------------------------------------ a text for each encoder
+
+
+class TextTokens:
+    """In place of a CLIP: its tokens show the text, 5 letters in each chunk of every encoder."""
+
+    def tokenize(self, text):
+        chunks = [text[i : i + 5] for i in range(0, max(1, len(text)), 5)]
+        return {name: list(chunks) for name in ("g", "l", "t5xxl", "hydit_clip", "mt5xl", "llama")}
+
+    def encode_from_tokens_scheduled(self, tokens, add_dict=None):
+        return tokens
+
+
+@pytest.mark.parametrize("lengths", [(2, 3, 1, 4), (12, 3, 0, 7), (0, 11, 5, 0), (0, 4, 0, 1)])
+def test_tokens_of_several_texts_are_those_of_the_nodes(amg, lengths):
+    from comfy_extras import nodes_clip_sdxl, nodes_flux, nodes_hidream, nodes_hunyuan, nodes_sd3
+
+    wording = amg.module("nodes.wording")
+    modules = nodes_clip_sdxl, nodes_flux, nodes_hidream, nodes_hunyuan, nodes_sd3
+    nodes = {name: node for module in modules for name, node in vars(module).items()}
+    clip = TextTokens()
+    for name, inputs in wording.SEVERAL.items():
+        texts = {each: letter * count
+                 for each, letter, count in zip(inputs, "abcd", lengths, strict=False)}  # fmt: skip
+        choices = ({"empty_padding": way} for way in ("none", "empty_prompt"))
+        for more in choices if name == "CLIPTextEncodeSD3" else [{}]:
+            node = nodes[name]
+            if name == "CLIPTextEncodeHunyuanDiT":
+                (wanted,) = node().encode(clip, **texts)
+            else:
+                rest = {each.id: 1 for each in node.define_schema().inputs if each.id != "clip"}
+                (wanted,) = node.execute(clip, **rest | texts | more).args
+            graph = {"1": {"class_type": name, "inputs": texts | more | {"clip": ["0", 1]}}}
+            (text,) = wording.written(graph)
+            assert wording.tokens(clip.tokenize, text) == wanted
+
+
+@pytest.fixture(scope="module")
+def double(amg):
+    """The host's CLIP for SDXL around two small random text encoders, together 64 values a token."""
+    import comfy.sd
+    import comfy.sdxl_clip
+
+    from .conftest import fill
+
+    target = SimpleNamespace(
+        params={}, clip=comfy.sdxl_clip.SDXLClipModel, tokenizer=comfy.sdxl_clip.SDXLTokenizer
+    )
+    shape = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "projection_dim": 32,
+    }  # fmt: skip
+    options = {f"clip_{name}_model_config": shape for name in "lg"}
+    made = comfy.sd.CLIP(target, model_options=options)
+    fill(made.cond_stage_model)
+    return made
+
+
+def of_sdxl(double, text_g, text_l, width=512):
+    """The entry that the host's own node makes."""
+    import comfy.sampler_helpers
+    from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL
+
+    sizes = dict.fromkeys(("height", "crop_w", "crop_h", "target_width", "target_height"), 64)
+    with torch.inference_mode():
+        (made,) = CLIPTextEncodeSDXL.execute(
+            double, width=width, text_g=text_g, text_l=text_l, **sizes
+        ).args
+    (entry,) = comfy.sampler_helpers.convert_cond(made)
+    return entry
+
+
+@pytest.mark.parametrize("other", ["photo of a fox", LONG])
+def test_words_are_left_out_of_all_texts_of_a_prompt(amg, double, args, other):
+    """Encoded anew as the node does it, with the same sizes; a common word goes from both texts."""
+    text = amg.module("nodes.wording").PromptText(("red fox in snow", other), "CLIPTextEncodeSDXL")
+    candidates = ["red fox in snow", other, text._replace(texts=text.texts[::-1]), text]
+    entry = of_sdxl(double, *text.texts)
+    predictions = with_texts(amg, double, args, entry, candidates=candidates)
+    assert predictions.separable
+    parts = amg.module("amg_core.prompt").split_together(text.texts)
+    count, fox = len(parts.words), ["fox" in words.split() for words in parts.words].index(True)
+    assert predictions.words.tolist() == [count] * 3
+    seen = []
+    predictions._evaluate = lambda entries: seen.append(entries) or args["denoised"]
+    kept = torch.ones(3, count, dtype=torch.bool)
+    kept[1, fox], kept[2] = False, False
+    with torch.inference_mode():
+        predictions.reduced(kept)
+    assert predictions.left_out(kept) == ["", parts.words[fox], " ".join(parts.words)]
+    wanted = [of_sdxl(double, *parts.keep(row)) for row in kept.tolist()]
+    assert "fox" not in parts.keep(kept[1].tolist())[0]
+    found = {
+        row: entries[0] for entries in seen for row in range(3)
+        if entries[0]["cross_attn"].shape[1:] == wanted[row]["cross_attn"].shape[1:]
+    }  # fmt: skip
+    for row, own in enumerate(wanted):
+        assert torch.allclose(found[row]["cross_attn"][row], own["cross_attn"][0], atol=1e-5)
+        assert torch.allclose(found[row]["pooled_output"][row], own["pooled_output"][0], atol=1e-5)
+        assert found[row]["width"] == 512 and found[row]["crop_h"] == 64
+
+
+def test_a_clip_without_that_encoder_knows_no_such_text(amg, clip, args):
+    text = amg.module("nodes.wording").PromptText(("a", "a"), "CLIPTextEncodeSDXL")
+    predictions = with_texts(amg, clip, args, entry_of(clip, "a"), candidates=[text])
+    assert not predictions.separable
 
 
 @pytest.mark.parametrize("length", [1, 77, 154, 200])

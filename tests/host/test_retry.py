@@ -140,6 +140,18 @@ def test_the_second_check_votes_where_the_guard_never_acted(amg, draw, lax):
             draw([NEW], retries=1, if_still_copied="stop")
 
 
+@pytest.mark.parametrize("policy", ["stop", "blank"])
+def test_what_is_only_close_comes_out_with_a_warning(amg, draw, monkeypatch, caplog, policy):
+    """And is not drawn again: too many pictures that are no copies are close."""
+    monkeypatch.setattr(amg.module("amg_core.similarity.verdict"), "_close", lambda *_: True)
+    with caplog.at_level(logging.WARNING):
+        drawn = draw([NEW], retries=2, if_still_copied=policy)
+    assert outcomes(drawn) == ["cannot_tell"] and len(drawn.report["attempts"]) == 1
+    assert torch.equal(drawn.samples, draw.plain([NEW]))
+    warning = "cannot tell for picture 1: it is close to "
+    assert drawn.lines[-1].startswith(warning) and warning in caplog.text
+
+
 def test_what_is_not_finished_is_not_judged(draw):
     part = {"start_step": 0, "last_step": 5, "force_full_denoise": False}
     drawn = draw([COPIED], retries=2, if_still_copied="stop", sampling=part)
@@ -161,12 +173,54 @@ def test_new_noise_is_that_of_another_seed(amg, draw):
     with stubborn(amg) as patch:
         patch.setattr(amg.drawing.Drawing, "_start", start)
         drawn = draw([COPIED, NEW], retries=2, new_noise=True)
-    assert [seed for _, seed in started] == [7, 7, 9]
+    assert [seed for _, seed, _ in started] == [7, 7, 9]
     assert [attempt.get("seed", 7) for attempt in drawn.report["attempts"]] == [7, 7, 9]
-    (own, _), (same, _), (other, _) = started
+    own, same, other = (noise for noise, *_ in started)
+    assert drawn.report["attempts"][2]["seeds"] == [9]
     assert torch.equal(own, same) and torch.equal(own[1], other[1])
     wanted = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9))
     assert torch.equal(other[0], wanted[0])
+
+
+def test_each_picture_can_be_drawn_again_from_the_report(amg, demo, draw, index, lax, conditioning):
+    """Also where a retry drew a copy again from its noise, and a picture that was pushed from other noise.
+
+    The sampler adds noise at every step, of the seed of the drawing.
+    """
+    import comfy.sample
+
+    retry, prompts, kind = amg.module("amg_core.retry"), [COPIED, NEW], "euler_ancestral"
+    real = amg.drawing.SamplingRun
+
+    def run_of(suspects):
+        def make(watch, settings, steps, known):
+            run = real(watch, settings, steps, known if suspects is None else suspects)
+            run.repelled = lambda i: i == 1 and known is None  # as if pushed in the first drawing
+            return run
+
+        return make
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amg.drawing, "SamplingRun", run_of(None))
+        drawn = draw(prompts, retries=3, new_noise=True, sampling={"sampler": kind})
+    assert [found["attempt"] for found in drawn.report["verdicts"]] == [1, 1]
+    assert [found["seed"] for found in drawn.report["verdicts"]] == [7, 8]
+    attempt = drawn.report["attempts"][1]
+    assert attempt["seeds"] == [7, 8] and attempt["suspects"] == [0]
+    settings = retry.escalated(lax, 1)
+    assert json.loads(json.dumps(settings.to_json())) == attempt["settings"]
+    suspects = torch.tensor([i in attempt["suspects"] for i in range(2)])
+    latent = torch.zeros(2, 4, 16, 16)
+    for i, found in enumerate(drawn.report["verdicts"]):
+        model = amg.hook.attach(demo["model"], index, settings, vae=demo["vae"])
+        noise = comfy.sample.prepare_noise(latent, found["seed"])
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(amg.drawing, "SamplingRun", run_of(suspects))
+            again = comfy.sample.sample(
+                model, noise, STEPS, 4.0, kind, "normal", *conditioning(*prompts), latent,
+                seed=attempt["seed"],
+            )  # fmt: skip
+        assert torch.equal(again[i], drawn.samples[i])
 
 
 @pytest.fixture

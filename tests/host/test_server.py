@@ -209,6 +209,27 @@ def test_indexes_made_in_the_graph(server, first_look):
     assert {sampler, built, "91", "92", "93"} <= set(cached(server, prompt))
 
 
+def test_words_are_left_out_of_a_text_that_nodes_make(server, first_look):
+    """As of the same text in the encoder's own widget. It is no caption of the index."""
+    reports, text = [], "violet fox face on rays"
+    for made in (False, True):
+        prompt = guarded_part(first_look)
+        (sampler,) = of_type(prompt, "AMG_Sampler")
+        encoder, _ = prompt[sampler]["inputs"]["positive"]
+        prompt[encoder]["inputs"]["text"] = text
+        prompt["97"] = step("PreviewAny", source=[sampler, 1])
+        if made:
+            subject, rest = text.split(" ", 1)
+            prompt[encoder]["inputs"]["text"] = ["98", 0]
+            prompt["98"] = step(
+                "StringConcatenate", string_a=["99", 0], string_b=rest, delimiter=" "
+            )
+            prompt["99"] = step("PrimitiveString", value=subject)
+        reports.append(json.loads(succeed(server, prompt)["97"]["text"][0]))
+    typed, made = (report["left_out_words"] for report in reports)
+    assert typed == made and all(typed)
+
+
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 

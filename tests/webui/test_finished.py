@@ -12,7 +12,7 @@ from webui import Processing
 
 from amg_core import report as reports
 from amg_core.retry import escalated
-from amg_core.similarity import verifier
+from amg_core.similarity import verdict, verifier
 from amg_demo.model import PICTURES
 from amg_webui import entry
 from amg_webui.options import HASH, LABELS, LARGEST, VERDICT, Options
@@ -123,6 +123,14 @@ def test_a_picture_carries_what_was_chosen(host, choice):
 def test_blank_in_place_of_a_copy(host):
     _, pictures, _ = run(host, ON | OFF | {"if_still_copied": "blank"}, steps=10)
     assert all(not as_tensor(picture).any() for picture in pictures)
+
+
+def test_what_is_only_close_comes_out_with_a_warning(host, monkeypatch, caplog):
+    monkeypatch.setattr(verdict, "_close", lambda *_: True)
+    chosen = ON | OFF | {"if_still_copied": "blank"}
+    p, pictures, _ = run(host, chosen, ["green something"], steps=3)
+    assert p.amg_guard.reports[0]["verdicts"][0]["outcome"] == "cannot_tell"
+    assert as_tensor(pictures[0]).any() and "Cannot tell: it is close to" in caplog.text
 
 
 def test_copies_are_drawn_again_and_the_others_stay(host):
