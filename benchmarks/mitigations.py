@@ -337,7 +337,8 @@ def main() -> int:
 
     def work() -> None:
         rows = guarded(chosen(arguments.only), arguments.amg)
-        run(arguments, rows, text_world(arguments.models))
+        domain = text_world(arguments.models)
+        run(arguments, rows, replace(domain, memorised=domain.kinds["subject first"]))
 
     return harness.status(work)
 

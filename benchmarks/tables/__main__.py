@@ -17,12 +17,9 @@ from .grade import Embed, Judges
 from .report import Row
 from .train import TrainingRecipe
 
-MODELS = ("text", "class", "unconditional")
+MODELS = ("text", "cfg1", "flow", "class", "unconditional")
 CLEAN = "plain, without its copies"
-TITLES = {
-    1: "Table 1: text-conditional", 2: "Table 2: unconditional", 3: "Table 3: class-conditional",
-    4: "Table 4: each term left out", 5: "Table 5: gate and schedule",
-}  # fmt: skip
+TITLES = {4: "each term left out", 5: "gate and schedule"}  # of the others, the model's name
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,6 +49,8 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
     watch, results = harness.Watch(), {"arguments": _json(vars(arguments)), "domains": {}}
     makers = {
         "text": (lambda: domains.text_world(arguments.models), methods.text_methods),
+        "cfg1": (lambda: domains.text_world(arguments.models, 1.0), methods.text_methods),
+        "flow": (lambda: domains.text_world(arguments.models, flow=True), methods.text_methods),
         "class": (
             lambda: domains.class_world(arguments.models, _recipe(arguments), _tell),
             methods.class_methods,
@@ -73,6 +72,8 @@ def run(arguments: argparse.Namespace, sscd: Embed | None = None) -> dict:
             m for m in rows()
             if m.name == "plain" or not arguments.methods or m.name in arguments.methods
         ]  # fmt: skip
+        drawn = {m.name for m in chosen}
+        chosen = [m for m in chosen if not m.after or m.after in drawn]
         results["domains"][name] = table(judges, chosen, arguments, name)
         results["seconds"] = watch.seconds
         harness.write(out, results, _text(results["domains"].values()))
@@ -93,7 +94,10 @@ def table(judges: Judges, rows: list[methods.Method], arguments, name: str) -> d
     for method in rows:
         n = len(group) if method.others else int((group == 0).sum())  # the memorised come first
         _tell(f"{domain.name}: drawing {n} pictures, {method.name}")
-        drawn = methods.draw(domain, method, captions[:n], seeds[:n], arguments.steps)
+        texts = captions[:n]
+        if method.after:
+            texts = methods.reduced(texts, seeds, made[method.after].drawn)
+        drawn = methods.draw(domain, method, texts, seeds[:n], arguments.steps)
         if own is None:
             own = judges.own(drawn.pictures, captions)
         plain = made["plain"].drawn.pictures if made else drawn.pictures
@@ -124,31 +128,34 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
     memorised, others = plain.group == 0, plain.group == 1
     for number in sorted({n for row in made.values() for n in row.method.tables}):
         part = {name: row for name, row in made.items() if number in row.method.tables}
-        title = f"{TITLES[number]}, {int(memorised.sum())} pictures"
-        tables[title] = {
+        title = f"Table {number}: {TITLES.get(number, judges.domain.name)}"
+        tables[f"{title}, {int(memorised.sum())} pictures"] = paper = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
         }
         clean = memorised & (plain.grades.score <= report.COPY)
         if clean.sum() >= report.FEW:  # the quality that is left where nothing is copied
-            tables[title][CLEAN] = report.paper_columns(plain, clean, judges.real)
+            paper[CLEAN] = report.paper_columns(plain, clean, judges.real)
         limits = f"ZNCC limits: own {judges.own_limit:.2f}, any {judges.limit:.2f}"
-        tables[f"{TITLES[number]}: unseen judges ({limits})"] = {
+        tables[f"{title}: unseen judges ({limits})"] = {
             k: report.honest_columns(row, row.group == 0, judges) for k, row in part.items()
         }
-        tables[f"{TITLES[number]}: method minus plain, paired"] = {
+        tables[f"{title}: method minus plain, paired"] = {
             k: report.against_plain(row, plain)
             for k, row in part.items() if k != "plain"
         }  # fmt: skip
+        for kind, texts in judges.domain.kinds.items():
+            these = memorised & torch.tensor([caption in texts for caption in captions])
+            tables[f"{title}: {kind}, {int(these.sum())} pictures"] = {
+                k: report.kind_columns(row, these) for k, row in part.items()
+            }
         if others.any():
-            tables[f"{TITLES[number]}: {int(others.sum())} others, to be left alone"] = {
+            tables[f"{title}: {int(others.sum())} others, to be left alone"] = {
                 k: report.dormant_columns(row, others)
                 for k, row in part.items() if row.method.others
             }  # fmt: skip
         untouched = memorised & (plain.grades.score <= report.COPY)
         if number in (2, 3) and untouched.any():
-            heading = (
-                f"{TITLES[number]}: the {int(untouched.sum())} whose unguarded twin is no copy"
-            )
+            heading = f"{title}: the {int(untouched.sum())} whose unguarded twin is no copy"
             tables[heading] = {k: report.dormant_columns(r, untouched) for k, r in part.items()}
     tables = {title: part for title, part in tables.items() if part}
     return {

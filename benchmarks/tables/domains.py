@@ -1,4 +1,4 @@
-"""The three models, each with all that a table needs: what it knows, what it is asked, who watches."""
+"""The models, each with all that a table needs: what it knows, what it is asked, who watches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amg_core.decoders import LinearDecoder, ModuleDecoder
-from amg_core.descriptors import create
+from amg_core.descriptors import DEFAULT, create
 from amg_core.descriptors.latent import LatentDescriptor
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.images import resize
@@ -39,13 +39,23 @@ class Domain:
     decode : callable
         Latents -> pictures in [0, 1].
     cfg_scale : float
-        1: the model has no prompt, nothing but D is known.
+        1: there is no unconditional prediction.
     data : TrainingSet
         What it was trained on, in the order of the index.
-    probes : dict
-        "pixel" and "latent": the guards' eyes, and each other's judges.
+    matchers : dict
+        Name of a descriptor -> Matcher: one guards (`eye`), and the others judge.
     memorised, others : list of str
         Captions that were duplicated with their picture, and captions that were not.
+    conditional : bool
+        False: the model has no prompt, nothing but D is known.
+    own : dict
+        Prompt -> row of the training picture that it belongs to, where it belongs to one.
+    kinds : dict
+        Kind of prompt -> which of `memorised` are of it.
+    flow : bool
+        The model's σ is that of rectified flow, x_t = (1 − σ) x0 + σ noise.
+    eye : str
+        The descriptor that guards.
     """
 
     name: str
@@ -61,10 +71,11 @@ class Domain:
     subjects: list[str]
     memorised: list[str]
     others: list[str] = field(default_factory=list)
-
-    @property
-    def conditional(self) -> bool:
-        return self.cfg_scale != 1
+    conditional: bool = True
+    own: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, list[str]] = field(default_factory=dict)
+    flow: bool = False
+    eye: str = DEFAULT
 
     def prompts(self, rounds: int, first: int) -> Iterator[tuple[str, int, int]]:
         """(caption, seed, group) of each picture; group 0 = memorised, 1 = others.
@@ -78,26 +89,66 @@ class Domain:
 
     def subject(self, captions: list[str]) -> Tensor:
         """The scorer's label of each caption's subject (B,)."""
-        return torch.tensor([self.subjects.index(text.split(" on ")[0]) for text in captions])
+        names = [
+            max((name for name in self.subjects if f" {name} " in f" {text} "), key=len)
+            for text in captions
+        ]
+        return torch.tensor([self.subjects.index(name) for name in names])
 
 
-def text_world(folder: Path) -> Domain:
-    """The embedded latent model; 32 captions it memorised, 16 seen once and 16 never seen."""
+ORDERS = {  # of the words of a caption
+    "subject first": "{subject} on {colour} {pattern}",
+    "subject in the middle": "{colour} {subject} on {pattern}",
+    "subject last": "on {colour} {pattern} {subject}",
+}
+
+
+def reordered(caption: str, order: str) -> str:
+    """A caption of the demo in one of `ORDERS`."""
+    subject, ground = caption.split(" on ")
+    colour, pattern = ground.split()
+    return ORDERS[order].format(subject=subject, colour=colour, pattern=pattern)
+
+
+def text_world(folder: Path, cfg_scale: float = 4.0, flow: bool = False) -> Domain:
+    """The embedded latent model; 32 captions it memorised in three orders, 16 seen once, 16 never.
+
+    With `flow` it is drawn along straight lines from noise to picture, as a rectified flow.
+    """
     model = demo.load()
     data = TrainingSet(*training_set(demo.PICTURES))
     memorised, others = choose_prompts(data.captions, data.copies)
+    kinds = {order: [reordered(text, order) for text in memorised] for order in ORDERS}
+    rows = [data.captions.index(text) for text in memorised]
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
         return torch.cat([model.decoder(part) for part in latents.split(16)]).clamp(0, 1)
 
+    def denoise_flow(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        rest = 1 - sigma
+        return model.denoise(x / rest[:, None, None, None], sigma / rest, context)
+
+    decoder = ModuleDecoder("demo", model.decoder, 4)
+    largest = float(model.sigmas[-1])
     return Domain(
-        "text-conditional, latent", model.denoise,
-        model.encode,
-        model.sigmas, (4, 16, 16), decode, 4.0, data,
-        _probes(demo.PICTURES, folder / "text", model, ModuleDecoder("demo", model.decoder, 4)),
-        model.scorer, model.labels["subject"], memorised, others,
-    )  # fmt: skip
+        name=f"text-conditional, {'flow, ' if flow else ''}cfg {cfg_scale:g}",
+        denoise=denoise_flow if flow else model.denoise,
+        encode=model.encode,
+        sigmas=torch.linspace(0, largest / (1 + largest), 1000) if flow else model.sigmas,
+        shape=(4, 16, 16),
+        decode=decode,
+        cfg_scale=cfg_scale,
+        data=data,
+        matchers=_probes(demo.PICTURES, folder / "text", model, decoder),
+        scorer=model.scorer,
+        subjects=model.labels["subject"],
+        memorised=[text for texts in kinds.values() for text in texts],
+        others=others,
+        own={text: row for texts in kinds.values() for text, row in zip(texts, rows, strict=True)},
+        kinds=kinds,
+        flow=flow,
+    )
 
 
 def class_world(
@@ -128,7 +179,7 @@ def unconditional_world(
         "unconditional, pixels", net.denoise,
         lambda captions: net.context(torch.full((len(captions),), net.classes)),
         net.sigmas, (3, models.SIDE, models.SIDE), _pixels, 1.0, data, pixels.matchers, pixels.scorer,
-        pixels.subjects, [""] * 64,
+        pixels.subjects, [""] * 64, conditional=False,
     )  # fmt: skip
 
 
@@ -158,13 +209,17 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def _probes(pictures: Path, out: Path, model: demo.DemoModel, decoder) -> dict[str, Matcher]:
-    """The picture itself, and latents of the demo's autoencoder: two families of descriptors."""
+    """The product's descriptor, the picture itself, and latents of the demo's autoencoder."""
     made = {}
     encoder = model.encoder.eval()
     latent = LatentDescriptor(
         encoder, "demo", tensors_sha256(encoder.state_dict()), 4, side=SCORER_SIDE, scales=(8, 16)
     )
-    for name, descriptor in {"pixel": create("pixel"), "latent": latent}.items():
-        through = decoder if name == "pixel" else None
+    for name, descriptor in {
+        DEFAULT: create(DEFAULT),
+        "pixel": create("pixel"),
+        "latent": latent,
+    }.items():
+        through = None if name == "latent" else decoder
         made[name] = harness.matcher(pictures, out / name, descriptor, through)
     return made

@@ -91,7 +91,7 @@ class Judges:
 
     @torch.inference_mode()
     def grade(
-        self, pictures: Tensor, captions: list[str], own: Own, plain: Tensor, eye: str = "pixel"
+        self, pictures: Tensor, captions: list[str], own: Own, plain: Tensor, eye: str = ""
     ) -> Grades:
         """Grade pictures (B, 3, H, W) in [0, 1].
 
@@ -99,21 +99,26 @@ class Judges:
             Of the unguarded twins.
         plain : Tensor (B, 3, H, W)
             The unguarded twins.
-        eye : {"pixel", "latent"}
-            The descriptor that guarded: `score` is its measure, `other` that of the other one.
+        eye : str
+            The descriptor that guarded, "" for the product's: `score` is its measure, `other` the largest
+            of those of the others.
         """
-        matcher = self.domain.matchers["pixel"]
+        eye = eye or self.domain.eye
+        matcher = self.domain.matchers[eye]
         labels = self.domain.subject(captions) if captions[0] else torch.zeros(len(pictures)).long()
         base = score(pictures, matcher, self.training, self.domain.scorer, labels)
-        latent = self.domain.matchers["latent"].match_pictures(pictures).score
-        pixel = base.score
+        others = [
+            other.match_pictures(pictures).score
+            for name, other in self.domain.matchers.items()
+            if name != eye
+        ]
         sscd = None if self.sscd is None else self.sscd(pictures)
         mine = self.training[own.ids]
         return Grades(
             nl2=base.nl2,
-            score=pixel if eye == "pixel" else latent,
+            score=base.score,
             views=on_views(matcher, pictures),
-            other=latent if eye == "pixel" else pixel,
+            other=torch.stack(others).amax(dim=0),
             zncc=base.zncc,
             zncc_own=torch.maximum(
                 verifier.zncc(pictures, mine), verifier.zncc(pictures, mine.flip(-1))
@@ -129,20 +134,20 @@ class Judges:
     def own(self, plain: Tensor, captions: list[str]) -> Own:
         """What the plain pictures are, or would be, copies of.
 
-        A duplicated caption of the text model belongs to one picture: then it is that one.
+        A prompt of the text model that belongs to one picture would copy that one.
         """
-        match = self.domain.matchers["pixel"].match_pictures(plain)
-        ids, known, data = match.ids, match.score > COPY, self.domain.data
+        match = self.domain.matchers[self.domain.eye].match_pictures(plain)
+        ids, known = match.ids, match.score > COPY
         for i, caption in enumerate(captions):
-            if caption and data.captions.count(caption) == 1:
-                ids[i], known[i] = data.captions.index(caption), True
+            if caption in self.domain.own:
+                ids[i], known[i] = self.domain.own[caption], True
         return Own(ids, known)
 
 
 def fooled(grades: Grades) -> Tensor:
     """Which pictures the guard's own measure calls clean and an unseen judge a copy (B,) bool.
 
-    Unseen: the other descriptor family, the descriptor on other views, and the correlation with the
+    Unseen: the other descriptors, the descriptor on other views, and the correlation with the
     picture that the unguarded twin copied.
     """
     return (grades.score <= COPY) & unseen(grades)

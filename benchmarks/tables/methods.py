@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ REPEATS = 4  # words added, as in Somepalli et al.'s code
 GNI = 0.1  # noise on the caption's embedding, relative to its own deviation (CLIP's is about 1)
 ALWAYS = Schedule("constant", -1e3, -1e3)  # no gate: everything is too close
 
+SettingsOf = Callable[[str], Settings]  # of a descriptor's metric
 Words = Callable[[list[str], list[str], np.random.Generator], list[str]]
 
 
@@ -32,17 +34,19 @@ class Method:
     """One row of a table.
 
     `settings` None: no guard. `words` changes the words of a prompt, `noise` its embedding. `eye`:
-    which descriptor guards. `retries` > 0: the closed loop. `others`: also drawn for prompts that are
-    not memorised.
+    which descriptor guards, "" for the product's. `retries` > 0: the closed loop. `others`: also drawn for
+    prompts that are not memorised. `after`: without a guard, from the prompts that the method of this name
+    reduced.
     """
 
     name: str
-    settings: Settings | None = None
+    settings: SettingsOf | None = None
     words: Words | None = None
     noise: float = 0.0
-    eye: str = "pixel"
+    eye: str = ""
     retries: int = 0
     others: bool = True
+    after: str = ""
     tables: tuple[int, ...] = ()
 
 
@@ -59,7 +63,17 @@ class Drawings:
 
 def guard(name: str, preset: str, tables: tuple[int, ...], **options) -> Method:
     keep = {k: options.pop(k) for k in ("eye", "retries", "others") if k in options}
-    return Method(name, presets.settings(preset, "nl2", **options), tables=tables, **keep)
+    return Method(name, partial(_settings, preset, options), tables=tables, **keep)
+
+
+def _settings(preset: str, options: dict, metric: str) -> Settings:
+    chosen = {k: v(metric) if callable(v) else v for k, v in options.items()}
+    return presets.settings(preset, metric, **chosen)
+
+
+def constant(metric: str) -> Schedule:
+    """The threshold of *main* without its slope."""
+    return replace(presets.settings("main", metric).schedule, kind="constant")
 
 
 PROJECTION = {"form": "projection", "despecification": 0, "deduplication": 0}
@@ -67,8 +81,6 @@ PROJECTION = {"form": "projection", "despecification": 0, "deduplication": 0}
 
 def text_methods() -> list[Method]:
     """Tables 1, 4 and 5, on the text-conditional model. The ablations are of one drawing each."""
-    main = presets.settings("main", "nl2").schedule
-    constant = replace(main, kind="constant")
     paper = {"despecification": "Gspe", "deduplication": "Gdup", "dissimilarity": "Gsim"}
     return [
         Method("plain", tables=(1, 4, 5)),
@@ -77,6 +89,7 @@ def text_methods() -> list[Method]:
         Method("CWR", words=repeated_word, tables=(1,)),
         Method("RNA", words=random_number, tables=(1,)),
         guard("AMG main", "main", (1,), retries=RETRIES),
+        Method("reduced prompts, no guard", after="AMG main", others=False, tables=(1,)),
         guard("AMG strong", "strong", (1,), retries=RETRIES),
         guard("AMG gentle", "gentle", (1,), retries=RETRIES),
         guard("AMG main, eye latent", "main", (1,), eye="latent", retries=RETRIES, others=False),
@@ -153,6 +166,18 @@ def random_number(captions: list[str], vocabulary: list[str], rng: np.random.Gen
     return _insert(captions, lambda _: str(rng.integers(100_000)), rng)
 
 
+def reduced(captions: list[str], seeds: list[int], drawn: Drawings) -> list[str]:
+    """The prompts without the words that a guard left out; of two ways, every other seed has the second."""
+    lacking = [ways for report in drawn.reports for ways in report["left_out_words"]]
+    texts = []
+    for caption, seed, ways in zip(captions, seeds, lacking, strict=False):
+        words = caption.split()
+        for word in ways[seed % len(ways)].split() if ways else ():
+            words.remove(word)
+        texts.append(" ".join(words))
+    return texts
+
+
 def contexts(domain: Domain, method: Method, captions: list[str], seeds: list[int]) -> Tensor:
     """What the model is asked, one row a caption; each from a generator of its own seed."""
     if method.words is not None:
@@ -179,11 +204,23 @@ def sample(
     guide: Guide | None,
 ) -> Tensor:  # fmt: skip
     """Latents (B, C, H, W)."""
+    if guide is not None and domain.flow:
+        guide = in_flow(guide)
     return euler(
         domain, context, seeds, domain.shape, steps=steps, cfg_scale=domain.cfg_scale,
         conditional=domain.conditional, guide=guide,
         prompts=captions if context.shape[1] > 1 else None,  # a class is no text
     )  # fmt: skip
+
+
+def in_flow(guide: Guide) -> Guide:
+    """The guide of a flow, whose own σ is both its time and, as σ/(1 − σ), its noise level."""
+
+    def step(denoised: Tensor, *, sigma: Tensor, **known) -> Tensor:
+        known["t"] = float(sigma[0])
+        return guide(denoised, sigma=sigma / (1 - sigma), **known)
+
+    return step
 
 
 def draw(
@@ -223,15 +260,16 @@ def _draw_batch(
     """
     if method.settings is None:
         return sample(domain, context, captions, seeds, steps, None), None, 0
-    matcher = domain.matchers[method.eye]
+    matcher = domain.matchers[method.eye or domain.eye]
+    settings = method.settings(matcher.metric)
     if not method.retries:
-        run = SamplingRun(matcher, method.settings, steps)
+        run = SamplingRun(matcher, settings, steps)
         drawn = run.drawn(sample(domain, context, captions, seeds, steps, run.step))
         return drawn.latents, drawn.report, 0
     outcome = closed_loop(
         lambda chosen, guide: sample(domain, context, captions, chosen, steps, guide),
         lambda latents, named: verdict(matcher, domain.decode(latents), named),
-        matcher, method.settings, seeds, retries=method.retries, steps=steps,
+        matcher, settings, seeds, retries=method.retries, steps=steps,
     )  # fmt: skip
     again = {i for attempt in outcome.attempts[1:] for i in attempt.samples}
     return outcome.latents, outcome.attempts[0].report, len(again)
@@ -239,9 +277,10 @@ def _draw_batch(
 
 def watch(domain: Domain, captions: list[str], seeds: list[int], steps: int) -> dict:
     """The report of plain sampling with a guard that only looks."""
-    settings = presets.settings("main", "nl2", despecification=0, deduplication=0, dissimilarity=0)
+    matcher = domain.matchers[domain.eye]
+    off = {"despecification": 0, "deduplication": 0, "dissimilarity": 0}
     with torch.inference_mode():
         context = domain.encode(captions)
-    run = SamplingRun(domain.matchers["pixel"], settings, steps)
+    run = SamplingRun(matcher, presets.settings("main", matcher.metric, **off), steps)
     sample(domain, context, captions, seeds, steps, run.step)
     return run.report()

@@ -95,6 +95,18 @@ def honest_columns(row: Row, rows: Tensor, judges: Judges) -> dict[str, Interval
     }
 
 
+def kind_columns(row: Row, rows: Tensor) -> dict[str, Interval]:
+    """One kind of training picture: how near, and how many an unseen judge calls a copy."""
+    g = pick(row.grades, rows[: len(row.group)])
+    return {
+        "ZNCC with own, mean": mean(g.zncc_own),
+        "ZNCC with own, worst": (float(g.zncc_own.max()), None, None),
+        "ZNCC with own % > limit": percentage(g.zncc_own > g.zncc_limit),
+        "any unseen judge %": percentage(unseen(g)),
+        "alignment": mean(g.alignment),
+    }
+
+
 def dormant_columns(row: Row, rows: Tensor) -> dict[str, Interval]:
     """Pictures that should be left alone."""
     acted = torch.tensor(row.drawn.acted)[rows]

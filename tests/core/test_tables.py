@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def domain(tmp_path_factory) -> Domain:
         lambda x: models.to_pictures(x).clamp(0, 1), 1.01,
         train.TrainingSet(pictures, captions, torch.ones(N, dtype=torch.long)), matchers,
         lambda p: {"features": F.adaptive_avg_pool2d(p, 4).flatten(1), "subject": p.mean((2, 3))},
-        captions[:3], captions[:3], captions[3:5],
+        captions[:3], captions[:3], captions[3:5], eye="pixel",
     )  # fmt: skip
 
 
@@ -190,7 +192,7 @@ def test_plain_drawing_copies_and_the_guard_acts_only_there(domain):
     captions, seeds = ["s0", "s1", "nothing"], [1, 2, 3]
     plain = methods.draw(domain, methods.Method("plain"), captions, seeds, 4)
     assert torch.allclose(plain.pictures[:2], domain.data.pictures[:2], atol=0.2)
-    main = methods.Method("main", presets.settings("main", "nl2"))
+    main = methods.Method("main", partial(presets.settings, "main"))
     guarded = methods.draw(domain, main, captions, seeds, 4)
     assert guarded.acted == [True, True, False]
     assert torch.equal(guarded.pictures[2], plain.pictures[2])
