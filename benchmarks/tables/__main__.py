@@ -128,6 +128,8 @@ def figures(judges: Judges, made: dict[str, Row], captions: list[str], seeds: li
     memorised, others = plain.group == 0, plain.group == 1
     for number in sorted({n for row in made.values() for n in row.method.tables}):
         part = {name: row for name, row in made.items() if number in row.method.tables}
+        if len(part) == 1 and len(made) > 1:  # nothing to compare with plain
+            continue
         title = f"Table {number}: {TITLES.get(number, judges.domain.name)}"
         tables[f"{title}, {int(memorised.sum())} pictures"] = paper = {
             k: report.paper_columns(row, row.group == 0, judges.real) for k, row in part.items()
