@@ -160,14 +160,13 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
     ids = list(
         dict.fromkeys([nearest, *sorted(named), *matcher.candidates(picture, limits.CANDIDATES)])
     )
-    reason, correlation, alike = "", 0.0, nearest
+    reason, correlation, alike, near = "", 0.0, nearest, None
     try:
         thumbnails = [thumbnail(index, i) for i in ids]
         found = verifier.registered(picture, thumbnails).score
         correlation, alike = float(found.max()), ids[int(found.argmax())]
-        near = close > limits.NEAR[0] and correlation > limits.NEAR[1]
-        same = _close(picture, thumbnails[int(found.argmax())], correlation)
-        reason = CLOSE if near or same else ""
+        near = _close(picture, thumbnails, found)
+        reason = "" if near is None else CLOSE
     except AMGError:
         reason = NO_PICTURES
     if verifier.flat(picture):
@@ -177,7 +176,10 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         () if reason == FLAT else tuple(name for name, copy in says.items() if copy)
     )
     reason = "" if checks else reason
-    i = alike if checks == (SECOND,) or reason == CLOSE else nearest
+    if reason == CLOSE and near is not None:
+        correlation, i = float(found[near]), ids[near]
+    else:
+        i = alike if checks == (SECOND,) else nearest
     return Verdict(
         float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i,
         index.source(i), index.caption(i), COPY if checks else CANNOT_TELL if reason else NO_COPY,
@@ -185,13 +187,20 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
     )  # fmt: skip
 
 
-def _close(picture: Tensor, other: Tensor, correlation: float) -> bool:
-    """Whether a picture is too near another one to be called no copy: faded, burnt or half formed.
+def _close(picture: Tensor, others: list[Tensor], scores: Tensor) -> int | None:
+    """Which of `others` a picture is too near to be called no copy: faded, burnt or half formed. Or None.
 
-    It agrees with it nearly as well as a copy, and also without being moved.
+    It agrees with it nearly as well as a copy, and also without being moved. `scores` (K,) are those of
+    the second check.
     """
-    if correlation <= limits.CLOSE:
-        return False
     both = torch.cat([picture, picture.flip(-1)])
-    other = other.reshape(1, *other.shape[-3:]).to(both)
-    return float(verifier.zncc_matrix(both, other).max()) > limits.CLOSE_ZNCC
+    unmoved = [
+        float(verifier.zncc_matrix(both, other.reshape(1, *other.shape[-3:]).to(both)).max())
+        for other in others
+    ]
+    sums = [
+        score + alike if alike > limits.CLOSE_ZNCC else 0.0
+        for score, alike in zip(scores.tolist(), unmoved, strict=True)
+    ]
+    most = max(range(len(sums)), key=sums.__getitem__)
+    return most if sums[most] > limits.CLOSE else None
