@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from comfy_api.latest import io
 
 from ..amg_core.errors import AMGError
-from . import show
+from . import live, show
 from .index import index_output, summary_output
 from .opening import as_matcher
 from .types import CATEGORY, MemorizationIndex
@@ -141,7 +141,7 @@ class MutePicturesNode(io.ComfyNode):
         matcher = as_matcher([Index.open(*each) for each in opened], index.descriptor)
         text = _muted(matcher.index)
         show.text_on(cls.hidden.unique_id)(text)
-        return io.NodeOutput(matcher, text)
+        return io.NodeOutput(matcher, text, ui=live.lines(cls, text.splitlines()))
 
 
 def _files(index) -> Iterator[tuple[str, str]]:

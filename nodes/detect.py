@@ -15,7 +15,7 @@ from ..amg_core.detection.calibration import Calibration, Suspicion
 from ..amg_core.detection.statistics import LOW
 from ..amg_core.errors import AMGError
 from ..amg_core.messages import words as in_words
-from . import paths, probing, show
+from . import live, paths, probing, show
 from .types import CATEGORY, PromptVerdict
 
 ORDINARY = Path(__file__).with_name("ordinary_prompts.txt")
@@ -205,7 +205,8 @@ class PromptProbeNode(io.ComfyNode):
         return io.NodeOutput(
             guarded_model if guarded else model, positive, negative, verdict.suspicious,
             verdict.probability, verdict.score, in_words(verdict.messages()), key_words,
-            JudgedPrompt(verdict, key_words), ui={"text": (sentence,)},
+            JudgedPrompt(verdict, key_words),
+            ui=live.lines(cls, [[*verdict.messages(), *found]]),
         )  # fmt: skip
 
 
@@ -297,7 +298,7 @@ class CalibratePromptProbeNode(io.ComfyNode):
         calibrations.save(calibration, file)
         summary = _summary(calibration, file)
         say(summary.splitlines()[0])
-        return io.NodeOutput(model, summary, ui={"text": (summary,)})
+        return io.NodeOutput(model, summary, ui=live.lines(cls, summary.splitlines()))
 
 
 def calibration_of(model) -> Calibration:

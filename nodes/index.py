@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
-from . import latents, paths, show
+from . import latents, live, paths, show
 from .opening import CHOICES, descriptor_of, make_descriptor, open_matcher
 from .types import CATEGORY, MemorizationIndex
 
@@ -148,7 +148,7 @@ class BuildIndexNode(io.ComfyNode):
 
         source, target = paths.picture_folder(folder), paths.new_index(name)
         made = make_descriptor(descriptor, vae, model)
-        return _embed(build, source, target, made, cls.hidden.unique_id)
+        return _embed(build, source, target, made, cls)
 
 
 class IndexFromImagesNode(io.ComfyNode):
@@ -217,7 +217,7 @@ class IndexFromImagesNode(io.ComfyNode):
         there = paths.index_to_add_to(name) if mode == "add" else None
         if there is None:
             made = make_descriptor(descriptor, *net)
-            return _embed(build, source, target, made, cls.hidden.unique_id)
+            return _embed(build, source, target, made, cls)
         with Index.open(there) as old:
             spec = old.spec
         if spec.kind != descriptor:
@@ -228,7 +228,7 @@ class IndexFromImagesNode(io.ComfyNode):
         if named(descriptor).space == "latent" and None in net:
             make_descriptor(descriptor, *net)  # raises an error that says what to connect
         made = descriptor_of(spec, *net)
-        return _embed(add, source, there, made, cls.hidden.unique_id)
+        return _embed(add, source, there, made, cls)
 
 
 def pictures_of(images: list, captions: list[str]):
@@ -285,9 +285,9 @@ class _Progress:
             self.tell(f"{done} pictures so far…")
 
 
-def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
-    """Run `build` or `add` with a progress bar. Returns the index and a summary."""
-    tell = show.text_on(node_id)
+def _embed(make, source, target, descriptor, node) -> io.NodeOutput:
+    """Run `build` or `add` for the class `node` with a progress bar. Returns the index and a summary."""
+    tell = show.text_on(node.hidden.unique_id)
     progress = _Progress(tell)
     device = comfy.model_management.get_torch_device()
     try:
@@ -303,7 +303,8 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
             descriptor.to("cpu")
     text = summary(report)
     tell(text)
-    return io.NodeOutput(open_matcher(target, descriptor), text)
+    shown = live.lines(node, text.splitlines())
+    return io.NodeOutput(open_matcher(target, descriptor), text, ui=shown)
 
 
 def summary(report) -> str:

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from ..amg_core.detection.statistics import WEIGHT
 from ..amg_core.errors import AMGError
 from ..amg_core.mitigation.adaptation import METRICS, NORM
-from . import show
+from . import live, show
 from .types import CATEGORY
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -101,7 +101,7 @@ class RandomisePromptNode(io.ComfyNode):
         draw = None if clip is None else vocabulary(clip)
         prompt = text if repeats == 0 else randomise(text, method, recipe, generator, draw)
         show.text_on(cls.hidden.unique_id)(prompt)
-        return io.NodeOutput(prompt, ui={"text": (prompt,)})
+        return io.NodeOutput(prompt, ui=live.lines(cls, [prompt]))
 
 
 class PromptNoiseNode(io.ComfyNode):
@@ -359,7 +359,7 @@ class AdaptPromptNode(io.ComfyNode):
         )  # fmt: skip
         report = summary(outcome, target)
         show.text_on(cls.hidden.unique_id)(report)
-        return io.NodeOutput(adapted, report, ui={"text": (report,)})
+        return io.NodeOutput(adapted, report, ui=live.lines(cls, report.splitlines()))
 
 
 class DelayedGuidanceNode(io.ComfyNode):

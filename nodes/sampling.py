@@ -304,7 +304,8 @@ class SamplerNode(io.ComfyNode):
             denoise=denoise,
         )  # fmt: skip
         write_into_pictures(cls.hidden, report.latest, tells)
-        return io.NodeOutput(latent, *outputs_of(report))
+        shown = live.result(cls, report.latest, report.near)
+        return io.NodeOutput(latent, *outputs_of(report), ui=shown)
 
 
 class ApplyNode(io.ComfyNode):
@@ -487,7 +488,7 @@ class ApplyNode(io.ComfyNode):
             dissimilarity=dissimilarity, exit=exit, start_percent=start_percent,
             end_percent=end_percent, **changes,
         )  # fmt: skip
-        report = hook.Report()
+        report = hook.Report(drawn_by=cls.hidden.unique_id)
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, decoder=decoder,
             loop=loop_of(if_still_copied, retries, new_noise), report=report,
@@ -532,7 +533,9 @@ class ReportNode(io.ComfyNode):
     def execute(cls, run: hook.Report, after, report_in_picture=reports.ANONYMOUS) -> io.NodeOutput:
         tells, written = tells_of(report_in_picture), outputs_of(run)
         write_into_pictures(cls.hidden, run.latest, tells)
-        return io.NodeOutput(*written, after)
+        shown = live.lines(cls, [reports.story(run.latest)])
+        shown |= live.result(cls, run.latest, run.near, drawn_by=run.drawn_by)
+        return io.NodeOutput(*written, after, ui=shown)
 
 
 def check_choice(name: str, value: str, options) -> None:

@@ -5,8 +5,12 @@ import * as browser from "./browser.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
+import * as results from "./results.js";
+import * as said from "./said.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
+
+const PANELS = [live.PANEL, probe.PANEL, said.PANEL]; // on these the result is said
 
 function addStyle() {
   const link = document.createElement("link");
@@ -39,12 +43,15 @@ app.registerExtension({
     await learn();
     events.watch();
     live.watch();
-    probe.watch();
+    said.watch();
+    results.watch();
     // After the host's own listener has put the text on the node.
     api.addEventListener("progress_text", ({ detail }) => {
       setTimeout(() => {
         const node = nodeOf(detail.nodeId);
-        if (node?.comfyClass?.startsWith("AMG_")) tameText(node, Boolean(widgetOf(node, live.PANEL)));
+        if (!node?.comfyClass?.startsWith("AMG_")) return;
+        if (![live.PANEL, probe.PANEL].some((name) => widgetOf(node, name))) said.progress(node, detail.text);
+        tameText(node, PANELS.some((name) => widgetOf(node, name)));
       });
     });
   },

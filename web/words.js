@@ -33,15 +33,19 @@ export function inOwnUnit(similarity, threshold) {
   return t("In the units of the index's descriptor: similarity <value>, threshold <limit>.", values);
 }
 
-/** What the server told, { messages, words }, in the host's language; `words` where a code is unknown here. */
+/** What the server told, { messages, words }, in the host's language; `words` where that cannot be read. */
 export function said({ messages, words }) {
   const known = { ...texts.en?.amg_messages, ...texts[language()]?.amg_messages };
-  if (!messages.every(({ code }) => code in known)) return words;
-  return messages.map((each) => sentence(each, known)).join(BETWEEN);
+  try {
+    return messages.map((each) => sentence(each, known)).join(BETWEEN);
+  } catch {
+    return words; // a code that is unknown here, or a damaged report
+  }
 }
 
 /** As `words` of amg_core/messages.py does it. */
 function sentence(message, known) {
+  if (!Object.hasOwn(known, message.code)) throw new RangeError(`no sentence for ${message.code}`);
   return known[message.code].replace(PLACE, (_, name, decimals) => value(message[name], decimals, known));
 }
 

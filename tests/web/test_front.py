@@ -419,8 +419,10 @@ def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, reco
     front.load(FIRST_LOOK)
     panel = f"amgPanel({SAMPLER}, 'amg_live')"
     front.send([message("begin", "finding out")])
-    front.rest()
-    assert front.js(f"return !{panel}")  # nothing to draw: the host's own text says it
+    front.until(f"{panel}?.innerText.trim() == 'finding out'")
+    assert (
+        front.js(f"return {panel}.querySelector('.amg-plot').offsetHeight") == 0
+    )  # nothing to draw
     front.send(recorded)
     ended(front)
     drawn = f"return {panel}.querySelectorAll('path, button').length"
