@@ -10,6 +10,7 @@ const HIGHEST = 220; // pixels; longer text is scrolled
 const LINE = 15; // pixels
 const LETTER = 6; // pixels, on average
 
+const OURS = "amg."; // errors with a sentence that says all
 const NOTHING = { lines: [], error: "" };
 const panels = new WeakMap(); // node -> { element, inner }
 
@@ -61,7 +62,7 @@ export function finished(of, { lines }) {
 export function failed({ node_id: id, node_type: kind, prompt_id: prompt, exception_type, exception_message }) {
   if (!kind?.startsWith("AMG_")) return;
   const words = exception_message.trim();
-  const error = /\bAMGError$/.test(exception_type) ? words : `${exception_type}: ${words}`;
+  const error = exception_type.startsWith(OURS) ? words : `${exception_type}: ${words}`;
   tell({ id, kind, prompt }, PART, () => ({ lines: [], error }), show);
 }
 

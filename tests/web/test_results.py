@@ -334,3 +334,44 @@ def test_the_report_of_apply_amg_comes_by_amg_report(front, report):
     )
     front.until(f"amgPanel({apply}, 'amg_live')?.querySelector('.amg-line')")
     assert words_of.words(SENTENCES) in front.js(f"return amgPanel({node}, 'amg_said').innerText")
+
+
+# ---------------------------------------------------------------- errors
+
+
+def failed(node: int, kind: str, number: str, words: str, name: str = "amg.AMGError") -> tuple:
+    given = {"prompt_id": number, "node_id": str(node), "node_type": kind, "executed": []}
+    given |= {"exception_message": words, "exception_type": name, "traceback": []}
+    return "execution_error", given | {"current_inputs": {}, "current_outputs": []}
+
+
+def test_an_error_is_said_on_the_node_until_the_next_run(front, mode):
+    node = front.alone("AMG_BuildIndex")
+    front.look_at(node)
+    panel = f"amgPanel({node}, 'amg_said')"
+    words = "folder: <b>it</b> is empty. Give the folder of the pictures to stay away from."
+    front.send([failed(node, "AMG_BuildIndex", prompt(), words + "\n")])
+    front.until(f"{panel}?.offsetHeight > 20")
+    assert front.js(f"return {panel}.innerText.trim()") == f"Error: {words}"
+    assert front.js(f"return [{panel}.dataset.outcome, {panel}.ariaLabel]") == ["error", "Result"]
+    front.send([("execution_start", {"prompt_id": prompt()})])
+    front.until(f"{panel}.hidden && {panel}.innerText == ''")
+    other = "not enough memory"
+    front.send([failed(node, "AMG_BuildIndex", prompt(), other, "torch.OutOfMemoryError")])
+    front.until(f"{panel}.innerText.includes('torch.OutOfMemoryError: {other}')")
+
+
+def test_an_error_beside_a_curve(front, mode, output):
+    """What was seen of the run stays; nodes of others are left alone."""
+    front.load(FIRST_LOOK)
+    plain = next(n["id"] for n in FIRST_LOOK["nodes"] if n["type"] == "KSampler")
+    front.send(
+        [
+            executed(SAMPLER, output, prompt()),
+            failed(SAMPLER, "AMG_Sampler", prompt(), "Stopped: picture 1 is still too close."),
+            failed(plain, "KSampler", prompt(), "no"),
+        ]
+    )
+    front.until(f"amgPanel({SAMPLER}, 'amg_said')?.innerText.includes('Stopped: picture 1')")
+    assert lengths(front) == [20] * 4
+    assert not front.js(f"return amgNode({plain}).widgets.some((w) => w.name == 'amg_said')")
