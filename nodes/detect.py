@@ -16,7 +16,7 @@ from ..amg_core.detection.statistics import LOW
 from ..amg_core.errors import AMGError
 from ..amg_core.messages import words as in_words
 from . import live, paths, probing, show
-from .types import CATEGORY, PromptVerdict
+from .types import CHECK, PromptVerdict, place
 
 ORDINARY = Path(__file__).with_name("ordinary_prompts.txt")
 IF_SUSPICIOUS, ALWAYS, NEVER = WORDS = ("if suspicious", "always", "never")
@@ -36,8 +36,8 @@ class PromptProbeNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_PromptProbe",
-            display_name="Prompt Probe",
-            category=CATEGORY,
+            display_name="AMG Prompt Check (Prompt Probe)",
+            **place(CHECK),
             description="Says whether a prompt probably draws a memorised training picture, "
             "before anything is drawn and without an index. Put it in front of a sampler. If you "
             "also connect a guarded model, only suspicious prompts are drawn under guard.",
@@ -215,8 +215,8 @@ class CalibratePromptProbeNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_CalibratePromptProbe",
-            display_name="Calibrate Prompt Probe",
-            category=CATEGORY,
+            display_name="AMG Calibrate Prompt Probe",
+            **place(CHECK),
             description="Measures what ordinary prompts score on a model, so that Prompt Probe "
             "can say how unusual a prompt is. Run it once for each model, and again after you "
             "change a LoRA or its strength. The result is kept in models/amg/prompt_probe.",

@@ -17,7 +17,7 @@ from ..amg_core.errors import AMGError
 from ..amg_core.run import Settings
 from . import hook, live, show
 from .sampling import check_choice, denoise_input, drawing_inputs
-from .types import CATEGORY, MemorizationIndex
+from .types import EXPERT, MemorizationIndex, place
 
 TERMS = ("despecification", "deduplication", "dissimilarity")
 ALL = "all three"
@@ -59,8 +59,8 @@ class StrengthGridNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_StrengthGrid",
-            display_name="Strength Grid",
-            category=CATEGORY,
+            display_name="AMG Strength Grid",
+            **place(EXPERT),
             description="Draws the same noise at several strengths and thresholds of the guard, "
             "and puts the pictures on one sheet with likeness and verdict. Use it to choose the "
             "settings by eye. Each picture of the sheet costs a whole sampling.",

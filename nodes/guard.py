@@ -24,7 +24,7 @@ from ..amg_core.errors import AMGError
 from ..amg_core.messages import Message, message, to_json
 from ..amg_core.messages import words as in_words
 from . import decoding, detect, hook, live, opening, probing, sampling, show
-from .types import CATEGORY, MemorizationIndex, PromptVerdict
+from .types import START, MemorizationIndex, PromptVerdict, place
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 LED = 2  # how often a steered picture is tested, and drawn again if it is a stored one as well
@@ -52,8 +52,8 @@ class GuardNode(io.ComfyNode):
         common = [slot for slot in sampler if slot.id in SAMPLER]
         return io.Schema(
             node_id="AMG_Guard",
-            display_name="Guard",
-            category=CATEGORY,
+            display_name="AMG Copy Guard",
+            **place(START),
             description="A KSampler that finds out by itself whether your prompt draws a stored "
             "picture, steers away from that picture and from your index, and checks the result. "
             "It works without an index, if you have run Calibrate Prompt Probe on the model or "

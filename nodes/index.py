@@ -14,7 +14,7 @@ from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
 from . import latents, live, paths, show
 from .opening import CHOICES, descriptor_of, make_descriptor, open_matcher
-from .types import CATEGORY, MemorizationIndex
+from .types import INDEX, MemorizationIndex, place
 
 SHOWN = 5  # skipped pictures named in a summary
 MODES = ["replace", "add"]
@@ -43,8 +43,8 @@ class LoadIndexNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_LoadIndex",
-            display_name="Load Memorization Index",
-            category=CATEGORY,
+            display_name="AMG Load Memorization Index",
+            **place(INDEX),
             description="Opens a saved index: the pictures that your drawings must not copy.",
             inputs=[
                 io.Combo.Input(
@@ -83,8 +83,8 @@ class BuildIndexNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_BuildIndex",
-            display_name="Build Memorization Index",
-            category=CATEGORY,
+            display_name="AMG Build Memorization Index",
+            **place(INDEX),
             description="Makes an index of the pictures to stay away from, out of a folder (such "
             "as the training set of a LoRA), an archive or a list. Building it again costs only "
             "the new pictures. If you stop a build, the old index stays as it is and the next "
@@ -156,8 +156,8 @@ class IndexFromImagesNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_IndexFromImages",
-            display_name="Index from Images",
-            category=CATEGORY,
+            display_name="AMG Index from Images",
+            **place(INDEX),
             description="Makes an index of pictures that are already in the workflow, or adds "
             "them to an index. Use it for pictures from Load Image, or for what you have just "
             "drawn and do not want to see again.",

@@ -12,7 +12,7 @@ from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.schedule import KINDS, Schedule
 from . import decoding, hook, live, show
-from .types import ADVANCED, CATEGORY, Drawn, MemorizationIndex, ReportHandle
+from .types import ADVANCED, EXPERT, START, Drawn, MemorizationIndex, ReportHandle, place
 
 AS_PRESET = "preset"
 RETRIES = 2
@@ -224,7 +224,7 @@ class SamplerNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Sampler",
             display_name="AMG Sampler",
-            category=CATEGORY,
+            **place(START),
             description="KSampler with Anti-Memorization Guidance. It compares every step with "
             "the index, and steers away only while the picture comes too close to one of its "
             "pictures. If nothing is close, the same seed gives exactly the picture of KSampler.",
@@ -314,7 +314,7 @@ class ApplyNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Apply",
             display_name="Apply AMG",
-            category=CATEGORY,
+            **place(EXPERT),
             description="Puts the guard on a model, for any sampler node. It has all settings; "
             "AMG Sampler has the few that matter most. A model carries one guard: for several "
             "indexes use Combine Indexes.",
@@ -504,7 +504,7 @@ class ReportNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Report",
             display_name="AMG Report",
-            category=CATEGORY,
+            **place(EXPERT),
             description="Shows what a model guarded by Apply AMG measured and did in its latest "
             "sampling, and writes it into the saved pictures.",
             inputs=[

@@ -7,6 +7,7 @@ import * as presets from "./presets.js";
 import * as probe from "./probe.js";
 import * as results from "./results.js";
 import * as said from "./said.js";
+import * as search from "./search.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
@@ -38,9 +39,11 @@ app.registerExtension({
     },
   ],
   menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
+  addCustomNodeDefs: search.addWords,
   async setup() {
     addStyle();
     await learn();
+    search.teach();
     events.watch();
     live.watch();
     said.watch();

@@ -8,17 +8,26 @@ const PLACE = /<(\w+)(?::(\d))?>/g; // what stands for a value, and how many dec
 
 let texts = {}; // language -> main.json
 
+let asked = null; // a promise of them
+
 /** Ask the host once; without an answer the page speaks English. */
-export async function learn() {
-  try {
-    texts = await (await api.fetchApi("/i18n")).json();
-  } catch {
-    texts = {};
-  }
+export function learn() {
+  asked ??= api
+    .fetchApi("/i18n")
+    .then((answer) => answer.json())
+    .then((found) => (texts = found))
+    .catch(() => {});
+  return asked;
 }
 
 function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** The words, of all languages, by which people may search for the nodes of that part of the category. */
+export function searched(part) {
+  const every = Object.values(texts).map((each) => each.amg_search?.[part] ?? "");
+  return [...new Set(every.join(", ").split(", "))].filter(Boolean);
 }
 
 /** `text` in the host's language, with what stands for <name> put in. */

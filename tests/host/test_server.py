@@ -87,7 +87,8 @@ def test_listed(server):
     ours = {name: node for name, node in info.items() if name.startswith("AMG_")}
     snapshot = Path(__file__).parents[1] / "nodes/schema.json"
     assert set(ours) == set(json.loads(snapshot.read_text()))
-    assert {node["category"] for node in ours.values()} == {"AMG"}
+    parts = ("start here", "index", "check", "prompt", "advanced")
+    assert {node["category"] for node in ours.values()} == {f"AMG/{part}" for part in parts}
     assert {node["python_module"] for node in ours.values()} == {f"custom_nodes.{FOLDER}"}
     for node in ours.values():
         assert all(node["output_tooltips"])
