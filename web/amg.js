@@ -11,6 +11,7 @@ import * as search from "./search.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
+const NO_INDEX = "(no index"; // how nodes/paths.py begins the only choice, where there is none
 const PANELS = [live.PANEL, probe.PANEL, said.PANEL]; // on these the result is said
 
 function addStyle() {
@@ -26,6 +27,35 @@ function addBrowseButton(node) {
   button.serialize = false;
   button.tooltip = t("Shows the pictures of the index. You can search them, and exclude (mute) those that may be copied.");
   grow(node);
+}
+
+/** Where there is no index yet: how to get one, and a node for it in place of this one. */
+function offerIndex(node) {
+  const choices = widgetOf(node, "index_name")?.options?.values;
+  if (!Array.isArray(choices) || !choices.every((choice) => choice.startsWith(NO_INDEX))) return;
+  const button = node.addWidget("button", t("make an index"), null, () => replaceByBuild(node), { serialize: false });
+  button.serialize = false;
+  button.tooltip = t("Adds a Build Memorization Index node in place of this one.");
+  said.hint(
+    node,
+    t(
+      "There is no index yet. Make one of the pictures to stay away from: put their folder into a " +
+        "Build Memorization Index node and run it.",
+    ),
+  );
+}
+
+function replaceByBuild(node) {
+  const { graph, pos } = node;
+  const made = LiteGraph.createNode("AMG_BuildIndex");
+  made.pos = [...pos];
+  graph.add(made);
+  for (const id of [...(node.outputs[0].links ?? [])]) {
+    const link = graph.links.get?.(id) ?? graph.links[id];
+    made.connect(0, graph.getNodeById(link.target_id), link.target_slot);
+  }
+  graph.remove(node);
+  app.canvas.selectNode?.(made);
 }
 
 app.registerExtension({
@@ -60,7 +90,10 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("AMG_")) return;
-    if (node.comfyClass === "AMG_LoadIndex") addBrowseButton(node);
+    if (node.comfyClass === "AMG_LoadIndex") {
+      addBrowseButton(node);
+      offerIndex(node);
+    }
     probe.prepare(node);
     presets.follow(node);
   },

@@ -48,6 +48,11 @@ function show(node, { lines, error }) {
   write(node, lines.map(said).filter(Boolean), "said");
 }
 
+/** Advice on a node that has not run. */
+export function hint(node, text) {
+  write(node, [text], "said");
+}
+
 /** Text of a run that goes on, in place of the result of the run before. */
 export function progress(node, text) {
   if (panels.has(node)) write(node, text.split("\n"), "running");
