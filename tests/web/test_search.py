@@ -11,25 +11,24 @@ from tests.web.front import EMPTY
 WORDS = ("copyright", "copy", "duplicate", "plagiarism", "training", "overfit", "lora", "guard")
 
 
+BOX = "document.querySelector('[id^=comfy-vue-node-search-box-input], [role=dialog] input')"
+OPTIONS = "[...document.querySelectorAll('[role=option]')]"
+
+
 def results(front, text: str) -> str:
     """What the search box lists for it."""
     front.load(EMPTY)
     front.js("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    front.until("document.querySelector('[role=dialog] input')")
+    front.until(BOX, 30)
     front.rest()
-    front.js("document.querySelector('[role=dialog] input').focus()")
+    before = front.js(f"{BOX}.focus(); return {OPTIONS}.map((e) => e.innerText).join('|')")
     front.page.command("Input.insertText", text=text)
-    front.until(
-        f"document.querySelector('[role=dialog] input').value == {json.dumps(text)} &&"
-        "document.querySelector('[role=option]')",
-        20,
-    )
+    listed = f"{OPTIONS}.map((e) => e.innerText).join('|')"
+    front.until(f"{BOX}.value == {json.dumps(text)} && {listed} != {json.dumps(before)}", 30)
     front.rest()
-    found = front.js(
-        "return [...document.querySelectorAll('[role=option]')].map((e) => e.innerText).join('|')"
-    )
+    found = front.js(f"return {listed}")
     front.page.key("Escape", 27)
-    front.until("!document.querySelector('[role=dialog] input')", 20)
+    front.until(f"!{BOX}", 30)
     return found
 
 
