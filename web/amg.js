@@ -1,6 +1,6 @@
 // Anti-Memorization Guidance on the page. Everything works without it: nodes then tell in words.
 
-import { api, app, grow, nodeOf, tameText, widgetOf } from "./graph.js";
+import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
@@ -90,6 +90,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("AMG_")) return;
+    fitTitle(node);
     if (node.comfyClass === "AMG_LoadIndex") {
       addBrowseButton(node);
       offerIndex(node);

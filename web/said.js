@@ -8,6 +8,7 @@ export const PANEL = "amg_said"; // the widget
 const PART = "said";
 const HIGHEST = 220; // pixels; longer text is scrolled
 const LINE = 15; // pixels
+const AROUND = 36; // pixels: the padding, and what the host leaves free around a panel
 const LETTER = 6; // pixels, on average
 
 const OURS = "amg."; // errors with a sentence that says all
@@ -15,19 +16,24 @@ const NOTHING = { lines: [], error: "" };
 const panels = new WeakMap(); // node -> { element, inner }
 
 function make(node) {
-  const inner = el("div", { class: "amg-lines" });
+  const inner = el("div");
   const attributes = { tabindex: "0", role: "region", "aria-label": t("Result"), "aria-live": "polite" };
   const element = el("section", { class: "amg-panel amg-said", ...attributes }, inner);
   addPanel(node, PANEL, element, () => height(node, inner));
   return { element, inner };
 }
 
-/** Pixels of the panel; before the text is laid out, about what it will need. */
+/** About the pixels that the panel needs. The host asks before the text is laid out. */
 function height(node, inner) {
   if (!inner.children.length) return 0;
-  const across = Math.max(1, Math.floor((node.size[0] - 40) / LETTER));
-  const guessed = [...inner.children].reduce((sum, { textContent }) => sum + Math.ceil(textContent.length / across), 0);
-  return Math.min(HIGHEST, (inner.offsetHeight || LINE * guessed) + 14);
+  const across = Math.max(1, node.size[0] - 44);
+  const lines = [...inner.children].map(({ textContent }) => Math.ceil(width(textContent) / across));
+  return Math.min(HIGHEST, lines.reduce((sum, count) => sum + LINE * count + 2, 0) + AROUND);
+}
+
+/** About the pixels of a text in one line; Chinese, Japanese and Korean letters are twice as wide. */
+function width(text) {
+  return [...text].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1) * LETTER, 0);
 }
 
 function write(node, texts, outcome) {

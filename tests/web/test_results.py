@@ -205,7 +205,7 @@ def test_text_stays_when_the_run_has_ended(front, mode, live, pack):
             ("execution_success", {"prompt_id": number}),
         ]
     )
-    front.until(f"{panel}?.offsetHeight > 20")
+    front.until(f"{panel}?.offsetHeight > 20", 30)
     found = front.js(f"return [...{panel}.querySelectorAll('p')].map((p) => p.textContent)")
     assert found == lines
     assert front.js(
@@ -351,7 +351,7 @@ def test_an_error_is_said_on_the_node_until_the_next_run(front, mode):
     panel = f"amgPanel({node}, 'amg_said')"
     words = "folder: <b>it</b> is empty. Give the folder of the pictures to stay away from."
     front.send([failed(node, "AMG_BuildIndex", prompt(), words + "\n")])
-    front.until(f"{panel}?.offsetHeight > 20")
+    front.until(f"{panel}?.offsetHeight > 20", 30)
     assert front.js(f"return {panel}.innerText.trim()") == f"Error: {words}"
     assert front.js(f"return [{panel}.dataset.outcome, {panel}.ariaLabel]") == ["error", "Result"]
     front.send([("execution_start", {"prompt_id": prompt()})])
@@ -375,3 +375,33 @@ def test_an_error_beside_a_curve(front, mode, output):
     front.until(f"amgPanel({SAMPLER}, 'amg_said')?.innerText.includes('Stopped: picture 1')")
     assert lengths(front) == [20] * 4
     assert not front.js(f"return amgNode({plain}).widgets.some((w) => w.name == 'amg_said')")
+
+
+def test_the_panel_is_as_high_as_its_text(front, live, pack):
+    """Neither cut off nor half empty, in letters of any width."""
+    front.render("classic")
+    kind = "AMG_PromptProbe"
+    for text in ("short", "a sentence of many words " * 12, "很长的一句话，" * 24):
+        node = front.alone(kind)
+        front.look_at(node)
+        front.send([executed(node, live.lines(pack.nodes[kind], [text]), prompt())])
+        panel = f"amgPanel({node}, 'amg_said')"
+        front.until(f"{panel}?.offsetHeight > 20", 30)
+        front.rest()
+        whole, shown = front.js(
+            f"return [{panel}.firstElementChild.offsetHeight, {panel}.clientHeight]"
+        )
+        assert whole - 2 <= shown <= 1.6 * whole + 50, text
+
+
+def test_a_new_node_shows_its_whole_name(front):
+    """On the classic canvas a longer title is cut off."""
+    front.render("classic")
+    for kind in ("AMG_SimilarityProbe", "AMG_PromptProbe", "AMG_Sampler"):
+        node = front.alone(kind)
+        wide = front.js(
+            "const pen = document.createElement('canvas').getContext('2d');"
+            f"const node = amgNode({node}); pen.font = `${{LiteGraph.NODE_TEXT_SIZE}}px Inter`;"
+            "return [pen.measureText(node.title).width + LiteGraph.NODE_TITLE_HEIGHT, node.size[0]]"
+        )
+        assert wide[0] < wide[1], kind
