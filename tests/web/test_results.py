@@ -12,8 +12,8 @@ from PIL import Image, PngImagePlugin
 
 from amg_core import messages as words_of
 from amg_core.messages import message
-from tests.web.front import EMPTY, HELPERS, READY
-from tests.web.test_front import FIRST_LOOK, SAMPLER, lengths
+from tests.web.front import EMPTY, HELPERS, READY, shortened
+from tests.web.test_front import FIRST_LOOK, PROBE, SAMPLER, ended, lengths, run
 
 NUMBERS = count(1)
 LIVE = f"amgPanel({SAMPLER}, 'amg_live')"
@@ -142,13 +142,13 @@ def test_after_a_reload(front, output, live, pack):
     builder = next(n["id"] for n in FIRST_LOOK["nodes"] if n["type"] == "AMG_BuildIndex")
     older = live.words_only(pack.nodes["AMG_Sampler"], of_pack(pack, [message("not_judged")]))
 
-    def run(number: str, identity: str, outputs: dict) -> dict:
+    def past_run(number: str, identity: str, outputs: dict) -> dict:
         extra = {"extra_pnginfo": {"workflow": {"id": identity}}}
         return {number: {"prompt": [1, number, {}, extra, []], "outputs": outputs, "status": {}}}
 
-    past = run(prompt(), IDENTITY, {str(SAMPLER): older, str(builder): built})
-    past |= run(prompt(), IDENTITY, {str(SAMPLER): output})
-    past |= run(prompt(), "another", {str(SAMPLER): older})
+    past = past_run(prompt(), IDENTITY, {str(SAMPLER): older, str(builder): built})
+    past |= past_run(prompt(), IDENTITY, {str(SAMPLER): output})
+    past |= past_run(prompt(), "another", {str(SAMPLER): older})
     with history(front, past):
         front.open()
         front.render("classic")
@@ -188,6 +188,32 @@ def test_the_front_end_brings_the_workflow_back(front, output):
     finally:
         front.setting("Comfy.Workflow.Persist", False)
         front.open()
+
+
+def test_a_real_run_comes_back(front):
+    """After a reload, and where the same workflow is opened anew and nothing is executed."""
+    if not front.server.real:
+        pytest.skip("needs ComfyUI: set COMFYUI_PATH to its folder")
+    front.render("classic")
+    graph = shortened(FIRST_LOOK) | {"id": IDENTITY}
+    front.load(graph)
+    run(front)
+    ended(front)
+    words, drawn = told(front), lengths(front)
+    probe = f"amgPanel({PROBE}, 'amg_probe')"
+    front.until(f"{probe}?.querySelectorAll('img').length >= 4")
+    front.until(
+        "Object.values(await (await app.api.fetchApi('/history')).json()).at(-1)?.status?.completed"
+    )
+    front.open()
+    front.load(graph)
+    assert (told(front), lengths(front)) == (words, drawn)
+    front.until(f"{probe}?.querySelectorAll('img').length >= 4")
+    front.load(graph | {"id": "8b8d1c52-0d0e-4ad5-9a41-52c6bb6b3f31"})
+    front.rest()
+    assert lengths(front) == []
+    run(front)
+    assert (told(front), lengths(front)) == (words, drawn)
 
 
 def test_text_stays_when_the_run_has_ended(front, mode, live, pack):
