@@ -10,6 +10,7 @@ index               {"name", "hash", "count"} of the index
 descriptor          spec of the descriptor: {"id", "metric", "preprocessing", "scales", …}
 settings            preset, strengths, "schedule" (thresholds), see `run.Settings`
 seed                seed of the run, or null
+retries             largest number of retries, if the host reports it
 evaluations         number of model evaluations that the guard compared in the first drawing
 guarded_evaluations number of evaluations at which the guard acted, for each sample
 largest_similarity  largest similarity at any evaluation, for each sample
@@ -34,6 +35,8 @@ unseen_steps        number of steps, in all drawings, at which the guard was not
                     reports it
 blanked_previews    samples whose second output was a copy and was blanked, for `if_still_copied` other
                     than "say so", if the host reports it
+before              what the host says of the run before its result, as codes (`messages`), if anything
+story               only for a report in a picture: its result as codes, see `story`
 left_out            only for a report in a picture: parts that were too long or too private, see
                     `travelling`
 =================== ===============================================================================
@@ -53,7 +56,7 @@ from . import __version__
 from .errors import AMGError
 from .files import brief
 from .limits import COPY
-from .messages import ENGLISH, Message, message
+from .messages import ENGLISH, Message, message, to_json
 from .messages import words as in_words
 from .retry import Attempt, Outcome
 from .run import SamplingRun
@@ -77,8 +80,8 @@ _SHAPE = {
     "not_judged": str, "verdicts": list, "attempts": list,
 }  # fmt: skip
 _OPEN = (  # keys that hold no names
-    *_SHAPE, "not_judged_code", "seed", "if_still_copied", "acted_on", "host", "unseen_steps",
-    "blanked_previews",
+    *_SHAPE, "not_judged_code", "seed", "retries", "if_still_copied", "acted_on", "host", "unseen_steps",
+    "blanked_previews", "before",
 )  # fmt: skip
 _OF_ATTEMPT = "samples", "seed", "seeds", "suspects", "settings", "steps"  # the same, of a drawing
 
@@ -163,7 +166,8 @@ def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]
     def without(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in step.items() if key != "moved"} for step in steps]
 
-    written: dict[str, Any] = _rounded(anonymous(report) if tells == ANONYMOUS else report)
+    written: dict[str, Any] = anonymous(report) if tells == ANONYMOUS else report
+    written = _rounded(written | {"story": to_json(story(written))})
     attempts = written["attempts"]
     shorter: dict[str, Callable[[], dict[str, Any]]] = {
         "steps.moved": lambda: {

@@ -191,6 +191,7 @@ def _tell(options: argparse.Namespace, report: BuildReport) -> None:
             count=report.count,
             embedded=report.embedded,
             reused=report.reused,
+            duplicates=report.duplicates,
             skipped=[{"source": source, "reason": reason} for source, reason in report.skipped],
             files=report.files,
             captioned=report.captioned,

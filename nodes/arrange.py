@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from comfy_api.latest import io
 
 from ..amg_core.errors import AMGError
-from . import show
+from . import live, show
 from .index import index_output, summary_output
 from .opening import as_matcher
-from .types import CATEGORY, MemorizationIndex
+from .types import INDEX, MemorizationIndex, place
 
 SOCKETS = 4
 SHOWN = 20  # excluded pictures named in a summary
@@ -23,8 +23,8 @@ class CombineIndexesNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_CombineIndexes",
-            display_name="Combine Indexes",
-            category=CATEGORY,
+            display_name="AMG Combine Indexes",
+            **place(INDEX),
             description="Joins several indexes into one, so that a picture is guarded against "
             "all of them at once. Nothing is copied or written to disk.",
             inputs=[
@@ -83,8 +83,8 @@ class MutePicturesNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_MutePictures",
-            display_name="Mute Pictures",
-            category=CATEGORY,
+            display_name="AMG Mute Pictures",
+            **place(INDEX),
             description="Excludes (mutes) pictures of an index that may be copied: your own "
             "work, public-domain art. They stay in the index and stay excluded when it is built "
             "again. With undo they are guarded against again.",
@@ -141,7 +141,7 @@ class MutePicturesNode(io.ComfyNode):
         matcher = as_matcher([Index.open(*each) for each in opened], index.descriptor)
         text = _muted(matcher.index)
         show.text_on(cls.hidden.unique_id)(text)
-        return io.NodeOutput(matcher, text)
+        return io.NodeOutput(matcher, text, ui=live.lines(cls, text.splitlines()))
 
 
 def _files(index) -> Iterator[tuple[str, str]]:

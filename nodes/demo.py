@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..amg_core.errors import AMGError
-from .types import CATEGORY
+from .types import START, place
 
 
 class DemoModelNode(io.ComfyNode):
@@ -24,7 +24,7 @@ class DemoModelNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_DemoModel",
             display_name="AMG Demo Model",
-            category=CATEGORY,
+            **place(START),
             description="A tiny model, made for this pack, that has memorised some of its 632 "
             "training pictures. With it you can see a copy, and the guard that prevents it, in "
             "seconds and without a download. It draws 128 x 128 pictures of emoji.",

@@ -15,8 +15,8 @@ from ..amg_core.detection.calibration import Calibration, Suspicion
 from ..amg_core.detection.statistics import LOW
 from ..amg_core.errors import AMGError
 from ..amg_core.messages import words as in_words
-from . import paths, probing, show
-from .types import CATEGORY, PromptVerdict
+from . import live, paths, probing, show
+from .types import CHECK, PromptVerdict, place
 
 ORDINARY = Path(__file__).with_name("ordinary_prompts.txt")
 IF_SUSPICIOUS, ALWAYS, NEVER = WORDS = ("if suspicious", "always", "never")
@@ -36,8 +36,8 @@ class PromptProbeNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_PromptProbe",
-            display_name="Prompt Probe",
-            category=CATEGORY,
+            display_name="AMG Prompt Check (Prompt Probe)",
+            **place(CHECK),
             description="Says whether a prompt probably draws a memorised training picture, "
             "before anything is drawn and without an index. Put it in front of a sampler. If you "
             "also connect a guarded model, only suspicious prompts are drawn under guard.",
@@ -205,7 +205,8 @@ class PromptProbeNode(io.ComfyNode):
         return io.NodeOutput(
             guarded_model if guarded else model, positive, negative, verdict.suspicious,
             verdict.probability, verdict.score, in_words(verdict.messages()), key_words,
-            JudgedPrompt(verdict, key_words), ui={"text": (sentence,)},
+            JudgedPrompt(verdict, key_words),
+            ui=live.lines(cls, [[*verdict.messages(), *found]]),
         )  # fmt: skip
 
 
@@ -214,8 +215,8 @@ class CalibratePromptProbeNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_CalibratePromptProbe",
-            display_name="Calibrate Prompt Probe",
-            category=CATEGORY,
+            display_name="AMG Calibrate Prompt Probe",
+            **place(CHECK),
             description="Measures what ordinary prompts score on a model, so that Prompt Probe "
             "can say how unusual a prompt is. Run it once for each model, and again after you "
             "change a LoRA or its strength. The result is kept in models/amg/prompt_probe.",
@@ -297,7 +298,7 @@ class CalibratePromptProbeNode(io.ComfyNode):
         calibrations.save(calibration, file)
         summary = _summary(calibration, file)
         say(summary.splitlines()[0])
-        return io.NodeOutput(model, summary, ui={"text": (summary,)})
+        return io.NodeOutput(model, summary, ui=live.lines(cls, summary.splitlines()))
 
 
 def calibration_of(model) -> Calibration:

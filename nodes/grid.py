@@ -15,9 +15,9 @@ from ..amg_core import presets
 from ..amg_core import sheet as contact
 from ..amg_core.errors import AMGError
 from ..amg_core.run import Settings
-from . import hook, show
+from . import hook, live, show
 from .sampling import check_choice, denoise_input, drawing_inputs
-from .types import CATEGORY, MemorizationIndex
+from .types import EXPERT, MemorizationIndex, place
 
 TERMS = ("despecification", "deduplication", "dissimilarity")
 ALL = "all three"
@@ -59,8 +59,8 @@ class StrengthGridNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_StrengthGrid",
-            display_name="Strength Grid",
-            category=CATEGORY,
+            display_name="AMG Strength Grid",
+            **place(EXPERT),
             description="Draws the same noise at several strengths and thresholds of the guard, "
             "and puts the pictures on one sheet with likeness and verdict. Use it to choose the "
             "settings by eye. Each picture of the sheet costs a whole sampling.",
@@ -194,9 +194,8 @@ class StrengthGridNode(io.ComfyNode):
         shown = show.images([sheet(one, len(columns), heading) for one in batch])
         table = [cell.to_row() | {"picture": i + 1} for i, one in enumerate(batch) for cell in one]
         line(_words(table))
-        return io.NodeOutput(
-            shown, json.dumps(table), ui=ui.PreviewImage(shown, cls=cls).as_dict()
-        )  # fmt: skip
+        told = ui.PreviewImage(shown, cls=cls).as_dict() | live.lines(cls, [_words(table)])
+        return io.NodeOutput(shown, json.dumps(table), ui=told)
 
 
 def numbers(name: str, text: str, largest: float = math.inf) -> list[float]:

@@ -21,10 +21,10 @@ from torch import Tensor
 from ..amg_core import descriptors, limits, presets
 from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
-from ..amg_core.messages import Message, message
+from ..amg_core.messages import Message, message, to_json
 from ..amg_core.messages import words as in_words
 from . import decoding, detect, hook, live, opening, probing, sampling, show
-from .types import CATEGORY, MemorizationIndex, PromptVerdict
+from .types import START, MemorizationIndex, PromptVerdict, place
 
 AUTO, DRAW_TWICE, OFF = WAYS = ("auto", "draw twice", "off")
 LED = 2  # how often a steered picture is tested, and drawn again if it is a stored one as well
@@ -52,8 +52,8 @@ class GuardNode(io.ComfyNode):
         common = [slot for slot in sampler if slot.id in SAMPLER]
         return io.Schema(
             node_id="AMG_Guard",
-            display_name="Guard",
-            category=CATEGORY,
+            display_name="AMG Copy Guard",
+            **place(START),
             description="A KSampler that finds out by itself whether your prompt draws a stored "
             "picture, steers away from that picture and from your index, and checks the result. "
             "It works without an index, if you have run Calibrate Prompt Probe on the model or "
@@ -172,7 +172,7 @@ class GuardNode(io.ComfyNode):
             tell(said)
             latent = draw(model, latent_image)
             send(live.unguarded(story))
-            return io.NodeOutput(latent, said, "{}", ui={"text": (said,)})
+            return io.NodeOutput(latent, said, "{}", ui=live.words_only(cls, story))
         loop = sampling.loop_of(if_still_copied, retries, new_noise)
         for number in range(LED + 1):
             with _against(index, stored, vae, model) as (matcher, shown):
@@ -195,6 +195,10 @@ class GuardNode(io.ComfyNode):
                     ),
                     latent_image,
                 )  # fmt: skip
+                whole = _whole(story, report.latest)
+                result = live.result(
+                    cls, report.latest, report.near, sentences=whole, pictures=shown
+                )
                 if stored is None or number == LED:
                     break
                 quiet = hook.attach(
@@ -208,17 +212,23 @@ class GuardNode(io.ComfyNode):
                 story.append(message("led_to_another", score=alike))
                 stored = torch.cat([stored, pictures])
         written = report.latest
-        said = in_words(_whole(story, written))
+        said = in_words(whole)
         tell(said)
+        written |= {"before": to_json(_before(story, written))}
         sampling.write_into_pictures(cls.hidden, written, tells)
         text, *_ = sampling.outputs_of(report)
-        return io.NodeOutput(latent, said, text, ui={"text": (said,)})
+        return io.NodeOutput(latent, said, text, ui=result)
+
+
+def _before(story: Story, report: dict) -> Story:
+    """The results before the guarded run, and whether that had to steer."""
+    acted = any(report["guarded_evaluations"]) or len(report["attempts"]) > 1
+    return [*story, message("steered" if acted else "not_steered")]
 
 
 def _whole(story: Story, report: dict) -> Story:
     """The results before the guarded run, and those of the run."""
-    acted = any(report["guarded_evaluations"]) or len(report["attempts"]) > 1
-    return [*story, message("steered" if acted else "not_steered"), *reports.story(report)]
+    return [*_before(story, report), *reports.story(report)]
 
 
 def _suspected(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -30,9 +30,21 @@ FINISHED = 0.05  # noise that is invisible in a finished picture
 
 @dataclass
 class Report:
-    """Holds the report of the latest sampling run of a guarded model."""
+    """The report of the latest sampling run of a guarded model, for the nodes that hand it on.
+
+    Attributes
+    ----------
+    latest : dict, optional
+        See `amg_core.report`.
+    near : dict
+        Its neighbors, as `live.entries` gives them.
+    drawn_by : str, optional
+        The execution id of the node that shows the run, if that is another one than reads the report.
+    """
 
     latest: dict | None = None
+    near: dict[str, dict] = field(default_factory=dict)
+    drawn_by: str | None = None
 
 
 def attach(
@@ -105,7 +117,7 @@ def attach(
         guider = executor.class_obj
         device = guider.model_patcher.load_device
         if report is not None:
-            report.latest = None
+            report.latest, report.near = None, {}
         if matcher.latent:
             latents.check_latent(matcher, noise)
         else:
@@ -138,8 +150,9 @@ def attach(
                     reason = ""
             finally:
                 composed = _report_of(drawing, outcome, loop, by, reason, matcher, to_picture, clip)
-                if report is not None:
+                if report is not None and composed is not None:
                     report.latest = composed
+                    report.near = live.entries(matcher.index, map(int, composed["neighbors"]))
             if on_step is not None:
                 on_step(reports.words(composed))
             if on_event is not None:
@@ -226,6 +239,7 @@ def _report_of(
         judged_by=judge if outcome is not None else "",
         not_judged=reason,
         if_still_copied=loop.if_still_copied,
+        retries=loop.retries,
         seed=drawing.seed,
         seeds=drawing.seeds if outcome is not None else None,
         starts=drawing.starts if outcome is not None else None,

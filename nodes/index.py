@@ -12,9 +12,10 @@ from comfy_api.latest import io
 
 from ..amg_core.descriptors.registry import described, guarding, named
 from ..amg_core.errors import AMGError
-from . import latents, paths, show
+from ..amg_core.messages import Message, message
+from . import latents, live, paths, show
 from .opening import CHOICES, descriptor_of, make_descriptor, open_matcher
-from .types import CATEGORY, MemorizationIndex
+from .types import INDEX, MemorizationIndex, place
 
 SHOWN = 5  # skipped pictures named in a summary
 MODES = ["replace", "add"]
@@ -43,8 +44,8 @@ class LoadIndexNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_LoadIndex",
-            display_name="Load Memorization Index",
-            category=CATEGORY,
+            display_name="AMG Load Memorization Index",
+            **place(INDEX),
             description="Opens a saved index: the pictures that your drawings must not copy.",
             inputs=[
                 io.Combo.Input(
@@ -83,8 +84,8 @@ class BuildIndexNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_BuildIndex",
-            display_name="Build Memorization Index",
-            category=CATEGORY,
+            display_name="AMG Build Memorization Index",
+            **place(INDEX),
             description="Makes an index of the pictures to stay away from, out of a folder (such "
             "as the training set of a LoRA), an archive or a list. Building it again costs only "
             "the new pictures. If you stop a build, the old index stays as it is and the next "
@@ -93,10 +94,10 @@ class BuildIndexNode(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="The pictures to stay away from: a folder with its subfolders, a "
-                    ".zip or .tar, or a list (.csv, .jsonl, .parquet). Give an absolute path, or "
-                    "one below ComfyUI's input folder. Captions come from .txt files beside the "
-                    "pictures, metadata.jsonl or .csv.",
+                    tooltip="The pictures to stay away from: a folder with its subfolders, a single "
+                    "picture, a .zip or .tar, or a list (.csv, .jsonl, .parquet). Give an absolute "
+                    "path, or one below ComfyUI's input folder. Captions come from .txt files "
+                    "beside the pictures, metadata.jsonl or .csv.",
                 ),
                 io.String.Input(
                     "name",
@@ -148,7 +149,7 @@ class BuildIndexNode(io.ComfyNode):
 
         source, target = paths.picture_folder(folder), paths.new_index(name)
         made = make_descriptor(descriptor, vae, model)
-        return _embed(build, source, target, made, cls.hidden.unique_id)
+        return _embed(build, source, target, made, cls)
 
 
 class IndexFromImagesNode(io.ComfyNode):
@@ -156,8 +157,8 @@ class IndexFromImagesNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_IndexFromImages",
-            display_name="Index from Images",
-            category=CATEGORY,
+            display_name="AMG Index from Images",
+            **place(INDEX),
             description="Makes an index of pictures that are already in the workflow, or adds "
             "them to an index. Use it for pictures from Load Image, or for what you have just "
             "drawn and do not want to see again.",
@@ -217,7 +218,7 @@ class IndexFromImagesNode(io.ComfyNode):
         there = paths.index_to_add_to(name) if mode == "add" else None
         if there is None:
             made = make_descriptor(descriptor, *net)
-            return _embed(build, source, target, made, cls.hidden.unique_id)
+            return _embed(build, source, target, made, cls)
         with Index.open(there) as old:
             spec = old.spec
         if spec.kind != descriptor:
@@ -228,7 +229,7 @@ class IndexFromImagesNode(io.ComfyNode):
         if named(descriptor).space == "latent" and None in net:
             make_descriptor(descriptor, *net)  # raises an error that says what to connect
         made = descriptor_of(spec, *net)
-        return _embed(add, source, there, made, cls.hidden.unique_id)
+        return _embed(add, source, there, made, cls, adding=True)
 
 
 def pictures_of(images: list, captions: list[str]):
@@ -285,9 +286,9 @@ class _Progress:
             self.tell(f"{done} pictures so far…")
 
 
-def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
-    """Run `build` or `add` with a progress bar. Returns the index and a summary."""
-    tell = show.text_on(node_id)
+def _embed(make, source, target, descriptor, node, adding=False) -> io.NodeOutput:
+    """Run `build` or `add` for the class `node` with a progress bar. Returns the index and a summary."""
+    tell = show.text_on(node.hidden.unique_id)
     progress = _Progress(tell)
     device = comfy.model_management.get_torch_device()
     try:
@@ -301,21 +302,29 @@ def _embed(make, source, target, descriptor, node_id) -> io.NodeOutput:
     finally:
         with torch.inference_mode(False):
             descriptor.to("cpu")
-    text = summary(report)
+    shown = live.lines(node, summary(report, adding))
+    (text,) = shown["text"]
     tell(text)
-    return io.NodeOutput(open_matcher(target, descriptor), text)
+    return io.NodeOutput(open_matcher(target, descriptor), text, ui=shown)
 
 
-def summary(report) -> str:
-    """A `BuildReport` as a few lines of text."""
-    pictures = "1 picture" if report.count == 1 else f"{report.count} pictures"
-    lines = [f"{pictures} in {report.path.name} ({report.seconds:.1f} s)."]
-    if report.reused:
-        lines.append(f"{report.embedded} new, {report.reused} were in the index already.")
-    lines.append(f"{report.captioned} of {report.files} with a caption.")
+def summary(report, adding: bool) -> list[str | list[Message]]:
+    """A `BuildReport` in lines, as `live.lines` takes them. `adding`: the index was there before."""
+    name, seconds = report.path.name, report.seconds
+    if report.count == 1:
+        lines: list = [[message("index_holds_one", name=name, seconds=seconds)]]
+    else:
+        lines = [[message("index_holds", count=report.count, name=name, seconds=seconds)]]
+    if (kept := report.reused - report.duplicates) and not adding:
+        lines.append([message("index_kept", new=report.embedded, kept=kept)])
+    elif kept:
+        lines.append([message("index_had", new=report.embedded, kept=kept)])
+    if report.duplicates:
+        lines.append([message("index_twice", count=report.duplicates)])
+    lines.append([message("index_captioned", count=report.captioned, files=report.files)])
     if report.skipped:
-        lines.append(f"{len(report.skipped)} skipped. These are NOT guarded:")
+        lines.append([message("index_skipped", count=len(report.skipped))])
         lines += [f"  {source}: {reason}" for source, reason in report.skipped[:SHOWN]]
         if len(report.skipped) > SHOWN:
             lines.append("  …")
-    return "\n".join(lines + list(report.notes))
+    return lines + list(report.notes)

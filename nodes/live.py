@@ -16,6 +16,12 @@ same node ids. There are three kinds:
 
 `messages` are codes (see `amg_core.messages`), which the page turns into words. `words` are the same in
 English, for a page that lacks a code. The live text on the node says the same, for pages without events.
+
+What a node leaves behind is in its `ui` output, which the host keeps in its cache and its history, so the
+page can show it again at any time. Each is a list with one entry, which has ``"class"``:
+
+- ``"amg_report"`` (`result`): a finished run in the form of a report, as far as the page shows it.
+- ``"amg_said"`` (`lines`): the result of the other nodes, a sentence for each line.
 """
 
 from __future__ import annotations
@@ -32,7 +38,9 @@ from ..amg_core.similarity.verdict import Verdict
 from . import show
 
 EVENT = "amg.step"
+APPLY = "AMG_Apply"
 LONGEST = 300  # largest number of characters of a caption or name that is sent
+CURVE = ("score_threshold", "score", "threshold", "similarity", "active", "neighbor")  # of a step
 VERDICT = (
     "similarity", "threshold", "score", "zncc", "zncc_threshold", "source", "caption", "copy",
     "outcome", "checks", "reason",
@@ -50,15 +58,12 @@ def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict],
     the host saved its picture, {"filename", "subfolder", "type"}.
     """
     whose = {"node": node.hidden.unique_id, "class": node.define_schema().node_id}
-    saved = pictures or {}
 
     def send(event: dict) -> None:
         server = show.server()
         if not event or server is None or whose["node"] is None:
             return
-        for near in event.get("neighbors", {}).values():
-            if near["sha256"] in saved:
-                near["picture"] = saved[near["sha256"]]
+        _place(event.get("neighbors", {}), pictures)
         server.send_sync(EVENT, whose | {"prompt": _prompt()} | event, server.client_id)
 
     return send
@@ -85,13 +90,8 @@ def step(run: SamplingRun, attempt: int = 0, retries: int = 0) -> dict:
         "retries": retries,
         "step": len(run.records),
         "total": run.expected_steps,
-        "score_threshold": _finite(record.score_threshold),
-        "score": [_finite(value) for value in record.score],
-        "threshold": _finite(record.threshold),
-        "similarity": [_finite(value) for value in record.similarity],
-        "active": list(record.active),
-        "neighbor": list(record.neighbor),
-        "neighbors": {str(i): entry(index, i) for i in dict.fromkeys(record.neighbor)},
+        **{key: _shown(getattr(record, key)) for key in CURVE},
+        "neighbors": entries(index, dict.fromkeys(record.neighbor)),
     }
 
 
@@ -112,6 +112,69 @@ def unguarded(sentences: Iterable[Message]) -> dict:
     return {"kind": "end"} | said(sentences) | {"verdicts": []}
 
 
+def result(
+    node,
+    report: dict,
+    near: dict[str, dict] | None = None,
+    *,
+    sentences: Iterable[Message] | None = None,
+    pictures: dict[str, dict] | None = None,
+    drawn_by: str | None = None,
+) -> dict:
+    """The `ui` output of a node for a finished run.
+
+    Parameters
+    ----------
+    node : class
+        As for `events_of`.
+    report : dict
+        The report of the run, see `amg_core.report`.
+    near : dict, optional
+        `entries` of its neighbors.
+    sentences : iterable of Message, optional
+        What is said of the run, in place of the report's own story.
+    pictures : dict, optional
+        As for `events_of`.
+    drawn_by : str, optional
+        The execution id of the node on which the run is shown, an Apply AMG. Without it on `node`.
+    """
+    near = {key: dict(each) for key, each in (near or {}).items()}
+    _place(near, pictures)
+    kind = node.define_schema().node_id
+    whose = {"class": kind} if drawn_by is None else {"class": APPLY, "node": drawn_by}
+
+    def curve(steps: list[dict]) -> list[dict]:
+        return [{key: _shown(each[key]) for key in CURVE} for each in steps]
+
+    attempts = [{"steps": curve(each["steps"])} for each in report["attempts"][1:]]
+    verdicts = [{"outcome": each["outcome"]} for each in report["verdicts"]]
+    told = said(reports.story(report) if sentences is None else sentences)
+    shown = whose | {
+        "steps": curve(report["steps"]), "attempts": [{}, *attempts], "verdicts": verdicts,
+        "retries": report.get("retries"), "neighbors": near, "story": told["messages"],
+        "words": told["words"],
+    }  # fmt: skip
+    return {"text": (told["words"],), "amg_report": [shown]}
+
+
+def words_only(node, sentences: Iterable[Message]) -> dict:
+    """The `ui` output of a node that drew without comparing anything."""
+    nothing: dict = {"steps": [], "attempts": [], "verdicts": []}
+    return result(node, nothing, sentences=sentences)
+
+
+def lines(node, each_line: Iterable[str | Iterable[Message]]) -> dict:
+    """The `ui` output of a node whose result is text. Each line is a text or some messages."""
+    every = [_as_written(line) if isinstance(line, str) else said(line) for line in each_line]
+    kind = node.define_schema().node_id
+    text = "\n".join(line["words"] for line in every)
+    return {"text": (text,), "amg_said": [{"class": kind, "lines": every}]}
+
+
+def _as_written(text: str) -> dict:
+    return {"messages": [{"code": "as_written", "words": text}], "words": text}
+
+
 def said(sentences: Iterable[Message]) -> dict:
     """The fields "messages" and "words" of an event."""
     sentences = list(sentences)
@@ -121,6 +184,18 @@ def said(sentences: Iterable[Message]) -> dict:
 def verdict(found: Verdict) -> dict:
     """A `Verdict` on a finished picture as short JSON."""
     return {key: _shown(getattr(found, key)) for key in VERDICT} | said([found.message()])
+
+
+def entries(index, rows: Iterable[int]) -> dict[str, dict]:
+    """`entry` of each of these rows, by its number as text."""
+    return {str(i): entry(index, i) for i in rows}
+
+
+def _place(near: dict[str, dict], pictures: dict[str, dict] | None) -> None:
+    """Note in `entries` where the host saved the pictures of an index that ends with the run."""
+    for each in near.values():
+        if pictures and each["sha256"] in pictures:
+            each["picture"] = pictures[each["sha256"]]
 
 
 def entry(index, i: int) -> dict:

@@ -12,8 +12,8 @@ from comfy_api.latest import io
 from ..amg_core.detection.statistics import WEIGHT
 from ..amg_core.errors import AMGError
 from ..amg_core.mitigation.adaptation import METRICS, NORM
-from . import show
-from .types import CATEGORY
+from . import live, show
+from .types import EXPERT, PROMPT, place
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
 SETTINGS = ["paper", "code"]
@@ -37,8 +37,8 @@ class RandomisePromptNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_RandomisePrompt",
-            display_name="Randomise Prompt",
-            category=CATEGORY,
+            display_name="AMG Randomise Prompt",
+            **place(PROMPT),
             description="Puts random words into a prompt, so that it is no longer exactly the "
             "caption of a memorised picture (Somepalli et al. 2023). Costs nothing and needs no "
             "index. The picture changes and follows the prompt a little less.",
@@ -101,7 +101,7 @@ class RandomisePromptNode(io.ComfyNode):
         draw = None if clip is None else vocabulary(clip)
         prompt = text if repeats == 0 else randomise(text, method, recipe, generator, draw)
         show.text_on(cls.hidden.unique_id)(prompt)
-        return io.NodeOutput(prompt, ui={"text": (prompt,)})
+        return io.NodeOutput(prompt, ui=live.lines(cls, [prompt]))
 
 
 class PromptNoiseNode(io.ComfyNode):
@@ -109,8 +109,8 @@ class PromptNoiseNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_PromptNoise",
-            display_name="Noise on Prompt",
-            category=CATEGORY,
+            display_name="AMG Noise on Prompt",
+            **place(PROMPT),
             description="Adds noise to an encoded prompt (GNI of Somepalli et al. 2023). Costs "
             "nothing and needs no index. It is the mildest remedy, and the weakest against "
             "pictures that are strongly memorised.",
@@ -162,8 +162,8 @@ class PaddingFixNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_PaddingFix",
-            display_name="Padding Fix",
-            category=CATEGORY,
+            display_name="AMG Padding Fix",
+            **place(PROMPT),
             description="Encodes a prompt for Stable Diffusion 1.x without its usual padding, "
             "which carries most of what such models memorised. Use it in place of CLIP Text "
             "Encode for the positive prompt. Costs nothing and needs no index. Other text "
@@ -242,8 +242,8 @@ class AdaptPromptNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_AdaptPrompt",
-            display_name="Adapt Prompt",
-            category=CATEGORY,
+            display_name="AMG Adapt Prompt",
+            **place(PROMPT),
             description="Changes an encoded prompt until the model no longer follows it as "
             "strongly as a memorised caption (Wen et al. 2024, or Asthana and Belagiannis "
             "2026). Needs no index. A prompt under the target stays exactly as it is, and costs "
@@ -359,7 +359,7 @@ class AdaptPromptNode(io.ComfyNode):
         )  # fmt: skip
         report = summary(outcome, target)
         show.text_on(cls.hidden.unique_id)(report)
-        return io.NodeOutput(adapted, report, ui={"text": (report,)})
+        return io.NodeOutput(adapted, report, ui=live.lines(cls, report.splitlines()))
 
 
 class DelayedGuidanceNode(io.ComfyNode):
@@ -367,8 +367,8 @@ class DelayedGuidanceNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_DelayedGuidance",
-            display_name="Delayed Guidance",
-            category=CATEGORY,
+            display_name="AMG Delayed Guidance",
+            **place(EXPERT),
             description="Weakens the prompt in the first part of the sampling, or steers away "
             "from it, so that the picture does not become a memorised one (Jain et al. 2025). "
             "Costs nothing, needs no index, and works with every sampler and with Apply AMG. It "

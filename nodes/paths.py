@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import re
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import folder_paths
 
@@ -15,8 +19,9 @@ from ..amg_core.files import named_folder
 
 INDEXES, WEIGHTS = "amg_indexes", "amg"
 WEIGHT_EXTENSIONS = {".pt", ".pth", ".safetensors"}
-NO_INDEX = "(no index yet: use Build Memorization Index)"
+NO_INDEX = "(no index yet: use Build Memorization Index)"  # the page knows how it begins
 MANIFEST = "manifest.json"
+OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|[^/]*\\")  # C:\pictures, \\server\share, cats\dogs
 CALIBRATIONS = "prompt_probe"  # in models/amg
 DEMO_LORAS = Path(__file__).parents[1] / "amg_demo" / "lora"  # one file: amg-demo-lora.safetensors
 log = logging.getLogger(__name__)
@@ -91,19 +96,37 @@ def index_to_add_to(name: str) -> Path | None:
 
 
 def picture_folder(folder: str) -> Path:
-    """The path of a folder, archive or list. A relative one is in ComfyUI's input folder.
+    """The path of a folder, picture, archive or list. A relative one is in ComfyUI's input folder.
 
-    AMGError if `folder` is empty.
+    It may be a file:// address, as file managers copy it. AMGError if `folder` is empty, or a path of
+    Windows where ComfyUI runs elsewhere.
     """
-    folder = folder.strip().strip('"')
+    folder = _plain(folder.strip().strip("\"'"))
     if not folder:
         raise AMGError(
-            "folder: it is empty. Give the folder of the pictures to stay away from (or a .zip, "
-            "a .tar, a list), as an absolute path or relative to "
+            "folder: it is empty. Give the folder of the pictures to stay away from (or a picture, "
+            "a .zip, a .tar, a list), as an absolute path or relative to "
             f"{folder_paths.get_input_directory()}."
         )
     path = Path(folder).expanduser()
-    return path if path.is_absolute() else Path(folder_paths.get_input_directory()) / path
+    if not path.is_absolute():
+        path = Path(folder_paths.get_input_directory()) / path
+    if os.sep == "/" and OF_WINDOWS.match(folder) and not path.exists():
+        raise AMGError(
+            f"folder: {folder} is a path of Windows, and ComfyUI runs on {platform.system()} here. "
+            "Give the path as this computer names it, with / between folders: for example "
+            "/home/me/pictures, or in WSL /mnt/c/Users/me/pictures."
+        )
+    return path
+
+
+def _plain(folder: str) -> str:
+    """A file:// address as a path. Anything else as it is."""
+    if not folder.lower().startswith("file://"):
+        return folder
+    host, path = urlsplit(folder)[1:3]
+    away = f"//{host}" if host not in ("", "localhost") else ""  # a share of another computer
+    return away + url2pathname(path)
 
 
 def weights(kind: Kind) -> list[Path]:

@@ -11,7 +11,7 @@ from ..amg_core.messages import words as in_words
 from ..amg_core.similarity.verdict import verdict
 from . import latents, live, show
 from .opening import descriptor_of
-from .types import CATEGORY, MemorizationIndex
+from .types import CHECK, MemorizationIndex, place
 
 SHOWN = 16  # pictures of a batch that the page shows
 SIDE = 384  # their longer side on the page, in pixels
@@ -22,8 +22,8 @@ class SimilarityProbeNode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="AMG_SimilarityProbe",
-            display_name="Similarity Probe",
-            category=CATEGORY,
+            display_name="AMG Copy Check (Similarity Probe)",
+            **place(CHECK),
             description="Compares finished pictures with an index, shows the nearest picture for "
             "each and says whether it is a copy. Works on any picture, guarded or not.",
             inputs=[

@@ -12,7 +12,7 @@ from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.schedule import KINDS, Schedule
 from . import decoding, hook, live, show
-from .types import ADVANCED, CATEGORY, Drawn, MemorizationIndex, ReportHandle
+from .types import ADVANCED, EXPERT, START, Drawn, MemorizationIndex, ReportHandle, place
 
 AS_PRESET = "preset"
 RETRIES = 2
@@ -224,7 +224,7 @@ class SamplerNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Sampler",
             display_name="AMG Sampler",
-            category=CATEGORY,
+            **place(START),
             description="KSampler with Anti-Memorization Guidance. It compares every step with "
             "the index, and steers away only while the picture comes too close to one of its "
             "pictures. If nothing is close, the same seed gives exactly the picture of KSampler.",
@@ -304,7 +304,8 @@ class SamplerNode(io.ComfyNode):
             denoise=denoise,
         )  # fmt: skip
         write_into_pictures(cls.hidden, report.latest, tells)
-        return io.NodeOutput(latent, *outputs_of(report))
+        shown = live.result(cls, report.latest, report.near)
+        return io.NodeOutput(latent, *outputs_of(report), ui=shown)
 
 
 class ApplyNode(io.ComfyNode):
@@ -313,7 +314,7 @@ class ApplyNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Apply",
             display_name="Apply AMG",
-            category=CATEGORY,
+            **place(EXPERT),
             description="Puts the guard on a model, for any sampler node. It has all settings; "
             "AMG Sampler has the few that matter most. A model carries one guard: for several "
             "indexes use Combine Indexes.",
@@ -487,7 +488,7 @@ class ApplyNode(io.ComfyNode):
             dissimilarity=dissimilarity, exit=exit, start_percent=start_percent,
             end_percent=end_percent, **changes,
         )  # fmt: skip
-        report = hook.Report()
+        report = hook.Report(drawn_by=cls.hidden.unique_id)
         guarded = hook.attach(
             model, index, settings, clip=clip, vae=vae, decoder=decoder,
             loop=loop_of(if_still_copied, retries, new_noise), report=report,
@@ -503,7 +504,7 @@ class ReportNode(io.ComfyNode):
         return io.Schema(
             node_id="AMG_Report",
             display_name="AMG Report",
-            category=CATEGORY,
+            **place(EXPERT),
             description="Shows what a model guarded by Apply AMG measured and did in its latest "
             "sampling, and writes it into the saved pictures.",
             inputs=[
@@ -532,7 +533,9 @@ class ReportNode(io.ComfyNode):
     def execute(cls, run: hook.Report, after, report_in_picture=reports.ANONYMOUS) -> io.NodeOutput:
         tells, written = tells_of(report_in_picture), outputs_of(run)
         write_into_pictures(cls.hidden, run.latest, tells)
-        return io.NodeOutput(*written, after)
+        shown = live.lines(cls, [reports.story(run.latest)])
+        shown |= live.result(cls, run.latest, run.near, drawn_by=run.drawn_by)
+        return io.NodeOutput(*written, after, ui=shown)
 
 
 def check_choice(name: str, value: str, options) -> None:

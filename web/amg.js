@@ -1,12 +1,18 @@
 // Anti-Memorization Guidance on the page. Everything works without it: nodes then tell in words.
 
-import { api, app, grow, nodeOf, tameText, widgetOf } from "./graph.js";
+import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
+import * as results from "./results.js";
+import * as said from "./said.js";
+import * as search from "./search.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
+
+const NO_INDEX = "(no index"; // how nodes/paths.py begins the only choice, where there is none
+const PANELS = [live.PANEL, probe.PANEL, said.PANEL]; // on these the result is said
 
 function addStyle() {
   const link = document.createElement("link");
@@ -23,6 +29,35 @@ function addBrowseButton(node) {
   grow(node);
 }
 
+/** Where there is no index yet: how to get one, and a node for it in place of this one. */
+function offerIndex(node) {
+  const choices = widgetOf(node, "index_name")?.options?.values;
+  if (!Array.isArray(choices) || !choices.every((choice) => choice.startsWith(NO_INDEX))) return;
+  const button = node.addWidget("button", t("make an index"), null, () => replaceByBuild(node), { serialize: false });
+  button.serialize = false;
+  button.tooltip = t("Adds a Build Memorization Index node in place of this one.");
+  said.hint(
+    node,
+    t(
+      "There is no index yet. Make one of the pictures to stay away from: put their folder into a " +
+        "Build Memorization Index node and run it.",
+    ),
+  );
+}
+
+function replaceByBuild(node) {
+  const { graph, pos } = node;
+  const made = LiteGraph.createNode("AMG_BuildIndex");
+  made.pos = [...pos];
+  graph.add(made);
+  for (const id of [...(node.outputs[0].links ?? [])]) {
+    const link = graph.links.get?.(id) ?? graph.links[id];
+    made.connect(0, graph.getNodeById(link.target_id), link.target_slot);
+  }
+  graph.remove(node);
+  app.canvas.selectNode?.(made);
+}
+
 app.registerExtension({
   name: "AMG.Page",
   commands: [
@@ -34,23 +69,32 @@ app.registerExtension({
     },
   ],
   menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
+  addCustomNodeDefs: search.addWords,
   async setup() {
     addStyle();
     await learn();
+    search.teach();
     events.watch();
     live.watch();
-    probe.watch();
+    said.watch();
+    results.watch();
     // After the host's own listener has put the text on the node.
     api.addEventListener("progress_text", ({ detail }) => {
       setTimeout(() => {
         const node = nodeOf(detail.nodeId);
-        if (node?.comfyClass?.startsWith("AMG_")) tameText(node, Boolean(widgetOf(node, live.PANEL)));
+        if (!node?.comfyClass?.startsWith("AMG_")) return;
+        if (![live.PANEL, probe.PANEL].some((name) => widgetOf(node, name))) said.progress(node, detail.text);
+        tameText(node, PANELS.some((name) => widgetOf(node, name)));
       });
     });
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("AMG_")) return;
-    if (node.comfyClass === "AMG_LoadIndex") addBrowseButton(node);
+    fitTitle(node);
+    if (node.comfyClass === "AMG_LoadIndex") {
+      addBrowseButton(node);
+      offerIndex(node);
+    }
     probe.prepare(node);
     presets.follow(node);
   },

@@ -8,7 +8,8 @@ import { api, app, nodeOf } from "./graph.js";
 
 const MOST = 500; // prompts remembered; the host's own queue is shorter
 const origins = new Map(); // prompt id -> workflow it was queued from
-const known = new Map(); // workflow -> Map(execution id -> { kind, prompt, state, show })
+const known = new Map(); // workflow -> Map("part id" -> { id, kind, prompt, part, state, show })
+const loaded = []; // functions to call when a workflow was loaded
 let loading = 0; // while the host loads, the nodes are already those of a workflow that is not yet `here`
 
 /** The open workflow: an object of the front end's that stays the same while it is open. */
@@ -25,32 +26,44 @@ function bounded(map, key, value) {
 /**
  * Something was told of the node with execution id `id`, of class `kind`, in a prompt.
  *
- * change(state): the new state of that node; state is null at first. show(node, state): called now if its
- * workflow is open, and whenever it is loaded. A prompt that this page did not queue (it was before a
- * reload) is taken for one of the open workflow, and shown on a node of that class only.
+ * part: what it is about; a node has a state for each. change(state, same): the new state of that part; state
+ * is null at first, `same` says whether it is of this prompt. show(node, state): called now if the workflow is
+ * open, and whenever it is loaded. A prompt that this page did not queue (it was before a reload) is taken for
+ * one of the open workflow, and shown on a node of that class only. So is what comes from elsewhere (`here`).
  */
-export function tell({ id, kind, prompt }, change, show) {
-  const place = origins.get(prompt) ?? here();
+export function tell({ id, kind, prompt, here: anyway }, part, change, show) {
+  const place = anyway ? here() : (origins.get(prompt) ?? here());
   if (prompt && !origins.has(prompt)) bounded(origins, prompt, place); // it stays where it was first shown
   if (!known.has(place)) bounded(known, place, new Map());
-  const nodes = known.get(place);
-  const before = nodes.get(id);
-  const state = change(before?.kind === kind ? before.state : null);
-  nodes.set(id, { kind, prompt, state, show });
-  if (place === here()) showOn(id, nodes.get(id));
+  const entries = known.get(place);
+  const key = `${part} ${id}`;
+  const before = entries.get(key);
+  const state = change(before?.kind === kind ? before.state : null, before?.prompt === prompt);
+  entries.set(key, { id, kind, prompt, part, state, show });
+  if (place === here()) showOn(entries.get(key));
 }
 
-/** Change what was told of each node in a prompt, as `tell` does. */
-export function tellAll(prompt, change) {
+/** Change the state of that part of each node in the workflow of a prompt, as `tell` does. */
+export function tellAll(prompt, part, change) {
   const place = origins.get(prompt) ?? here();
-  for (const [id, entry] of known.get(place) ?? []) {
-    if (entry.prompt !== prompt) continue;
-    entry.state = change(entry.kind, entry.state);
-    if (place === here()) showOn(id, entry);
+  for (const entry of known.get(place)?.values() ?? []) {
+    if (entry.part !== part) continue;
+    entry.state = change(entry.state, entry.prompt === prompt);
+    if (place === here()) showOn(entry);
   }
 }
 
-function showOn(id, { kind, state, show }) {
+/** Whether anything was told of the open workflow. */
+export function isTold() {
+  return known.has(here());
+}
+
+/** Call `then` whenever a workflow was loaded, after what is known of it was shown. */
+export function whenLoaded(then) {
+  loaded.push(then);
+}
+
+function showOn({ id, kind, state, show }) {
   if (loading) return; // shown when it has loaded
   const node = nodeOf(id);
   if (node?.comfyClass === kind) show(node, state);
@@ -71,7 +84,8 @@ export function watch() {
       return await load.apply(this, args);
     } finally {
       loading -= 1;
-      for (const [id, entry] of known.get(here()) ?? []) showOn(id, entry);
+      for (const entry of known.get(here())?.values() ?? []) showOn(entry);
+      if (!loading) for (const then of loaded) then();
     }
   };
 }

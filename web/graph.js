@@ -6,6 +6,8 @@ import { api } from "../../scripts/api.js";
 export { app, api };
 
 const NARROWEST = 260; // pixels of a node with a panel
+const TITLE_LETTER = 7.5; // pixels, on average
+const TITLE_ROOM = 60; // pixels beside it
 const LIVE_TEXT = "$$node-text-preview"; // the host's widget for text that the server sends
 
 /** The node with an execution id: "7", or "12:3" for node 3 of the subgraph that node 12 is. */
@@ -48,6 +50,11 @@ export function addPanel(node, name, element, height) {
   widget.serialize = false;
   grow(node, NARROWEST);
   return widget;
+}
+
+/** Make a new node so wide that its title is read whole. */
+export function fitTitle(node) {
+  node.setSize([Math.max(node.size[0], node.title.length * TITLE_LETTER + TITLE_ROOM), node.size[1]]);
 }
 
 /** Make room for what was added; never shrinks a node. */

@@ -1,14 +1,18 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, likeness, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
+import { addPanel, api, el, grow, likeness, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
 import { describe, draw } from "./curve.js";
 import { tell, tellAll } from "./events.js";
+import { runOf } from "./report.js";
 import { inOwnUnit, said, t } from "./words.js";
 
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
+const WORDS_ONLY = 60; // pixels, where nothing was compared
 export const PANEL = "amg_live"; // the widget
+export const KINDS = ["AMG_Sampler", "AMG_Apply", "AMG_Guard"]; // the nodes
+const PART = "live";
 
 const panels = new WeakMap(); // node -> its panel
 
@@ -17,7 +21,15 @@ const NOT_ENDED = {
   messages: [{ code: "not_judged" }, { code: "not_ended" }],
   words: "not checked · the run did not end",
 };
-const newRun = () => ({ attempts: [], neighbors: {}, ended: false, said: NOTHING, verdicts: [], pinned: null });
+const newRun = () => ({
+  attempts: [],
+  neighbors: {},
+  ended: false,
+  said: NOTHING,
+  verdicts: [],
+  pinned: null,
+  origin: "", // where the run was found, if it was not seen
+});
 const unseen = { score: [], score_threshold: null, active: [], neighbor: [] }; // before the page listened
 
 /** A run with one more event in it: the same one, or a new one where the event begins it. */
@@ -58,6 +70,7 @@ class Panel {
     this.caption = el("div", { class: "amg-caption" });
     this.numbers = el("div", { class: "amg-numbers" });
     this.words = el("div", { class: "amg-words", role: "status" });
+    this.origin = el("div", { class: "amg-origin" });
     this.element = el(
       "section",
       { class: "amg-panel", "aria-label": t("What the guard sees") },
@@ -65,15 +78,18 @@ class Panel {
       this.chips,
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
       this.words,
+      this.origin,
     );
-    addPanel(node, PANEL, this.element, () => HEIGHT);
+    addPanel(node, PANEL, this.element, () => (this.element.dataset.empty ? WORDS_ONLY : HEIGHT));
   }
 
   show(run) {
     const attempt = run.attempts.at(-1);
     const step = attempt?.steps.at(-1);
     this.words.textContent = said(run.said);
+    this.origin.textContent = run.origin;
     this.element.dataset.outcome = outcome(run);
+    this.element.dataset.empty = step ? "" : "yes";
     if (!step) return this.#clear();
     const sample = chosen(run);
     this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample));
@@ -86,9 +102,14 @@ class Panel {
   #clear() {
     for (const each of [this.svg, this.chips]) each.replaceChildren();
     this.svg.setAttribute("aria-label", describe([], 0));
+    this.#clearNearest();
+    for (const each of [this.high, this.low, this.numbers]) each.textContent = "";
+  }
+
+  #clearNearest() {
     this.picture.hidden = true;
     this.picture.removeAttribute("src");
-    for (const each of [this.high, this.low, this.name, this.caption, this.numbers]) each.textContent = "";
+    for (const each of [this.name, this.caption]) each.textContent = "";
   }
 
   #showChips(run, count) {
@@ -109,12 +130,12 @@ class Panel {
 
   #showNearest(run, attempt, step, sample) {
     const near = run.neighbors[step.neighbor[sample]];
-    if (near) {
-      const url = near.picture ? viewURL(near.picture) : thumbnailURL(near);
-      if (this.picture.getAttribute("src") !== url) {
-        this.picture.hidden = false;
-        this.picture.src = url;
-      }
+    if (!near) {
+      this.#clearNearest();
+    } else {
+      const url = addressOf(near);
+      this.picture.hidden = !url;
+      if (url && this.picture.getAttribute("src") !== url) this.picture.src = url;
       const name = near.picture ? t("the stored picture, drawn from another seed") : near.source;
       this.picture.alt = t("Nearest picture: <name>", { name: near.caption || name });
       this.name.textContent = name;
@@ -136,6 +157,12 @@ class Panel {
   }
 }
 
+/** Where the picture of a row is, or "" in a report that names none. */
+function addressOf(near) {
+  if (near.picture) return viewURL(near.picture);
+  return near.sha256 ? thumbnailURL(near) : "";
+}
+
 function outcome(run) {
   if (!run.ended) return "running";
   const all = run.verdicts.map((verdict) => verdict.outcome);
@@ -144,22 +171,33 @@ function outcome(run) {
 }
 
 function show(node, run) {
-  if (!panels.has(node) && !run.attempts.length) return; // the host's own text says it
   if (!panels.has(node)) panels.set(node, new Panel(node));
   tameText(node, true);
   panels.get(node).show(run);
+  grow(node);
+}
+
+/** The run that a report tells of. origin: where it was found, in words, if it is not the server's own. */
+export function read(report, { origin = "" } = {}) {
+  return runOf(report, { ours: !origin, origin });
+}
+
+/** A run that has ended: as it was seen, or else as its report tells it. */
+export function finished(of, report, { origin = "" } = {}) {
+  const seen = (run, same) => same && !origin && run?.ended && run.attempts.length;
+  tell(of, PART, (run, same) => (seen(run, same) ? run : read(report, { origin })), show);
 }
 
 /** The server says which node it is: its execution id, its class and the prompt. */
 function receive({ detail }) {
   const of = { id: detail.node, kind: detail.class, prompt: detail.prompt };
-  tell(of, (run) => enter(run ?? newRun(), detail), show);
+  tell(of, PART, (run) => enter(run ?? newRun(), detail), show);
 }
 
 /** What was seen of a run that ended otherwise stays, and the panel says so. */
 function stopped({ detail }) {
-  tellAll(detail.prompt_id, (_, run) => {
-    if (!run.attempts || run.ended) return run;
+  tellAll(detail.prompt_id, PART, (run, same) => {
+    if (!same || run.ended) return run;
     return enter(run, { kind: "end", ...NOT_ENDED, verdicts: [] });
   });
 }

@@ -1,10 +1,11 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, api, el, grow, likeness, shown, tameText, viewURL } from "./graph.js";
+import { addPanel, el, grow, likeness, shown, tameText, viewURL } from "./graph.js";
 import { tell } from "./events.js";
 import { inOwnUnit, said, t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";
+export const PANEL = "amg_probe"; // the widget
 const panels = new WeakMap(); // node -> element of its panel
 
 function image(saved, alt, title) {
@@ -77,7 +78,7 @@ function show(node, { verdicts, left }) {
     const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };
     list = el("div", { class: "amg-panel amg-probe", ...attributes });
     panels.set(node, list);
-    addPanel(node, "amg_probe", list, () => (list.children.length > 1 ? 400 : 260));
+    addPanel(node, PANEL, list, () => (list.children.length > 1 ? 400 : 260));
   }
   list.replaceChildren(...rows);
   tameText(node, true);
@@ -91,10 +92,7 @@ export function prepare(node) {
   node.onDrawBackground = () => {};
 }
 
-export function watch() {
-  api.addEventListener("executed", ({ detail }) => {
-    const found = detail.output?.amg_probe?.[0];
-    const of = { id: detail.display_node ?? detail.node, kind: NODE, prompt: detail.prompt_id };
-    if (found) tell(of, () => found, show);
-  });
+/** What the node has left in its output. */
+export function finished(of, found) {
+  tell({ ...of, kind: NODE }, "probe", () => found, show);
 }

@@ -8,17 +8,26 @@ const PLACE = /<(\w+)(?::(\d))?>/g; // what stands for a value, and how many dec
 
 let texts = {}; // language -> main.json
 
+let asked = null; // a promise of them
+
 /** Ask the host once; without an answer the page speaks English. */
-export async function learn() {
-  try {
-    texts = await (await api.fetchApi("/i18n")).json();
-  } catch {
-    texts = {};
-  }
+export function learn() {
+  asked ??= api
+    .fetchApi("/i18n")
+    .then((answer) => answer.json())
+    .then((found) => (texts = found))
+    .catch(() => {});
+  return asked;
 }
 
 function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+}
+
+/** The words, of all languages, by which people may search for the nodes of that part of the category. */
+export function searched(part) {
+  const every = Object.values(texts).map((each) => each.amg_search?.[part] ?? "");
+  return [...new Set(every.join(", ").split(", "))].filter(Boolean);
 }
 
 /** `text` in the host's language, with what stands for <name> put in. */
@@ -33,15 +42,19 @@ export function inOwnUnit(similarity, threshold) {
   return t("In the units of the index's descriptor: similarity <value>, threshold <limit>.", values);
 }
 
-/** What the server told, { messages, words }, in the host's language; `words` where a code is unknown here. */
+/** What the server told, { messages, words }, in the host's language; `words` where that cannot be read. */
 export function said({ messages, words }) {
   const known = { ...texts.en?.amg_messages, ...texts[language()]?.amg_messages };
-  if (!messages.every(({ code }) => code in known)) return words;
-  return messages.map((each) => sentence(each, known)).join(BETWEEN);
+  try {
+    return messages.map((each) => sentence(each, known)).join(BETWEEN);
+  } catch {
+    return words; // a code that is unknown here, or a damaged report
+  }
 }
 
 /** As `words` of amg_core/messages.py does it. */
 function sentence(message, known) {
+  if (!Object.hasOwn(known, message.code)) throw new RangeError(`no sentence for ${message.code}`);
   return known[message.code].replace(PLACE, (_, name, decimals) => value(message[name], decimals, known));
 }
 

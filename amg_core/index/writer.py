@@ -76,6 +76,8 @@ class BuildReport:
         `Index.hash`.
     files, captioned : int
         Number of usable files of the source, and of those that have a caption.
+    duplicates : int
+        Number of files of a build that hold the same picture as another of its files. 0 for `add`.
     notes : list of str
         Files that were left out, caption files that could not be used or only in part, and pictures of
         which only an undamaged part is in the index.
@@ -91,6 +93,7 @@ class BuildReport:
     files: int = 0
     captioned: int = 0
     notes: list[str] = field(default_factory=list)
+    duplicates: int = 0
 
 
 def build(
@@ -137,7 +140,7 @@ def build(
         muted = _muted(run.target)
         manifest = _publish(run.target, work, store, run.order(), (), muted)
         commit.forget_build(run.target)
-        return run.report(manifest)
+        return run.report(manifest, duplicates=run.files - manifest.count)
 
 
 def add(
@@ -519,7 +522,7 @@ class _Run:
             for line in lines:
                 yield Entry(*json.loads(line))
 
-    def report(self, manifest: fmt.Manifest) -> BuildReport:
+    def report(self, manifest: fmt.Manifest, duplicates: int = 0) -> BuildReport:
         return BuildReport(
             count=manifest.count,
             embedded=self.embedded,
@@ -531,6 +534,7 @@ class _Run:
             files=self.files,
             captioned=self.captioned,
             notes=[*self.source.notes, *self.flaws],
+            duplicates=duplicates,
         )
 
     def _nothing(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,24 @@ def test_picture_folders(amg, build, tmp_path):
             build(folder, "x")
     with pytest.raises(amg.AMGError, match="No picture files"):
         build(tmp_path, "x")
+
+
+@pytest.mark.skipif(os.sep != "/", reason="these are paths here")
+@pytest.mark.parametrize(
+    "folder", ["C:\\Users\\me\\cats", "d:/cats", "\\\\nas\\cats", "cats\\dogs", '"C:\\cats"']
+)
+def test_paths_of_windows(build, amg, folder):
+    with pytest.raises(amg.AMGError, match=r"is a path of Windows.*/mnt/c/"):
+        build(folder, "x")
+
+
+def test_addresses_of_files(amg, tmp_path):
+    folder = tmp_path / "my cats"
+    for text in (folder.as_uri(), f"file://localhost{folder}", f" '{folder}' ", str(folder)):
+        assert amg.paths.picture_folder(text) == folder
+    odd = tmp_path / "a\\b"  # a name that is allowed here
+    odd.mkdir()
+    assert amg.paths.picture_folder(str(odd)) == odd
 
 
 def test_report_before_any_run(amg, run_node, custom):

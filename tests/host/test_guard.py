@@ -61,6 +61,7 @@ def test_a_key_is_left_without_any_index(amg, demo, guard, plain):
     written = json.loads(report)
     assert written["index"]["count"] == 2 and written["verdicts"][0]["outcome"] == "no_copy"
     assert written["verdicts"][0]["source"].startswith("drawn from another seed")
+    assert [each["code"] for each in written["before"]] == ["drawings_agree", "steered"]
 
 
 def test_an_ordinary_prompt_is_drawn_bit_for_bit_as_ever(guard, plain):

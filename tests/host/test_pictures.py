@@ -49,6 +49,6 @@ def test_the_node_says_what_was_left_out_and_how_many_captions(run_node, tmp_pat
     (tmp_path / "film.mp4").write_bytes(b"?")
     (tmp_path / "other.csv").write_text("words\nhello\n")
     _, summary = run_node("AMG_BuildIndex", folder=str(tmp_path), name="left", descriptor="pixel")
-    assert summary.startswith("3 pictures") and "1 of 3 with a caption." in summary
+    assert summary.startswith("3 pictures") and "1 of 3 with a caption" in summary
     assert "1 file is left out, being no picture: 1 .mp4 (film.mp4)" in summary
     assert "no column that names pictures" in summary

@@ -87,7 +87,8 @@ def test_listed(server):
     ours = {name: node for name, node in info.items() if name.startswith("AMG_")}
     snapshot = Path(__file__).parents[1] / "nodes/schema.json"
     assert set(ours) == set(json.loads(snapshot.read_text()))
-    assert {node["category"] for node in ours.values()} == {"AMG"}
+    parts = ("start here", "index", "check", "prompt", "advanced")
+    assert {node["category"] for node in ours.values()} == {f"AMG/{part}" for part in parts}
     assert {node["python_module"] for node in ours.values()} == {f"custom_nodes.{FOLDER}"}
     for node in ours.values():
         assert all(node["output_tooltips"])
@@ -274,6 +275,23 @@ def test_a_workflow_saved_before_the_loop_runs(server):
     assert error["details"].startswith("if_still_copied - 'Stop' is not one of the choices")
 
 
+def under_apply(prompt: dict, sampler: str) -> str:
+    """Replace AMG Sampler by KSampler behind Apply AMG, node 80; the id of AMG Report behind it."""
+    inputs = prompt[sampler]["inputs"]
+    guards = ("preset", "index", "clip", "vae", "despecification", "deduplication", "dissimilarity")
+    kept = {name: value for name, value in inputs.items() if name not in guards}
+    prompt[sampler] = step("KSampler", **kept | {"model": ["80", 0]})
+    prompt["80"] = step(
+        "AMG_Apply", model=inputs["model"],
+        **{name: inputs[name] for name in guards if name in inputs},
+        thresholds="preset", schedule="parabolic", threshold_start=0.2, threshold_end=0.4,
+        form="preset", exit=1.0, start_percent=0.0, end_percent=1.0, margin=0.05,
+        iterations=0, decoder="auto",
+    )  # fmt: skip
+    prompt["81"] = step("AMG_Report", run=["80", 1], after=[sampler, 0])
+    return "81"
+
+
 def saved(server, first_look, steps: int, through_report: bool = False):
     """Run the first look with Save Image behind the guarded sampler; (metadata, prompt, reporter)."""
     from PIL import Image
@@ -283,18 +301,7 @@ def saved(server, first_look, steps: int, through_report: bool = False):
     inputs = prompt[sampler]["inputs"] | {"steps": steps}
     prompt[sampler]["inputs"], source = inputs, sampler
     if through_report:
-        names = ("preset", "index", "clip", "vae", "despecification", "deduplication",
-                 "dissimilarity", "model")  # fmt: skip
-        kept = {name: value for name, value in inputs.items() if name not in names[:-1]}
-        prompt[sampler] = step("KSampler", **kept | {"model": ["80", 0]})
-        prompt["80"] = step(
-            "AMG_Apply", **{name: inputs[name] for name in names if name in inputs},
-            thresholds="preset", schedule="parabolic", threshold_start=0.2, threshold_end=0.4,
-            form="preset", exit=1.0, start_percent=0.0, end_percent=1.0, margin=0.05,
-            iterations=0, decoder="auto",
-        )  # fmt: skip
-        prompt["81"] = step("AMG_Report", run=["80", 1], after=[sampler, 0])
-        source = "81"
+        source = under_apply(prompt, sampler)
     slot = 2 if through_report else 0
     prompt["90"] = step("VAEDecode", samples=[source, slot], vae=[demo, 2])
     prompt["91"] = step("SaveImage", images=["90", 0], filename_prefix=f"report-{steps}")
@@ -321,7 +328,36 @@ def test_the_report_travels_in_the_picture(server, first_look, through_report):
         assert written["index"]["name"] == "" and len(written["index"]["hash"]) > 8
         assert written["judged_by"] == "vae" and written["verdicts"][0]["neighbor"] >= 0
         assert written["left_out"][0] == "names" and "memorised-" not in json.dumps(written)
-        assert "comfyui" in written["versions"]
+        assert "comfyui" in written["versions"] and written["retries"] == 2
+        assert "memorised-" not in json.dumps(written["story"])
+        assert {each["code"] for each in written["story"]} & {"no_copy", "still_a_copy_one"}
+
+
+def test_results_are_in_the_outputs_of_the_nodes(server, first_look):
+    """Also of a run in which nothing was executed: from these the page shows them again."""
+    first, again = (finish(server, first_look)["outputs"] for _ in range(2))
+    (sampler,), (builder,) = (
+        of_type(first_look, f"AMG_{kind}") for kind in ("Sampler", "BuildIndex")
+    )
+    assert sampler in cached(server, first_look)
+    (shown,) = again[sampler]["amg_report"]
+    assert shown["steps"] and shown["neighbors"] and shown["verdicts"]
+    assert again[sampler] == first[sampler]
+    (told,) = again[builder]["amg_said"]
+    assert told["lines"][0]["words"].startswith("632 pictures in ")
+
+
+def test_a_run_under_apply_amg_is_shown_on_it(server, first_look):
+    """AMG Report leaves what the page shows on Apply AMG."""
+    prompt = guarded_part(first_look)
+    (sampler,) = of_type(prompt, "AMG_Sampler")
+    prompt[sampler]["inputs"]["steps"] = 5
+    under_apply(prompt, sampler)
+    prompt["99"] = step("PreviewAny", source=["81", 0])
+    outputs = succeed(server, prompt)
+    (shown,) = outputs["81"]["amg_report"]
+    assert (shown["class"], shown["node"], len(shown["steps"])) == ("AMG_Apply", "80", 5)
+    assert outputs["81"]["amg_said"][0]["lines"][0]["words"] == shown["words"]
 
 
 def test_unchanged_nodes_come_from_the_cache(server, first_look):
@@ -335,6 +371,7 @@ def test_an_error_reaches_the_artist(server):
     done = finish(server, {"1": build})
     error = dict(done["status"]["messages"])["execution_error"]
     assert "/nowhere" in error["exception_message"]
+    assert error["exception_type"] == "amg.AMGError"  # wherever the pack lies
     assert error["node_type"] == "AMG_BuildIndex"
 
 

@@ -675,12 +675,24 @@ def test_errors(tmp_path):
     refused("x.csv", b"a.png,caption\nb.png,c\n", r"x\.csv has no column")
     refused("y.csv", b"", r"y\.csv has no rows")
     refused("x.docx", b"", r"x\.docx is a file that holds no pictures")
-    refused("x.png", encoded(1), "give its folder")
     with pytest.raises(AMGError, match=r"No picture files in .*none\.zip"):
         open_source(helpers.as_zip({"a.txt": b"x"}, tmp_path / "none"))
     (tmp_path / "void").mkdir()
     with pytest.raises(AMGError, match=r"No picture files in .*void"):
         open_source(tmp_path / "void")
+
+
+def test_a_single_picture(tmp_path):
+    """With its caption, and without what lies beside it."""
+    for name in ("fox.png", "owl.png", "fox"):
+        (tmp_path / name).write_bytes(encoded(1))
+    (tmp_path / "fox.txt").write_text("a red fox")
+    (tmp_path / "owl.txt").write_text("an owl")
+    for name in ("fox.png", "fox"):
+        source = open_source(tmp_path / name)
+        (item,) = source
+        assert (item.source, item.caption, len(source)) == (name, "a red fox", 1)
+        assert source.skipped == source.notes == []
 
 
 # --- memory ------------------------------------------------------------------------------------

@@ -167,3 +167,46 @@ def test_a_picture_that_no_index_keeps_is_where_the_host_saved_it(core, run, mon
     near, other = sent[0][1]["neighbors"].values()
     assert near["picture"] == saved
     assert "picture" not in other
+
+
+def test_what_a_run_leaves_in_the_output_of_its_node(core, run, matcher):
+    """All that the panel shows: the host keeps it in its cache and in its history."""
+    verdicts = core.verdict.verdict(matcher, torch.rand(2, 3, 32, 32))
+    attempt = core.retry.Attempt([0, 1], run.report(), verdicts)
+    again = core.retry.Attempt([1], run.report(), verdicts[1:])
+    outcome = core.retry.Outcome(torch.zeros(2), verdicts, [0, 1], [attempt, again])
+    written = core.report.compose(run.report(), outcome, judged_by="vae", retries=3)
+    near = core.live.entries(matcher.index, map(int, written["neighbors"]))
+    saved = {"filename": "a.png", "subfolder": "", "type": "temp"}
+    pictures = {near["3"]["sha256"]: saved}
+    made = core.live.result(node_of("7"), written, near, pictures=pictures)
+    (shown,) = made["amg_report"]
+    assert json.loads(json.dumps(made, allow_nan=False))["amg_report"] == [shown]
+    event = core.live.step(run)
+    assert shown["steps"] == [{key: event[key] for key in core.live.CURVE}]
+    assert [each.get("steps") for each in shown["attempts"]] == [None, shown["steps"]]
+    assert (shown["class"], shown["retries"]) == ("AMG_Any", 3)
+    assert shown["neighbors"]["17"] == event["neighbors"]["17"]
+    assert shown["neighbors"]["3"] == event["neighbors"]["3"] | {"picture": saved}
+    assert "picture" not in near["3"]
+    assert shown["story"] == [each.to_json() for each in core.report.story(written)]
+    assert made["text"] == (shown["words"],) == (core.report.words(written),)
+    assert [each["outcome"] for each in shown["verdicts"]] == [v.outcome for v in verdicts]
+    (elsewhere,) = core.live.result(node_of("7"), written, drawn_by="5")["amg_report"]
+    assert (elsewhere["class"], elsewhere["node"]) == ("AMG_Apply", "5")
+
+
+def test_what_other_nodes_leave(core, pack):
+    message = pack.module("amg_core.messages").message
+    long = "x" * 2 * core.live.LONGEST
+    made = core.live.lines(node_of("7"), [long, [message("no_copy"), message("replaced")]])
+    (shown,) = made["amg_said"]
+    assert shown["class"] == "AMG_Any"
+    assert [each["words"] for each in shown["lines"]] == [
+        long,
+        "no copy · replaced by a blank picture",
+    ]
+    assert shown["lines"][0]["messages"] == [{"code": "as_written", "words": long}]
+    assert made["text"] == (f"{long}\nno copy · replaced by a blank picture",)
+    (words,) = core.live.words_only(node_of("7"), [message("drawn_as_is")])["amg_report"]
+    assert words["words"] == "drawn without the guard" and words["steps"] == []

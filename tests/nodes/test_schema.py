@@ -26,6 +26,7 @@ def test_schema(pack, describe_schema, node_id):
     assert describe_schema(pack.nodes[node_id].define_schema()) == SNAPSHOT[node_id]
 
 
+PARTS = ("start here", "index", "check", "prompt", "advanced")  # of the category
 LONGEST = 320  # characters of a tooltip
 LONGER = {"descriptor": 600}  # has a sentence for each descriptor
 
@@ -33,12 +34,36 @@ LONGER = {"descriptor": 600}  # has a sentence for each descriptor
 @pytest.mark.parametrize("node_id", IDS)
 def test_every_input_and_output_has_a_tooltip(pack, node_id):
     schema = pack.nodes[node_id].define_schema()
-    assert schema.category == "AMG"
+    assert schema.category.removeprefix("AMG/") in PARTS
     assert schema.display_name
     assert schema.description.endswith(".")
     for slot in [*schema.inputs, *schema.outputs]:
         assert slot.tooltip.endswith("."), slot.id
         assert 15 < len(slot.tooltip) < LONGER.get(slot.id, LONGEST), slot.id
+
+
+SEARCHED = ("copyright", "copy", "duplicate", "plagiarism", "training data", "overfit", "lora")
+
+
+def test_found_by_what_people_search_for(pack, monkeypatch):
+    """Where the host's schema has a place for such words; older ones refuse what they do not know."""
+    types = pack.module("nodes.types")
+    assert "search_aliases" not in types.place(types.CHECK)
+
+    def schema(search_aliases=None): ...
+
+    monkeypatch.setattr(types.io, "Schema", schema)
+    found = {part: types.place(part)["search_aliases"] for part in PARTS}
+    assert [word for word in SEARCHED if word not in found["check"]] == []
+    assert [word for word in SEARCHED if word not in found["start here"]] == []
+    assert all(words and all(words) for words in found.values())
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_names_say_whose_they_are(pack, node_id):
+    """Beside hundreds of nodes of others; and at most as long as a title that is not cut off."""
+    name = pack.nodes[node_id].define_schema().display_name
+    assert "AMG" in name and len(name) <= 34
 
 
 @pytest.mark.parametrize("node_id", IDS)

@@ -82,6 +82,7 @@ class Host:
         self.front_end, self.info, self.add_routes = front_end, info, add_routes
         self.messages = messages
         self.pause, self.prompts = 0.02, []
+        self.past: dict[str, dict] = {}  # /history
         self.settings = {
             "Comfy.Workflow.Persist": False,
             "Comfy.TutorialCompleted": True,
@@ -152,7 +153,6 @@ class Host:
             "/workflow_templates": {},
             "/experiment/models": [],
             "/queue": {"queue_running": [], "queue_pending": []},
-            "/history": {},
             "/jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 0, "total": 0, "has_more": False}},
             "/userdata": [],
             "/v2/userdata": [],
@@ -167,6 +167,8 @@ class Host:
         for path, value in fixed.items():
             table.get(path)(constant(value))
         table.get("/i18n")(self._languages)
+        table.get("/history")(self._history)
+        table.get("/history/{prompt}")(self._history)
         table.get("/global_subgraphs")(self._blueprints)
         table.get("/global_subgraphs/{id}")(self._blueprint)
         table.get("/settings")(self._settings)
@@ -197,6 +199,11 @@ class Host:
             files = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
             report[folder.name] = files.pop("main", {}) | files
         return web.json_response(report)
+
+    async def _history(self, request):
+        """All runs, or the one that is asked for."""
+        one = request.match_info.get("prompt")
+        return web.json_response({k: v for k, v in self.past.items() if one in (None, k)})
 
     async def _blueprints(self, _request):
         """As ComfyUI does from 0.3.67 on: by a hash of where it lies, without its content."""

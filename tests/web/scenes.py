@@ -26,7 +26,7 @@ class Scene:
     """One node, what it is wired to, and what the server has told about it.
 
     kind : the node's type. before, after : neighbours to its left and to its right.
-    widgets : values that are not the defaults. text : the live text that a run left on it.
+    widgets : values that are not the defaults. text : the result of a node whose result is text.
     report : (type, data) of the server's messages; they get the node's id.
     picture : the file; or a folder, where it is called as the node is.
     """
@@ -78,7 +78,7 @@ NODES = [
     Scene("AMG_LoadIndex"),
     Scene("AMG_Sampler", widgets=fixed(**DRAWING), report=report("events")),
     Scene("AMG_Apply", report=report("AMG_Apply")),
-    Scene("AMG_SimilarityProbe", report=report("AMG_SimilarityProbe")),
+    Scene("AMG_SimilarityProbe", report=report("AMG_SimilarityProbe"), width=330),
     Scene("AMG_BuildIndex", widgets={"folder": "my-pictures"}),
     Scene(
         "AMG_IndexFromImages",
@@ -116,11 +116,11 @@ NODES = [
     ),
     Scene(
         "AMG_PromptProbe",
+        width=330,
         widgets={"text": "fox face on violet rays", "false_alarms": 0.05},
         text="suspicious: this prompt probably draws a training picture · combined 6.7 · "
         "fewer than one in 240 ordinary prompts scores as high · "
         "trigger words: “violet” (−9.2), “fox” (−7.7), “rays” (−4.3)",
-        room=112,
     ),
     Scene(
         "AMG_CalibratePromptProbe",
@@ -137,7 +137,6 @@ NODES = [
         "AMG_AdaptPrompt",
         widgets=fixed(target=1.3),
         text="picture 1: score 2.34 → 1.21 in 10 steps\nmemory: 2.0 MiB of 14.79 GiB allowed",
-        room=30,
     ),
     Scene("AMG_PaddingFix", widgets=fixed(text="a red fox under northern lights")),
     Scene("AMG_DelayedGuidance"),
@@ -163,7 +162,7 @@ VIEWS = [
         mode="vue", picture=REFERENCES / "sampler_vue.webp",
     ),
     Scene(
-        "AMG_SimilarityProbe", report=report("AMG_SimilarityProbe"),
+        "AMG_SimilarityProbe", report=report("AMG_SimilarityProbe"), width=330,
         mode="vue", picture=REFERENCES / "probe_vue.webp",
     ),
     Scene(

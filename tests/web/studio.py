@@ -17,7 +17,6 @@ from tests.web.browser import PATIENCE, Page
 from tests.web.front import Front
 from tests.web.scenes import Scene
 
-MARK = "\u2063"  # of nodes/show.py: it must not be seen
 WINDOW = (760, 1300)  # CSS pixels
 DENSITY = 1.25  # pixels of the picture to one of the page
 MARGIN, GAP = 12, 28  # CSS pixels: around all; between nodes
@@ -112,6 +111,15 @@ return [box.x + 20, box.y + 20, x1 - x0, y1 - y0];
 """
 
 
+def left(kind: str, text: str) -> dict:
+    """The host's event of a node of this type whose result is this text."""
+    lines = [
+        {"messages": [{"code": "as_written", "words": line}], "words": line}
+        for line in text.splitlines()
+    ]
+    return {"output": {"amg_said": [{"class": kind, "lines": lines}]}}
+
+
 class Studio:
     """A front end, on the small server, where pictures are taken: `take(scene)`."""
 
@@ -204,7 +212,7 @@ class Studio:
             node = f"{outer}:{inner}"
         messages = [(kind, self._of(node, data)) for kind, data in scene.report]
         if scene.text:
-            messages.append(("progress_text", [node, scene.text + MARK]))
+            messages.append(("executed", self._of(node, left(scene.kind, scene.text))))
         self.number += 1
         self.front.send(messages)
         if scene.room:

@@ -419,8 +419,10 @@ def test_a_run_in_which_nothing_was_looked_at_clears_the_curve(front, mode, reco
     front.load(FIRST_LOOK)
     panel = f"amgPanel({SAMPLER}, 'amg_live')"
     front.send([message("begin", "finding out")])
-    front.rest()
-    assert front.js(f"return !{panel}")  # nothing to draw: the host's own text says it
+    front.until(f"{panel}?.innerText.trim() == 'finding out'")
+    assert (
+        front.js(f"return {panel}.querySelector('.amg-plot').offsetHeight") == 0
+    )  # nothing to draw
     front.send(recorded)
     ended(front)
     drawn = f"return {panel}.querySelectorAll('path, button').length"
@@ -645,3 +647,44 @@ def test_a_refusal_is_a_sentence_in_the_window(front):
         front.js(
             "app.api.fetchApi = window.amgFetch; document.querySelector('.amg-browser')?.close()"
         )
+
+
+def test_without_an_index_the_node_says_how_to_get_one(front, mode):
+    """And a button puts the node that makes one in its place, with its wires."""
+
+    def buttons(node: int) -> list[str]:
+        return front.js(
+            f"return amgNode({node}).widgets.filter((w) => w.type == 'button').map((w) => w.name)"
+        )
+
+    assert buttons(front.alone("AMG_LoadIndex")) == ["browse pictures"]
+    known = "(await app.api.getNodeDefs()).AMG_LoadIndex"
+    front.js(  # as a host lists it that has none
+        f"const given = structuredClone({known}), slot = given.input.required.index_name;"
+        "const none = ['(no index yet: use Build Memorization Index)'];"
+        "if (slot[0] === 'COMBO') slot[1].options = none; else slot[0] = none;"
+        "await app.registerNodeDef('AMG_LoadIndex', given)"
+    )
+    try:
+        front.load(EMPTY)
+        front.js(
+            "const load = LiteGraph.createNode('AMG_LoadIndex'); load.pos = [200, 200];"
+            "const probe = LiteGraph.createNode('AMG_SimilarityProbe'); probe.pos = [700, 200];"
+            "app.graph.add(load); app.graph.add(probe);"
+            "load.connect(0, probe, probe.findInputSlot('index'))"
+        )
+        node = front.id_of("AMG_LoadIndex")
+        panel = f"amgPanel({node}, 'amg_said')"
+        front.until(f"{panel}?.innerText.includes('There is no index yet')")
+        assert buttons(node) == ["browse pictures", "make an index"]
+        assert len(front.values()[node]) == 1  # neither button nor panel is saved
+        front.js(f"amgNode({node}).widgets.find((w) => w.name == 'make an index').callback()")
+        front.rest()
+        assert front.js("return amgOn('AMG_LoadIndex').length") == 0
+        wired = front.js(
+            "const probe = amgOn('AMG_SimilarityProbe')[0];"
+            "return probe.getInputNode(probe.findInputSlot('index'))?.type"
+        )
+        assert wired == "AMG_BuildIndex"
+    finally:
+        front.js(f"await app.registerNodeDef('AMG_LoadIndex', structuredClone({known}))")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ...errors import AMGError
 from ...files import there
-from ..picture import EXTENSIONS
 from .archive import TarSource, ZipSource
 from .base import TARS, Item, Names, Source
-from .folder import FolderSource, demand_pictures, find
+from .folder import FolderSource, Found, demand_pictures, find, is_picture_file
+from .kinds import LeftOut
 from .memory import Pictures
 from .table import LISTS, TableSource
 
@@ -23,7 +23,7 @@ __all__ = ["Chain", "Item", "Pictures", "Source", "open_source", "open_sources"]
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """The pictures at `path`: a folder of pictures or tar shards, a zip, a tar, or a list.
+    """The pictures at `path`: a folder of pictures or tar shards, a picture, a zip, a tar, or a list.
 
     Raises
     ------
@@ -42,10 +42,11 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return TarSource([("", path)], str(path))
     if name.endswith(LISTS):
         return TableSource(path)
-    hint = "its folder" if path.suffix.lower() in EXTENSIONS else "a folder of pictures"
+    if is_picture_file(path):
+        return FolderSource(path.parent, Found([path.name], [], [], [], LeftOut(), []))
     raise AMGError(
-        f"{path} is a file that holds no pictures: give {hint}, a .zip, a .tar, or a list "
-        f"({', '.join(LISTS)})."
+        f"{path} is a file that holds no pictures: give a folder of pictures, a picture, a .zip, a "
+        f".tar, or a list ({', '.join(LISTS)})."
     )
 
 

@@ -159,6 +159,16 @@ def _sort(folder: Path, relative: str, reason: str, found: Found) -> None:
                 found.others.add(storable(relative))
 
 
+def is_picture_file(path: Path) -> bool:
+    """Whether it is called as a picture, or begins as one. False where it cannot be read."""
+    if is_picture_name(path.name):
+        return True
+    try:
+        return is_picture(read_head(path, HEAD))
+    except Unreadable:
+        return False
+
+
 def demand_pictures(folder: Path, found: Found) -> None:
     """AMGError where a folder holds no picture file."""
     if found.pictures:

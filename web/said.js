@@ -1,0 +1,85 @@
+// The panel of nodes whose result is text, and of errors on all nodes of this pack.
+
+import { addPanel, api, el, grow, tameText } from "./graph.js";
+import { tell, tellAll } from "./events.js";
+import { said, t } from "./words.js";
+
+export const PANEL = "amg_said"; // the widget
+const PART = "said";
+const HIGHEST = 220; // pixels; longer text is scrolled
+const LINE = 15; // pixels
+const AROUND = 36; // pixels: the padding, and what the host leaves free around a panel
+const LETTER = 6; // pixels, on average
+
+const OURS = "amg."; // errors with a sentence that says all
+const NOTHING = { lines: [], error: "" };
+const panels = new WeakMap(); // node -> { element, inner }
+
+function make(node) {
+  const inner = el("div");
+  const attributes = { tabindex: "0", role: "region", "aria-label": t("Result"), "aria-live": "polite" };
+  const element = el("section", { class: "amg-panel amg-said", ...attributes }, inner);
+  addPanel(node, PANEL, element, () => height(node, inner));
+  return { element, inner };
+}
+
+/** About the pixels that the panel needs. The host asks before the text is laid out. */
+function height(node, inner) {
+  if (!inner.children.length) return 0;
+  const across = Math.max(1, node.size[0] - 44);
+  const lines = [...inner.children].map(({ textContent }) => Math.ceil(width(textContent) / across));
+  return Math.min(HIGHEST, lines.reduce((sum, count) => sum + LINE * count + 2, 0) + AROUND);
+}
+
+/** About the pixels of a text in one line; Chinese, Japanese and Korean letters are twice as wide. */
+function width(text) {
+  return [...text].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1) * LETTER, 0);
+}
+
+function write(node, texts, outcome) {
+  if (!panels.has(node)) {
+    if (!texts.length) return;
+    panels.set(node, make(node));
+  }
+  const { element, inner } = panels.get(node);
+  inner.replaceChildren(...texts.map((text) => el("p", { text })));
+  element.dataset.outcome = outcome;
+  element.hidden = !texts.length;
+  tameText(node, true);
+  grow(node);
+}
+
+function show(node, { lines, error }) {
+  if (error) return write(node, [t("Error: <words>", { words: error })], "error");
+  write(node, lines.map(said).filter(Boolean), "said");
+}
+
+/** Advice on a node that has not run. */
+export function hint(node, text) {
+  write(node, [text], "said");
+}
+
+/** Text of a run that goes on, in place of the result of the run before. */
+export function progress(node, text) {
+  if (panels.has(node)) write(node, text.split("\n"), "running");
+}
+
+/** The result of a node: { lines: [{ messages, words }] }. */
+export function finished(of, { lines }) {
+  if (Array.isArray(lines)) tell(of, PART, () => ({ lines, error: "" }), show);
+}
+
+/** The host's event of an error: said on the node, in the error's own words. */
+export function failed({ node_id: id, node_type: kind, prompt_id: prompt, exception_type, exception_message }) {
+  if (!kind?.startsWith("AMG_")) return;
+  const words = exception_message.trim();
+  const error = exception_type.startsWith(OURS) ? words : `${exception_type}: ${words}`;
+  tell({ id, kind, prompt }, PART, () => ({ lines: [], error }), show);
+}
+
+export function watch() {
+  api.addEventListener("execution_error", ({ detail }) => failed(detail));
+  api.addEventListener("execution_start", ({ detail }) => {
+    tellAll(detail.prompt_id, PART, (state) => (state.error ? NOTHING : state));
+  });
+}
