@@ -143,7 +143,7 @@ def test_the_second_check_votes_where_the_guard_never_acted(amg, draw, lax):
 @pytest.mark.parametrize("policy", ["stop", "blank"])
 def test_what_is_only_close_comes_out_with_a_warning(amg, draw, monkeypatch, caplog, policy):
     """And is not drawn again: too many pictures that are no copies are close."""
-    monkeypatch.setattr(amg.module("amg_core.similarity.verdict"), "_close", lambda *_: True)
+    monkeypatch.setattr(amg.module("amg_core.similarity.verdict"), "_close", lambda *_: 0)
     with caplog.at_level(logging.WARNING):
         drawn = draw([NEW], retries=2, if_still_copied=policy)
     assert outcomes(drawn) == ["cannot_tell"] and len(drawn.report["attempts"]) == 1
