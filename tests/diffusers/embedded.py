@@ -46,7 +46,8 @@ class Tokenizer:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def __call__(self, texts: list[str], **_):
+    def __call__(self, texts: str | list[str], **_):
+        texts = [texts] if isinstance(texts, str) else texts
         return SimpleNamespace(input_ids=self.network.tokenize(texts), attention_mask=None)
 
     def tokenize(self, text: str) -> list[str]:
