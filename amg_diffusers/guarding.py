@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from amg_core import presets
 from amg_core import report as reports
 from amg_core.errors import AMGError
+from amg_core.images import cut
 from amg_core.retry import Attempt, Outcome
 from amg_core.run import SamplingRun, Settings
 from amg_core.similarity.matcher import Matcher
-from amg_core.similarity.verdict import CLOSE, Verdict, verdict
+from amg_core.similarity.verdict import CLOSE, Verdict, kept_box, verdict, with_kept
 
 from .evaluations import Parts
 from .noise import level
@@ -53,24 +54,34 @@ class Runs:
         self.reports: list[dict[str, Any]] = []
         self.run: SamplingRun | None = None
         self.seeds: Sequence[int | None] = ()
+        self.batch = 0  # pictures of the run
         self._placed: torch.device | None = None
         self._written = False
 
     def begin(self) -> None:
         """The next step belongs to another drawing."""
-        self.run, self._written = None, False
+        self.run, self.batch, self._written = None, 0, False
 
     def step(
-        self, parts: Parts, output: Tensor, timestep: Any, scheduler: Any, encoder: Encoder | None
+        self,
+        parts: Parts,
+        output: Tensor,
+        timestep: Any,
+        scheduler: Any,
+        encoder: Encoder | None,
+        composite: Callable[[Tensor], Tensor] = lambda latent: latent,
     ) -> Tensor:
-        """Steer one output of the model after guidance (B, C, H, W). Often it returns the same tensor."""
+        """Steer one output of the model after guidance (B, C, H, W). Often it returns the same tensor.
+
+        `composite` is that of `SamplingRun.step`.
+        """
         if output.ndim != 4:
             raise AMGError(
                 f"This model draws latents of shape {tuple(output.shape)}, and the guard reads only those "
                 "of still pictures, (B, C, H, W). Draw without the guard."
             )
         if self.run is None:
-            self.run = SamplingRun(self.matcher, self.settings)
+            self.run, self.batch = SamplingRun(self.matcher, self.settings), len(output)
         self._place(output.device)
         at, x, batch = level(scheduler, timestep), parts.cond.x, len(output)
 
@@ -92,13 +103,15 @@ class Runs:
                 sigma=torch.full((batch,), at.sigma, device=output.device),
                 t=at.t,
                 texts=texts,
+                composite=composite,
             )
         return output if after is before else at.output(output, after - before)
 
-    def judge(self, pictures: Tensor) -> list[Verdict]:
+    def judge(self, pictures: Tensor, mask: Tensor | None = None) -> list[Verdict]:
         """Check the finished pictures (B, 3, H, W) in [0, 1] of this run, and write its report.
 
-        What is checked last in a run is in its report.
+        What is checked last in a run is in its report. `mask` (B, 1, h, w) is that of an inpainting, 1 for
+        drawn cells. A part that was kept is checked by itself, too.
 
         Raises
         ------
@@ -110,6 +123,11 @@ class Runs:
         self._place(pictures.device)
         with torch.autocast(pictures.device.type, enabled=False):
             found = verdict(self.matcher, pictures.float(), acted_on)
+            if mask is not None:
+                found = [
+                    self._with_kept(*each)
+                    for each in zip(found, pictures, mask, acted_on, strict=True)
+                ]
         self.rest()
         everyone = list(range(len(pictures)))
         drawn = Outcome(
@@ -128,6 +146,15 @@ class Runs:
             )
         return found
 
+    def _with_kept(
+        self, whole: Verdict, picture: Tensor, mask: Tensor, named: Collection[int]
+    ) -> Verdict:
+        box = kept_box(mask.amax(dim=0))
+        if box is None or whole.copy:
+            return whole
+        (part,) = verdict(self.matcher, cut(picture[None].float(), box), [named])
+        return with_kept(whole, part)
+
     def unjudged(self, reason: str) -> None:
         """Write the report of a run whose pictures were not checked, for one of `reports.NOT_JUDGED`."""
         if self.run is not None and not self._written:
@@ -145,13 +172,12 @@ class Runs:
         return self.run is not None and not self._written
 
     def _of_now(self, batch: int) -> SamplingRun:
-        if self.run is None or not self.run.records:
+        if self.run is None:
             raise AMGError(
                 "There is nothing to check: nothing was drawn under guard since the last check."
             )
-        drawn = len(self.run.records[-1].active)
-        if drawn != batch:
-            raise AMGError(f"{batch} pictures were given to check, but {drawn} were drawn.")
+        if self.batch != batch:
+            raise AMGError(f"{batch} pictures were given to check, but {self.batch} were drawn.")
         return self.run
 
     def _place(self, device: torch.device) -> None:

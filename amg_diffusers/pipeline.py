@@ -1,8 +1,12 @@
 """The guard around a pipeline of diffusers, as a context manager.
 
-It listens at four places of the pipeline and removes itself from all of them at the end: the denoiser
-(a forward hook that only records), `scheduler.step`, where the guided prediction goes, `encode_prompt`,
-for the texts of the prompts, and `vae.decode`, for the finished pictures.
+It listens to the pipeline, and removes itself from all of its parts at the end:
+
+- the denoiser, by a forward hook that only records,
+- `scheduler.step`, where the guided prediction goes,
+- `encode_prompt`, for the texts of the prompts,
+- `prepare_latents` and `prepare_mask_latents`, for seeds and inpainting,
+- `vae.decode`, for the finished pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amg_core import hosts
 from amg_core import report as reports
 from amg_core.decoders import Decoder
 from amg_core.errors import AMGError
@@ -73,6 +78,10 @@ def guard(
         pipeline's guidance or the scheduler's noise is of an unknown kind, a part of the pipeline was
         exchanged, or a copy was drawn and `if_still_copied` is "stop".
     """
+    if getattr(pipe, "guider", None) is not None:
+        raise AMGError(
+            "This is a modular pipeline, which takes a guider: use AMGGuidance (docs/diffusers.md)."
+        )
     name, missing = type(pipe).__name__, [p for p in ("scheduler", "vae") if not hasattr(pipe, p)]
     denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     if missing or denoiser is None:
@@ -114,6 +123,8 @@ class Guard:
         self._calls: list[Evaluation] = []
         self._latents: Tensor | None = None  # those of the latest step, which was made at _timestep
         self._timestep: Any = None
+        self._mask: Tensor | None = None  # of an inpainting, with the latents of the given picture
+        self._given: Tensor | None = None
         self._scheduler, self._vae = pipe.scheduler, pipe.vae
         self._decode: Callable[..., Any] = pipe.vae.decode
         self._asks = False  # whether the guard itself calls the model or the text encoders
@@ -141,6 +152,8 @@ class Guard:
             (pipe.scheduler, "set_timesteps", self._set_timesteps),
             (pipe.vae, "decode", self._decoded),
             (pipe, "encode_prompt", self._encode_prompt),
+            (pipe, "prepare_latents", self._prepare_latents),
+            (pipe, "prepare_mask_latents", self._prepare_mask_latents),
         ]
         hook = self.denoiser.register_forward_hook(self._called, with_kwargs=True)
         undo = [_replace(*each) for each in replaced if hasattr(each[0], each[1])]
@@ -177,12 +190,12 @@ class Guard:
             made = parts(
                 calls, model_output, self._scales(), self._rescaled(), type(self.pipe).__name__
             )
-            self.runs.seeds = _seeds(kwargs.get("generator"), len(model_output))
             self._asks = True
             try:
                 steered = self.runs.step(
-                    made, model_output, timestep, self._scheduler, self.encoder
-                )
+                    made, model_output, timestep, self._scheduler, self.encoder,
+                    self._composite(len(model_output)),
+                )  # fmt: skip
             finally:
                 self._asks = False
             out = step(steered, timestep, sample, *args, **kwargs)
@@ -202,11 +215,10 @@ class Guard:
     def _decoded(self, decode: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(z: Tensor, *args: Any, **kwargs: Any) -> Any:
             out = decode(z, *args, **kwargs)
-            run = self.runs.run
-            if run is None or not run.records or len(run.records[-1].active) != len(z):
+            if self.runs.batch != len(z):
                 return out
             picture = out[0] if isinstance(out, tuple) else out.sample
-            found = self.runs.judge(as_picture(picture.detach()).clamp(0, 1))
+            found = self.runs.judge(as_picture(picture.detach()).clamp(0, 1), self._masks(len(z)))
             copies = [i for i, each in enumerate(found) if each.copy]
             if copies and self.runs.if_still_copied == reports.BLANK:
                 picture[copies] = -1.0
@@ -229,6 +241,41 @@ class Guard:
 
         return guarded
 
+    def _prepare_latents(self, prepare_latents: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(prepare_latents)
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            out = prepare_latents(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+            latents = out[0] if isinstance(out, tuple) else out
+            self.runs.seeds = _seeds(given.get("generator"), len(latents))
+            if given.get("return_image_latents"):
+                self._given = out[-1]
+            return out
+
+        return guarded
+
+    def _prepare_mask_latents(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            out = prepare(*args, **kwargs)
+            self._mask = out[0]
+            return out
+
+        return guarded
+
+    # --- inpainting
+
+    def _masks(self, batch: int) -> Tensor | None:
+        """The mask of each picture (B, 1, h, w). With guidance the pipeline has it twice."""
+        return None if self._mask is None else self._mask[:batch].float().cpu()
+
+    def _composite(self, batch: int) -> Callable[[Tensor], Tensor]:
+        """For `SamplingRun.step`: puts in the part that the pipeline will put in."""
+        if self._mask is None or self._given is None:
+            return hosts.composited(None, None)
+        mask = self._mask[:batch].float()
+        return hosts.composited(mask, self._given.float() * (1 - mask))
+
     # --- the end of a drawing
 
     def _finish(self) -> None:
@@ -238,8 +285,9 @@ class Guard:
             if not self._ended():
                 self.runs.unjudged(reports.NOT_FINISHED)
             else:
-                self.runs.judge(self._picture(latents))
+                self.runs.judge(self._picture(latents), self._masks(len(latents)))
         self.runs.begin()
+        self._mask = self._given = None
 
     def _ended(self) -> bool:
         """Whether the latest step was the last one of the scheduler."""

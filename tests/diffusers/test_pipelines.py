@@ -12,7 +12,9 @@ from PIL import Image
 
 from amg_core import report as reports
 from amg_core.errors import AMGError
+from amg_core.images import to_tensor
 from amg_core.schedule import Schedule
+from amg_core.similarity.matcher import Matcher
 from amg_diffusers import guard
 
 from .conftest import autoencoder, extra_large, flow, plain, unet
@@ -33,10 +35,9 @@ def draw(pipe, prompts=PROMPTS, steps=3, cfg=3.0, **more):
 def left_alone(pipe) -> bool:
     """Whether nothing of the guard is on the pipeline."""
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    places = (pipe.scheduler, "step"), (pipe.scheduler, "set_timesteps"), (pipe, "encode_prompt")
-    return not denoiser._forward_hooks and not any(
-        name in vars(owner) for owner, name in (*places, (pipe.vae, "decode"))
-    )
+    owners = pipe, pipe.scheduler, pipe.vae
+    marked = [value for owner in owners for value in vars(owner).values() if hasattr(value, "amg")]
+    return not denoiser._forward_hooks and not marked
 
 
 @pytest.mark.parametrize("make", PIPELINES.values(), ids=PIPELINES)
@@ -124,6 +125,70 @@ def test_given_pictures(kind, channels, tokenizer, index):
     assert guarded.report["evaluations"] == 4 and guarded.report["verdicts"]
     with guard(pipe, index, **ALWAYS):
         assert not torch.equal(draw(pipe, PROMPTS[:1], steps=5, **given), before)
+    assert left_alone(pipe)
+
+
+def test_the_kept_part_of_an_inpainting_is_checked(tokenizer, index, pictures, monkeypatch):
+    """The guard compares with the given part put in, and a kept part that is stored makes a copy."""
+    stored = Image.open(pictures / "3.png")
+    kept = np.zeros((48, 48), np.uint8)
+    kept[:, 36:] = 255  # the right quarter is drawn
+    pipe = plain(tokenizer, kind=diffusers.StableDiffusionInpaintPipeline)
+    compared = []
+    match = Matcher.match
+    monkeypatch.setattr(
+        Matcher, "match", lambda self, x, sigma: compared.append(x) or match(self, x, sigma)
+    )
+    given = {"image": stored, "mask_image": Image.fromarray(kept), "height": 48, "width": 48}
+    with guard(pipe, index, **NEVER) as guarded:
+        draw(pipe, PROMPTS[:1], strength=1.0, **given)
+        latents = guarded._given
+        assert all(torch.allclose(x[..., :16], latents[..., :16]) for x in compared) and compared
+        assert guarded._masks(1).shape == (1, 1, 24, 24)
+        torch.manual_seed(1)
+        half = torch.cat([to_tensor(stored)[..., :36], torch.rand(1, 3, 48, 12)], dim=-1)
+        rest = torch.cat([torch.rand(1, 3, 48, 36), to_tensor(stored)[..., 36:]], dim=-1)
+        (part,), (drawn,) = (guarded.runs.judge(each, guarded._masks(1)) for each in (half, rest))
+    assert part.copy and not drawn.copy
+
+
+def test_a_control_net_is_guarded(tokenizer, index):
+    network = unet()
+    torch.manual_seed(6)
+    control = diffusers.ControlNetModel.from_unet(
+        network, conditioning_embedding_out_channels=(4, 8)
+    )
+    for part in control.controlnet_down_blocks:
+        torch.nn.init.normal_(part.weight)
+    pipe = plain(
+        tokenizer,
+        kind=diffusers.StableDiffusionControlNetPipeline,
+        unet=network,
+        controlnet=control,
+    )
+    before = draw(pipe, image=[picture()] * 2, **SIZE)
+    with guard(pipe, index, **NEVER):
+        assert torch.equal(draw(pipe, image=[picture()] * 2, **SIZE), before)
+    with guard(pipe, index, **ALWAYS) as guarded:
+        draw(pipe, image=[picture()] * 2, **SIZE)
+    assert all(guarded.report["left_out_words"])
+
+
+def test_the_neighbours_caption_is_drawn(tokenizer, index):
+    """Preset paper, whose deduplication asks for D_n: the captions of the index are "ab cd"."""
+    pipe = plain(tokenizer)
+    with guard(pipe, index, "paper", despecification=0, dissimilarity=0, **ALWAYS) as guarded:
+        draw(pipe, ("kl", "mn"), cfg=7.5, **SIZE)
+    assert ("ab cd",) in guarded.encoder._made
+    moved = [step["moved"]["deduplication"] for step in guarded.report["steps"]]
+    assert np.max(moved) > 0
+
+
+def test_a_guard_of_no_step_still_checks_the_picture(tokenizer, index):
+    pipe = plain(tokenizer)
+    with guard(pipe, index, start_percent=1.0, **ALWAYS) as guarded:
+        draw(pipe, **SIZE)
+    assert guarded.report["evaluations"] == 0 and len(guarded.report["verdicts"]) == 2
 
 
 def test_latents_are_checked_as_well(tokenizer, index):
