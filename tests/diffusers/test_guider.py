@@ -60,11 +60,14 @@ def test_inactive_is_classifier_free_guidance(pipe, index):
 
 
 def test_active_leaves_out_words_and_checks_pictures(pipe, index):
+    pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=3.0))
+    before = draw(pipe)
     guider = AMGGuidance(str(index), guidance_scale=3.0)
     pipe.update_components(guider=guider)
     guider.connect(pipe, **ALWAYS)
     pictures = draw(pipe)
     found = guider.check(pictures)
+    assert all(not torch.equal(a, b) for a, b in zip(before, pictures, strict=True))
     assert len(found) == 2 and len(guider.report["verdicts"]) == 2
     assert guider.report["guarded_evaluations"] == [3, 3]
     first, second = guider.report["left_out_words"]
