@@ -6,6 +6,9 @@ import json
 import shutil
 
 import pytest
+
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers transformers")
+
 import torch
 
 from amg_core import presets

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import diffusers
 import pytest
+
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers transformers")
+
+import diffusers
 import torch
 from diffusers.modular_pipelines import StableDiffusion3AutoBlocks, StableDiffusionXLAutoBlocks
 
@@ -14,7 +17,7 @@ from amg_core.errors import AMGError
 from amg_core.schedule import Schedule
 from amg_diffusers import AMGGuidance
 
-from .conftest import extra_large, flow
+from .tiny import extra_large, flow
 
 ALWAYS = {"schedule": Schedule("constant", -100.0, -100.0)}
 NEVER = {"schedule": Schedule("constant", 100.0, 100.0)}

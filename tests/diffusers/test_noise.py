@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import diffusers
 import pytest
+
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers transformers")
+
+import diffusers
 import torch
 
 from amg_core.errors import AMGError

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
+pytest.importorskip("diffusers", reason="needs diffusers: pip install diffusers transformers")
+
 import diffusers
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -17,7 +20,7 @@ from amg_core.schedule import Schedule
 from amg_core.similarity.matcher import Matcher
 from amg_diffusers import guard
 
-from .conftest import autoencoder, extra_large, flow, plain, unet
+from .tiny import autoencoder, extra_large, flow, plain, unet
 
 ALWAYS = {"schedule": Schedule("constant", -100.0, -100.0)}  # every picture is too close
 NEVER = {"schedule": Schedule("constant", 100.0, 100.0)}
