@@ -24,6 +24,8 @@ NEEDS = {
         *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
         *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
+        # tests/diffusers, which are skipped on an older Python
+        *(f"{name}; python_version >= '3.11'" for name in ("diffusers==0.42.1", "transformers")),
     ],
 }
 WORKERS = ("-n", "2", "--dist", "loadfile")  # what is given after them prevails: -n 0

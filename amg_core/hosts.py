@@ -1,7 +1,7 @@
 """What a host has to do to use the guard, and code that hosts share.
 
-A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`amg_webui`), the demo
-(`amg_demo`). For one generation it does the following, in this order:
+A host is a program that samples: ComfyUI (`nodes`), Automatic1111 and Forge (`amg_webui`), diffusers
+(`amg_diffusers`), the demo (`amg_demo`). For one generation it does the following, in this order:
 
 1. It makes a matcher with a decoder for the model's latents: `Matcher(Searcher(Index.open(folder)),
    descriptor, decoder)`, or `Matcher.through` for another decoder. During sampling the matcher is on the
