@@ -547,7 +547,7 @@ def test_quantised_weights_are_refused_by_name():
 class Toy:
     """A world whose prediction for a caption is a constant: guidance can be followed by hand."""
 
-    shape, cfg_scale, conditional = (2, 4, 4), 3.0, True
+    shape, cfg_scale, conditional, flow = (2, 4, 4), 3.0, True, False
     sigmas = torch.linspace(0.01, 10, 100)
     matchers = None
 

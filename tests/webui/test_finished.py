@@ -126,7 +126,7 @@ def test_blank_in_place_of_a_copy(host):
 
 
 def test_what_is_only_close_comes_out_with_a_warning(host, monkeypatch, caplog):
-    monkeypatch.setattr(verdict, "_close", lambda *_: True)
+    monkeypatch.setattr(verdict, "_close", lambda *_: 0)
     chosen = ON | OFF | {"if_still_copied": "blank"}
     p, pictures, _ = run(host, chosen, ["green something"], steps=3)
     assert p.amg_guard.reports[0]["verdicts"][0]["outcome"] == "cannot_tell"
