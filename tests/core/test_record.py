@@ -13,7 +13,16 @@ from amg_core.errors import AMGError
 from amg_core.index import Index, build
 from amg_core.index.picture import Unreadable, stored_pixels
 from amg_core.index.search import Searcher
-from amg_core.record import check_picture, checked, decided, readable, stored
+from amg_core.record import (
+    check_picture,
+    checked,
+    credentials,
+    decided,
+    readable,
+    stored,
+    verified,
+)
+from amg_core.record import encoded as written
 from amg_core.similarity.matcher import Matcher
 from tests.core.test_report import compose
 from tests.index.helpers import encoded, fill, paint
@@ -213,3 +222,113 @@ def test_decisions_are_kept(tmp_path):
         decided.beside(picture).write_text(text)
         with pytest.raises(AMGError):
             decided.decisions(picture)
+
+
+# ------------------------------------------------------------------------- what has changed
+
+
+def bad(findings) -> set[str]:
+    return {finding.what for finding in findings if finding.good is False}
+
+
+@pytest.fixture
+def recorded(tmp_path, copied):
+    """A picture with its record beside it."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encoded(3))
+    stored.write_beside(picture, copied)
+    return picture
+
+
+def test_nothing_has_changed(recorded, matcher):
+    findings = verified.verify(recorded, matcher)
+    assert bad(findings) == set()
+    assert {"record", "pixels", "file", "index", "neighbours", "scores", "answer"} == {
+        finding.what for finding in findings
+    }
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
+def test_one_flipped_bit_is_seen(recorded, at):
+    data = bytearray(recorded.read_bytes())
+    data[int(at * len(data))] ^= 1
+    recorded.write_bytes(data)
+    assert bad(verified.verify(recorded)) & {"file", "pixels", "picture"}
+
+
+def test_one_changed_pixel_is_seen(recorded):
+    picture = paint(3)
+    picture.putpixel((0, 0), tuple(value ^ 1 for value in picture.getpixel((0, 0))))
+    recorded.write_bytes(encoded(picture))
+    assert bad(verified.verify(recorded)) == {"pixels", "file"}
+
+
+def test_changed_metadata_is_no_changed_picture(recorded):
+    recorded.write_bytes(encoded(3, compress_level=1))
+    assert bad(verified.verify(recorded)) == {"file"}
+
+
+def test_a_changed_record_is_seen(recorded, copied, matcher):
+    altered = copied | {"answer": {"recreates": "no", "reason": "Not a copy"}}
+    stored.write_json(stored.beside(recorded), altered)
+    assert bad(verified.verify(recorded)) == {"record"}
+    stored.write_json(stored.beside(recorded), checked.sealed(altered))
+    assert bad(verified.verify(recorded)) == set()  # only a new check finds this
+    assert bad(verified.verify(recorded, matcher)) == {"answer"}
+    moved = [near | {"score": near["score"] - 0.2} for near in copied["nearest"]]
+    stored.write_json(stored.beside(recorded), checked.sealed(copied | {"nearest": moved}))
+    assert bad(verified.verify(recorded, matcher)) == {"scores"}
+    others = [near | {"row": near["row"] + 900} for near in copied["nearest"]]
+    stored.write_json(stored.beside(recorded), checked.sealed(copied | {"nearest": others}))
+    assert bad(verified.verify(recorded, matcher)) == {"neighbours"}
+    stored.beside(recorded).write_text("{")
+    assert bad(verified.verify(recorded)) == {"record"}
+
+
+def test_the_wrong_index_is_named(recorded, tmp_path):
+    build(fill(tmp_path / "others", 6, first=100), tmp_path / "other", create("pixel"))
+    with Index.open(tmp_path / "other") as index:
+        findings = verified.verify(recorded, Matcher(Searcher(index), create("pixel")))
+    (wrong,) = [finding for finding in findings if finding.good is False]
+    assert wrong.what == "index" and "another index" in wrong.words
+    assert "the answer is no, and the record says yes" in wrong.words
+
+
+def test_a_picture_without_a_record(tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encoded(3))
+    assert bad(verified.verify(picture)) == {"record"}
+    with pytest.raises(AMGError):
+        verified.verify(tmp_path / "none.png")
+
+
+def test_a_decision_belongs_to_the_pixels(recorded):
+    decided.decide(recorded, stored_pixels(recorded.read_bytes()).sha256, "no", "Ada", "ours")
+    (decision,) = [f for f in verified.verify(recorded) if f.what == "decision"]
+    assert decision.good and decision.words.startswith("no, by Ada")
+    recorded.write_bytes(encoded(4))
+    assert "decision" in bad(verified.verify(recorded))
+
+
+def test_a_record_inside_is_read(tmp_path, matcher):
+    for kind, choice in ((kind, choice) for choice, kind in written.KINDS.items()):
+        texts = {"prompt": "{}", "workflow": '{"nodes": []}'}
+        plain = written.encode(paint(3), kind, texts)
+        record = check_picture(matcher, plain)
+        picture = tmp_path / f"a{written.ENDINGS[choice]}"
+        picture.write_bytes(
+            written.encode(paint(3), kind, texts | {stored.KEY: json.dumps(record)})
+        )
+        findings = verified.verify(picture, matcher)
+        assert bad(findings) == set() and {"pixels", "answer"} <= {f.what for f in findings}
+        data = picture.read_bytes()
+        assert dict(stored.texts(data))["workflow"] == '{"nodes": []}'
+        assert credentials.SOURCE_TYPE.encode() in data and not credentials.present(data)
+
+
+def test_metadata_that_does_not_fit():
+    texts = {f"key{i}": "1" for i in range(12)}
+    assert texts.items() <= dict(stored.texts(written.encode(paint(1), "WEBP", texts))).items()
+    with pytest.raises(written.TooLong):
+        written.encode(paint(1), "JPEG", {"workflow": "x" * 70_000})
+    assert len(written.encode(paint(1), "PNG", {"workflow": "x" * 70_000})) > 0
