@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from amg_core.errors import AMGError
 
-from . import building, changing, dedup, evaluate, reading, terminal
+from . import building, changing, dedup, evaluate, reading, record, terminal
 
 ABOUT = """\
 An index holds the pictures to stay away from. Make one from a folder of pictures, then choose it in
@@ -28,6 +28,10 @@ before a LoRA training: which pictures are duplicates, and which to drop
 
 after generating: how close are my pictures to the training set?
   python -m index_tools eval   my_outputs  --index my_index  --out report
+
+before a delivery: a record for each picture, and a sheet for a person to sign
+  python -m index_tools record write my_outputs  --index my_index
+  python -m index_tools record sheet my_outputs  --index my_index
 
 captions (used to steer away from a picture's prompt; best the prompts it was trained with):
   a .txt beside the picture, or metadata.jsonl (file_name, text), or a .csv (file_name, text)
@@ -99,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     building.register(commands)
     changing.register(commands)
     reading.register(commands)
+    record.register(commands)
     for module, name, help_, about in (
         (dedup, "dedup", "find duplicates, and list which to keep", DEDUP),
         (evaluate, "eval", "how close are generated pictures to an index?", EVAL),
