@@ -235,11 +235,21 @@ def _pixels(picture: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Near:
+    """The nearest picture, as far as record and index have it: index, name, caption, small picture."""
+
+    index: str = ""
+    source: str = ""
+    caption: str = ""
+    jpeg: bytes | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One picture on the sheet.
 
-    `jpeg` and `nearest_jpeg` are small pictures, None where there are none. `problem` says why there is no
-    record, or what is wrong with it. `pixels` is the hash of the picture as it is now, "" if unreadable.
+    `jpeg` is a small picture, None if there is none. `problem` says why there is no record, or what is
+    wrong with it. `pixels` is the hash of the picture as it is now, "" if unreadable.
     """
 
     picture: str
@@ -248,9 +258,7 @@ class Row:
     problem: str
     decision: Decision | None
     jpeg: bytes | None
-    source: str = ""
-    caption: str = ""
-    nearest_jpeg: bytes | None = None
+    near: Near = Near()
 
     @property
     def right(self) -> Record | None:
@@ -280,8 +288,8 @@ class Row:
             said = [
                 record["answer"]["reason"], f"{verdict['score']:.2f}",
                 f"{record['limits']['likeness']['limit']}", f"{verdict['zncc']:.2f}",
-                f"{record['limits']['composition']['limit']}", self.source, self.caption,
-                str(record["index"].get("name", "")), record["index"]["hash"], record["written"],
+                f"{record['limits']['composition']['limit']}", self.near.source, self.near.caption,
+                self.near.index, record["index"]["hash"], record["written"],
             ]  # fmt: skip
         *first, written = said
         first[0] = self.problem or first[0]
@@ -316,9 +324,7 @@ def _sheet(options: argparse.Namespace) -> None:
         print(f"taken over from {CSV}: {taken} decisions")
     decided = sum(row.decision is not None and not row.outdated for row in rows)
     open_ = sum(row.answer != "no" and (row.decision is None or row.outdated) for row in rows)
-    print(
-        f"{len(rows)} pictures, {decided} decided, {open_} yes, unsure or unchecked and undecided"
-    )
+    print(f"{len(rows)} pictures, {decided} decided, {open_} open (yes, unsure or not checked)")
     print(f"written: {out / HTML} and {CSV}")
 
 
@@ -347,23 +353,23 @@ def _row(folder: Path, name: str, index: Index | None) -> Row:
     except (Unreadable, AMGError) as error:
         problem = str(error)
     made = decided.decisions(path)
-    source, caption, near = _near(record, index)
     decision = made[-1] if made else None
-    return Row(name, pixels, record, problem, decision, jpeg, source, caption, near)
+    return Row(name, pixels, record, problem, decision, jpeg, _near(record, index))
 
 
-def _near(record: Record | None, index: Index | None) -> tuple[str, str, bytes | None]:
-    """Name, caption and small picture of the nearest one, as far as record and index have them."""
+def _near(record: Record | None, index: Index | None) -> Near:
     if record is None:
-        return "", "", None
+        return Near()
     verdict = record["verdicts"][0]
-    source, caption, row = str(verdict["source"]), str(verdict["caption"]), verdict["neighbor"]
+    row = verdict["neighbor"]
     if index is not None and index.hash == record["index"]["hash"] and 0 <= row < index.count:
         try:
-            return index.source(row), index.caption(row), _jpeg(index.thumbnail(row))
-        except AMGError:
-            return index.source(row), index.caption(row), None
-    return source or f"number {row} of the index", caption, None
+            jpeg = _jpeg(index.thumbnail(row))
+        except AMGError:  # an index of embeddings
+            jpeg = None
+        return Near(index.name, index.source(row), index.caption(row), jpeg)
+    source = str(verdict["source"]) or f"number {row} of the index"
+    return Near(str(record["index"].get("name", "")), source, str(verdict["caption"]))
 
 
 def _jpeg(picture: Any) -> bytes:

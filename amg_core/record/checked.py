@@ -110,7 +110,7 @@ def check_picture(
         "verdicts": [_place(drawn["verdicts"]) | found.to_json()],
         "picture": pixels | of_file,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "privacy": privacy,
+        "privacy": reports.FULL,
         "models": [dict(model) for model in models],
         "nearest": _nearest(matcher, picture, found, k),
         "limits": {
@@ -127,8 +127,8 @@ def check_picture(
         },
         "answer": {"recreates": ANSWERS[found.outcome], "reason": words(found.message())},
     }
-    record = _anonymous(record) if privacy == reports.ANONYMOUS else record
-    return sealed(rounded(record))
+    whole = sealed(rounded(record))
+    return anonymous(whole) if privacy == reports.ANONYMOUS else whole
 
 
 def _of_run(report: Mapping[str, Any] | None, sample: int) -> Record:
@@ -185,8 +185,11 @@ def _nearest(matcher: Matcher, picture: torch.Tensor, found: Verdict, k: int) ->
     ]  # fmt: skip
 
 
-def _anonymous(record: Record) -> Record:
-    """The record without names and captions of the index, and without names of model files."""
+def anonymous(record: Record) -> Record:
+    """The record without names and captions of the index, and without names of model files.
+
+    Whoever has the index can still check it: the rows are there, and the hash of the index.
+    """
     index = {key: value for key, value in record["index"].items() if key != "name"}
     kept = reports.anonymous(record) | {"index": index | {"name": ""}}
     kept |= {key: record[key] for key in (*SHAPE, "judged_by") if key in record}
@@ -196,7 +199,7 @@ def _anonymous(record: Record) -> Record:
     kept["answer"] = record["answer"] | {"reason": reason}
     if "drawn_with" in record:
         kept["drawn_with"] = {"name": ""} | {k: record["drawn_with"][k] for k in ("hash", "count")}
-    return kept
+    return sealed(kept | {"privacy": reports.ANONYMOUS})
 
 
 def rounded(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ..index.picture import Unreadable, read_file
 from ..index.sources.folder import demand_pictures, find
 from ..similarity.matcher import Matcher
 from . import stored
-from .checked import UNSURE, YES, Record, check_picture
+from .checked import NO, UNSURE, YES, Record, check_picture
 
 Progress = Callable[[int, int, str], None]
 
@@ -102,14 +102,18 @@ def _still_right(path: Path, data: bytes, matcher: Matcher, privacy: str) -> Rec
     return record if same else None
 
 
+def counts(written: Sequence[Written]) -> dict[str, int]:
+    """How many pictures have a record ("count"), and how many of these are "copies", "unsure", "others"."""
+    answers = [one.answer for one in written if one.record]
+    found = {"copies": answers.count(YES), "unsure": answers.count(UNSURE)}
+    return found | {"count": len(answers), "others": answers.count(NO)}
+
+
 def summary(written: Sequence[Written]) -> str:
-    """How many pictures have which answer, in one sentence."""
-    done = [one for one in written if one.record]
-    counts = {answer: sum(one.answer == answer for one in done) for answer in (YES, UNSURE)}
-    text = (
-        f"{len(done)} pictures have a record: {counts[YES]} copies (yes), {counts[UNSURE]} unsure, "
-    )
-    text += f"{len(done) - sum(counts.values())} no copies (no)"
-    if missing := len(written) - len(done):
+    """The same in one sentence."""
+    found = counts(written)
+    text = f"{found['count']} pictures have a record: {found['copies']} copies (yes), "
+    text += f"{found['unsure']} unsure, {found['others']} no copies (no)"
+    if missing := len(written) - found["count"]:
         text += f". {missing} could NOT be checked"
     return text
