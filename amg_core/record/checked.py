@@ -79,8 +79,7 @@ def check_picture(
     AMGError
         `privacy` is unknown, or the index cannot compare pictures.
     """
-    if privacy not in PRIVACY:
-        raise AMGError(f"{privacy!r} is no privacy mode: choose one of {', '.join(PRIVACY)}.")
+    demand_privacy(privacy)
     stored = stored_pixels(data)
     picture = to_tensor(decode(data, "").pixels, matcher.searcher.device)
     (found,) = verdict(matcher, picture)
@@ -129,6 +128,12 @@ def check_picture(
     }
     whole = sealed(rounded(record))
     return anonymous(whole) if privacy == reports.ANONYMOUS else whole
+
+
+def demand_privacy(privacy: str) -> None:
+    """AMGError unless it is one of PRIVACY."""
+    if privacy not in PRIVACY:
+        raise AMGError(f"{privacy!r} is no privacy mode: choose one of {', '.join(PRIVACY)}.")
 
 
 def _of_run(report: Mapping[str, Any] | None, sample: int) -> Record:
@@ -231,15 +236,16 @@ def readable(record: object) -> Record:
     for key, kind in SHAPE.items():
         if not isinstance(record.get(key), kind):
             raise AMGError(f"The record is damaged: {key} is not a {kind.__name__}.")
-    picture, answer, verdicts = record["picture"], record["answer"], record["verdicts"]
+    picture, answer, index = record["picture"], record["answer"], record["index"]
+    by = [record["limits"].get(check) for check in ("likeness", "composition")]
     sound = {
         "picture": is_digest(picture.get("pixels")) and is_digest(picture.get("file", "0" * 64)),
         "answer": answer.get("recreates") in ANSWERS.values() and isinstance(answer.get("reason"), str),
-        "index": isinstance(record["index"].get("hash"), str),
-        "nearest": all(_is_near(near) for near in record["nearest"]),
-        "verdicts": len(verdicts) == 1 and isinstance(verdicts[0], dict),
+        "index": isinstance(index.get("hash"), str) and _is_row(index.get("count")),
+        "nearest": all(isinstance(near, dict) and _is_near(near) for near in record["nearest"]),
+        "verdicts": len(record["verdicts"]) == 1 and _is_verdict(record["verdicts"][0]),
         "models": all(isinstance(model, dict) for model in record["models"]),
-        "limits": all(isinstance(record["limits"].get(k), dict) for k in ("likeness", "composition")),
+        "limits": all(isinstance(limit, dict) and _is_number(limit.get("limit")) for limit in by),
     }  # fmt: skip
     for key, good in sound.items():
         if not good:
@@ -247,8 +253,24 @@ def readable(record: object) -> Record:
     return record
 
 
-def _is_near(near: object) -> bool:
-    if not isinstance(near, dict) or type(near.get("row")) is not int:
+def _is_near(near: Record) -> bool:
+    second = near.get("composition")
+    numbers = near.get("similarity"), near.get("score"), 0.0 if second is None else second
+    return _is_row(near.get("row")) and all(map(_is_number, numbers))
+
+
+def _is_verdict(found: object) -> bool:
+    if not isinstance(found, dict) or not _is_row(found.get("neighbor")):
         return False
-    numbers = [near.get("similarity"), near.get("score"), near.get("composition") or 0.0]
-    return all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+    texts = (found.get(key) for key in ("source", "caption", "outcome", "reason", "words"))
+    numbers = (found.get(key) for key in ("similarity", "threshold", "score", "zncc"))
+    return all(isinstance(text, str) for text in texts) and all(map(_is_number, numbers))
+
+
+def _is_row(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number, of a size that scores have."""
+    return type(value) in (int, float) and -1e6 < value < 1e6  # type: ignore[operator]  # a number

@@ -14,7 +14,7 @@ from ..index.picture import Unreadable, read_file
 from ..index.sources.folder import demand_pictures, find
 from ..similarity.matcher import Matcher
 from . import stored
-from .checked import NO, UNSURE, YES, Record, check_picture
+from .checked import NO, UNSURE, YES, Record, check_picture, demand_privacy
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,44 +62,48 @@ def write_folder(
     Raises
     ------
     AMGError
-        The folder holds no pictures, or a record cannot be written.
+        The folder holds no pictures, `privacy` is unknown, or a record cannot be written.
     """
+    demand_privacy(privacy)
     found = find(folder)
     demand_pictures(folder, found)
     for number, name in enumerate(found.pictures, 1):
-        path = folder / name
-        try:
-            data = read_file(path)
-            old = None if again else _still_right(path, data, matcher, privacy)
-            record = old or check_picture(
-                matcher, data, beside=True, privacy=privacy, models=models, versions=versions
-            )
-        except Unreadable as error:
-            yield Written(name, problem=str(error))
-        else:
-            if old is None:
-                stored.write_beside(path, record)
-            yield Written(name, record, kept=old is not None)
+        yield _one(folder, name, matcher, privacy, models, again, versions)
         if progress:
             progress(number, len(found.pictures), name)
     for name, reason in found.skipped:
         yield Written(name, problem=reason)
 
 
-def _still_right(path: Path, data: bytes, matcher: Matcher, privacy: str) -> Record | None:
-    """The record beside a picture, if it is of this file, this index and in this privacy mode."""
+def _one(
+    folder: Path,
+    name: str,
+    matcher: Matcher,
+    privacy: str,
+    models: Sequence[Mapping[str, Any]],
+    again: bool,
+    versions: Mapping[str, str] | None,
+) -> Written:
+    """`write_folder` for one picture."""
+    path = folder / name
     try:
-        record = stored.read_beside(path)
-    except AMGError:
-        return None
-    if record is None:
-        return None
-    same = (
-        record["picture"].get("file") == hashlib.sha256(data).hexdigest()
-        and record["index"]["hash"] == matcher.index.hash
-        and record["privacy"] == privacy
-    )
-    return record if same else None
+        data, old = read_file(path), stored.read_beside(path)
+        if old is not None and not again and _is_right(old, data, matcher, privacy):
+            return Written(name, old, kept=True)
+        record = check_picture(
+            matcher, data, beside=True, privacy=privacy, models=models, versions=versions
+        )
+    except (Unreadable, AMGError) as error:  # AMGError: another file has the record's name
+        return Written(name, problem=str(error))
+    stored.write_beside(path, record)
+    return Written(name, record)
+
+
+def _is_right(record: Record, data: bytes, matcher: Matcher, privacy: str) -> bool:
+    """Whether a record is of this file and this index, in this privacy mode."""
+    same_file = record["picture"].get("file") == hashlib.sha256(data).hexdigest()
+    same_index = record["index"]["hash"] == matcher.index.hash
+    return bool(same_file and same_index and record["privacy"] == privacy)
 
 
 def counts(written: Sequence[Written]) -> dict[str, int]:

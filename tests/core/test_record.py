@@ -112,6 +112,31 @@ def test_what_does_not_fit_is_refused(valid, copied, at, wrong):
         readable(broken)
 
 
+@pytest.mark.parametrize("wrong", [None, [], {}, "x", True, float("nan"), 10**400, -1e9])
+def test_hostile_records_are_refused(copied, wrong):
+    """Whatever stands where a reader takes something out."""
+    places = [
+        ("index", "hash"), ("index", "count"), ("answer", "recreates"), ("answer", "reason"),
+        ("picture", "pixels"), ("nearest", 0), ("nearest", 0, "row"), ("nearest", 0, "score"),
+        ("limits", "likeness"), ("limits", "composition", "limit"), ("verdicts",), ("verdicts", 0),
+        ("verdicts", 0, "neighbor"), ("verdicts", 0, "score"), ("verdicts", 0, "source"),
+    ]  # fmt: skip
+    for *path, last in places:
+        broken = json.loads(json.dumps(copied))
+        inner = broken
+        for key in path:
+            inner = inner[key]
+        if (
+            isinstance(wrong, str)
+            and isinstance(inner[last], str)
+            and last in ("reason", "hash", "source")
+        ):
+            continue  # any text may stand there
+        inner[last] = wrong
+        with pytest.raises(AMGError, match="damaged"):
+            readable(broken)
+
+
 # ------------------------------------------------------------------------------- a record
 
 

@@ -98,6 +98,14 @@ def test_written_once(command, place):
     assert "p003.png" in stored.beside(place / "made/sub/copy.jpg").read_text()
 
 
+def test_a_foreign_file_stays(command, place):
+    mine = place / "made" / "new500.png.amg.json"
+    mine.write_text('{"mine": 1}')
+    code, said = command("write", "MADE", "--index", "INDEX")
+    assert code == 0 and "NOT checked: new500.png" in said and "2 pictures have a record" in said
+    assert mine.read_text() == '{"mine": 1}'
+
+
 def test_a_decision_is_kept(command, place):
     command("write", "MADE", "--index", "INDEX")
     copy = str(place / "made" / "sub" / "copy.jpg")
