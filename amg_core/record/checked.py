@@ -17,9 +17,10 @@ from ..errors import AMGError
 from ..images import thumbnail, to_tensor
 from ..index.format import is_digest
 from ..index.picture import decode, stored_pixels
+from ..index.reader import Index
 from ..messages import words
 from ..similarity import verifier
-from ..similarity.matcher import Matcher
+from ..similarity.matcher import Match, Matcher
 from ..similarity.verdict import CANNOT_TELL, COPY, NO_COPY, Verdict, message_of, verdict
 
 NEAREST = 5  # pictures of the index in a record
@@ -83,7 +84,7 @@ def check_picture(
     stored = stored_pixels(data)
     picture = to_tensor(decode(data, "").pixels, matcher.searcher.device)
     (found,) = verdict(matcher, picture)
-    index, scale = matcher.index, matcher.ranked(picture, 1).scale
+    index, match = matcher.index, matcher.ranked(picture, k)
     drawn = _of_run(report, sample)
     python = {"torch": torch.__version__, "python": platform.python_version()}
     pixels = {"pixels": stored.sha256, "width": stored.width, "height": stored.height}
@@ -111,12 +112,12 @@ def check_picture(
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "privacy": reports.FULL,
         "models": [dict(model) for model in models],
-        "nearest": _nearest(matcher, picture, found, k),
+        "nearest": _nearest(index, picture, found, match),
         "limits": {
             "likeness": {
                 "limit": limits.COPY,
                 "similarity": found.threshold,
-                "false_alarms": limits.false_alarms(matcher.descriptor.spec, scale),
+                "false_alarms": limits.false_alarms(matcher.descriptor.spec, match.scale),
             },
             "composition": {
                 "limit": found.zncc_threshold,
@@ -164,9 +165,8 @@ def _place(of_run: Sequence[Mapping[str, Any]]) -> Record:
     return {"sample": 0, "attempt": found["attempt"], "seed": found["seed"]}
 
 
-def _nearest(matcher: Matcher, picture: torch.Tensor, found: Verdict, k: int) -> list[Record]:
-    """The k nearest pictures with both scores, and the one that the verdict names."""
-    index, match = matcher.index, matcher.ranked(picture, k)
+def _nearest(index: Index, picture: torch.Tensor, found: Verdict, match: Match) -> list[Record]:
+    """The pictures of a match with both scores, and the one that the verdict names."""
     measured = {
         int(row): (float(similarity), float(score))
         for row, similarity, score in zip(match.ids, match.similarity, match.score, strict=True)
