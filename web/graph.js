@@ -97,7 +97,7 @@ export function shown(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
 }
 
-/** A likeness as it is shown: below 0, what is not in the index differs in nothing that matters. */
+/** What is drawn of a likeness: the part from 0 to 1 (`metrics.likeness` in amg_core says what it means). */
 export function likeness(value) {
   return value === null || value === undefined ? value : Math.min(1, Math.max(0, value));
 }

@@ -159,7 +159,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     front.until(f"[...{panel}.querySelectorAll('img')].every((i) => i.naturalWidth > 30)")
     pairs = front.js(
         f"return [...{panel}.querySelectorAll('article')].map((a) => ({{"
-        "images: a.querySelectorAll('img').length, alt: a.querySelectorAll('img')[1].alt,"
+        "images: a.querySelectorAll('.amg-both img').length, alt: a.querySelectorAll('img')[1].alt,"
         "meters: [...a.querySelectorAll('[role=meter]')].map((m) => m.getAttribute('aria-valuetext')),"
         "words: a.querySelector('.amg-words').textContent}))"
     )
@@ -181,7 +181,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     assert report[0][1] != report[1][1]
     # The host does not show the nearest pictures a second time.
     if mode == "vue":
-        own = f"[data-node-id='{PROBE}'] img"
+        own = f"[data-node-id='{PROBE}'] img:not(.amg-best img)"
         assert front.js(f'return document.querySelectorAll("{own}").length') == 2 * len(pairs)
     else:
         assert front.js(f"return amgNode({PROBE}).imgs?.length ?? 0") == 0
@@ -190,22 +190,22 @@ def test_the_probe_shows_both_pictures(front, mode):
 def test_a_slider_is_dragged(front, mode):
     front.load(FIRST_LOOK)
     front.look_at(SAMPLER)
-    assert front.value(SAMPLER, "dissimilarity") == 1
+    assert front.value(SAMPLER, "strength") == 1
     if mode == "classic":
-        y = front.widget(SAMPLER, "dissimilarity")[1]
+        y = front.widget(SAMPLER, "strength")[1]
         front.page.drag(
-            (front.widget(SAMPLER, "dissimilarity", 0.34)[0], y),
-            (front.widget(SAMPLER, "dissimilarity", 0.75)[0], y),
+            (front.widget(SAMPLER, "strength", 0.5)[0], y),
+            (front.widget(SAMPLER, "strength", 0.75)[0], y),
         )
     else:
-        x, y = front.centre(f"{SHOWN}.querySelectorAll('[role=slider]')[2]")
+        x, y = front.centre(f"{SHOWN}.querySelector('[role=slider]')")
         front.page.drag((x, y), (x + 25, y))
     front.rest()
-    dragged = front.value(SAMPLER, "dissimilarity")
-    assert 1.2 < dragged <= 3
+    dragged = front.value(SAMPLER, "strength")
+    assert 1.2 < dragged <= 2
     assert round(dragged, 2) == pytest.approx(dragged)
     assert front.value(SAMPLER, "deduplication") == 1
-    assert front.export()[str(SAMPLER)]["inputs"]["dissimilarity"] == dragged
+    assert front.export()[str(SAMPLER)]["inputs"]["strength"] == dragged
 
 
 def choose_preset(front, mode: str, preset: str) -> None:
