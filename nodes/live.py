@@ -26,6 +26,7 @@ page can show it again at any time. Each is a list with one entry, which has ``"
 
 - ``"amg_report"`` (`result`): a finished run in the form of a report, as far as the page shows it.
 - ``"amg_said"`` (`lines`): the result of the other nodes, a sentence for each line.
+- ``"amg_grid"``: the drawings of Strength Grid, with the widgets of a sampler that draws so.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from PIL import Image, PngImagePlugin
 from amg_core import messages as words_of
 from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.messages import message
+from tests.web.conftest import ROOT
 from tests.web.front import EMPTY, HELPERS, READY, shortened
 from tests.web.test_front import FIRST_LOOK, PROBE, SAMPLER, ended, lengths, run
 
+WORKFLOWS = ROOT / "example_workflows"
 NUMBERS = count(1)
 LIVE = f"amgPanel({SAMPLER}, 'amg_live')"
 IDENTITY = "6f0b4e2a-1f57-4b0e-9d0c-3a5f2f6f9d11"  # of a workflow
@@ -495,3 +497,55 @@ def test_a_new_node_shows_its_whole_name(front):
             "return [pen.measureText(node.title).width + LiteGraph.NODE_TITLE_HEIGHT, node.size[0]]"
         )
         assert wide[0] < wide[1], kind
+
+
+def cell(strength: float, **more) -> dict:
+    widgets = {"seed": 11, "preset": "strong", "strength": strength, "dissimilarity": 0.5}
+    made = {
+        "picture": 1, "strength": strength, "threshold_scale": 1, "same_as": None, "judged": True,
+        "outcome": "no_copy", "near": False, "likeness": 0.2, "composition": 0.1, "source": "a.png",
+        "use": {"AMG_Sampler": widgets},
+    }  # fmt: skip
+    return made | more
+
+
+GRID = json.loads((WORKFLOWS / "amg_strength_grid.json").read_text())
+
+
+def test_the_grid_is_read_and_fills_a_sampler(front, mode):
+    """A button on each line: into the sampler that is there, or a new one wired as the grid is."""
+    front.load(GRID)
+    node = front.id_of("AMG_StrengthGrid")
+    cells = [cell(0, outcome="copy", likeness=0.9), cell(1.5, near=True), cell(2, same_as=1.5)]
+    cells.append(cell(1, threshold_scale=1.6, use={}))
+    told = {"class": "AMG_StrengthGrid", "cells": cells}
+    front.send([executed(node, {"amg_grid": [told]}, prompt())])
+    panel = f"amgPanel({node}, 'amg_grid')"
+    front.until(f"{panel}?.querySelectorAll('tbody tr').length == 4")
+    rows = front.js(
+        f"return [...{panel}.querySelectorAll('tbody tr')].map((r) => [...r.children]"
+        ".map((c) => c.textContent))"
+    )
+    assert rows[0] == ["× 1", "0", "0.90", "0.10", "COPY", "use"]
+    assert rows[1][4] == "no copy, but close"
+    assert rows[2][4] == "no copysame picture as strength 1.5"
+    press = f"{panel}.querySelectorAll('button')"
+    assert front.js(f"return [...{press}].map((b) => b.disabled)") == [False, False, False, True]
+    front.js(f"{press}[1].click()")
+    front.until(f"{panel}.querySelector('.amg-status').textContent.includes('these settings')")
+    sampler = front.id_of("AMG_Sampler")
+    names = ("seed", "preset", "strength", "dissimilarity")
+    assert [front.value(sampler, name) for name in names] == [11, "strong", 1.5, 0.5]
+    wired = front.export()
+    mine, grids = wired[str(sampler)]["inputs"], wired[str(node)]["inputs"]
+    shared = ("model", "index", "positive", "negative", "latent_image", "clip", "vae")
+    assert [mine[name] for name in shared] == [grids[name] for name in shared]
+    front.js(f"{press}[2].click()")  # into the same sampler
+    assert front.js("return amgOn('AMG_Sampler').length") == 1
+    assert front.value(sampler, "strength") == 2
+    front.js("app.graph.add(LiteGraph.createNode('AMG_Sampler'))")
+    front.js(f"app.canvas.deselectAll?.(); {press}[0].click()")
+    assert "several" in front.js(f"return {panel}.querySelector('.amg-status').textContent")
+    assert front.value(sampler, "strength") == 2
+    if mode == "vue":
+        front.until(f"document.querySelector('[data-node-id=\"{node}\"] .amg-table table')")
