@@ -8,6 +8,8 @@ export { app, api };
 const NARROWEST = 260; // pixels of a node with a panel
 const TITLE_LETTER = 7.5; // pixels, on average
 const TITLE_ROOM = 60; // pixels beside it
+const LETTER = 6; // pixels, on average, in a panel
+export const LINE = 15; // pixels, in a panel
 const LIVE_TEXT = "$$node-text-preview"; // the host's widget for text that the server sends
 
 /** The node with an execution id: "7", or "12:3" for node 3 of the subgraph that node 12 is. */
@@ -62,6 +64,12 @@ export function grow(node, narrowest = 0) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, narrowest), Math.max(node.size[1], height)]);
   node.setDirtyCanvas(true, true);
+}
+
+/** About the lines that a text fills; Chinese, Japanese and Korean letters are twice as wide. */
+export function linesOf(text, across) {
+  const width = [...text].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1) * LETTER, 0);
+  return Math.ceil(width / Math.max(1, across));
 }
 
 /**

@@ -9,6 +9,7 @@ const SAMPLER = "AMG_Sampler";
 export const PANEL = "amg_grid"; // the widget
 const LINE = 26; // pixels of a row
 const HIGHEST = 300;
+const WIDE = 400; // pixels of the node, so that the table is read
 const panels = new WeakMap(); // node -> { element, body, status }
 
 /** The nodes of this graph that can have settings: the selected ones, or else all. */
@@ -32,10 +33,10 @@ function fill(target, values) {
   target.setDirtyCanvas(true, true);
 }
 
-/** A new AMG Sampler to the right of the grid, wired as the grid is. */
+/** A new AMG Sampler to the right of all nodes, selected and in view, wired as the grid is. */
 function sampler(node) {
   const made = LiteGraph.createNode(SAMPLER);
-  made.pos = [node.pos[0] + node.size[0] + 60, node.pos[1]];
+  made.pos = [Math.max(...node.graph._nodes.map(({ pos, size }) => pos[0] + size[0])) + 60, node.pos[1]];
   node.graph.add(made);
   for (const input of node.inputs) {
     const at = made.findInputSlot(input.name);
@@ -43,6 +44,8 @@ function sampler(node) {
     if (at < 0 || input.widget || !link) continue;
     node.graph.getNodeById(link.origin_id)?.connect(link.origin_slot, made, at);
   }
+  app.canvas.selectNode?.(made);
+  app.canvas.centerOnNode?.(made);
   return made;
 }
 
@@ -116,7 +119,7 @@ function show(node, cells) {
   );
   say("");
   tameText(node, true);
-  grow(node);
+  grow(node, WIDE);
 }
 
 /** What the node has left in its output. */

@@ -1,6 +1,6 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, grow, likeness, shown, tameText } from "./graph.js";
+import { addPanel, api, el, grow, likeness, LINE, linesOf, shown, tameText } from "./graph.js";
 import { addressOf, bestOf, nameOf } from "./best.js";
 import { describe, draw, height } from "./curve.js";
 import { tell, tellAll } from "./events.js";
@@ -10,7 +10,8 @@ import { inOwnUnit, said, t } from "./words.js";
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
-const ENDED = 92; // pixels more, for the nearest pictures and what the descriptor overlooks
+const THUMBNAILS = 72; // pixels more, for the nearest pictures of a finished one
+const FEW = 2; // lines of words for which there is room anyway
 const WORDS_ONLY = 60; // pixels, where nothing was compared
 export const PANEL = "amg_live"; // the widget
 export const KINDS = ["AMG_Sampler", "AMG_Apply", "AMG_Guard"]; // the nodes
@@ -90,7 +91,12 @@ class Panel {
       this.best,
       this.origin,
     );
-    const room = () => HEIGHT + (this.best.children.length ? ENDED : 0);
+    const lines = (text) => linesOf(text, node.size[0] - 44);
+    const room = () => {
+      const list = this.best.querySelector("ol") ? THUMBNAILS : 0;
+      const misses = lines(this.best.querySelector("p")?.textContent ?? "");
+      return HEIGHT + list + LINE * (misses + Math.max(0, lines(this.words.textContent) - FEW));
+    };
     addPanel(node, PANEL, this.element, () => (this.element.dataset.empty ? WORDS_ONLY : room()));
   }
 

@@ -81,8 +81,8 @@ function row(found, number, count) {
       ].join("\n"),
     ),
     el("p", { class: "amg-words", text: said(found) }),
-    bestOf(found.best ?? []),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
+    bestOf(found.best ?? []),
   );
 }
 

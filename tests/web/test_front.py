@@ -286,7 +286,7 @@ def test_choices_are_shown_in_words(front, mode):
         "report_in_picture": "anonymous: no names",
     }
     toggle = f"amgNode({node}).widgets.find((w) => w.name == 'new_noise').options"
-    assert front.js(f"return [{toggle}.on, {toggle}.off]") == ["in the last retry", "never"]
+    assert front.js(f"return [{toggle}.on, {toggle}.off]") == ["last retry", "never"]
     sent = front.export()[str(node)]["inputs"]
     assert (sent["preset"], sent["if_still_copied"]) == ("main", "say so")
     if mode == "vue":
