@@ -2,6 +2,7 @@
 
 import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
+import * as choices from "./choices.js";
 import * as live from "./live.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
@@ -97,5 +98,6 @@ app.registerExtension({
     }
     probe.prepare(node);
     presets.follow(node);
+    choices.speak(node);
   },
 });

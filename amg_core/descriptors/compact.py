@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from ..errors import AMGError
 from ..files import brief
 from ..images import resize
+from ..messages import message
 from .base import DescriptorSpec, full_precision, subset
 from .registry import Kind
 from .tensors import read_tensors, tensors_sha256
@@ -180,6 +181,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 KIND = Kind(
     name="compact",
     description="recognises edited copies too, nothing to download.",
+    misses=message("misses_compact"),
     descriptor=CompactDescriptor,
     # Measured with these weights, as `limits.ROWS` says. 1 in 400 passes the limit, not 1 in 100, because a
     # sampling run makes many comparisons.

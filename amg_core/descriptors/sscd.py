@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from ..errors import AMGError
 from ..files import brief
 from ..images import low_pass, resize
+from ..messages import message
 from .base import DescriptorSpec, full_precision, subset
 from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
@@ -364,6 +365,7 @@ def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 KIND = Kind(
     name="sscd",
     description="recognises most copies, needs Meta's weights in models/amg, slow on a CPU.",
+    misses=message("misses_sscd"),
     descriptor=SSCDDescriptor,
     # Measured with an int8 export at 224 px in place of Meta's file. At full size the limit is 0.5, as in
     # the literature.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -214,6 +215,21 @@ class Matcher:
             few = max(1, k // FEW_OF_PARTS)
             found += self.searcher.nearest(rows, scale, few)[1].flatten().tolist()
         return list(dict.fromkeys(found))
+
+    @torch.no_grad()
+    def scores(self, picture: Tensor, ids: Sequence[int]) -> Tensor:
+        """The scores (K,) of a finished picture (1, 3, H, W), or its mirror image, with each row."""
+        scale, rows = self._scale_of(picture), torch.tensor(ids)
+        similarities, scores = [], []
+        for view in self._views(picture):
+            query = self._embed(view, scale)
+            values = query @ self.searcher.rows(rows, scale).to(query).T
+            similarity, _ = self._similarities(query, values, rows, scale)
+            levels = (level.to(similarity) for level in self._levels(query, scale, 1))
+            similarities.append(similarity)
+            scores.append(metrics.score(self.metric, similarity, *levels))
+        nearer = torch.stack(similarities).argmax(0, keepdim=True)
+        return torch.stack(scores).gather(0, nearer)[0].cpu()
 
     def _scale_of(self, pictures: Tensor) -> int:
         return self.scales[-1] if self.latent else self._finest(min(pictures.shape[-2:]))
