@@ -84,6 +84,7 @@ class SimilarityProbeNode(io.ComfyNode):
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict()
         shown |= {"text": (words,), "amg_probe": [_shown(pictures, verdicts, shown["images"])]}
+        shown["amg_verdict"] = [show.text_file(words)]  # App mode shows files alone
         return io.NodeOutput(
             max(v.similarity for v in verdicts),
             words,

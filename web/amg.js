@@ -3,11 +3,13 @@
 import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
 import * as live from "./live.js";
+import * as outside from "./outside.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
 import * as results from "./results.js";
 import * as said from "./said.js";
 import * as search from "./search.js";
+import * as templates from "./templates.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
@@ -70,6 +72,7 @@ app.registerExtension({
   ],
   menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
   addCustomNodeDefs: search.addWords,
+  init: templates.watch,
   async setup() {
     addStyle();
     await learn();
@@ -77,6 +80,7 @@ app.registerExtension({
     events.watch();
     live.watch();
     said.watch();
+    outside.watch();
     results.watch();
     // After the host's own listener has put the text on the node.
     api.addEventListener("progress_text", ({ detail }) => {
