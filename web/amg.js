@@ -10,6 +10,7 @@ import * as results from "./results.js";
 import * as said from "./said.js";
 import * as search from "./search.js";
 import * as templates from "./templates.js";
+import * as weights from "./weights.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
@@ -69,8 +70,14 @@ app.registerExtension({
       icon: "pi pi-images",
       function: () => browser.browse(""),
     },
+    {
+      id: "AMG.CheckWeights",
+      label: "Check the SSCD weights",
+      icon: "pi pi-verified",
+      function: weights.check,
+    },
   ],
-  menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
+  menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex", "AMG.CheckWeights"] }],
   addCustomNodeDefs: search.addWords,
   init: templates.watch,
   async setup() {

@@ -232,8 +232,8 @@ RUN = "[...document.querySelectorAll('[data-testid=linear-run-button] button')].
 VERDICT = "A copy of memorised-000.webp: both checks agree"
 
 
-@pytest.fixture
-def app(wide, schemas):
+@pytest.fixture(scope="module")
+def app(wide):
     """The workflow of an app, opened in App mode; closed in the end."""
     if not wide.js("return !!app.extensionManager.workflow.activeWorkflow"):
         pytest.skip("this front end names no open workflow")
