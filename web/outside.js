@@ -1,6 +1,7 @@
-// What nodes inside a subgraph have found is said on the subgraph's node, too: no copy is hidden in a box.
+// What nodes inside a subgraph have found is said on the subgraph's node, too, and in App mode in a message:
+// no copy is hidden in a box.
 
-import { nodeOf } from "./graph.js";
+import { app, nodeOf } from "./graph.js";
 import { inside, whenShown } from "./events.js";
 import * as live from "./live.js";
 import * as probe from "./probe.js";
@@ -30,6 +31,22 @@ function tellOutside(outer) {
   said.repeat(box, texts, found[0]?.outcome ?? "said");
 }
 
+const VERDICTS = ["live", "probe"]; // parts
+const BRIEF = 10_000; // milliseconds
+const told = new WeakSet(); // results that were told
+
+/** Where the graph is not seen, as in App mode: a verdict in a message. That of a copy stays until it is closed. */
+function tellAnyway({ part, id, state }) {
+  const found = VERDICTS.includes(part) && SUMMARY[part](state);
+  if (!found?.text || told.has(state)) return;
+  told.add(state);
+  if (app.canvas?.canvas?.checkVisibility?.() ?? true) return;
+  const severity = found.outcome === "copy" ? "warn" : "info";
+  const life = found.outcome === "copy" ? undefined : BRIEF;
+  app.extensionManager?.toast?.add({ severity, summary: nodeOf(id).title, detail: found.text, life });
+}
+
 export function watch() {
   whenShown(({ id }) => around(id).forEach(tellOutside));
+  whenShown(tellAnyway);
 }

@@ -274,11 +274,18 @@ def test_an_app_shows_picture_nearest_picture_and_verdict(wide, app):
         if kind == "executed" and "amg_probe" in (data.get("output") or {}):
             file = {"filename": "verdict.txt", "subfolder": "", "type": "temp"}
             data["output"]["amg_verdict"] = [file]
+    said = "document.body.innerText.includes"
+    items = "[...document.querySelectorAll('[data-testid=linear-in-progress-item]')]"
     try:
         wide.js(f"{RUN}.click()")
-        wide.until(f"document.body.innerText.includes({json.dumps(VERDICT)})", 60)
+        wide.until(f"{items}.length > 1", 60)
         wide.until(
             "[...document.images].some((i) => i.src.includes('/view?') && i.naturalWidth > 30)"
         )
+        wide.until(f"{said}('Not a copy of anything')", 60)  # a message, whatever is looked at
+        text = f"{items}.find((e) => !e.querySelector('img'))"
+        wide.until(text, 60)
+        wide.page.click(*wide.centre(text))
+        wide.until(f"{said}({json.dumps(VERDICT)})", 60)
     finally:
         host.messages = recorded
