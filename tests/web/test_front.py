@@ -696,7 +696,7 @@ def test_the_window_about_weights(front):
     words = "document.querySelector('.amg-weights [role=status]').textContent"
     front.until(f"{words}.includes('facebookresearch/sscd-copy-detection')")
     assert "models/amg" in front.js(f"return {words}")
-    x, y, width, height = front.box(".amg-weights")
+    *_, width, height = front.box(".amg-weights")
     assert 200 < width < 700 and 60 < height < 400
     front.page.key("Escape", 27)
     front.until("!document.querySelector('.amg-weights')")
