@@ -13,6 +13,10 @@ from tests.web.front import MODES, Front
 from tests.web.host import FOLDER
 
 SIZE = (1680, 857)  # CSS pixels of the page
+BROWSER = (
+    1,
+    34,
+)  # front ends whose template browser these tests know; in older ones the file is dropped
 SMALLEST_ZOOM = 0.7
 SMALLEST_TEXT = {
     "host": 7,
@@ -173,6 +177,8 @@ def check(front, mode: str) -> None:
 
 
 def test_the_one_to_begin_with_comes_first(wide):
+    if wide.version < BROWSER:
+        pytest.skip("this front end has an older template browser")
     browse(wide)
     found = wide.js(
         f"return {CARDS}.map((e) => e.dataset.testid.slice('template-workflow-'.length))"
@@ -187,8 +193,11 @@ def test_the_one_to_begin_with_comes_first(wide):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_read_as_it_opens(wide, mode, name):
-    browse(wide)
-    choose(wide, name)
+    if wide.version < BROWSER:
+        drop(wide, name)
+    else:
+        browse(wide)
+        choose(wide, name)
     check(wide, mode)
 
 
