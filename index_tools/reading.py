@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,20 @@ rows of one scale) with metadata/metadata_<n>.parquet or .jsonl. With --thumbnai
 thumbnails of the index."""
 
 
+WEIGHTS = """\
+Check a file of SSCD's weights that you have fetched: its size, its hashes, and whether it is that
+network. Nothing in it is run and nothing is downloaded. Without FILE: where it is published, and where
+to put it."""
+
+
 def register(commands: terminal.Commands) -> None:
+    weights = commands.add_parser(
+        "weights", help="check a file of SSCD's weights", description=WEIGHTS
+    )
+    weights.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the file")
+    terminal.add_json(weights)
+    weights.set_defaults(run=_weights)
+
     info = commands.add_parser(
         "info", help="what an index holds", description="Open an index and show what it holds."
     )
@@ -93,6 +106,16 @@ def register(commands: terminal.Commands) -> None:
     export.add_argument("--thumbnails", action="store_true", help="write the thumbnails too")
     terminal.add_json(export)
     export.set_defaults(run=_export)
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from amg_core.descriptors import sscd
+
+    found = sscd.examine(options.file)
+    if options.json:
+        terminal.print_json(**asdict(found))
+    else:
+        print(found.words())
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -88,6 +88,7 @@ class SimilarityProbeNode(io.ComfyNode):
             "text": (words,),
             "amg_probe": [_shown(index, pictures, verdicts, shown["images"])],
         }
+        shown["amg_verdict"] = [show.text_file(words)]  # App mode shows files alone
         return io.NodeOutput(
             max(v.similarity for v in verdicts),
             words,

@@ -196,6 +196,11 @@ function outcome(run) {
   return all.length ? "no_copy" : "unknown";
 }
 
+/** The result of a run that has ended. */
+export function summary(run) {
+  return run.ended ? { text: said(run.said), outcome: outcome(run) } : null;
+}
+
 function show(node, run) {
   if (!panels.has(node)) panels.set(node, new Panel(node));
   tameText(node, true);

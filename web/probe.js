@@ -114,3 +114,9 @@ export function prepare(node) {
 export function finished(of, found) {
   tell({ ...of, kind: NODE }, "probe", () => found, show);
 }
+
+/** The verdict on the picture that is most like a stored one. */
+export function summary({ verdicts }) {
+  const [worst] = [...verdicts].sort((one, other) => other.copy - one.copy || other.score - one.score);
+  return worst ? { text: said(worst), outcome: worst.copy ? "copy" : "no_copy" } : null;
+}

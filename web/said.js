@@ -46,6 +46,17 @@ function show(node, { lines, error }) {
   write(node, lines.map(said).filter(Boolean), "said");
 }
 
+/** The first line of a node's result, or its error. */
+export function summary({ lines, error }) {
+  if (error) return { text: t("Error: <words>", { words: error }), outcome: "error" };
+  return lines.length ? { text: said(lines[0]), outcome: "said" } : null;
+}
+
+/** Lines from elsewhere on a node that has no result of its own; none hides them. */
+export function repeat(node, texts, outcome) {
+  write(node, texts, outcome);
+}
+
 /** Advice on a node that has not run. */
 export function hint(node, text) {
   write(node, [text], "said");

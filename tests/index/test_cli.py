@@ -16,7 +16,7 @@ from amg_core.index import Index
 from index_tools import cli, terminal
 from tests.index.helpers import PATIENCE, ROOT, fill, shard_of
 
-COMMANDS = "build add import remove mute merge info search verify export dedup eval".split()
+COMMANDS = "build add import remove mute merge weights info search verify export dedup eval".split()
 
 
 def process(*arguments) -> subprocess.CompletedProcess:

@@ -150,7 +150,7 @@ def test_the_page_speaks_it(code):
         assert not locales.SPECIAL.search(other)
         for kind in (re.compile(r"<\w+>"), locales.NUMBER):
             assert sorted(kind.findall(other)) == sorted(kind.findall(text)), text
-    assert list(load(code, "commands")) == ["AMG_BrowseIndex"]
+    assert list(load(code, "commands")) == ["AMG_BrowseIndex", "AMG_CheckWeights"]
 
 
 @pytest.mark.parametrize("code", ("en", *locales.CODES))

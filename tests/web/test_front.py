@@ -727,3 +727,15 @@ def test_without_an_index_the_node_says_how_to_get_one(front, mode):
         assert wired == "AMG_BuildIndex"
     finally:
         front.js(f"await app.registerNodeDef('AMG_LoadIndex', structuredClone({known}))")
+
+
+def test_the_window_about_weights(front):
+    """Says where the file is published and where to put it; Escape closes it."""
+    front.js("await app.extensionManager.command.execute('AMG.CheckWeights')")
+    words = "document.querySelector('.amg-weights [role=status]').textContent"
+    front.until(f"{words}.includes('facebookresearch/sscd-copy-detection')")
+    assert "models/amg" in front.js(f"return {words}")
+    *_, width, height = front.box(".amg-weights")
+    assert 200 < width < 700 and 60 < height < 400
+    front.page.key("Escape", 27)
+    front.until("!document.querySelector('.amg-weights')")
