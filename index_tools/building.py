@@ -35,9 +35,9 @@ the first stage of a two-stage search, but the guard cannot use it."""
 
 
 def register(commands: terminal.Commands) -> None:
-    build = commands.add_parser(
-        "build", help="make an index from pictures, or bring it up to date", description=BUILD,
-        epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    build = terminal.add_command(
+        commands, "build", description=BUILD, epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     build.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
     build.add_argument("out", metavar="OUT", type=Path, help="index folder to make or update")
@@ -53,8 +53,8 @@ def register(commands: terminal.Commands) -> None:
     _shared(build)
     build.set_defaults(run=_build)
 
-    add = commands.add_parser(
-        "add", help="add pictures to an index", description=ADD, epilog=SOURCES,
+    add = terminal.add_command(
+        commands, "add", description=ADD, epilog=SOURCES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
@@ -62,9 +62,7 @@ def register(commands: terminal.Commands) -> None:
     _shared(add)
     add.set_defaults(run=_add)
 
-    bring = commands.add_parser(
-        "import", help="make an index from existing CLIP embeddings", description=IMPORT
-    )
+    bring = terminal.add_command(commands, "import", description=IMPORT)
     bring.add_argument("folder", metavar="FOLDER", type=Path, help="output of clip-retrieval")
     bring.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
     bring.add_argument(

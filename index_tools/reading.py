@@ -38,16 +38,16 @@ thumbnails of the index."""
 
 
 def register(commands: terminal.Commands) -> None:
-    info = commands.add_parser(
-        "info", help="what an index holds", description="Open an index and show what it holds."
+    info = terminal.add_command(
+        commands, "info", description="Open an index and show what it holds."
     )
     info.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     terminal.add_json(info)
     info.set_defaults(run=_info)
 
-    search = commands.add_parser(
+    search = terminal.add_command(
+        commands,
         "search",
-        help="find the pictures nearest to a picture",
         description="Find the pictures of one or more indexes that are nearest to a picture.",
     )
     search.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
@@ -77,19 +77,20 @@ def register(commands: terminal.Commands) -> None:
     terminal.add_json(search)
     search.set_defaults(run=_search)
 
-    verify = commands.add_parser("verify", help="is an index undamaged?", description=VERIFY)
+    verify = terminal.add_command(commands, "verify", description=VERIFY)
     verify.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     verify.add_argument("--search", type=terminal.count, metavar="N", help="searches to compare")
     terminal.add_json(verify)
     verify.set_defaults(run=_verify)
 
-    export = commands.add_parser(
-        "export", help="write an index for other programs", description=EXPORT
-    )
+    export = terminal.add_command(commands, "export", description=EXPORT)
     export.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     export.add_argument("out", metavar="OUT", type=Path, help="new folder")
     export.add_argument("--scale", type=int, help="scale of the rows (full detail)")
-    export.add_argument("--metadata", choices=("parquet", "jsonl"), default="parquet")
+    export.add_argument(
+        "--metadata", choices=("parquet", "jsonl"), default="parquet",
+        help="format of names and captions (%(default)s)",
+    )  # fmt: skip
     export.add_argument("--thumbnails", action="store_true", help="write the thumbnails too")
     terminal.add_json(export)
     export.set_defaults(run=_export)
