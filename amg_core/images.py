@@ -24,7 +24,7 @@ class Pictured(Protocol):
 
 def to_tensor(pixels: np.ndarray | Image.Image, device: torch.device | str = "cpu") -> Tensor:
     """Pixels (H, W, 3) uint8, or a picture in RGB, as (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
 @one_thread()

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from ..files import brief
 from . import commit, own
 from . import format as fmt
 from .digests import Digests
-from .embedding import Embedder, Seen, read_ahead
-from .picture import Picture
+from .embedding import Embedder, Prepared, Seen, read_ahead
 from .reader import Index
 from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
@@ -411,7 +410,7 @@ class _Store(_Pool):
         self._open = {}
 
 
-_Fresh = tuple[Seen, Picture]  # a file, and its picture that has to be embedded
+_Fresh: TypeAlias = "tuple[Seen, Prepared]"  # a file, and its picture that has to be embedded
 _PART = f"{fmt.SHARDS}/{'0' * 16}"  # a placeholder, because a part has no place in an index yet
 
 
@@ -479,10 +478,10 @@ class _Run:
         """The usable files in order, each after its picture is in the store."""
         group: list[Seen] = []
         fresh: dict[str, _Fresh] = {}
-        for seen in read_ahead(self.source, store.has, self.workers):
+        for seen in read_ahead(self.source, store.has, embedder.prepare, self.workers):
             group.append(seen)
-            if seen.picture is not None and not store.has(seen.sha256):
-                fresh.setdefault(seen.sha256, (seen, seen.picture))
+            if seen.prepared is not None and not store.has(seen.sha256):
+                fresh.setdefault(seen.sha256, (seen, seen.prepared))
             if len(group) >= _GROUP or embedder.full([p for _, p in fresh.values()]):
                 yield from self._flush(group, fresh, store, embedder)
                 group, fresh = [], {}
@@ -492,11 +491,11 @@ class _Run:
         self, group: list[Seen], fresh: dict[str, _Fresh], store: _Store, embedder: Embedder
     ) -> Iterator[Seen]:
         new = list(fresh.values())
-        rows = embedder([picture for _, picture in new]) if new else {}
-        for place, (seen, picture) in enumerate(new):
+        rows = embedder([prepared for _, prepared in new]) if new else {}
+        for place, (seen, _) in enumerate(new):
             own = {scale: values[place] for scale, values in rows.items()}
             if all(np.isfinite(row).all() for row in own.values()):
-                record = Record("", "", seen.sha256, picture.width, picture.height)
+                record = Record("", "", seen.sha256, seen.width, seen.height)
                 with commit.writing(self.target):
                     store.add(record, own, seen.thumbnail)
                 self.embedded += 1
@@ -507,8 +506,8 @@ class _Run:
             elif store.has(seen.sha256):
                 self.files += 1
                 self.captioned += bool(seen.caption)
-                if seen.picture is not None and seen.picture.flaw:
-                    self.flaws.append(f"{seen.source}: {seen.picture.flaw}")
+                if seen.flaw:
+                    self.flaws.append(f"{seen.source}: {seen.flaw}")
                 yield seen
             else:
                 why = "the descriptor gave values that are not finite"
