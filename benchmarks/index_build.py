@@ -5,13 +5,15 @@
 Takes --most pictures, evenly among all. Prints pictures a second of (a) the descriptor on pictures that are
 decoded and shrunk already, in the same batches; (b) a loop that only decodes the same files with Pillow,
 over as many threads; (c) a build with a descriptor that computes nothing, so everything else: reading,
-hashing, decoding, thumbnails, writing; (d) the build. The ratio is that of the wall times of (c) and (b).
+hashing, decoding, thumbnails, writing; (d) the build. The ratios are those of (c) and (b), which take turns:
+of wall time, and of processor time, which other programs disturb less.
 Peak memory of a build is that above a process which has loaded everything and read nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--most", type=int, default=1000, help="pictures to take")
     parser.add_argument("--workers", type=int, default=max(2, os.cpu_count() or 1))
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="only build, and print peak memory")
     options = harness.parse(parser)
     descriptor = create(options.descriptor, options.weights)
@@ -75,21 +78,24 @@ def speed(source, descriptor, options) -> None:
     ready = [seen.prepared for seen in some if seen.prepared is not None]
     groups = [ready[i : i + options.batch] for i in range(0, len(ready), options.batch)]
     bare = [alone(embedder, groups)]
-    count, megapixels, largest, decoding = decoded(source, options.workers)
-    rest = built(source, Nothing(), options)
+    count, megapixels, largest = decoded(source, options.workers)  # and the files are in the cache
+    loops, rests = [], []
+    for _ in range(options.rounds):
+        loops.append(timed(lambda: decoded(source, options.workers)))
+        rests.append(timed(lambda: built(source, Nothing(), options)))
     report = built(source, descriptor, options)
     bare.append(alone(embedder, groups))  # before and after: machines are noisy
-    again = decoded(source, options.workers)[-1]
+    loop, rest = (tuple(map(min, zip(*times, strict=True))) for times in (loops, rests))
     print(f"{count} pictures of {megapixels:.0f} megapixels in sum, the largest {largest:.1f};")
     print(f"{report.count} in the index, {len(report.skipped)} not; {descriptor.spec.id}, "
           f"batches of {options.batch}, {options.workers} workers")  # fmt: skip
     rates = [1 / one for one in bare]
     print(f"descriptor alone      {rates[0]:8.1f} and {rates[1]:.1f} pictures/s, before and after")
-    print(f"decode loop           {count / decoding:8.1f} and {count / again:.1f} pictures/s, same")
-    print(f"all but descriptor    {count / rest.seconds:8.1f} pictures/s, {rest.seconds:.1f} s")
     print(f"build                 {count / report.seconds:8.1f} pictures/s, {report.seconds:.1f} s")
-    ratio = rest.seconds / ((decoding + again) / 2)
-    print(f"all but descriptor / decode loop   {ratio:.2f}", flush=True)
+    for name, (wall, cpu) in (("decode loop", loop), ("all but descriptor", rest)):
+        print(f"{name:20}  {count / wall:8.1f} pictures/s, {wall:.1f} s, {cpu:.1f} s of processor")
+    print(f"all but descriptor / decode loop      {rest[0] / loop[0]:.2f} of wall time, "
+          f"{rest[1] / loop[1]:.2f} of processor time", flush=True)  # fmt: skip
     for most in (options.most // 4, options.most):
         arguments = [*map(str, options.pictures), "--most", str(most), "--memory"]
         arguments += ["--descriptor", options.descriptor, "--device", options.device]
@@ -129,11 +135,17 @@ def alone(embedder: Embedder, groups) -> float:
     return watch.seconds / sum(map(len, groups))
 
 
-def decoded(source, workers: int) -> tuple[int, float, float, float]:
-    """Decode every picture as a whole with Pillow: number, megapixels, those of the largest, seconds."""
+def timed(work) -> tuple[float, float]:
+    """Seconds of wall and of processor time."""
+    started, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - busy
+
+
+def decoded(source, workers: int) -> tuple[int, float, float]:
+    """Decode every picture as a whole with Pillow: number, megapixels, those of the largest."""
     Image.MAX_IMAGE_PIXELS = None
     sizes: list[float] = []
-    started = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for item in source:
@@ -141,7 +153,7 @@ def decoded(source, workers: int) -> tuple[int, float, float, float]:
             if len(waiting) >= 2 * workers:
                 sizes.append(waiting.popleft().result())
         sizes += [one.result() for one in waiting]
-    return len(sizes), sum(sizes), max(sizes), time.perf_counter() - started
+    return len(sizes), sum(sizes), max(sizes)
 
 
 def decode(item) -> float:
@@ -162,7 +174,12 @@ def memory(source, descriptor, options) -> None:
 
 
 def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak memory of this process in MiB. Linux: what `getrusage` gives may be that of its parent."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
+from amg_core.index.format import CAPTION_LENGTH, LINES, CaptionRule
 
 from . import terminal
 
@@ -50,6 +51,15 @@ def register(commands: terminal.Commands) -> None:
     build.add_argument("--scales", type=_numbers, metavar="A,B", help="use only these scales (all)")
     for name, takers in _asked().items():
         build.add_argument(f"--{name}", help=takers[0].options[name])
+    build.add_argument(
+        "--caption-lines", choices=LINES, default=LINES[0],
+        help="what is kept of a caption of several lines: all lines, the first that has words, or "
+        "all joined by a space (%(default)s); add does the same",
+    )  # fmt: skip
+    build.add_argument(
+        "--caption-length", type=terminal.count, default=CAPTION_LENGTH, metavar="N",
+        help="cut captions after this many characters (%(default)s); the build says how many it cut",
+    )  # fmt: skip
     _shared(build)
     build.set_defaults(run=_build)
 
@@ -117,6 +127,7 @@ def _build(options: argparse.Namespace) -> None:
         open_sources(options.sources),
         options.out,
         create(options.descriptor, options.weights, **chosen),
+        captions=CaptionRule(options.caption_lines, options.caption_length),
         **_how(options),
     )
     _prepare(options.out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,7 @@ def _info(options: argparse.Namespace) -> None:
                 muted=len(index.muted),
                 shards=len(index.shards),
                 descriptor=index.spec.to_json(),
+                caption_rule=asdict(index.manifest.captions) if index.manifest.captions else None,
                 created=index.created,
                 bytes=sum(sizes.values()) - cached,
                 cache_bytes=cached,
@@ -130,6 +131,8 @@ def _info(options: argparse.Namespace) -> None:
         if index.muted:
             print(f"  muted       {len(index.muted)}")
         print(f"  descriptor  {describe(index.spec)}")
+        if rule := index.manifest.captions:
+            print(f"  captions    {rule.lines} lines, at most {rule.length} characters")
         print(f"  created     {index.created}, {size}")
         if cached >= 5e4:  # a smaller one is not worth a line
             print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")
