@@ -5,9 +5,10 @@
 Takes --most pictures, evenly among all. Prints pictures a second of (a) the descriptor on pictures that are
 decoded and shrunk already, in the same batches; (b) a loop that only decodes the same files with Pillow,
 over as many threads; (c) a build with a descriptor that computes nothing, so everything else: reading,
-hashing, decoding, thumbnails, writing; (d) the build. The ratios are those of (c) and (b), in turns:
-of wall time, and of processor time, which other programs disturb less.
-Peak memory of a build is that above a process which has loaded everything and read nothing.
+hashing, decoding, thumbnails, writing; (d) the build. The ratios are those of (c) and (b), in turns: of wall
+time, and of processor time, which other programs disturb less. Where imagededup is installed, the rate of
+its perceptual hash on the same files is printed, over as many processes. Peak memory of a build is that
+above a process which has loaded everything and read nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -96,6 +98,11 @@ def speed(source, descriptor, options) -> None:
         print(f"{name:20}  {count / wall:8.1f} pictures/s, {wall:.1f} s, {cpu:.1f} s of processor")
     print(f"all but descriptor / decode loop      {rest[0] / loop[0]:.2f} of wall time, "
           f"{rest[1] / loop[1]:.2f} of processor time", flush=True)  # fmt: skip
+    with suppress(ImportError):
+        hashed, wall = perceptual_hash(source, options.workers)
+        print(
+            f"imagededup's PHash    {count / wall:8.1f} pictures/s, {wall:.1f} s, {hashed} hashes"
+        )
     for most in (options.most // 4, options.most):
         arguments = [*map(str, options.pictures), "--most", str(most), "--memory"]
         arguments += ["--descriptor", options.descriptor, "--device", options.device]
@@ -133,6 +140,19 @@ def alone(embedder: Embedder, groups) -> float:
     for group in groups:
         embedder(group)
     return watch.seconds / sum(map(len, groups))
+
+
+def perceptual_hash(source, workers: int) -> tuple[int, float]:
+    """Hash the same files by imagededup: number of hashes, seconds. ImportError where it is missing."""
+    from imagededup.methods import PHash
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, item in enumerate(source):
+            name = f"{number:06}{Path(item.source).suffix}"
+            (Path(folder) / name).write_bytes(item.read())
+        watch = harness.Watch()
+        found = PHash(verbose=False).encode_images(folder, num_enc_workers=workers)
+        return len(found), watch.seconds
 
 
 def timed(work) -> tuple[float, float]:
