@@ -5,9 +5,9 @@
 Takes --most pictures, evenly among all. Prints pictures a second of (a) the descriptor on pictures that are
 decoded and shrunk already, in the same batches; (b) a loop that only decodes the same files with Pillow,
 over as many threads; (c) a build with a descriptor that computes nothing, so everything else: reading,
-hashing, decoding, thumbnails, writing; (d) the build. The ratios are those of (c) and (b), in turns: of wall
-time, and of processor time, which other programs disturb less. Where imagededup is installed, the rate of
-its perceptual hash on the same files is printed, over as many processes. Peak memory of a build is that
+hashing, decoding, thumbnails, writing; (d) the build. The ratios are those of (c) and (b), in turns: of
+wall time, and of processor time, which other programs disturb less. Where imagededup is installed, the rate
+of its perceptual hash on the same files is printed, over as many processes. Peak memory of a build is that
 above a process which has loaded everything and read nothing.
 """
 
