@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
-from amg_core.index.format import CAPTION_LENGTH, LINES, CaptionRule
+from amg_core.index.format import CAPTION_LENGTH, LINES, LONGEST_CAPTION, CaptionRule
 
 from . import terminal
 
@@ -127,7 +127,7 @@ def _build(options: argparse.Namespace) -> None:
         open_sources(options.sources),
         options.out,
         create(options.descriptor, options.weights, **chosen),
-        captions=CaptionRule(options.caption_lines, options.caption_length),
+        captions=CaptionRule(options.caption_lines, min(options.caption_length, LONGEST_CAPTION)),
         **_how(options),
     )
     _prepare(options.out)

@@ -74,6 +74,7 @@ class ShardEntry:
 
 
 LINES = ("all", "first", "joined")
+LONGEST_CAPTION = 1 << 30  # characters
 CAPTION_LENGTH = 2000  # characters; the text encoders of diffusion models read 77 to 512 tokens
 
 
@@ -93,7 +94,7 @@ class CaptionRule:
     length: int = CAPTION_LENGTH
 
     def __post_init__(self) -> None:
-        if self.lines not in LINES or self.length < 1:
+        if self.lines not in LINES or not 1 <= self.length <= LONGEST_CAPTION:
             raise ValueError(f"lines must be one of {LINES}, and length above 0, not {self}")
 
     def shaped(self, caption: str) -> str:
@@ -284,10 +285,8 @@ def _typed(tree: Tree) -> Manifest:
         shards=shards,
         created=tree["created"],
         muted=muted,
-        captions=CaptionRule(**tree["captions"]) if "captions" in tree else None,
+        captions=_captions(tree["captions"]) if "captions" in tree else None,
     )
-    if manifest.captions is not None:
-        _need(_positive(manifest.captions.length), "captions")
     _need(type(tree["count"]) is int and manifest.count == tree["count"], "count")
     return manifest
 
@@ -317,6 +316,12 @@ def is_digest(text: object) -> bool:
 
 def _positive(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 62
+
+
+def _captions(rule: Tree) -> CaptionRule:
+    _need(set(rule) == {"lines", "length"} and _positive(rule["length"]), "captions")
+    _need(rule["length"] <= LONGEST_CAPTION, "captions")
+    return CaptionRule(rule["lines"], rule["length"])
 
 
 def _need(condition: bool, what: str = "files") -> None:
