@@ -686,7 +686,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mc: any caption of the cluster, rc: random words instead, rt: random words added, "
         "cwr: words repeated, rna: numbers added (%(default)s)",
     )  # fmt: skip
-    group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
+    group.add_argument(
+        "--caption-form", choices=("jsonl", "txt"), default="jsonl",
+        help="one metadata.jsonl, or a .txt for each picture (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
     group.add_argument(
         "--variants", type=terminal.count, default=1, help="captions for each picture (%(default)s)"

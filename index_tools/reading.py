@@ -44,23 +44,21 @@ to put it."""
 
 
 def register(commands: terminal.Commands) -> None:
-    weights = commands.add_parser(
-        "weights", help="check a file of SSCD's weights", description=WEIGHTS
-    )
+    weights = terminal.add_command(commands, "weights", description=WEIGHTS)
     weights.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the file")
     terminal.add_json(weights)
     weights.set_defaults(run=_weights)
 
-    info = commands.add_parser(
-        "info", help="what an index holds", description="Open an index and show what it holds."
+    info = terminal.add_command(
+        commands, "info", description="Open an index and show what it holds."
     )
     info.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     terminal.add_json(info)
     info.set_defaults(run=_info)
 
-    search = commands.add_parser(
+    search = terminal.add_command(
+        commands,
         "search",
-        help="find the pictures nearest to a picture",
         description="Find the pictures of one or more indexes that are nearest to a picture.",
     )
     search.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
@@ -90,19 +88,20 @@ def register(commands: terminal.Commands) -> None:
     terminal.add_json(search)
     search.set_defaults(run=_search)
 
-    verify = commands.add_parser("verify", help="is an index undamaged?", description=VERIFY)
+    verify = terminal.add_command(commands, "verify", description=VERIFY)
     verify.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     verify.add_argument("--search", type=terminal.count, metavar="N", help="searches to compare")
     terminal.add_json(verify)
     verify.set_defaults(run=_verify)
 
-    export = commands.add_parser(
-        "export", help="write an index for other programs", description=EXPORT
-    )
+    export = terminal.add_command(commands, "export", description=EXPORT)
     export.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     export.add_argument("out", metavar="OUT", type=Path, help="new folder")
     export.add_argument("--scale", type=int, help="scale of the rows (full detail)")
-    export.add_argument("--metadata", choices=("parquet", "jsonl"), default="parquet")
+    export.add_argument(
+        "--metadata", choices=("parquet", "jsonl"), default="parquet",
+        help="format of names and captions (%(default)s)",
+    )  # fmt: skip
     export.add_argument("--thumbnails", action="store_true", help="write the thumbnails too")
     terminal.add_json(export)
     export.set_defaults(run=_export)
@@ -137,6 +136,7 @@ def _info(options: argparse.Namespace) -> None:
                 muted=len(index.muted),
                 shards=len(index.shards),
                 descriptor=index.spec.to_json(),
+                caption_rule=asdict(index.manifest.captions) if index.manifest.captions else None,
                 created=index.created,
                 bytes=sum(sizes.values()) - cached,
                 cache_bytes=cached,
@@ -152,6 +152,8 @@ def _info(options: argparse.Namespace) -> None:
         if index.muted:
             print(f"  muted       {len(index.muted)}")
         print(f"  descriptor  {describe(index.spec)}")
+        if rule := index.manifest.captions:
+            print(f"  captions    {rule.lines} lines, at most {rule.length} characters")
         print(f"  created     {index.created}, {size}")
         if cached >= 5e4:  # a smaller one is not worth a line
             print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")

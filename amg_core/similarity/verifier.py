@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images import low_pass, luminance
+from ..threads import one_thread
 
 ZNCC_SIDE = 16
 
@@ -58,6 +59,7 @@ class Registered(NamedTuple):
     mirrored: Tensor
 
 
+@one_thread()
 @torch.no_grad()
 def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered:
     """Compare a picture with others at the best alignment, independently of colour and contrast.
@@ -109,6 +111,7 @@ def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tens
     return (a * b).sum((1, 2, 3)) / power.clamp_min(1e-6).sqrt()
 
 
+@one_thread()
 def flat(picture: Tensor) -> bool:
     """Whether a picture (1, 3, H, W) shows too little to tell whether it is a copy."""
     field = _field(_resized(_grey(picture), SIDE, SIDE))
@@ -293,6 +296,7 @@ def _scored(
     return score, correlation, overlap
 
 
+@one_thread()
 def zncc(a: Tensor, b: Tensor) -> Tensor:
     """Zero-mean normalised cross-correlation of the 16x16 grey pictures.
 
@@ -310,6 +314,7 @@ def zncc(a: Tensor, b: Tensor) -> Tensor:
     return (_standardised(a) * _standardised(b)).sum(dim=1)
 
 
+@one_thread()
 def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
     """ZNCC of every picture of `a` with every picture of `b`: (A, B)."""
     return _standardised(a) @ _standardised(b).T

@@ -89,7 +89,7 @@ def test_wrong_command_line(arguments, capsys):
 
 def test_help_teaches(capsys):
     for arguments, words in [
-        (["--help"], ["my_pictures", "metadata.jsonl", "exit codes"]),
+        (["--help"], ["my_pictures", "metadata.jsonl", "exit codes", *COMMANDS]),
         (["build", "--help"], ["SOURCE", "--descriptor", "continues", "WebDataset"]),
         (["remove", "--help"], ["sha256:HEX", "--picture", "drop.txt"]),
         *(([name, "--help"], ["usage", "--json"]) for name in COMMANDS),
@@ -143,7 +143,7 @@ def test_a_life_of_an_index(tmp_path, pictures, made, capsys):
     assert cli.main(["remove", str(made), "--from", str(tmp_path / "drop.txt")]) == 0
     printed = capsys.readouterr()
     assert "1 removed" in printed.out and printed.err == "not in the index: typo.png\n"
-    assert "Names in it are like" in fails(capsys, "remove", made, "absent*")
+    assert "Names in it are like" in fails(capsys, "remove", made, "absent*", code=3)
     assert "No picture was named" in fails(capsys, "remove", made)
     picture = pictures / "p003.png"
     assert said(capsys, "mute", made, "--picture", picture, "--reason", "mine")["count"] == 1
@@ -159,8 +159,8 @@ def test_a_life_of_an_index(tmp_path, pictures, made, capsys):
     assert said(capsys, "verify", made)["sound"] is True
 
 
-def fails(capsys, *arguments) -> str:
-    assert cli.main([str(argument) for argument in arguments]) == 1
+def fails(capsys, *arguments, code=1) -> str:
+    assert cli.main([str(argument) for argument in arguments]) == code
     return capsys.readouterr().err
 
 
@@ -238,9 +238,9 @@ def test_names_are_names_and_misses_are_explained(tmp_path, capsys):
     pictures, out = fill(tmp_path / "in", 3), str(tmp_path / "out")
     (pictures / "p001.png").rename(pictures / "fox [1].png")
     assert cli.main(["build", str(pictures), out]) == 0
-    assert cli.main(["remove", out, "nothing"]) == 1
+    assert cli.main(["remove", out, "nothing"]) == 3
     assert "'fox [1].png'" in capsys.readouterr().err
-    assert cli.main(["mute", out, "fox*", "--undo"]) == 1
+    assert cli.main(["mute", out, "fox*", "--undo"]) == 3
     assert "No muted picture" in capsys.readouterr().err
     assert cli.main(["remove", out, "--from", str(tmp_path / "none.txt")]) == 1
     assert "none.txt (No such file" in capsys.readouterr().err
