@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from amg_core.errors import AMGError
 
-from . import building, changing, dedup, evaluate, reading, terminal
+from . import building, changing, dedup, evaluate, reading, searching, terminal
 
 ABOUT = """\
 An index holds the pictures to stay away from. Make one from a folder of pictures, then choose it in
@@ -33,6 +33,10 @@ captions (used to steer away from a picture's prompt; best the prompts it was tr
   a .txt beside the picture, or metadata.jsonl (file_name, text), or a .csv (file_name, text)
 
 exit codes: 0 done, 1 error (one line says why), 2 wrong command line, 130 interrupted"""
+
+SEARCH = """\
+Find the pictures of one or more indexes that are nearest to a picture, and say whether it is a copy,
+by the same two checks as the node Similarity Probe."""
 
 DEDUP = """\
 Find pictures of an index that are copies of each other, and list which to keep. Nothing is
@@ -100,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     changing.register(commands)
     reading.register(commands)
     for module, name, help_, about in (
+        (
+            searching,
+            "search",
+            "find the pictures nearest to pictures, and say which are copies",
+            SEARCH,
+        ),
         (dedup, "dedup", "find duplicates, and list which to keep", DEDUP),
         (evaluate, "eval", "how close are generated pictures to an index?", EVAL),
     ):

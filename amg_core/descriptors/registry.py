@@ -76,6 +76,8 @@ class Kind:
         descriptors with rows in the background set.
     duplicates : float, optional
         Similarity above which two rows of an index are one picture, if that has been measured.
+    candidates : float, optional
+        Similarity above which two rows may be one picture, if a second measure decides.
     guards : bool
         Whether it tells a copy from another picture of the same subject.
     options : mapping of str to str
@@ -88,6 +90,7 @@ class Kind:
     levels: Mapping[int, Levels]
     usual: Mapping[int, float] = field(default_factory=dict)
     duplicates: float | None = None
+    candidates: float | None = None
     guards: bool = True
     weights: Weights = Weights()
     options: Mapping[str, str] = field(default_factory=dict)
