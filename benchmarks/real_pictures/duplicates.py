@@ -62,22 +62,25 @@ class Setting:
     edits: np.ndarray
     kinds: np.ndarray
     others: list[int]
+    asked: list[int]  # places in `others`: those that are asked for false alarms
 
 
-def setting(base: Index, copies: Index, planted: Planted) -> Setting:
+def setting(base: Index, copies: Index, planted: Planted, asked: int) -> Setting:
     rows = {base.source(i): i for i in range(base.count)}
     names = [copies.source(i) for i in range(copies.count)]
     usable = [
         (rows[planted.source[n]], j) for j, n in enumerate(names) if planted.source[n] in rows
     ]
     edited = set(planted.source.values())
+    others = [i for name, i in rows.items() if name not in edited]
     return Setting(
         base,
         copies,
         usable,
         np.array([planted.edit[names[j]] for _, j in usable]),
         np.array([planted.kind[base.source(i)] for i, _ in usable]),
-        [i for name, i in rows.items() if name not in edited],
+        others,
+        np.random.default_rng(0).permutation(len(others))[:asked].tolist(),
     )
 
 
@@ -127,8 +130,8 @@ def _each(
 def _by_rows(name: str, base: np.ndarray, copies: np.ndarray, given: Setting) -> Measured:
     own = np.array([float(base[i] @ copies[j]) for i, j in given.own])
     others = base[given.others]
-    alike = others @ others.T
-    np.fill_diagonal(alike, -np.inf)
+    alike = others[given.asked] @ others.T
+    alike[np.arange(len(alike)), given.asked] = -np.inf
     return Measured(name, own, alike.max(1))
 
 
@@ -136,33 +139,47 @@ def _verified(given: Setting) -> Measured:
     """1 − the share of detail that differs, 0 for pairs that are no candidates."""
     base, copies = _rows(given.base), _rows(given.copies)
     limit = dedup.default_threshold(given.base.spec, checked=True)
-    asked, started = 0, time.process_time()
-    own = np.zeros(len(given.own))
+    started = time.process_time()
+    own, asked = own_shares(given, base, copies, limit)
+    alarms, worst, more = alarm_shares(given, base, limit)
+    rate = (asked + more) / max(time.process_time() - started, 1e-9)
+    return Measured("verified", own, alarms, rate, 1 - verifying.USUAL.different, worst)
+
+
+def own_shares(
+    given: Setting, base: np.ndarray, copies: np.ndarray, limit: float
+) -> tuple[np.ndarray, int]:
+    """The share of each copy with its source, and the number of pairs that were compared."""
+    own, asked = np.zeros(len(given.own)), 0
     for k, (i, j) in enumerate(given.own):
         if base[i] @ copies[j] > limit:
             mine, source = _picture(given.copies, j), [_picture(given.base, i)]
             own[k] = verifying.compare(mine, source, different=1.0)[0]  # the curve has every limit
             asked += 1
-    alike = base[given.others] @ base[given.others].T
-    np.fill_diagonal(alike, -np.inf)
-    alarms, named = np.zeros(len(given.others)), np.zeros(len(given.others), int)
-    for k, row in enumerate(alike):
+    return own, asked
+
+
+def alarm_shares(
+    given: Setting, base: np.ndarray, limit: float
+) -> tuple[np.ndarray, list[tuple[str, str, float]], int]:
+    """The best share of each of `given.asked` with another unedited picture, by name, and their number."""
+    others = base[given.others]
+    alarms, worst, asked = np.zeros(len(given.asked)), [], 0
+    for k, at in enumerate(given.asked):
+        row = others @ others[at]
+        row[at] = -np.inf
         near = [i for i in np.argsort(-row)[:ASKED].tolist() if row[i] > limit]
         if near:
             series = int((row > limit).sum()) > dedup.SERIES
-            mine = _picture(given.base, given.others[k])
-            others = [_picture(given.base, given.others[i]) for i in near]
-            shares = verifying.compare(mine, others, series=series, different=1.0)
+            mine = _picture(given.base, given.others[at])
+            pictures = [_picture(given.base, given.others[i]) for i in near]
+            shares = verifying.compare(mine, pictures, series=series, different=1.0)
             best = int(np.argmax(shares))
-            alarms[k], named[k] = shares[best], near[best]
+            alarms[k] = shares[best]
+            names = [given.base.source(given.others[i]) for i in (at, near[best])]
+            worst.append((*names, float(shares[best])))
             asked += len(near)
-    names = [given.base.source(i) for i in given.others]
-    worst = sorted(
-        ((names[k], names[named[k]], float(alarms[k])) for k in np.flatnonzero(alarms)),
-        key=lambda one: -one[2],
-    )
-    rate = asked / max(time.process_time() - started, 1e-9)
-    return Measured("verified", own, alarms, rate, 1 - verifying.USUAL.different, worst)
+    return alarms, sorted(worst, key=lambda one: -one[2]), asked
 
 
 def _picture(index: Index, i: int) -> torch.Tensor:
@@ -173,8 +190,8 @@ def text(given: Setting, found: Sequence[Measured]) -> str:
     """Recall at equal false alarms, and of each edit where the command line's limit has them."""
     lines = [
         f"{len(given.own)} copies of {len({i for i, _ in given.own})} pictures among "
-        f"{len(given.others)} others. Recall, in %, where that share of the others is called a "
-        f"duplicate of another one:",
+        f"{len(given.others)} others. Recall, in %, where that share of {len(given.asked)} of the others "
+        f"is called a duplicate of another one:",
         "",
         "| measure | " + " | ".join(f"{100 * level:g} %" for level in LEVELS) + " |",
         "|---|" + "---|" * len(LEVELS),
