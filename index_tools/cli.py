@@ -39,8 +39,8 @@ Find the pictures of one or more indexes that are nearest to a picture, and say 
 by the same two checks as the node Similarity Probe."""
 
 DEDUP = """\
-Find pictures of an index that are copies of each other, and list which to keep. Nothing is
-deleted. A model memorises duplicates first (Somepalli et al. 2023)."""
+Find pictures of an index that are copies of each other, and list, link, copy or move what to keep.
+Nothing is deleted. A model memorises duplicates first (Somepalli et al. 2023)."""
 
 EVAL = """\
 Measure how close generated pictures are to an index, with the figures of the AMG paper, as a table,

@@ -260,9 +260,9 @@ def _components(
 def _starred(found: Iterable[near.Pairs], verify: Verify | None, files: Files) -> list[Group]:
     """The clusters of `stars`. A member's `verified` is the score of the verification."""
     similarity: dict[int, dict[int, float]] = {}
-    for a, b, alike in found:
-        for i, j, value in zip(a.tolist(), b.tolist(), alike.tolist(), strict=True):
-            similarity.setdefault(i, {})[j] = similarity.setdefault(j, {})[i] = value
+    a, b, alike = near.strongest(found)
+    for i, j, value in zip(a.tolist(), b.tolist(), alike.tolist(), strict=True):
+        similarity.setdefault(i, {})[j] = similarity.setdefault(j, {})[i] = value
     order = sorted(similarity, key=lambda i: min(map(preference, files(i))))
     made = []
     for kept, others in stars(order, similarity, verify).items():

@@ -10,7 +10,7 @@ few pairs are lost (docs/dedup.md), and the work grows as N·√N instead of N²
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,7 @@ EXHAUSTIVE = 50_000  # rows up to which every pair is compared
 VISITED = 8  # cells that each row is compared with
 SAMPLED = 32  # rows for each cell, from which its centre is learnt
 ROUNDS = 4  # of k-means
+MOST_PAIRS, FEW = 1 << 24, 64  # pairs in memory, and those of a row that stay if there are more
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -86,6 +87,39 @@ def pairs(
             if kept.any():
                 a, b = a[kept], b[kept]
                 yield np.minimum(a, b), np.maximum(a, b), values[kept]
+
+
+def strongest(found: Iterable[Pairs]) -> Pairs:
+    """All pairs together; if they are more than MOST_PAIRS, the FEW most similar ones of each row.
+
+    So a set in which everything is alike needs no more memory than another one.
+    """
+    parts: list[Pairs] = []
+    count = 0
+    for part in found:
+        parts.append(part)
+        count += len(part[0])
+        if count > MOST_PAIRS:
+            parts = [_pruned(*_joined(parts))]
+            count = len(parts[0][0])
+    return _joined(parts)
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    a, b, similarity = (np.concatenate(column) for column in zip(empty, *parts, strict=True))
+    return a, b, similarity
+
+
+def _pruned(a: np.ndarray, b: np.ndarray, similarity: np.ndarray) -> Pairs:
+    kept = np.zeros(len(a), bool)
+    for ends in (a, b):
+        order = np.lexsort((-similarity, ends))
+        starts = np.flatnonzero(np.diff(ends[order], prepend=-1))
+        sizes = np.diff(starts, append=len(order))
+        rank = np.arange(len(order)) - np.repeat(starts, sizes)
+        kept[order[rank < FEW]] = True
+    return a[kept], b[kept], similarity[kept]
 
 
 Part = slice | np.ndarray  # rows, by place or by number

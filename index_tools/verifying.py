@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -41,20 +41,13 @@ LOST = 0.05  # power that a copy has at least, of that of the other
 LEAST = 4.0  # patches with visible detail that a comparison needs
 CELL = 16  # px of a cell whose colour is compared
 REGISTERED = 0.5  # score of the second check from which its alignment is tried
-COLOUR = 0.15  # distance of red and blue from grey (0 to 1) by which no cell may differ
-
-
-class Limits(NamedTuple):
-    """`agrees`: part of the weaker patch's detail that the other must have. `different`: the largest share
-    of the visible detail that may lie in other patches."""
-
-    agrees: float
-    different: float
-
-
+# Distances of red and blue from grey (0 to 1) by which no cell may differ: in any case, and as a share of
+# the strongest colour where there is more than a TRACE of it.
+COLOUR, HUE, TRACE = 0.15, 0.4, 0.05
 # docs/dedup.md has what other values find, and what they take for a copy.
-USUAL = Limits(0.5, 0.05)
-SERIES = Limits(0.9, 0.05)  # in a series, where one picture is like many others
+AGREES = 0.5  # part of the weaker patch's detail that the other must have
+DIFFERENT = 0.05  # the largest share of the visible detail that may lie in other patches
+SAME = 0.05  # in a series: the largest difference of the greys, as a share of their own deviation
 
 
 def verification(index: Index, also: Collection[str] = ()) -> Verify:
@@ -67,8 +60,8 @@ def verification(index: Index, also: Collection[str] = ()) -> Verify:
     Returns
     -------
     (i, others, series) -> for each other the share of the detail that agrees, in (0, 1], or 0 if it is
-    another picture. `series`: row i is like many others. Then both must agree more closely, and lie in the
-    same place.
+    another picture. `series`: row i is like many others. Then both must be nearly the same, in the same
+    place.
     """
     stored = lru_cache(maxsize=256)(lambda i: thumbnail(index, i)[None])
 
@@ -92,15 +85,18 @@ def compare(
     ----------
     picture : Tensor (1, 3, H, W) in [0, 1]
     others : K Tensors (1, 3, h, w) in [0, 1]
-    different : the largest share that may differ, in place of `Limits.different`
+    series : nothing but nearly the same picture counts
+    different : the largest share that may differ, in place of DIFFERENT
     """
-    limits = SERIES if series else USUAL
-    most = limits.different if different is None else different
+    most = DIFFERENT if different is None else different
     mine, theirs = resize(picture, SIDE), torch.cat([resize(other, SIDE) for other in others])
     everywhere = torch.ones_like(theirs[:, :1])
-    found = _shares(mine.expand_as(theirs), theirs, everywhere, also, limits.agrees)
-    left = [k for k, share in enumerate(found) if share < 1 - limits.different]
-    if left and not series:
+    found = _shares(mine.expand_as(theirs), theirs, everywhere, also)
+    if series:
+        same = _unlike(mine, theirs) <= SAME
+        found = [share if k else 0.0 for share, k in zip(found, same.tolist(), strict=True)]
+    left = [k for k, share in enumerate(found) if share < 1 - DIFFERENT and not series]
+    if left:
         match = verifier.registered(picture, [others[k] for k in left])
         at = torch.einsum("ijk,bck->bijc", verifier.grid(SIDE, mine.device), match.place)
         inside = (at.abs() <= 1).all(-1)[:, None].float()
@@ -110,28 +106,26 @@ def compare(
                 view.expand(len(left), -1, -1, -1), at.clamp(-1, 1), align_corners=False,
                 padding_mode="border",
             )  # fmt: skip
-            shares = _shares(moved, theirs[left], inside, also, limits.agrees)
+            shares = _shares(moved, theirs[left], inside, also)
             for k, share, score in zip(left, shares, match.score.tolist(), strict=True):
                 if score > REGISTERED:
                     found[k] = max(found[k], share)
     return [share if share >= 1 - most else 0.0 for share in found]
 
 
-def _shares(
-    mine: Tensor, theirs: Tensor, inside: Tensor, also: Collection[str], agreement: float
-) -> list[float]:
+def _shares(mine: Tensor, theirs: Tensor, inside: Tensor, also: Collection[str]) -> list[float]:
     """The share of the detail that agrees in aligned pictures (K, 3, SIDE, SIDE), 0 in other colours.
 
     `inside` (K, 1, SIDE, SIDE) is 1 where they overlap.
     """
-    share = 1 - _different(mine, theirs, inside, agreement)
+    share = 1 - _different(mine, theirs, inside)
     if RECOLOURED not in also:
-        share = share * (_colour(mine, theirs, inside) <= COLOUR)
+        share = share * ~_recoloured(mine, theirs, inside)
     shares: list[float] = share.tolist()
     return shares
 
 
-def _different(mine: Tensor, theirs: Tensor, inside: Tensor, agreement: float) -> Tensor:
+def _different(mine: Tensor, theirs: Tensor, inside: Tensor) -> Tensor:
     """The share (K,) of the visible detail that differs, fine or coarse, whichever is larger.
 
     1 if next to nothing is to be seen.
@@ -139,15 +133,15 @@ def _different(mine: Tensor, theirs: Tensor, inside: Tensor, agreement: float) -
     both = []
     for reduced in (1, COARSE):
         a, b, where = (F.avg_pool2d(x, reduced) for x in (_grey(mine), _grey(theirs), inside))
-        both.append(_differs(_detail(a) * where, _detail(b) * where, PATCH // reduced, agreement))
+        both.append(_differs(_detail(a) * where, _detail(b) * where, PATCH // reduced))
     share, seen = (torch.stack(found) for found in zip(*both, strict=True))
     return torch.where(seen.any(0), (share * seen).amax(0), 1.0)
 
 
-def _differs(a: Tensor, b: Tensor, patch: int, agreement: float) -> tuple[Tensor, Tensor]:
+def _differs(a: Tensor, b: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """The share (K,) of the detail (K, 1, H, W) that differs, and whether there is enough of it.
 
-    A patch agrees if its product with the other is at least `agreement` of the weaker one's power, or of
+    A patch agrees if its product with the other is at least AGREES of the weaker one's power, or of
     LOST of the stronger one's. So missing detail does no harm, nor does noise, which has no product with
     anything. But something in a place where the other has nothing does.
     """
@@ -161,7 +155,7 @@ def _differs(a: Tensor, b: Tensor, patch: int, agreement: float) -> tuple[Tensor
             weaker = torch.maximum(
                 torch.minimum(power_a, power_b), LOST * torch.maximum(power_a, power_b)
             )
-            agrees |= patches(moved * b) > agreement * weaker
+            agrees |= patches(moved * b) > AGREES * weaker
             power = torch.maximum(power, power_a)
     weight = power / (power + VISIBLE)
     total = weight.sum((1, 2, 3))
@@ -186,8 +180,15 @@ def _blurred(grey: Tensor, width: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None])
 
 
-def _colour(mine: Tensor, theirs: Tensor, inside: Tensor) -> Tensor:
-    """The largest distance in colour (K,) of two cells, at the best saturation (½ to 2)."""
+def _unlike(mine: Tensor, theirs: Tensor) -> Tensor:
+    """The mean difference of the greys (K,), as a share of the deviation of `mine`."""
+    a, b = _grey(mine), _grey(theirs)
+    deviation = (a - a.mean()).abs().mean().clamp_min(1e-6)
+    return (a - b).abs().mean((1, 2, 3)) / deviation
+
+
+def _recoloured(mine: Tensor, theirs: Tensor, inside: Tensor) -> Tensor:
+    """Whether any cell has another colour, (K,) bool, at the best saturation (½ to 2)."""
     area = F.avg_pool2d(inside, CELL)
     a, b = (
         F.avg_pool2d((x[:, ::2] - x.mean(1, keepdim=True)) * inside, CELL) / area.clamp_min(1e-6)
@@ -195,7 +196,9 @@ def _colour(mine: Tensor, theirs: Tensor, inside: Tensor) -> Tensor:
     )
     seen = (area > 0.5).float()
     a, b = a * seen, b * seen
-    gain = (a * b).sum((1, 2, 3)) / (a * a).sum((1, 2, 3)).clamp_min(1e-6)
-    gain = torch.where((a * a).sum((1, 2, 3)) > 0, gain, 1).clamp(*GAIN)
-    apart = (gain[:, None, None, None] * a - b).square().sum(1).sqrt()
-    return apart.flatten(1).amax(1)
+    power = (a * a).sum((1, 2, 3))
+    gain = torch.where(power > 0, (a * b).sum((1, 2, 3)) / power.clamp_min(1e-6), 1).clamp(*GAIN)
+    a = gain[:, None, None, None] * a
+    apart, strong, other = (x.square().sum(1).sqrt().flatten(1).amax(1) for x in (a - b, a, b))
+    strongest = torch.maximum(strong / gain, other)  # before the match, so that grey is no match
+    return (apart > COLOUR) | (apart > (HUE * strongest).clamp_min(TRACE))

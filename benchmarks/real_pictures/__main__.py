@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 
 from amg_core.index import Index
-from amg_core.limits import COPY
 
 from .. import harness
 from ..eye.rivals import RIVALS
@@ -69,14 +68,14 @@ def command(verb: str, *arguments: object) -> Run:
 
 
 def searched(run: Run, planted: Planted) -> list[str]:
-    """The share of each edit whose source is at rank 1, and is above the limit of likeness."""
+    """The share of each edit whose source is at rank 1, and that is called a copy."""
     found: dict[str, list[tuple[bool, bool]]] = {edit: [] for edit in EDITS}
     for line in run.printed.splitlines():
         answer = json.loads(line)
         name = Path(answer["picture"]).name
         first = answer["nearest"][0]["source"] == planted.source[name]
-        found[planted.edit[name]].append((first, answer["score"] > COPY))
-    lines = ["| edit | source at rank 1 | likeness above the limit |", "|---|---|---|"]
+        found[planted.edit[name]].append((first, answer["verdict"]["copy"]))
+    lines = ["| edit | source at rank 1 | called a copy |", "|---|---|---|"]
     for edit, seen in found.items():
         if seen:
             shares = [f"{100 * np.mean([one[k] for one in seen]):.0f} %" for k in range(2)]

@@ -143,7 +143,7 @@ def _verified(given: Setting) -> Measured:
     own, asked = own_shares(given, base, copies, limit)
     alarms, worst, more = alarm_shares(given, base, limit)
     rate = (asked + more) / max(time.process_time() - started, 1e-9)
-    return Measured("verified", own, alarms, rate, 1 - verifying.USUAL.different, worst)
+    return Measured("verified", own, alarms, rate, 1 - verifying.DIFFERENT, worst)
 
 
 def own_shares(

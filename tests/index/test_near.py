@@ -48,3 +48,20 @@ def test_large_sets_are_divided(monkeypatch):
     blocks = []
     list(near.pairs(rows, "cosine", 1, 0.8, progress=lambda *state: blocks.append(state[1])))
     assert blocks[-1] == round((near.VISITED * 200) ** 0.5)
+
+
+def test_of_too_many_pairs_the_strongest_of_each_row_stay(monkeypatch):
+    rng = np.random.default_rng(0)
+    i, j = np.triu_indices(30, 1)
+    values = rng.random(len(i)).astype(np.float32)
+    parts = [(i[k : k + 50], j[k : k + 50], values[k : k + 50]) for k in range(0, len(i), 50)]
+    a, b, _ = near.strongest(parts)
+    assert (a == i).all() and (b == j).all()
+    assert len(near.strongest([])[0]) == 0
+    monkeypatch.setattr(near, "MOST_PAIRS", 60)
+    monkeypatch.setattr(near, "FEW", 1)
+    a, b, kept = near.strongest(parts)
+    assert len(a) < 120
+    for row in range(30):
+        of_row = (i == row) | (j == row)
+        assert values[of_row].max() in kept
