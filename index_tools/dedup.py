@@ -510,7 +510,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int = 20) -> str:
     """The report as text: the counts, the clusters, and the next step."""
     if not found:
-        return f"{name}: no two pictures are more alike than {threshold:g}. Nothing to drop."
+        return f"{name}: no duplicates (similarity above {threshold:g}). Nothing to drop."
     every = summary(found)
     kinds = every.captions
     lines = [
