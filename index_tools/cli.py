@@ -50,15 +50,25 @@ EXITS = {
     INTERRUPTED: "interrupted; the same command continues",
 }
 
+SEARCH = """\
+Find the pictures of one or more indexes that are nearest to a picture, and say whether it is a copy,
+by the same two checks as the node Similarity Probe."""
+
 DEDUP = """\
-Find pictures of an index that are copies of each other, and list which to keep. Nothing is
-deleted. A model memorises duplicates first (Somepalli et al. 2023)."""
+Find pictures of an index that are copies of each other, and list, link, copy or move what to keep.
+Nothing is deleted. A model memorises duplicates first (Somepalli et al. 2023)."""
 
 EVAL = """\
 Measure how close generated pictures are to an index, with the figures of the AMG paper, as a table,
 JSON or an HTML page."""
 
-SINGLE = {"dedup": ("dedup", DEDUP), "evaluate": ("eval", EVAL)}  # modules of one command
+SINGLE = {  # modules of one command
+    "searching": ("search", SEARCH), "dedup": ("dedup", DEDUP), "evaluate": ("eval", EVAL),
+}  # fmt: skip
+    "searching": ("search", SEARCH),
+    "dedup": ("dedup", DEDUP),
+    "evaluate": ("eval", EVAL),
+}  # modules of one command
 
 # Packages that come with every host, and that pip does not install with this one.
 PACKAGES = {"numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "torch": "torch"}

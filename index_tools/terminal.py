@@ -49,7 +49,7 @@ COMMANDS = {
     "mute": Command("changing", "exclude pictures that may be copied"),
     "merge": Command("changing", "make one index from several"),
     "info": Command("reading", "what an index holds"),
-    "search": Command("reading", "find the pictures nearest to a picture"),
+    "search": Command("searching", "find the nearest pictures, and say which are copies"),
     "verify": Command("reading", "is an index undamaged?"),
     "export": Command("reading", "write an index for other programs"),
     "weights": Command("reading", "check a file of SSCD's weights"),

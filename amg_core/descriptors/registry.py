@@ -79,6 +79,8 @@ class Kind:
         Similarity above which two rows of an index are one picture, if that has been measured.
     misses : Message, optional
         A sentence for artists on the copies that it overlooks. Its figures are in docs/descriptors.md.
+    candidates : float, optional
+        Similarity above which two rows may be one picture, if a second measure decides.
     guards : bool
         Whether it tells a copy from another picture of the same subject.
     options : mapping of str to str
@@ -92,6 +94,7 @@ class Kind:
     usual: Mapping[int, float] = field(default_factory=dict)
     duplicates: float | None = None
     misses: Message | None = None
+    candidates: float | None = None
     guards: bool = True
     weights: Weights = Weights()
     options: Mapping[str, str] = field(default_factory=dict)

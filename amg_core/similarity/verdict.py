@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import limits
 from ..errors import AMGError
-from ..images import Box, largest_box, thumbnail
+from ..images import Box, largest_box, low_pass, thumbnail
 from ..messages import Message, message, words
 from . import verifier
 from .matcher import Matcher
@@ -268,7 +268,7 @@ def _close(picture: Tensor, others: list[Tensor], scores: Tensor) -> int | None:
     It agrees with it nearly as well as a copy, and also without being moved. `scores` (K,) are those of
     the second check.
     """
-    both = torch.cat([picture, picture.flip(-1)])
+    both = low_pass(torch.cat([picture, picture.flip(-1)]), verifier.ZNCC_SIDE)
     unmoved = [
         float(verifier.zncc_matrix(both, other.reshape(1, *other.shape[-3:]).to(both)).max())
         for other in others

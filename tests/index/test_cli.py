@@ -40,7 +40,7 @@ def test_from_a_terminal(tmp_path, pictures):
     found = process("search", tmp_path / "out", pictures / "p001.png", "-k", 2)
     assert found.returncode == 0, found.stderr
     assert "p001.png  gr\\xf6\\xdfe" in found.stdout.splitlines()[1]
-    assert len(found.stdout.splitlines()) == 4 and "likeness 1.00" in found.stdout
+    assert len(found.stdout.splitlines()) == 3 and "likeness 1.00" in found.stdout
     failed = process("info", tmp_path / "absent")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr.startswith("error: There is no index") and failed.stderr.count("\n") == 1
@@ -58,7 +58,7 @@ def test_json(tmp_path, pictures, capsys):
     assert cli.main(["search", out, picture, "-k", "9", "--scale", "16", "--json"]) == 0
     nearest = json.loads(capsys.readouterr().out)["nearest"]
     assert [len(nearest), nearest[0]["source"]] == [5, "p002.png"]
-    assert nearest[0]["distance"] < 0.01 < nearest[1]["distance"]
+    assert nearest[0]["similarity"] > -0.01 > nearest[1]["similarity"]
 
 
 def test_errors_are_one_line(tmp_path, pictures, made, capsys):
@@ -269,6 +269,6 @@ def test_two_stage_search(tmp_path, pictures, capsys):
     search = ["search", out, picture, "--weights", weights, "--rerank", "pixel"]
     found = said(capsys, *search, "--pictures", pictures)
     assert found["nearest"][0]["source"] == "p003.png"
-    assert found["nearest"][0]["distance"] < 0.01 < found["nearest"][1]["distance"]
+    assert found["nearest"][0]["similarity"] > -0.01 > found["nearest"][1]["similarity"]
     assert (len(found["nearest"]), found["not_compared"]) == (4, 1)
     assert "None of the 5 candidates" in fails(capsys, *search, "--pictures", tmp_path)
