@@ -63,12 +63,10 @@ Measure how close generated pictures are to an index, with the figures of the AM
 JSON or an HTML page."""
 
 SINGLE = {  # modules of one command
-    "searching": ("search", SEARCH), "dedup": ("dedup", DEDUP), "evaluate": ("eval", EVAL),
-}  # fmt: skip
     "searching": ("search", SEARCH),
     "dedup": ("dedup", DEDUP),
     "evaluate": ("eval", EVAL),
-}  # modules of one command
+}
 
 # Packages that come with every host, and that pip does not install with this one.
 PACKAGES = {"numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "torch": "torch"}
