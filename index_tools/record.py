@@ -60,9 +60,7 @@ FIRST = {"yes": 0, "unsure": 1, "": 2, "no": 3}  # order of the answers on the s
 
 
 def register(commands: terminal.Commands) -> None:
-    record = commands.add_parser(
-        "record", help="records of finished pictures, and clearance sheets", description=ABOUT
-    )
+    record = terminal.add_command(commands, "record", description=ABOUT)
     verbs = record.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     write = verbs.add_parser("write", help="check a folder of pictures", description=WRITE)
@@ -199,6 +197,8 @@ def _verify(options: argparse.Namespace) -> int:
     print(f"{len(found)} pictures: {len(changed)} with something changed or missing")
     if not options.index:
         print("Without --index, neighbours, scores and answers were not checked again.")
+    if changed:
+        terminal.warn(f"error: {len(changed)} of {len(found)} pictures: see the lines CHANGED")
     return 1 if changed else 0
 
 
