@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from amg_core import report as reports
 from amg_core.errors import AMGError
 from amg_core.files import brief, open_regular
+from amg_core.limits import COPY
 from amg_core.optional import needed
+from amg_core.similarity.metrics import likeness
 
 from . import terminal
 
@@ -51,8 +53,8 @@ HTML, CSV = "clearance.html", "clearance.csv"
 MARK = '<meta name="generator" content="amg clearance sheet">'
 SIDE = 320  # pixels of a picture on the sheet
 COLUMNS = (
-    "picture", "checks say", "reason", "likeness", "likeness limit", "composition",
-    "composition limit", "nearest", "nearest caption", "index", "index hash", "pixels", "checked",
+    "picture", "checks say", "reason", "likeness", "composition",
+    "copy above", "nearest", "nearest caption", "index", "index hash", "pixels", "checked",
     "decision", "reviewed by", "note", "decided",
 )  # fmt: skip
 TYPED = COLUMNS[-4:-1]  # what people fill in
@@ -280,15 +282,27 @@ class Row:
         found: dict[str, Any] = self.right["verdicts"][0] if self.right else {}
         return found
 
+    @property
+    def scores(self) -> list[tuple[str, float | None]]:
+        """Both checks on the one scale, with a copy above `COPY`. None if the second was not made."""
+        if self.right is None:
+            return []
+        second = self.right["limits"]["composition"]["limit"]
+        composition = likeness(self.verdict["zncc"], second)
+        made = self.verdict["reason"] != "no_pictures"
+        return [
+            ("likeness", likeness(self.verdict["score"])),
+            ("composition", composition if made else None),
+        ]
+
     def cells(self) -> list[str]:
         """The row of the CSV."""
-        record, verdict = self.right, self.verdict
-        said = [""] * 10
+        record = self.right
+        said = [""] * 9
         if record is not None:
+            scores = ["" if score is None else f"{score:.2f}" for _, score in self.scores]
             said = [
-                record["answer"]["reason"], f"{verdict['score']:.2f}",
-                f"{record['limits']['likeness']['limit']}", f"{verdict['zncc']:.2f}",
-                f"{record['limits']['composition']['limit']}", self.near.source, self.near.caption,
+                record["answer"]["reason"], *scores, f"{COPY}", self.near.source, self.near.caption,
                 self.near.index, record["index"]["hash"], record["written"],
             ]  # fmt: skip
         *first, written = said
@@ -311,7 +325,9 @@ def _sheet(options: argparse.Namespace) -> None:
         index = matcher.index if matcher else None
         rows = [_row(options.folder, name, index) for name in names]
     rows.sort(key=lambda row: (FIRST[row.answer], -row.verdict.get("score", 0.0), row.picture))
-    page = template.render(rows=rows, mark=MARK, folder=options.folder.resolve().name)
+    page = template.render(
+        rows=rows, mark=MARK, copy_above=COPY, folder=options.folder.resolve().name
+    )
     if (out / HTML).exists() and MARK not in _head(out / HTML):
         raise AMGError(f"{out / HTML} is no clearance sheet: move it, or give another --out.")
     try:

@@ -245,7 +245,7 @@ def readable(record: object) -> Record:
         "nearest": all(isinstance(near, dict) and _is_near(near) for near in record["nearest"]),
         "verdicts": len(record["verdicts"]) == 1 and _is_verdict(record["verdicts"][0]),
         "models": all(isinstance(model, dict) for model in record["models"]),
-        "limits": all(isinstance(limit, dict) and _is_number(limit.get("limit")) for limit in by),
+        "limits": all(isinstance(limit, dict) and _is_share(limit.get("limit")) for limit in by),
     }  # fmt: skip
     for key, good in sound.items():
         if not good:
@@ -269,6 +269,10 @@ def _is_verdict(found: object) -> bool:
 
 def _is_row(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < 1  # type: ignore[operator]  # a number
 
 
 def _is_number(value: object) -> bool:

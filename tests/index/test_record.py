@@ -115,6 +115,7 @@ def test_a_decision_is_kept(command, place):
         assert command("sheet", "MADE", "--index", "INDEX")[0] == 0
     row = rows_of(place / "made" / "clearance.csv")["sub/copy.jpg"]
     assert (row["checks say"], row["decision"], row["reviewed by"]) == ("yes", "no", "Ada")
+    assert float(row["likeness"]) > 0.9 and row["copy above"] == "0.4" < row["composition"]
     assert row["note"] == "our own sketch" and row["nearest"] == "p003.png"
     page = (place / "made" / "clearance.html").read_text()
     assert "our own sketch" in page and page.count("×") == 1 and "1 of 4" in page
