@@ -1,6 +1,7 @@
 """The report of a guarded generation, a JSON object that is saved with the picture.
 
-Its schema is ``amg-report/2``. Keys may be added. These stay:
+Its schema is ``amg-report/2`` (`report.schema.json`). Keys may be added. A report about one finished
+picture, with the key "picture", is a record, see `record`. These keys stay:
 
 =================== ===============================================================================
 schema              "amg-report/2"

@@ -32,6 +32,10 @@ before a LoRA training: which pictures are duplicates, and which to drop
 after generating: how close are my pictures to the training set?
   %(prog)s eval   my_outputs  --index my_index  --out report
 
+before a delivery: a record for each picture, and a sheet for a person to sign
+  %(prog)s record write my_outputs  --index my_index
+  %(prog)s record sheet my_outputs  --index my_index
+
 captions (used to steer away from a picture's prompt; best the prompts it was trained with):
   a .txt beside the picture, or metadata.jsonl (file_name, text), or a .csv (file_name, text)
 

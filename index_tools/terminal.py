@@ -55,6 +55,7 @@ COMMANDS = {
     "weights": Command("reading", "check a file of SSCD's weights"),
     "dedup": Command("dedup", "find duplicates, and list which to keep"),
     "eval": Command("evaluate", "how close are generated pictures to an index?"),
+    "record": Command("record", "records of finished pictures, and clearance sheets"),
     "completion": Command("completing", "print a script that completes commands in a shell"),
 }
 

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import paths, routes
 from .arrange import CombineIndexesNode, MutePicturesNode
+from .check_folder import CheckFolderNode
 from .demo import DemoModelNode
 from .detect import CalibratePromptProbeNode, PromptProbeNode
 from .grid import StrengthGridNode
@@ -20,6 +21,7 @@ from .mitigate import (
 )
 from .probe import SimilarityProbeNode
 from .sampling import ApplyNode, ReportNode, SamplerNode
+from .save import SaveImageNode
 
 NODES = [
     LoadIndexNode,
@@ -41,6 +43,8 @@ NODES = [
     DelayedGuidanceNode,
     GuardNode,
     StrengthGridNode,
+    SaveImageNode,
+    CheckFolderNode,
 ]
 
 

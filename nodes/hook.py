@@ -222,7 +222,7 @@ def undrawn(matcher: Matcher, settings: Settings, loop: Loop) -> dict:
     sampling = SamplingRun(matcher, settings, expected_steps=0)
     return reports.compose(
         sampling.report(), not_judged=reports.NOTHING_DRAWN, if_still_copied=loop.if_still_copied,
-        versions=_versions(),
+        versions=versions(),
     )  # fmt: skip
 
 
@@ -243,14 +243,14 @@ def _report_of(
         seed=drawing.seed,
         seeds=drawing.seeds if outcome is not None else None,
         starts=drawing.starts if outcome is not None else None,
-        versions=_versions(),
+        versions=versions(),
         unseen_steps=drawing.unseen,
         blanked_previews=drawing.hidden,
         host={"decoder": seen, "captions": "encoded" if clip is not None else "no clip"},
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The host's version, if it can be found."""
     version = getattr(sys.modules.get("comfyui_version"), "__version__", None)
     return {} if version is None else {"comfyui": version}

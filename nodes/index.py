@@ -268,7 +268,7 @@ def captions_for(captions: list[str], count: int) -> list[str]:
     return lines
 
 
-class _Progress:
+class Progress:
     """Moves the host's progress bar, or counts in text if the total is unknown. Can be interrupted."""
 
     def __init__(self, tell):
@@ -289,7 +289,7 @@ class _Progress:
 def _embed(make, source, target, descriptor, node, adding=False) -> io.NodeOutput:
     """Run `build` or `add` for the class `node` with a progress bar. Returns the index and a summary."""
     tell = show.text_on(node.hidden.unique_id)
-    progress = _Progress(tell)
+    progress = Progress(tell)
     device = comfy.model_management.get_torch_device()
     try:
         report = make(source, target, descriptor, progress=progress, device=device)

@@ -23,6 +23,7 @@ NO_INDEX = "(no index yet: use Build Memorization Index)"  # the page knows how 
 MANIFEST = "manifest.json"
 OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|[^/]*\\")  # C:\pictures, \\server\share, cats\dogs
 CALIBRATIONS = "prompt_probe"  # in models/amg
+CREDENTIALS = "credentials"  # the same: the artist's certificate
 DEMO_LORAS = Path(__file__).parents[1] / "amg_demo" / "lora"  # one file: amg-demo-lora.safetensors
 log = logging.getLogger(__name__)
 
@@ -98,19 +99,26 @@ def index_to_add_to(name: str) -> Path | None:
 def picture_folder(folder: str) -> Path:
     """The path of a folder, picture, archive or list. A relative one is in ComfyUI's input folder.
 
+    Errors are those of `folder_below`.
+    """
+    what = "the pictures to stay away from (or a picture, a .zip, a .tar, a list)"
+    return folder_below(folder, folder_paths.get_input_directory(), what)
+
+
+def folder_below(folder: str, parent: str, what: str) -> Path:
+    """The path that a widget gives. A relative one is in `parent`. `what` says what should be there.
+
     It may be a file:// address, as file managers copy it. AMGError if `folder` is empty, or a path of
     Windows where ComfyUI runs elsewhere.
     """
     folder = _plain(folder.strip().strip("\"'"))
     if not folder:
         raise AMGError(
-            "folder: it is empty. Give the folder of the pictures to stay away from (or a picture, "
-            "a .zip, a .tar, a list), as an absolute path or relative to "
-            f"{folder_paths.get_input_directory()}."
+            f"folder: it is empty. Give the folder of {what}, as an absolute path or relative to {parent}."
         )
     path = Path(folder).expanduser()
     if not path.is_absolute():
-        path = Path(folder_paths.get_input_directory()) / path
+        path = Path(parent) / path
     if os.sep == "/" and OF_WINDOWS.match(folder) and not path.exists():
         raise AMGError(
             f"folder: {folder} is a path of Windows, and ComfyUI runs on {platform.system()} here. "
@@ -140,6 +148,12 @@ def calibration_file(key: str) -> Path:
     folders = folder_paths.get_folder_paths(WEIGHTS)
     places = [Path(folder) / CALIBRATIONS / f"{key}.json" for folder in folders]
     return next((place for place in places if os.path.isfile(place)), places[0])
+
+
+def credentials_folder() -> Path:
+    """The folder of the artist's certificate, which may not exist yet."""
+    folders = [Path(folder) / CREDENTIALS for folder in folder_paths.get_folder_paths(WEIGHTS)]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def calibrations() -> list[str]:

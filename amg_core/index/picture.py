@@ -153,6 +153,46 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     return _decode_file(data, source)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The pixels of a file as they are stored: their SHA-256 (hex), and the size in pixels."""
+
+    sha256: str
+    width: int
+    height: int
+
+
+def stored_pixels(data: bytes) -> Stored:
+    """Hash the pixels of a picture file in full, whatever its metadata. Unlike `decode` it mends nothing.
+
+    The hash is that of the line "MODE WIDTHxHEIGHT" and the bytes of the pixels, row by row. A palette is
+    hashed as RGBA. EXIF orientation is not applied, and of an animation the first frame counts.
+
+    Raises
+    ------
+    Unreadable
+        The file is damaged, of another format, or has more than WHOLE pixels.
+    """
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _opened(data) as image:
+            if image.width * image.height > WHOLE:
+                limit = f"the pixels of at most {WHOLE // 10**6} megapixels can be hashed"
+                raise Unreadable(f"{image.width} x {image.height} is too large: {limit}")
+            image.load()
+            whole = image.convert("RGBA") if image.mode in ("P", "PA") else image
+            digest = hashlib.sha256(f"{whole.mode} {whole.width}x{whole.height}\n".encode())
+            digest.update(whole.tobytes())
+            return Stored(digest.hexdigest(), whole.width, whole.height)
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable(_unknown(data)) from None
+    except Exception as error:  # decoders raise nearly everything on damaged files
+        raise Unreadable(f"damaged ({brief(error, 160)})") from None
+
+
 def pixel_hash(pixels: np.ndarray) -> str:
     """SHA-256 (hex) of the shape and bytes, row by row, of a picture without a file."""
     digest = hashlib.sha256("x".join(map(str, pixels.shape)).encode() + b"\n")

@@ -234,6 +234,30 @@ class Matcher:
         return list(dict.fromkeys(found))
 
     @torch.no_grad()
+    def ranked(self, picture: Tensor, k: int) -> Match:
+        """The k rows nearest to a finished picture (1, 3, H, W), or to its mirror image, closest first.
+
+        B of the result is k, or the number of rows of a smaller index.
+        """
+        scale = self.scale_of(picture)
+        queries = self._embed(torch.cat(self._views(picture)), scale)
+        wanted = k if self.metric == "cosine" else max(k, metrics.NEIGHBORS)
+        values, ids = self.searcher.nearest(queries, scale, wanted)
+        found: dict[int, Match] = {}
+        for view in range(2):
+            query, rows = queries[view : view + 1], ids[view]
+            similarity, spread = self._similarities(query, values[view : view + 1], rows, scale)
+            typical, limit = (each.expand_as(similarity) for each in self._levels(query, scale, 1))
+            score = metrics.score(self.metric, similarity, typical, limit)
+            mirrored = torch.full(rows.shape, bool(view))
+            every = Match(similarity, score, rows, mirrored, spread, typical, limit, scale)
+            for i, row in enumerate(rows.tolist()):
+                if row not in found or float(score[i]) > float(found[row].score):
+                    found[row] = every[i]
+        closest = sorted(found.values(), key=lambda one: -float(one.score))
+        return self._join(closest[:k], scale)
+
+    @torch.no_grad()
     def scores(self, picture: Tensor, ids: Sequence[int]) -> Tensor:
         """The scores (K,) of a finished picture (1, 3, H, W), or its mirror image, with each row."""
         scale, rows = self.scale_of(picture), torch.tensor(ids)

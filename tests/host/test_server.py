@@ -339,6 +339,42 @@ def test_the_report_travels_in_the_picture(server, first_look, through_report):
         assert {each["code"] for each in written["story"]} & {"no_copy", "still_a_copy_one"}
 
 
+def test_a_guarded_picture_is_saved_with_its_record(server, first_look):
+    """As JPEG, behind the guarded sampler and with its report; then its folder is checked."""
+    from amg_core.record import stored, verified
+
+    prompt = guarded_part(first_look)
+    ((sampler,), (demo,), (index,)) = (
+        of_type(prompt, f"AMG_{kind}") for kind in ("Sampler", "DemoModel", "BuildIndex")
+    )
+    prompt["90"] = step("VAEDecode", samples=[sampler, 0], vae=[demo, 2])
+    prompt["91"] = step(
+        "AMG_SaveImage", images=["90", 0], filename_prefix="records/shot", format="jpeg", quality=90,
+        credentials="off", privacy="anonymous", model_hashes=True, index=[index, 0],
+        report=[sampler, 1],
+    )  # fmt: skip
+    shown = succeed(server, prompt, {"workflow": {"nodes": []}})["91"]
+    (picture,) = shown["images"]
+    assert (picture["subfolder"], picture["type"]) == ("records", "output")
+    assert shown["text"][0].startswith(picture["filename"])
+    path = server.base / "output" / "records" / picture["filename"]
+    assert [finding for finding in verified.verify(path) if finding.good is False] == []
+    record = stored.read_inside(path.read_bytes(), path.name)
+    assert "comfyui" in record["versions"] and record["settings"]["preset"] == "main"
+    assert record["attempts"] and record["drawn_with"]["hash"] == record["index"]["hash"]
+    again = {number: prompt[number] for number in of_type(prompt, "AMG_BuildIndex")}
+    again |= {demo: prompt[demo]}
+    again["92"] = step(
+        "AMG_CheckFolder", folder="records", index=[index, 0], privacy="anonymous", again=False
+    )
+    for _ in range(2):
+        text = succeed(server, again)["92"]["text"][0]
+        assert text.startswith("Pictures with a record: 1")
+    beside = stored.read_beside(path)
+    assert beside["picture"]["pixels"] == record["picture"]["pixels"]
+    assert beside["answer"] == record["answer"]
+
+
 def test_results_are_in_the_outputs_of_the_nodes(server, first_look):
     """Also of a run in which nothing was executed: from these the page shows them again."""
     first, again = (finish(server, first_look)["outputs"] for _ in range(2))
