@@ -23,7 +23,7 @@ export function nameOf(near) {
 export function bestOf(best, shownAs = null) {
   const items = best.map((near, i) => {
     const url = addressOf(near);
-    if (!url || near.source === shownAs) return null;
+    if (!url || nameOf(near) === shownAs) return null;
     const name = near.caption || nameOf(near);
     const values = { number: i + 1, name, likeness: shown(near.likeness), composition: shown(near.composition) };
     const words = t("<number>. <name>: likeness <likeness>, composition <composition>", values);
