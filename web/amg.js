@@ -1,6 +1,6 @@
 // Anti-Memorization Guidance on the page. Everything works without it: nodes then tell in words.
 
-import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
+import { addButton, api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
 import * as choices from "./choices.js";
 import * as live from "./live.js";
@@ -26,10 +26,8 @@ function addStyle() {
 }
 
 function addBrowseButton(node) {
-  const open = () => browser.browse(widgetOf(node, "index_name")?.value);
-  const button = node.addWidget("button", t("browse pictures"), null, open, { serialize: false });
-  button.serialize = false;
-  button.tooltip = t("Shows the pictures of the index. You can search them, and exclude (mute) those that may be copied.");
+  const hint = t("Shows the pictures of the index. You can search them, and exclude (mute) those that may be copied.");
+  addButton(node, t("browse pictures"), hint, () => browser.browse(widgetOf(node, "index_name")?.value));
   grow(node);
 }
 
@@ -37,16 +35,13 @@ function addBrowseButton(node) {
 function offerIndex(node) {
   const choices = widgetOf(node, "index_name")?.options?.values;
   if (!Array.isArray(choices) || !choices.every((choice) => choice.startsWith(NO_INDEX))) return;
-  const button = node.addWidget("button", t("make an index"), null, () => replaceByBuild(node), { serialize: false });
-  button.serialize = false;
-  button.tooltip = t("Adds a Build Memorization Index node in place of this one.");
-  said.hint(
-    node,
-    t(
-      "There is no index yet. Make one of the pictures to stay away from: put their folder into a " +
-        "Build Memorization Index node and run it.",
-    ),
+  const hint = t("Adds a Build Memorization Index node in place of this one.");
+  addButton(node, t("make an index"), hint, () => replaceByBuild(node));
+  const advice = t(
+    "There is no index yet. Make one of the pictures to stay away from: put their folder into a " +
+      "Build Memorization Index node and run it.",
   );
+  said.write(node, [advice], "said");
 }
 
 function replaceByBuild(node) {

@@ -14,11 +14,16 @@ export function nameOf(near) {
   return near.picture ? t("the stored picture, drawn from another seed") : near.source;
 }
 
-/** A list of thumbnails. best: [{ likeness, composition, and what the server says of the row }]. */
-export function bestOf(best) {
+/**
+ * A list of thumbnails, with their places in it.
+ *
+ * best: [{ likeness, composition, and what the server says of the row }]. shownAs: the name of one that
+ * is seen elsewhere, and is left out.
+ */
+export function bestOf(best, shownAs = null) {
   const items = best.map((near, i) => {
     const url = addressOf(near);
-    if (!url) return null;
+    if (!url || nameOf(near) === shownAs) return null;
     const name = near.caption || nameOf(near);
     const values = { number: i + 1, name, likeness: shown(near.likeness), composition: shown(near.composition) };
     const words = t("<number>. <name>: likeness <likeness>, composition <composition>", values);

@@ -37,12 +37,19 @@ export function after(target, name, then) {
   };
 }
 
+const panels = new WeakMap(); // node -> { widget's name: panel }
+
+/** The panel `name` of a node, or undefined. */
+export function panelOf(node, name) {
+  return panels.get(node)?.[name];
+}
+
 /**
- * Show `element` on a node. It is saved neither with the workflow (widget.serialize) nor with the prompt
+ * Show a panel, { element and more }, on a node. It is saved neither with the workflow (widget.serialize) nor with the prompt
  * (options.serialize), so no widget's value ever moves to another.
  */
-export function addPanel(node, name, element, height) {
-  const widget = node.addDOMWidget(name, "amg", element, {
+export function addPanel(node, name, panel, height) {
+  const widget = node.addDOMWidget(name, "amg", panel.element, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => "",
@@ -50,8 +57,21 @@ export function addPanel(node, name, element, height) {
     getMinHeight: height,
   });
   widget.serialize = false;
+  panels.set(node, { ...panels.get(node), [name]: panel });
   grow(node, NARROWEST);
-  return widget;
+  return panel;
+}
+
+/** After a panel has changed: room for it, in place of the host's live text. */
+export function settle(node, narrowest = 0) {
+  tameText(node, true);
+  grow(node, narrowest);
+}
+
+/** A button on a node, which is saved nowhere. */
+export function addButton(node, label, tooltip, press) {
+  const button = node.addWidget("button", label, null, press, { serialize: false });
+  Object.assign(button, { serialize: false, tooltip });
 }
 
 /** Make a new node so wide that its title is read whole. */
@@ -119,6 +139,9 @@ export function thumbnailURL(entry) {
   const name = encodeURIComponent(entry.index);
   return api.apiURL(`/amg/indexes/${name}/thumbnails/${entry.id}?sha256=${entry.sha256}`);
 }
+
+/** What of a number between 0 and 1 a bar shows, for CSS. */
+export const percent = (value) => `${(100 * likeness(value)).toFixed(1)}%`;
 
 /** JSON from a route of this pack. Error with its sentence where it refuses. */
 export async function ask(path, body) {

@@ -1,6 +1,6 @@
 // The panel of Strength Grid: a row for each drawing, and a button that fills a sampler with its settings.
 
-import { addPanel, app, el, grow, shown, tameText, widgetOf } from "./graph.js";
+import { addPanel, app, el, panelOf, settle, shown, widgetOf } from "./graph.js";
 import { tell } from "./events.js";
 import { t } from "./words.js";
 
@@ -10,7 +10,6 @@ export const PANEL = "amg_grid"; // the widget
 const LINE = 26; // pixels of a row
 const HIGHEST = 300;
 const WIDE = 400; // pixels of the node, so that the table is read
-const panels = new WeakMap(); // node -> { element, body, status }
 
 /** The nodes of this graph that can have settings: the selected ones, or else all. */
 function candidates(node) {
@@ -75,18 +74,18 @@ function row(node, cell, many, say) {
   });
   const same = cell.same_as === null ? "" : t("same picture as strength <strength>", { strength: cell.same_as });
   const outcome = cell.near ? "close" : (cell.outcome ?? "unknown");
-  const possible = Object.keys(cell.use).length > 0;
   const label = t("use these settings");
-  const button = el("button", { type: "button", text: t("use"), title: label, "aria-label": `${label}: ${settings}` });
-  button.disabled = !possible;
-  button.addEventListener("click", () => say(use(node, cell.use)));
-  const cells = [
-    many ? String(cell.picture) : null,
-    `× ${cell.threshold_scale}`,
-    String(cell.strength),
-    cell.judged ? shown(cell.likeness) : "–",
-    cell.judged ? shown(cell.composition) : "–",
-  ].filter((each) => each !== null);
+  const button = el("button", {
+    type: "button",
+    text: t("use"),
+    title: label,
+    "aria-label": `${label}: ${settings}`,
+    disabled: Object.keys(cell.use).length === 0,
+    onclick: () => say(use(node, cell.use)),
+  });
+  const measured = [cell.likeness, cell.composition].map((each) => (cell.judged ? shown(each) : "–"));
+  const cells = [`× ${cell.threshold_scale}`, cell.strength, ...measured];
+  if (many) cells.unshift(cell.picture);
   return el(
     "tr",
     { "data-outcome": outcome },
@@ -101,25 +100,21 @@ function make(node) {
   const status = el("p", { class: "amg-status", role: "status" });
   const element = el("section", { class: "amg-panel amg-table" }, body, status);
   const room = () => Math.min(HIGHEST, LINE * (body.querySelectorAll("tr").length + 1) + 20);
-  addPanel(node, PANEL, element, room);
-  return { element, body, status };
+  return addPanel(node, PANEL, { element, body, status }, room);
 }
 
 function show(node, cells) {
-  if (!panels.has(node)) panels.set(node, make(node));
-  const { body, status } = panels.get(node);
+  const { body, status } = panelOf(node, PANEL) ?? make(node);
   const many = cells.some((cell) => cell.picture > 1);
-  const names = [
-    many ? t("picture") : null, t("threshold"), t("strength"), t("likeness"), t("composition"), t("verdict"), "",
-  ].filter((each) => each !== null);
+  const names = [t("threshold"), t("strength"), t("likeness"), t("composition"), t("verdict"), ""];
+  if (many) names.unshift(t("picture"));
   const say = (words) => (status.textContent = words);
   const head = el("tr", {}, ...names.map((text) => el("th", { scope: "col", text })));
   body.replaceChildren(
     el("table", {}, el("thead", {}, head), el("tbody", {}, ...cells.map((cell) => row(node, cell, many, say)))),
   );
   say("");
-  tameText(node, true);
-  grow(node, WIDE);
+  settle(node, WIDE);
 }
 
 /** What the node has left in its output. */

@@ -1,6 +1,6 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, grow, likeness, LINE, linesOf, shown, tameText } from "./graph.js";
+import { addPanel, api, el, likeness, LINE, linesOf, panelOf, settle, shown } from "./graph.js";
 import { addressOf, bestOf, nameOf } from "./best.js";
 import { describe, draw, height } from "./curve.js";
 import { tell, tellAll } from "./events.js";
@@ -9,15 +9,14 @@ import { inOwnUnit, said, t } from "./words.js";
 
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
-const HEIGHT = 232;
-const THUMBNAILS = 72; // pixels more, for the nearest pictures of a finished one
-const FEW = 2; // lines of words for which there is room anyway
+const HEIGHT = 202; // pixels without the words
+const FEWEST = 2; // lines of words
+const BESIDE = 54; // pixels: the next nearest pictures, beside the words
+const EACH = 65; // pixels of one of them
 const WORDS_ONLY = 60; // pixels, where nothing was compared
 export const PANEL = "amg_live"; // the widget
 export const KINDS = ["AMG_Sampler", "AMG_Apply", "AMG_Guard"]; // the nodes
 const PART = "live";
-
-const panels = new WeakMap(); // node -> its panel
 
 const NOTHING = { messages: [], words: "" };
 const NOT_ENDED = {
@@ -72,7 +71,7 @@ class Panel {
     this.high = el("span", { class: "amg-high", "aria-hidden": "true" });
     this.low = el("span", { class: "amg-low", "aria-hidden": "true" });
     this.limit = el("span", { class: "amg-at", "aria-hidden": "true" });
-    this.best = el("div", { class: "amg-more" });
+    this.best = el("div");
     this.chips = el("div", { class: "amg-chips", role: "group", "aria-label": t("Picture of the batch") });
     this.picture = el("img", { class: "amg-thumb" });
     this.picture.addEventListener("error", () => (this.picture.hidden = true));
@@ -80,6 +79,7 @@ class Panel {
     this.caption = el("div", { class: "amg-caption" });
     this.numbers = el("div", { class: "amg-numbers" });
     this.words = el("div", { class: "amg-words", role: "status" });
+    this.misses = el("p", { class: "amg-misses" });
     this.origin = el("div", { class: "amg-origin" });
     this.element = el(
       "section",
@@ -87,17 +87,16 @@ class Panel {
       el("div", { class: "amg-plot" }, this.svg, this.high, this.low, this.limit),
       this.chips,
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
-      this.words,
-      this.best,
+      el("div", { class: "amg-more" }, el("div", {}, this.words, this.misses), this.best),
       this.origin,
     );
-    const lines = (text) => linesOf(text, node.size[0] - 44);
     const room = () => {
-      const list = this.best.querySelector("ol") ? THUMBNAILS : 0;
-      const misses = lines(this.best.querySelector("p")?.textContent ?? "");
-      return HEIGHT + list + LINE * (misses + Math.max(0, lines(this.words.textContent) - FEW));
+      const pictures = this.best.querySelectorAll("li").length;
+      const across = node.size[0] - 44 - (pictures && BESIDE);
+      const lines = [this.words, this.misses].map(({ textContent }) => linesOf(textContent, across));
+      return HEIGHT + Math.max(LINE * Math.max(FEWEST, lines[0] + lines[1]), EACH * pictures);
     };
-    addPanel(node, PANEL, this.element, () => (this.element.dataset.empty ? WORDS_ONLY : room()));
+    addPanel(node, PANEL, this, () => (this.element.dataset.empty ? WORDS_ONLY : room()));
   }
 
   show(run) {
@@ -107,8 +106,12 @@ class Panel {
     this.origin.textContent = run.origin;
     this.element.dataset.outcome = outcome(run);
     this.element.dataset.empty = step ? "" : "yes";
+    if (step) this.#showRun(run, attempt, step);
+    else this.#clear();
     this.#showBest(run);
-    if (!step) return this.#clear();
+  }
+
+  #showRun(run, attempt, step) {
     const sample = chosen(run);
     this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample, run.copyAbove));
     this.svg.setAttribute("aria-label", describe(run.attempts, sample));
@@ -123,24 +126,31 @@ class Panel {
   #clear() {
     for (const each of [this.svg, this.chips]) each.replaceChildren();
     this.svg.setAttribute("aria-label", describe([], 0));
-    this.#clearNearest();
+    this.#name();
     for (const each of [this.high, this.low, this.numbers]) each.textContent = "";
   }
 
-  /** Of a finished picture: its nearest ones, and what the descriptor overlooks. */
+  /** Of a finished picture: its nearest ones but the one that is shown anyway, and what the descriptor overlooks. */
   #showBest(run) {
     const verdict = run.ended && run.verdicts[run.attempts.length ? chosen(run) : 0];
     const rows = (verdict?.nearest ?? []).filter((each) => run.neighbors[each.row]);
-    const list = bestOf(rows.map((each) => ({ ...each, ...run.neighbors[each.row] })));
-    const words = verdict && run.misses ? said(run.misses) : "";
-    const misses = words ? el("p", { class: "amg-misses", text: words }) : null;
-    this.best.replaceChildren(...[list, misses].filter(Boolean));
+    const list = bestOf(
+      rows.map((each) => ({ ...each, ...run.neighbors[each.row] })),
+      this.name.title,
+    );
+    this.best.replaceChildren(...(list ? [list] : []));
+    this.misses.textContent = verdict && run.misses ? said(run.misses) : "";
   }
 
-  #clearNearest() {
-    this.picture.hidden = true;
-    this.picture.removeAttribute("src");
-    for (const each of [this.name, this.caption]) each.textContent = "";
+  /** Show the nearest picture, and what it is called. */
+  #name(near) {
+    const [url, name, caption] = near ? [addressOf(near), nameOf(near), near.caption] : ["", "", ""];
+    this.picture.hidden = !url;
+    if (!url) this.picture.removeAttribute("src");
+    else if (this.picture.getAttribute("src") !== url) this.picture.src = url;
+    this.picture.alt = t("Nearest picture: <name>", { name: caption || name });
+    this.name.textContent = this.name.title = name;
+    this.caption.textContent = this.caption.title = caption;
   }
 
   #showChips(run, count) {
@@ -160,20 +170,7 @@ class Panel {
   }
 
   #showNearest(run, attempt, step, sample) {
-    const near = run.neighbors[step.neighbor[sample]];
-    if (!near) {
-      this.#clearNearest();
-    } else {
-      const url = addressOf(near);
-      this.picture.hidden = !url;
-      if (url && this.picture.getAttribute("src") !== url) this.picture.src = url;
-      const name = nameOf(near);
-      this.picture.alt = t("Nearest picture: <name>", { name: near.caption || name });
-      this.name.textContent = name;
-      this.caption.textContent = near.caption;
-      this.name.title = name;
-      this.caption.title = near.caption;
-    }
+    this.#name(run.neighbors[step.neighbor[sample]]);
     const acted = attempt.steps.filter((each) => each.active[sample]).length;
     const again = run.attempts.length - 1;
     const parts = [
@@ -202,10 +199,9 @@ export function summary(run) {
 }
 
 function show(node, run) {
-  if (!panels.has(node)) panels.set(node, new Panel(node));
-  tameText(node, true);
-  panels.get(node).show(run);
-  grow(node);
+  const panel = panelOf(node, PANEL) ?? new Panel(node);
+  panel.show(run);
+  settle(node);
 }
 
 /** The run that a report tells of. origin: where it was found, in words, if it is not the server's own. */

@@ -8,7 +8,7 @@ import * as probe from "./probe.js";
 import * as said from "./said.js";
 
 const SUMMARY = { live: live.summary, probe: probe.summary, said: said.summary };
-const WORST = ["error", "copy", "unknown", "said", "no_copy"]; // first
+const WORST = ["error", "copy", "close", "unknown", "said", "no_copy"]; // first
 
 /** The execution ids of the subgraph nodes around a node: "12" and "12:3" of "12:3:4". */
 function around(id) {
@@ -28,7 +28,7 @@ function tellOutside(outer) {
   const place = ({ outcome }) => WORST.indexOf(outcome);
   found.sort((one, other) => place(one) - place(other));
   const texts = found.map(({ text }) => text);
-  said.repeat(box, texts, found[0]?.outcome ?? "said");
+  said.write(box, texts, found[0]?.outcome ?? "said");
 }
 
 const VERDICTS = ["live", "probe"]; // parts

@@ -1,30 +1,34 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, el, grow, shown, tameText, viewURL } from "./graph.js";
+import { addPanel, el, likeness, LINE, linesOf, panelOf, percent, settle, shown, viewURL } from "./graph.js";
 import { bestOf } from "./best.js";
 import { tell } from "./events.js";
 import { inOwnUnit, said, t } from "./words.js";
 
 const NODE = "AMG_SimilarityProbe";
 export const PANEL = "amg_probe"; // the widget
-const panels = new WeakMap(); // node -> element of its panel
+const AROUND = 36; // pixels: the padding, and what the host leaves free around a panel
+const LARGEST = 180; // pixels of a picture
+const BESIDE = 66; // pixels: the next nearest pictures, and gaps
+const BARS = 46; // pixels: both, and gaps
+const HIGHEST = 460; // pixels; more is scrolled
 
-function image(saved, alt, title) {
-  return el("figure", {}, el("img", { src: viewURL(saved), alt }), el("figcaption", { text: title }));
+function image(saved, alt, text, title = text) {
+  return el("figure", {}, el("img", { src: viewURL(saved), alt }), el("figcaption", { text, title }));
 }
 
 /** A bar from 0 to 1 with a mark at the limit, and a band before it that begins at `near`. */
 export function bar(name, value, limit, near, hint) {
-  const share = (number) => `${(100 * Math.min(1, Math.max(0, number))).toFixed(1)}%`;
   return el(
     "div",
     {
-      class: value > limit ? "amg-bar amg-over" : value > near ? "amg-bar amg-close" : "amg-bar",
+      class: "amg-bar",
+      "data-outcome": value > limit ? "copy" : value > near ? "close" : "no_copy",
       role: "meter",
       "aria-label": name,
       "aria-valuemin": "0",
       "aria-valuemax": "1",
-      "aria-valuenow": Math.min(1, Math.max(0, value)).toFixed(2),
+      "aria-valuenow": likeness(value).toFixed(2),
       "aria-valuetext": t("<value>, a copy above <limit>", { value: shown(value), limit: shown(limit) }),
       title: hint,
     },
@@ -32,17 +36,17 @@ export function bar(name, value, limit, near, hint) {
     el(
       "span",
       { class: "amg-track" },
-      el("span", { class: "amg-band", style: `left:${share(near)};width:${share(limit - near)}` }),
-      el("span", { class: "amg-fill", style: `width:${share(value)}` }),
-      el("span", { class: "amg-mark", style: `left:${share(limit)}` }),
+      el("span", { class: "amg-band", style: `left:${percent(near)};width:${percent(limit - near)}` }),
+      el("span", { class: "amg-fill", style: `width:${percent(value)}` }),
+      el("span", { class: "amg-mark", style: `left:${percent(limit)}` }),
     ),
     el("span", { class: "amg-bar-value", text: `${shown(value)} / ${shown(limit)}` }),
   );
 }
 
-function kind(found) {
-  if (found.copy) return "amg-pair amg-is-copy";
-  return found.near || found.outcome === "cannot_tell" ? "amg-pair amg-is-close" : "amg-pair";
+function outcome(found) {
+  if (found.copy) return "copy";
+  return found.near || found.outcome === "cannot_tell" ? "close" : "no_copy";
 }
 
 function row(found, number, count) {
@@ -50,12 +54,13 @@ function row(found, number, count) {
   const near = found.caption || found.source;
   return el(
     "article",
-    { class: kind(found), "aria-label": which },
+    { class: "amg-pair", "data-outcome": outcome(found), "aria-label": which },
     el(
       "div",
       { class: "amg-both" },
       image(found.picture, which, which),
-      image(found.nearest, t("Nearest picture: <name>", { name: near }), found.source),
+      image(found.nearest, t("Nearest picture: <name>", { name: near }), near, `${found.source}\n${found.caption}`),
+      bestOf(found.best ?? [], found.source),
     ),
     bar(
       t("likeness"),
@@ -81,9 +86,22 @@ function row(found, number, count) {
       ].join("\n"),
     ),
     el("p", { class: "amg-words", text: said(found) }),
-    found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
-    bestOf(found.best ?? []),
   );
+}
+
+/** About the pixels that the panel needs. The host asks before the text is laid out. */
+function room(node, list) {
+  const across = node.size[0] - AROUND;
+  const each = Math.min(LARGEST, (across - BESIDE) / 2) + LINE + BARS;
+  const texts = [...list.querySelectorAll("p")].map((p) => LINE * linesOf(p.textContent, across - 8) + 4);
+  const pairs = list.querySelectorAll("article").length;
+  return Math.min(HIGHEST, texts.reduce((sum, high) => sum + high, each * pairs) + AROUND);
+}
+
+function make(node) {
+  const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };
+  const element = el("div", { class: "amg-panel amg-probe", ...attributes });
+  return addPanel(node, PANEL, { element }, () => room(node, element));
 }
 
 function show(node, { verdicts, left, misses }) {
@@ -91,16 +109,9 @@ function show(node, { verdicts, left, misses }) {
   const overlooked = misses ? said(misses) : "";
   if (overlooked) rows.push(el("p", { class: "amg-misses", text: overlooked }));
   if (left) rows.push(el("p", { class: "amg-caption", text: t("More pictures in the text output: <count>.", { count: left }) }));
-  let list = panels.get(node);
-  if (!list) {
-    const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };
-    list = el("div", { class: "amg-panel amg-probe", ...attributes });
-    panels.set(node, list);
-    addPanel(node, PANEL, list, () => (verdicts.length > 1 ? 440 : 360));
-  }
-  list.replaceChildren(...rows);
-  tameText(node, true);
-  grow(node);
+  const { element } = panelOf(node, PANEL) ?? make(node);
+  element.replaceChildren(...rows);
+  settle(node);
 }
 
 /** The panel shows the pictures itself: the host need not show the nearest ones a second time. */
@@ -118,5 +129,5 @@ export function finished(of, found) {
 /** The verdict on the picture that is most like a stored one. */
 export function summary({ verdicts }) {
   const [worst] = [...verdicts].sort((one, other) => other.copy - one.copy || other.score - one.score);
-  return worst ? { text: said(worst), outcome: worst.copy ? "copy" : "no_copy" } : null;
+  return worst ? { text: said(worst), outcome: outcome(worst) } : null;
 }

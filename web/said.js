@@ -1,6 +1,6 @@
 // The panel of nodes whose result is text, and of errors on all nodes of this pack.
 
-import { addPanel, api, el, grow, LINE, linesOf, tameText } from "./graph.js";
+import { addPanel, api, el, LINE, linesOf, panelOf, settle } from "./graph.js";
 import { tell, tellAll } from "./events.js";
 import { said, t } from "./words.js";
 
@@ -11,14 +11,12 @@ const AROUND = 36; // pixels: the padding, and what the host leaves free around 
 
 const OURS = "amg."; // errors with a sentence that says all
 const NOTHING = { lines: [], error: "" };
-const panels = new WeakMap(); // node -> { element, inner }
 
 function make(node) {
   const inner = el("div");
   const attributes = { tabindex: "0", role: "region", "aria-label": t("Result"), "aria-live": "polite" };
   const element = el("section", { class: "amg-panel amg-said", ...attributes }, inner);
-  addPanel(node, PANEL, element, () => height(node, inner));
-  return { element, inner };
+  return addPanel(node, PANEL, { element, inner }, () => height(node, inner));
 }
 
 /** About the pixels that the panel needs. The host asks before the text is laid out. */
@@ -28,43 +26,33 @@ function height(node, inner) {
   return Math.min(HIGHEST, lines.reduce((sum, count) => sum + LINE * count + 2, 0) + AROUND);
 }
 
-function write(node, texts, outcome) {
-  if (!panels.has(node)) {
-    if (!texts.length) return;
-    panels.set(node, make(node));
-  }
-  const { element, inner } = panels.get(node);
+/** Show these texts on a node; none hides the panel. */
+export function write(node, texts, outcome) {
+  if (!texts.length && !panelOf(node, PANEL)) return;
+  const { element, inner } = panelOf(node, PANEL) ?? make(node);
   inner.replaceChildren(...texts.map((text) => el("p", { text })));
   element.dataset.outcome = outcome;
   element.hidden = !texts.length;
-  tameText(node, true);
-  grow(node);
+  settle(node);
 }
 
-function show(node, { lines, error }) {
-  if (error) return write(node, [t("Error: <words>", { words: error })], "error");
-  write(node, lines.map(said).filter(Boolean), "said");
+/** What is read of a result: [the error], or its lines. */
+function read({ lines, error }) {
+  return error ? [t("Error: <words>", { words: error })] : lines.map(said).filter(Boolean);
 }
+
+const outcome = ({ error }) => (error ? "error" : "said");
+const show = (node, state) => write(node, read(state), outcome(state));
 
 /** The first line of a node's result, or its error. */
-export function summary({ lines, error }) {
-  if (error) return { text: t("Error: <words>", { words: error }), outcome: "error" };
-  return lines.length ? { text: said(lines[0]), outcome: "said" } : null;
-}
-
-/** Lines from elsewhere on a node that has no result of its own; none hides them. */
-export function repeat(node, texts, outcome) {
-  write(node, texts, outcome);
-}
-
-/** Advice on a node that has not run. */
-export function hint(node, text) {
-  write(node, [text], "said");
+export function summary(state) {
+  const [text] = read(state);
+  return text ? { text, outcome: outcome(state) } : null;
 }
 
 /** Text of a run that goes on, in place of the result of the run before. */
 export function progress(node, text) {
-  if (panels.has(node)) write(node, text.split("\n"), "running");
+  if (panelOf(node, PANEL)) write(node, text.split("\n"), "running");
 }
 
 /** The result of a node: { lines: [{ messages, words }] }. */

@@ -231,9 +231,11 @@ class Host:
     async def _view(self, request):
         if (name := request.query.get("filename", "")) in self.texts:
             return web.Response(text=self.texts[name])
-        named = HERE / "references/views" / Path(request.query.get("filename", "")).name
-        known = ROOT / "amg_demo/pictures/memorised-000.webp"
-        return web.FileResponse(named if named.is_file() else known)
+        pictures = ROOT / "amg_demo/pictures"
+        name = Path(name).name
+        known = [folder / name for folder in (HERE / "references/views", pictures)]
+        known = [file for file in known if file.is_file()] or [pictures / "memorised-000.webp"]
+        return web.FileResponse(known[0])
 
     async def _prompt(self, request):
         self.prompts.append(await request.json())

@@ -9,10 +9,15 @@ from tests.web.conftest import ROOT
 WEB = ROOT / "web"
 CODE = [*sorted(WEB.glob("*.js")), *sorted(WEB.glob("*.css"))]
 
+# Bytes: what there is, rounded up. The page loads all of it at once. It has grown by the table of Strength
+# Grid, verdicts outside subgraphs and in App mode, and the nearest pictures; look for what is there twice
+# before you raise it.
+MOST = 76 * 1024
+
 
 def test_it_is_small():
     assert CODE
-    assert sum(path.stat().st_size for path in CODE) < 72 * 1024
+    assert sum(path.stat().st_size for path in CODE) < MOST
 
 
 def test_it_asks_nobody_but_the_host():

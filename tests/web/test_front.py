@@ -159,7 +159,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     front.until(f"[...{panel}.querySelectorAll('img')].every((i) => i.naturalWidth > 30)")
     pairs = front.js(
         f"return [...{panel}.querySelectorAll('article')].map((a) => ({{"
-        "images: a.querySelectorAll('.amg-both img').length, alt: a.querySelectorAll('img')[1].alt,"
+        "images: a.querySelectorAll('.amg-both figure img').length, alt: a.querySelectorAll('img')[1].alt,"
         "meters: [...a.querySelectorAll('[role=meter]')].map((m) => m.getAttribute('aria-valuetext')),"
         "words: a.querySelector('.amg-words').textContent}))"
     )

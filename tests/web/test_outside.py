@@ -77,10 +77,11 @@ def test_a_copy_is_seen_on_every_box_around_it(front, mode, depth):
     front.js("app.canvas.setGraph(app.rootGraph ?? app.graph)")
 
 
-def test_the_worst_comes_first(front, mode):
+@pytest.mark.parametrize("verdict, shown", [("no_copy", "no_copy"), ("cannot_tell", "close")])
+def test_the_worst_comes_first(front, mode, verdict, shown):
     (box,), (sampler, guard) = boxed(front, "AMG_Sampler", "AMG_Guard")
-    front.send([end(sampler, "AMG_Sampler", FINE, "no_copy")])
-    assert outside(front, box)["outcome"] == "no_copy"
+    front.send([end(sampler, "AMG_Sampler", FINE, verdict)])
+    assert outside(front, box)["outcome"] == shown
     front.send([end(guard, "AMG_Guard", COPY, "copy")])
     front.until(f"amgPanel('{box}', 'amg_said').querySelectorAll('p').length == 2")
     found = outside(front, box)

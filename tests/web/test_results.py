@@ -107,9 +107,13 @@ def test_close_is_amber_and_what_may_be_overlooked_is_said(front, mode, output):
     shown = front.js(
         f"return [...{LIVE}.querySelectorAll('.amg-best li')].map((e) => e.innerText.trim())"
     )
-    assert shown == ["1 · 0.36", "2 · 0.26", "3 · 0.16"][: len(rows)]
+    large = front.js(f"return {LIVE}.querySelector('.amg-name').textContent")
+    places = [i for i, row in enumerate(rows) if run_of["neighbors"][row]["source"] != large]
+    assert places and shown == [f"{i + 1} · {0.36 - 0.1 * i:.2f}" for i in places]
     title = front.js(f"return {LIVE}.querySelector('.amg-best img').title")
-    assert title.startswith("1. ") and "likeness 0.36, composition 0.10" in title
+    i = places[0]
+    assert title.startswith(f"{i + 1}. ")
+    assert f"likeness {0.36 - 0.1 * i:.2f}, composition 0.10" in title
     assert "15°" in front.js(f"return {LIVE}.querySelector('.amg-misses').textContent")
     limit = front.js(f"return {LIVE}.querySelector('.amg-at').textContent")
     assert limit == "0.40"
@@ -124,6 +128,11 @@ def test_one_scale_in_the_probe(front, mode, pack):
     shown = {"likeness": 0.2, "composition": 0.387, "copy_above": 0.4, "near_above": 0.3}
     found = of | shown | {"copy": False, "near": True, "outcome": "no_copy", "source": "a.png"}
     found |= {"caption": "", "picture": saved, "nearest": saved, "messages": [], "words": ""}
+    entry = {"index": "amg-demo", "id": 0, "sha256": "0" * 64, "caption": "", "composition": 0.1}
+    found["best"] = [
+        entry | {"source": f"{name}.png", "likeness": likeness}
+        for name, likeness in (("a", 0.2), ("b", 0.15), ("c", 0.05))
+    ]
     front.load(FIRST_LOOK)
     silent = {"messages": [], "words": ""}
     output = {"amg_probe": [{"verdicts": [found], "left": 0, "misses": silent}]}
@@ -131,18 +140,22 @@ def test_one_scale_in_the_probe(front, mode, pack):
     panel = f"amgPanel({PROBE}, 'amg_probe')"
     front.until(f"{panel}?.querySelectorAll('[role=meter]').length == 2")
     bars = front.js(
-        f"return [...{panel}.querySelectorAll('.amg-bar')].map((b) => [b.className,"
+        f"return [...{panel}.querySelectorAll('.amg-bar')].map((b) => [b.dataset.outcome,"
         "b.querySelector('.amg-bar-value').textContent, b.querySelector('.amg-mark').style.left,"
         "b.querySelector('.amg-fill').style.width])"
     )
     assert bars == [
-        ["amg-bar", "0.20 / 0.40", "40%", "20%"],
-        ["amg-bar amg-close", "0.39 / 0.40", "40%", "38.7%"],
+        ["no_copy", "0.20 / 0.40", "40%", "20%"],
+        ["close", "0.39 / 0.40", "40%", "38.7%"],
     ]
     titles = front.js(f"return [...{panel}.querySelectorAll('.amg-bar')].map((b) => b.title)")
     assert "similarity −1.20, threshold −0.94" in titles[0]
     assert "agreement 0.60, limit 0.62" in titles[1]
-    assert front.js(f"return {panel}.querySelector('article').className") == "amg-pair amg-is-close"
+    assert front.js(f"return {panel}.querySelector('article').dataset.outcome") == "close"
+    others = front.js(
+        f"return [...{panel}.querySelectorAll('.amg-best li')].map((e) => e.textContent)"
+    )
+    assert others == ["2 · 0.15", "3 · 0.10"]  # the nearest is shown large
 
 
 def test_what_was_seen_of_a_run_is_kept(front, mode, messages, output):
