@@ -69,6 +69,9 @@ class Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         return text.split()
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.network.words[i - 2] for i in ids)
+
     def get_vocab(self) -> dict[str, int]:
         return dict(self.network.ids)
 
