@@ -153,6 +153,11 @@ def draw(options: argparse.Namespace, lists: dict[str, list[Prompt]]) -> None:
             for k, v in vars(options).items() if k not in NO_PART}  # fmt: skip
     records.agree(out, run.settings_of(kept, lists))
     model = Model(pipe, _matcher(options, pipe), options.steps, options.cfg, options.size)
+    chosen = methods.chosen(options.methods)
+    for method in chosen:
+        method.check(model)
+    if not options.no_detectors:
+        methods.needs_noise(model)
     references = judges.References.of((to_tensor(one.pixels) for one in training), embed)
     grading = run.Judges(embed, references, clip)
     own = {name: _own(name, each, training) for name, each in lists.items()}
@@ -160,7 +165,7 @@ def draw(options: argparse.Namespace, lists: dict[str, list[Prompt]]) -> None:
         known = int(own[run.MEMORISED].any(dim=1).sum())
         print(f"{known} of {len(lists[run.MEMORISED])} memorised prompts have their own picture.")
     work = run.Plan(
-        run.asked(lists, own, *options.shard), methods.chosen(options.methods), options.first,
+        run.asked(lists, own, *options.shard), chosen, options.first,
         options.seeds, not options.no_detectors,
     )  # fmt: skip
     watch = harness.Watch()

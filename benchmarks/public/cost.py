@@ -21,7 +21,7 @@ class Cost(NamedTuple):
 
 
 def of(method: Method, prompts: int, seeds: int, steps: int, per_step: int) -> Cost:
-    least, most = method.rows(steps, per_step)
+    least, most = method.rows(steps, per_step, seeds)
     pictures, once = prompts * seeds, prompts * method.once * per_step * steps
     return Cost(pictures, once + pictures * least, once + pictures * most)
 

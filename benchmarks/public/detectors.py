@@ -40,6 +40,17 @@ def last(model: Model) -> int:
     return int(model.pipe.scheduler.config.num_train_timesteps) - 1
 
 
+def kind(model: Model) -> str:
+    """What the network predicts, one of `predictions.KINDS`. AMGError for a flow."""
+    found = KINDS.get(model.pipe.scheduler.config.get("prediction_type", ""))
+    if found is None:
+        raise AMGError(
+            "Detectors and Wen's remedy are for models that predict ε or v: leave them out "
+            "(--no-detectors, --methods)."
+        )
+    return found
+
+
 def predictions(
     model: Model, noise: Tensor, timestep: int, tokens: Tensor, empty: Tensor
 ) -> of.Predictions:
@@ -47,12 +58,6 @@ def predictions(
 
     `tokens` and `empty` are (1, T, C). Gradients pass from the result to them.
     """
-    kind = KINDS.get(model.pipe.scheduler.config.get("prediction_type", ""))
-    if kind is None:
-        raise AMGError(
-            "Detectors and Wen's remedy are for models that predict ε or v: leave them out "
-            "(--no-detectors, --methods)."
-        )
     at, count = level(model.pipe.scheduler, timestep), len(noise)
     given = noise.to(model.device, empty.dtype)
     texts = torch.cat([each.to(empty).expand(count, -1, -1) for each in (tokens, empty)])
@@ -63,7 +68,7 @@ def predictions(
     table = sigmas(model.pipe.scheduler.alphas_cumprod)
     sigma, _ = noise_level(table[timestep][None], table)
     x = of.unrescaled(noise, float((1 + sigma**2) ** -0.5))
-    return of.Predictions(x, float(sigma), cond, uncond, kind)
+    return of.Predictions(x, float(sigma), cond, uncond, kind(model))
 
 
 def figures(

@@ -24,12 +24,14 @@ from amg_core.mitigation.prompts import CODE, PAPER, Recipe, below, randomise
 from amg_diffusers import guard
 from benchmarks import harness
 
-from . import remedies
+from . import detectors, remedies
 from .model import TEXTS, Model, pictures_of
 
 RETRIES = 2  # as the nodes have it
 OTHER_SEEDS, LED = 1_000_003, 2  # as the node AMG Copy Guard has them
-MOST_PARTS = 16  # of a prompt, each of which the guard leaves out once (docs/architecture.md)
+# The most rows of the denoiser that a guard asks for besides (`amg_core.guidance.reduction`): two reduced
+# prompts and a caption at a step, and once for a prompt of at most 16 parts four times as many.
+AT_A_STEP, SEARCH = 3, 4 * 16
 
 
 @dataclass
@@ -43,6 +45,36 @@ class Drawn:
 
 
 Draw = Callable[[Model, str, Sequence[int]], Drawn]
+Check = Callable[[Model], object]
+
+
+# ---------------------------------------------------------------- what a model must have
+
+
+def needs_nothing(model: Model) -> None:
+    """Every model will do."""
+
+
+def needs_tokens(model: Model) -> None:
+    model.encode([""])
+
+
+def needs_clip(model: Model) -> None:
+    model.encode([""])
+    if getattr(model.pipe.tokenizer, "eos_token_id", None) is None:
+        raise AMGError("padding: this model has no CLIP tokenizer. Leave it out with --methods.")
+
+
+def needs_guidance(model: Model) -> None:
+    if model.cfg_scale <= 1:
+        raise AMGError(
+            "delayed, dynamic, opposite: they need a guidance scale above 1. Leave them out with --methods."
+        )
+
+
+def needs_noise(model: Model) -> None:
+    model.encode([""])
+    detectors.kind(model)
 
 
 @dataclass(frozen=True)
@@ -61,6 +93,8 @@ class Method:
         Further drawings for each prompt, however many pictures it gets.
     extra : int
         Further rows of the denoiser for each picture, at most.
+    check : callable
+        Raises AMGError if a model lacks what the method needs.
     acts : bool
         Whether a drawing may need more rows of the denoiser than plain sampling: see `rows`.
     """
@@ -71,16 +105,17 @@ class Method:
     drawings: tuple[int, int] = (1, 1)
     once: int = 0
     extra: int = 0
+    check: Check = needs_nothing
     acts: bool = False
 
-    def rows(self, steps: int, per_step: int) -> tuple[int, int]:
-        """The least and the most rows of the denoiser for one picture of one seed.
+    def rows(self, steps: int, per_step: int, seeds: int) -> tuple[int, int]:
+        """The least and the most rows of the denoiser for one picture of a batch of `seeds`.
 
-        `per_step` is 2 with classifier-free guidance. A guard that acts at each step asks for up to two
-        more rows at each (a reduced prompt, a caption), and leaves out each part of the prompt up to twice.
+        `per_step` is 2 with classifier-free guidance. A guard that acts asks for more (`AT_A_STEP`), and
+        searches for words of each sample of a batch when it becomes active, with the whole batch.
         """
         least, most = (count * per_step * steps for count in self.drawings)
-        extra = self.drawings[1] * (2 * steps + 2 * MOST_PARTS) if self.acts else 0
+        extra = self.drawings[1] * (AT_A_STEP * steps + SEARCH * seeds) if self.acts else 0
         return least, most + extra + self.extra
 
 
@@ -121,9 +156,7 @@ def noisy(model: Model, text: str, seeds: Sequence[int]) -> Drawn:
 def unpadded(model: Model, text: str, seeds: Sequence[int]) -> Drawn:
     """70 % of CLIP's padding set to zero."""
     tokenizer = model.pipe.tokenizer
-    end = getattr(tokenizer, "eos_token_id", None)
-    if end is None:
-        raise AMGError("padding: this model has no CLIP tokenizer. Leave it out with --methods.")
+    end = tokenizer.eos_token_id
     tokens, empty = model.encode([text] * len(seeds))
     ids = tokenizer(
         text, padding="max_length", max_length=tokens.shape[1], truncation=True
@@ -145,8 +178,6 @@ def adapted(model: Model, text: str, seeds: Sequence[int]) -> Drawn:
 
 def late(scale: float, dynamic: bool, model: Model, text: str, seeds: Sequence[int]) -> Drawn:
     """Jain et al.: the guidance scale is `scale` until the transition."""
-    if model.cfg_scale <= 1:
-        raise AMGError("delayed, opposite: they need a guidance scale above 1. Leave them out.")
     with remedies.delayed(model, scale, dynamic):
         return plain(model, text, seeds)
 
@@ -246,7 +277,7 @@ METHODS = {
     one.name: one
     for one in (
         Method("plain", plain, "nothing is changed"),
-        Method("GNI", noisy, "Gaussian noise of 0.1 on the caption's embedding"),
+        Method("GNI", noisy, "Gaussian noise of 0.1 on the caption's embedding", check=needs_tokens),
         *(
             Method(
                 f"{name}{ending}", partial(randomised, name, recipes[name]), f"{about} ({whose})"
@@ -257,11 +288,15 @@ METHODS = {
                 (" code", CODE, "as in the authors' code"),
             )
         ),
-        Method("padding", unpadded, "70 % of CLIP's padding zeroed"),
-        Method("delayed", partial(late, 0.0, False), "no guidance in the first third (Jain et al.)"),
-        Method("dynamic", partial(late, 0.0, True), "none until the norm's first minimum, at most so long"),
-        Method("opposite", partial(late, -2.0, False), "opposite guidance in the first third"),
-        Method("Wen", adapted, "the prompt adapted to a norm of 3", extra=remedies.ADAPTED_ROWS),
+        Method("padding", unpadded, "70 % of CLIP's padding zeroed", check=needs_clip),
+        Method("delayed", partial(late, 0.0, False), "no guidance in the first third (Jain et al.)",
+               check=needs_guidance),
+        Method("dynamic", partial(late, 0.0, True), "none until the norm's first minimum, at most so long",
+               check=needs_guidance),
+        Method("opposite", partial(late, -2.0, False), "opposite guidance in the first third",
+               check=needs_guidance),
+        Method("Wen", adapted, "the prompt adapted to a norm of 3", extra=remedies.ADAPTED_ROWS,
+               check=needs_noise),
         *(
             Method(name, partial(guarded, name, RETRIES), f"AMG, {about}, {RETRIES} retries",
                    (1, 1 + RETRIES), acts=True)

@@ -254,10 +254,10 @@ def test_protocols_without_their_file_are_named(tmp_path):
 def test_costs_by_hand():
     plain, main = methods.METHODS["plain"], methods.METHODS["main"]
     assert cost.of(plain, 500, 4, 50, 2) == (2000, 200_000, 200_000)
-    least, most = main.rows(50, 2)
-    assert least == 100 and most == 3 * (100 + 2 * 50 + 2 * 16)
+    least, most = main.rows(50, 2, 4)
+    assert least == 100 and most == 3 * (100 + 3 * 50 + 4 * 4 * 16)
     guard, wen = methods.METHODS["guard"], methods.METHODS["Wen"]
-    assert wen.rows(50, 2) == (100, 100 + 2 * 11)
+    assert wen.rows(50, 2, 4) == (100, 100 + 2 * 11)
     assert cost.of(guard, 3, 4, 10, 2).least == 3 * 2 * 20 + 12 * 20
     text = cost.table([plain], {"memorised": 500}, 4, 50, 7.5, True, rate=50.0, shards=2)
     assert "200,000" in text and "8,000" in text and "0.56" in text  # 200,000 / 50 / 3600 / 2

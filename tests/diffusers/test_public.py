@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,8 @@ def test_from_the_lists_to_the_tables(given, tmp_path, capsys, monkeypatch):
     assert program.main(arguments(given, tmp_path, *some)) == 0
     assert program.main(arguments(given, tmp_path, "--tables")) == 0
     capsys.readouterr()
+    assert program.main(arguments(given, tmp_path)) == 1, "all methods"
+    assert "no CLIP tokenizer" in capsys.readouterr().out
     assert program.main([*arguments(given, tmp_path), "--steps", "9"]) == 1
     assert "steps was 8" in capsys.readouterr().out
 
@@ -121,7 +124,11 @@ def test_the_baselines_change_the_prompt_and_nothing_else(model):
         assert not torch.equal(drawn, plain)
         assert torch.allclose(drawn[1:], again, atol=1e-4), "of its own seed alone"
     with pytest.raises(AMGError, match="padding"):
-        methods.METHODS["padding"].draw(model, text, seeds)
+        methods.METHODS["padding"].check(model)
+    for name in ("plain", "GNI", "Wen", "delayed", "main"):
+        methods.METHODS[name].check(model)
+    with pytest.raises(AMGError, match="above 1"):
+        methods.METHODS["opposite"].check(replace(model, cfg_scale=1.0))
     word = methods.vocabulary(model.pipe.tokenizer)(torch.Generator().manual_seed(0))
     assert word in model.pipe.tokenizer.get_vocab()
 
