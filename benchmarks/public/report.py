@@ -18,7 +18,14 @@ from .run import DETECTORS
 
 NOT_MEASURED = "not measured"
 SHOWN, SIDE = 24, 160  # prompts on a sheet, and pixels of a picture
-DIGITS = {"pictures": 0, "rows of the denoiser": 0, "s/picture": 2, "peak GiB": 1, "CLIP score": 2}
+DIGITS = {
+    "pictures": 0,
+    "rows of the denoiser": 0,
+    "s/picture": 2,
+    "peak GiB": 1,
+    "CLIP score": 2,
+    "TPR at 1 % FPR": 3,
+}
 
 PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{{ title }}</title>
