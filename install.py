@@ -20,7 +20,9 @@ def main() -> None:
         print("[AMG] Python 3.10 or newer is needed; this is", sys.version.split()[0])
     else:
         print(
-            "[AMG] Everything the guard needs is here. SSCD weights are optional: see docs/sscd.md."
+            "[AMG] Everything the guard needs is here. Optional, for a sharper comparison: Meta's SSCD "
+            "weights. Extensions > Check the SSCD weights (or python -m index_tools weights) says where "
+            "they are published, where to put them, and whether the file is right."
         )
 
 

@@ -22,7 +22,7 @@ NEEDS = {
     "test": [
         *("torch==2.13.0", "numpy", "pillow", "safetensors"),
         *("pytest", "pytest-xdist", "ruff", "mypy", "vulture"),
-        *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm"),
+        *("hypothesis", "faiss-cpu", "pyarrow", "scipy", "jinja2", "tqdm", "shtab"),
         *("comfyui-frontend-package==1.58.1", "aiohttp", "websocket-client"),  # tests/web
         # tests/diffusers, which are skipped on an older Python
         *(f"{name}; python_version >= '3.11'" for name in ("diffusers==0.42.1", "transformers")),

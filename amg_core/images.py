@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .threads import one_thread
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -22,9 +24,10 @@ class Pictured(Protocol):
 
 def to_tensor(pixels: np.ndarray | Image.Image, device: torch.device | str = "cpu") -> Tensor:
     """Pixels (H, W, 3) uint8, or a picture in RGB, as (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float().div_(255)
 
 
+@one_thread()
 def low_pass(pictures: Tensor, side: int) -> Tensor:
     """Reduce to (B, 3, side, side) by area averaging, which removes detail that noise still hides.
 
@@ -36,6 +39,7 @@ def low_pass(pictures: Tensor, side: int) -> Tensor:
     return F.adaptive_avg_pool2d(pictures, side)
 
 
+@one_thread()
 def resize(pictures: Tensor, side: int) -> Tensor:
     """Antialiased bilinear resize to (B, 3, side, side), as Pillow's BILINEAR."""
     if pictures.shape[-2:] == (side, side):

@@ -79,6 +79,7 @@ def settings(
     preset: str,
     metric: str,
     *,
+    strength: float = 1.0,
     despecification: float = 1.0,
     deduplication: float = 1.0,
     dissimilarity: float = 1.0,
@@ -101,6 +102,8 @@ def settings(
     metric : {"cosine", "nl2"}
         The metric of the descriptor. With the cosine, reference has thresholds in SSCD units, unless
         `schedule` is given.
+    strength : float
+        Factor on the next three, 0 = off, 1 = no change.
     despecification, deduplication, dissimilarity, exit : float
         Strengths, 0 = off, 1 = the preset, see `Guidance.strength`. The strength of prompt reduction
         is the product of despecification and exit. At exit 0 the paper's two terms take its place.
@@ -119,7 +122,7 @@ def settings(
     if preset not in _PRESETS:
         raise AMGError(f"preset: {preset!r} is unknown. Choose one of {', '.join(PRESETS)}.")
     numbers = {
-        "despecification": despecification, "deduplication": deduplication,
+        "strength": strength, "despecification": despecification, "deduplication": deduplication,
         "dissimilarity": dissimilarity, "exit": exit, "margin": margin, "iterations": iterations,
     }  # fmt: skip
     for name, value in numbers.items():
@@ -135,9 +138,9 @@ def settings(
     base = _PRESETS[preset]
     if form is not None:
         base = replace(base, form=form)
-    words = _away_from_words(base, despecification, deduplication, exit)
+    words = _away_from_words(base, strength * despecification, strength * deduplication, exit)
     projection = {"margin": margin, "iterations": iterations}
-    picture = _away_from_picture(base, dissimilarity, projection)
+    picture = _away_from_picture(base, strength * dissimilarity, projection)
     if own_units is None:
         own_units = base.reference and metric == "cosine" and schedule is None
     return Settings(

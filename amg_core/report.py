@@ -23,7 +23,10 @@ not_judged          why the finished pictures were not checked, in English, "" i
 not_judged_code     the same as a code, one of NOT_JUDGED, or ""
 verdicts            one for each sample, on its final picture: {"sample", "attempt", "seed", "copy",
                     "words", and the fields of `verdict.Verdict`: outcome, checks, reason, similarity,
-                    threshold, neighbor, source, caption, …}. attempt: the drawing that it is from.
+                    threshold, neighbor, source, caption, …}. likeness, composition: both checks on
+                    the scale that people read (`metrics.likeness`). near: whether it is no copy but
+                    near a limit. nearest: `verdict.Near`, not in a report without names and not in
+                    attempts. attempt: the drawing that it is from.
                     seed: of the noise that it started from, at the same place of the batch, or null.
                     outcome: "no_copy", "cannot_tell", "copy" (returned as it is) or "blanked" (a copy,
                     replaced by an empty picture). words: the same in English
@@ -53,6 +56,8 @@ from typing import Any
 import torch
 
 from . import __version__
+from .descriptors import registry
+from .descriptors.base import DescriptorSpec
 from .errors import AMGError
 from .files import brief
 from .limits import COPY
@@ -60,6 +65,7 @@ from .messages import ENGLISH, Message, message, to_json
 from .messages import words as in_words
 from .retry import Attempt, Outcome
 from .run import SamplingRun
+from .similarity.metrics import likeness
 from .similarity.verdict import CANNOT_TELL, NO_COPY, message_of, reason_of
 
 SCHEMA = "amg-report/2"
@@ -144,13 +150,17 @@ def _attempt(
 ) -> dict[str, Any]:
     written: dict[str, Any] = {
         "samples": attempt.samples,
-        "verdicts": [verdict.to_json() for verdict in attempt.verdicts],
+        "verdicts": [_without_nearest(verdict.to_json()) for verdict in attempt.verdicts],
     }
     if number > 0:
         written |= {"seed": seed, "seeds": [starts[i] for i in attempt.samples]}
         written |= {"suspects": list(attempt.suspects)}
         written |= {key: attempt.report[key] for key in ("settings", "steps")}
     return written
+
+
+def _without_nearest(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in verdict.items() if key != "nearest"}
 
 
 def travelling(report: dict[str, Any], tells: str = ANONYMOUS) -> dict[str, Any]:
@@ -198,6 +208,7 @@ def anonymous(report: dict[str, Any]) -> dict[str, Any]:
 
     def verdict(found: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in found.items() if not isinstance(value, str)}
+        kept.pop("nearest", None)
         kept |= {
             "outcome": found["outcome"],
             "reason": found["reason"],
@@ -258,7 +269,7 @@ def step(run: SamplingRun) -> list[Message]:
         message("step", step=number, total=total)
         if total
         else message("step_of_unknown", step=number),
-        message("seen", score=max(0.0, *record.score)),
+        message("seen", score=likeness(max(record.score))),
         message("guarding", active=sum(record.active), count=len(record.active)),
     ]
 
@@ -276,6 +287,11 @@ def story(report: dict[str, Any]) -> list[Message]:
     verdicts = report["verdicts"]
     bad = _copies(report)
     unsure = [
+        message("near_limit_of", picture=v["sample"] + 1, source=v["source"] or str(v["neighbor"]))
+        for v in verdicts
+        if v.get("near")
+    ]
+    unsure += [
         message("cannot_tell_of", picture=v["sample"] + 1, reason=reason_of(v))
         for v in verdicts
         if v["outcome"] == CANNOT_TELL
@@ -307,13 +323,22 @@ def story(report: dict[str, Any]) -> list[Message]:
     return lines + gaps
 
 
+def misses(report: dict[str, Any]) -> list[Message]:
+    """What the descriptor of a checked run overlooks, [] if nothing was checked or that is not known."""
+    if not report["verdicts"]:
+        return []
+    found = registry.of(DescriptorSpec.from_json(report["descriptor"])).misses
+    return [] if found is None else [found]
+
+
 def story_of_one(report: dict[str, Any]) -> list[Message]:
     """The same as `story` for a report on one picture that the reader sees beside it."""
     (found,) = report["verdicts"]
     if found["copy"]:
         lines = [message("still_a_copy"), message_of(found)]
         return lines + ([message("replaced")] if found["outcome"] == BLANKED else [])
-    first = message_of(found) if found["outcome"] == CANNOT_TELL else message("no_copy")
+    clear = found["outcome"] != CANNOT_TELL and not found.get("near")
+    first = message("no_copy") if clear else message_of(found)
     if found["attempt"] > 0:
         again = message("drawn_again", before=_before(report, found), after=_close(found))
         return [first, again]
@@ -402,8 +427,7 @@ def _pictures(samples: list[int]) -> str:
 
 
 def _close(verdict: dict[str, Any]) -> float:
-    close: float = verdict["score"]
-    return max(0.0, close)
+    return likeness(verdict["score"])
 
 
 def _before(report: dict[str, Any], verdict: dict[str, Any]) -> float:

@@ -68,7 +68,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:
         return str(error), []
-    close = message("closest", score=max(0.0, found.score), limit=COPY)
+    close = message("closest", score=found.likeness, limit=COPY)
     return said([found.message(), close]), shown[:SHOWN]
 
 

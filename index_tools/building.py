@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from amg_core.descriptors.registry import DEFAULT, Kind, create, described, kinds, named
 from amg_core.errors import AMGError
+from amg_core.index.format import CAPTION_LENGTH, LINES, LONGEST_CAPTION, CaptionRule
 
 from . import terminal
 
@@ -35,9 +36,9 @@ the first stage of a two-stage search, but the guard cannot use it."""
 
 
 def register(commands: terminal.Commands) -> None:
-    build = commands.add_parser(
-        "build", help="make an index from pictures, or bring it up to date", description=BUILD,
-        epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    build = terminal.add_command(
+        commands, "build", description=BUILD, epilog=SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     build.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
     build.add_argument("out", metavar="OUT", type=Path, help="index folder to make or update")
@@ -50,11 +51,20 @@ def register(commands: terminal.Commands) -> None:
     build.add_argument("--scales", type=_numbers, metavar="A,B", help="use only these scales (all)")
     for name, takers in _asked().items():
         build.add_argument(f"--{name}", help=takers[0].options[name])
+    build.add_argument(
+        "--caption-lines", choices=LINES, default=LINES[0],
+        help="what is kept of a caption of several lines: all lines, the first that has words, or "
+        "all joined by a space (%(default)s); add does the same",
+    )  # fmt: skip
+    build.add_argument(
+        "--caption-length", type=terminal.count, default=CAPTION_LENGTH, metavar="N",
+        help="cut captions after this many characters (%(default)s); the build says how many it cut",
+    )  # fmt: skip
     _shared(build)
     build.set_defaults(run=_build)
 
-    add = commands.add_parser(
-        "add", help="add pictures to an index", description=ADD, epilog=SOURCES,
+    add = terminal.add_command(
+        commands, "add", description=ADD, epilog=SOURCES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add.add_argument("sources", metavar="SOURCE", type=Path, nargs="+", help="pictures")
@@ -62,9 +72,7 @@ def register(commands: terminal.Commands) -> None:
     _shared(add)
     add.set_defaults(run=_add)
 
-    bring = commands.add_parser(
-        "import", help="make an index from existing CLIP embeddings", description=IMPORT
-    )
+    bring = terminal.add_command(commands, "import", description=IMPORT)
     bring.add_argument("folder", metavar="FOLDER", type=Path, help="output of clip-retrieval")
     bring.add_argument("out", metavar="OUT", type=Path, help="index folder to make")
     bring.add_argument(
@@ -119,6 +127,7 @@ def _build(options: argparse.Namespace) -> None:
         open_sources(options.sources),
         options.out,
         create(options.descriptor, options.weights, **chosen),
+        captions=CaptionRule(options.caption_lines, min(options.caption_length, LONGEST_CAPTION)),
         **_how(options),
     )
     _prepare(options.out)

@@ -365,7 +365,7 @@ def export(folder: Path, made: Sequence[tuple[str, list[str]]], form: str = "jso
     """
     names: dict[str, tuple[str, list[str]]] = {}
     for source, texts in made:
-        name = _inside(source)
+        name = inside(source)
         name = posixpath.splitext(name)[0] + ".txt" if form == "txt" else name
         if name in names:
             raise AMGError(
@@ -402,7 +402,7 @@ def new_folder(folder: Path) -> None:
         raise AMGError(f"Cannot make the folder {folder} ({error}): choose another.") from error
 
 
-def _inside(source: str) -> str:
+def inside(source: str) -> str:
     """A source as a relative path that cannot leave the folder."""
     parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return "/".join(part.replace(":", "_") for part in parts) or "picture"

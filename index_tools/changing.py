@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amg_core.errors import AMGError
-
 from . import terminal
 
 if TYPE_CHECKING:
@@ -27,12 +25,9 @@ once. Nothing is embedded again. To add pictures to an existing index, use add."
 
 
 def register(commands: terminal.Commands) -> None:
-    for name, help_, about, run in (
-        ("remove", "remove pictures from an index", REMOVE, _remove),
-        ("mute", "exclude pictures that may be copied", MUTE, _mute),
-    ):
-        parser = commands.add_parser(
-            name, help=help_, description=about, epilog=terminal.SELECTION,
+    for name, about, run in (("remove", REMOVE, _remove), ("mute", MUTE, _mute)):
+        parser = terminal.add_command(
+            commands, name, description=about, epilog=terminal.SELECTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         parser.add_argument("index", metavar="INDEX", type=Path, help="index folder")
@@ -43,7 +38,7 @@ def register(commands: terminal.Commands) -> None:
         terminal.add_json(parser)
         parser.set_defaults(run=run)
 
-    merge = commands.add_parser("merge", help="make one index from several", description=MERGE)
+    merge = terminal.add_command(commands, "merge", description=MERGE)
     merge.add_argument("indexes", metavar="INDEX", type=Path, nargs="+", help="index folders")
     merge.add_argument("out", metavar="OUT", type=Path, help="new index folder")
     merge.add_argument("--replace", action="store_true", help="replace OUT if it is an index")
@@ -74,28 +69,45 @@ def _mute(options: argparse.Namespace) -> None:
 def _apply(
     options: argparse.Namespace, word: str, chosen: terminal.Selection, change: Callable[[], int]
 ) -> None:
+    undo = getattr(options, "undo", False)
+    names: list[str] = []
     if options.dry_run:
-        names = sorted(entry.source for entry in _files(options.index) if chosen(entry))
-        if options.json:
-            terminal.print_json(path=str(options.index), count=len(names), sources=names)
-        else:
-            print("\n".join([*names, f"{len(names)} files would be {word}"]))
-        return
-    count = change()
+        muted = _muted(options.index) if undo else None
+        names = sorted(
+            entry.source
+            for entry in _files(options.index)
+            if chosen(entry) and (muted is None or entry.sha256 in muted)
+        )
+    count = len(names) if options.dry_run else change()
     for name in sorted(chosen.unmet):
         terminal.warn(f"not in the index: {name}")
     if not count:
-        if getattr(options, "undo", False):
-            raise AMGError(f"No muted picture matches: 'mute {options.index}' lists them.")
+        if undo:
+            raise terminal.Unmatched(
+                f"No muted picture matches: 'mute {options.index}' lists them."
+            )
         example = next(_files(options.index)).source
-        raise AMGError(
+        raise terminal.Unmatched(
             f"No picture of {options.index} matches. Names in it are like {example!r}: "
             f"give the whole name, or a pattern such as '*part of it*'."
         )
-    if options.json:
+    if options.dry_run:
+        if options.json:
+            terminal.print_json(path=str(options.index), count=count, sources=names)
+        else:
+            print("\n".join([*names, f"{count} files would be {word}"]))
+    elif options.json:
         terminal.print_json(path=str(options.index), count=count)
     else:
         print(f"{options.index}: {count} {word}")
+
+
+def _muted(path: Path) -> set[str]:
+    """The hashes of the muted pictures."""
+    from amg_core.index import Index
+
+    with Index.open(path) as index:
+        return {index.record(i).sha256 for i in index.muted}
 
 
 def _files(path: Path) -> Iterator[Entry]:

@@ -1,54 +1,64 @@
 """Finds duplicates in an index, and chooses which to keep. No file is ever deleted.
 
-As in Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS 2023), pairs
-above a similarity are joined to clusters. It is the similarity of the index's descriptor (docs/dedup.md).
+Pairs above a similarity of the index's descriptor are candidates. A verification of the stored pictures
+(`verifying`) decides which of them are duplicates. A cluster is one picture that is kept, with those that
+are duplicates of it. Somepalli et al., *Understanding and Mitigating Copying in Diffusion Models* (NeurIPS
+2023), take the connected components of all pairs above a similarity instead: the linkage "components".
 The tool also measures how alike the captions of a cluster are, and how complex the pictures are, because
-simple pictures that occur several times are memorised first.
+simple pictures that occur several times are memorised first. See docs/dedup.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import io
 import json
-import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from amg_core import sheet
 from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.optional import needed
-from amg_core.similarity.metrics import GAIN, OFFSET
 
-from . import captions, terminal
+from . import captions, near, placing, review, terminal, verifying
 from .terminal import Progress
+from .verifying import Verify
 
 if TYPE_CHECKING:
     from amg_core.descriptors import DescriptorSpec
     from amg_core.index import Alias, Index
-    from amg_core.index.shard import Rows
 
-BLOCK = 2048  # rows compared with as many others at once
-FLAT = 1.0  # lower limit for the contrast ‖x − mean‖ of a picture
+LINKAGES = STARS, COMPONENTS = "stars", "components"
+SERIES = 20  # similar pictures from which on a picture belongs to a series
+COMPARED = 4  # kept pictures with which a picture is verified, at most
+SHOWN_SIDE = 180  # pixels of a picture on the page
 JPEG_QUALITY = 90  # as in the authors' code
 DROP, KEEP = "drop", "keep"
 
-# ------------------------------------------------------------------------------- pairs
+# ------------------------------------------------------------------------------ limits
 
 
-def default_threshold(spec: DescriptorSpec) -> float:
-    """The similarity above which two pictures are duplicates. AMGError if it was not measured."""
-    known = {kind.name: kind.duplicates for kind in kinds() if kind.duplicates is not None}
+def default_threshold(spec: DescriptorSpec, checked: bool = False) -> float:
+    """The similarity above which two pictures are duplicates, or candidates if they are `checked`.
+
+    AMGError if it was not measured.
+    """
+    known = {
+        kind.name: kind.candidates if checked and kind.candidates is not None else kind.duplicates
+        for kind in kinds()
+        if kind.duplicates is not None
+    }
     if spec.kind not in known:
         *others, last = known
         raise AMGError(
@@ -56,105 +66,6 @@ def default_threshold(spec: DescriptorSpec) -> float:
             f"or use an index of {', '.join(others)} or {last}."
         )
     return known[spec.kind]
-
-
-def pairs(
-    rows: Rows,
-    metric: str,
-    scale: int,
-    threshold: float,
-    *,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Find all pairs of rows more similar than `threshold`, in blocks.
-
-    Every row is compared with every other. The work is O(N²·D), and the memory does not grow with N.
-    Values for "nl2" are accurate to about 0.002 (float32, the difference of large squares).
-
-    Parameters
-    ----------
-    rows : (N, D) float16, sliceable (`Index.rows`)
-    metric : "cosine" (similarity = cosine) or "nl2" (see `mirrored_too`)
-    scale : side of the rows; for "nl2" they are D / scale² channels
-
-    Yields
-    ------
-    (a, b, similarity) : ids with a < b, int64, and float32, of one block each.
-    """
-    count = rows.shape[0]
-    compare = COMPARE[metric]
-    total = -(-count // BLOCK)
-    blocks, done = total * (total + 1) // 2, 0
-    with torch.inference_mode():
-        for i in range(0, count, BLOCK):
-            first = _prepared(rows[i : i + BLOCK], metric, scale, device)
-            for j in range(i, count, BLOCK):
-                second = first if j == i else _prepared(rows[j : j + BLOCK], metric, scale, device)
-                similarity = compare(first, second)
-                at = (similarity > threshold).nonzero(as_tuple=True)
-                values = similarity[at].cpu().numpy()
-                a, b = at[0].cpu().numpy() + i, at[1].cpu().numpy() + j
-                once = a < b  # in a block on the diagonal each pair is found twice
-                done += 1
-                if progress:
-                    progress(done, blocks, "")
-                if once.any():
-                    yield a[once], b[once], values[once]
-
-
-def _prepared(rows: np.ndarray, metric: str, scale: int, device: torch.device | str) -> Tensor:
-    """Rows of norm 1, (M, D), or for nl2 (M, C, P): C channels of P = scale² values."""
-    block = torch.from_numpy(np.asarray(rows, np.float32)).to(device)
-    if metric == "cosine":
-        return nn.functional.normalize(block)
-    return block.reshape(len(block), -1, scale * scale)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b.T
-
-
-def likeness_of_pictures(a: Tensor, b: Tensor) -> Tensor:
-    """How much structure small pictures have in common: (A, C, P), (B, C, P) -> (A, B).
-
-    1 − ‖m(a) − b‖ / ‖b − b̄‖, the smaller value of both directions. m applies the best gain (½ to 2) and
-    offset (±0.25) to each channel, as `metrics.matched`, and b̄ are the means of the channels. 1 is the
-    same picture apart from contrast, brightness and tint, and 0 is nothing in common. Unlike nL2 (Eq. 8)
-    it does not depend on the other pictures: with fifty duplicates the denominator of Eq. 8 would vanish.
-    """
-    a_mean, b_mean = a.mean(2), b.mean(2)
-    a_part, b_part = a - a_mean[..., None], b - b_mean[..., None]
-    a_power, b_power = a_part.square().sum(2), b_part.square().sum(2)
-    there = torch.zeros(len(a), len(b), device=a.device)
-    back = torch.zeros_like(there)
-    for c in range(a.shape[1]):
-        product = a_part[:, c] @ b_part[:, c].T
-        shift = (a_mean[:, None, c] - b_mean[None, :, c]).abs()
-        level = a.shape[2] * (shift - OFFSET).clamp_min(0).square()
-        there += _left_over(product, a_power[:, None, c], b_power[None, :, c]) + level
-        back += _left_over(product, b_power[None, :, c], a_power[:, None, c]) + level
-    a_size = a_power.sum(1).clamp_min(FLAT**2)
-    b_size = b_power.sum(1).clamp_min(FLAT**2)
-    worse = torch.maximum(there / b_size[None, :], back / a_size[:, None])
-    return 1 - worse.clamp_min(0).sqrt()
-
-
-def mirrored_too(a: Tensor, b: Tensor) -> Tensor:
-    """`likeness_of_pictures` of a to b or to b's mirror image, whichever is larger. Square pictures."""
-    side = math.isqrt(b.shape[2])
-    mirrored = b.reshape(*b.shape[:2], side, side).flip(-1).flatten(2)
-    return torch.maximum(likeness_of_pictures(a, b), likeness_of_pictures(a, mirrored))
-
-
-# A network such as SSCD recognises mirrored pictures itself.
-COMPARE = {"cosine": _cosine, "nl2": mirrored_too}
-
-
-def _left_over(product: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """min over the gain g of ‖g·x − y‖² from x·y, ‖x‖², ‖y‖²."""
-    gain = (product / own.clamp_min(1e-6)).clamp(*GAIN)
-    return gain.square() * own - 2 * gain * product + other
 
 
 # ---------------------------------------------------------------------------- clusters
@@ -215,6 +126,8 @@ class Member:
         Whether entropy and jpeg are those of the "file" or the "thumbnail" ("" = not measured).
     index : str
         The name of its index, if there are several, or "".
+    verified : float or None
+        The score of the verification with the kept picture. None for kept pictures, and if none was made.
     """
 
     id: int
@@ -232,6 +145,7 @@ class Member:
     jpeg: float | None = None
     measured: str = ""
     index: str = ""
+    verified: float | None = None
 
 
 @dataclass(frozen=True)
@@ -258,57 +172,151 @@ def clusters(
     threshold: float | None = None,
     *,
     scale: int | None = None,
+    linkage: str = STARS,
+    verify: Verify | None = None,
     one_each: bool = False,
     encode: captions.Encoder | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[Cluster]:
-    """Clusters of duplicates in an open index, largest first.
+    """Clusters of duplicates in an open index, largest first, with the files to keep marked.
 
-    They are the connected components of the pairs above `threshold`, with excluded (muted) rows, and with
-    further files of the same bytes. `choose` decides which to keep.
+    They include excluded (muted) rows, and further files of the same bytes.
 
     Parameters
     ----------
-    threshold : similarity, default `Kind.duplicates` of the descriptor
+    threshold : similarity of candidates, see `default_threshold`
     scale : one of the index's, default full detail
-    one_each : keep exactly one picture of each cluster
+    linkage : "stars": one kept picture with its duplicates (`stars`). "components": connected components of
+        the candidates, without `verify`, as in the paper; `choose` decides which to keep.
+    verify : whether candidates are duplicates (`verifying.verification`), or None: all of them are
+    one_each : with components, keep exactly one picture of each
     encode : text encoder for the captions, see `captions.text_encoder`
     """
     scale = terminal.scale(index, scale)
-    threshold = default_threshold(index.spec) if threshold is None else threshold
-    components = Components(index.count)
-    found = pairs(
+    threshold = (
+        default_threshold(index.spec, verify is not None) if threshold is None else threshold
+    )
+    found = near.pairs(
         index.rows(scale), index.spec.metric, scale, threshold, device=device, progress=progress
     )
-    for a, b, similarity in found:
-        components.join(a, b, similarity)
     further: dict[int, list[Alias]] = {}
     start = 0
     for member in index.members:  # separately, because one file may be a row in several indexes
         for alias in member.aliases():
             further.setdefault(start + alias.id, []).append(alias)
         start += member.count
-    groups = components.groups()
-    grouped = {int(i) for group in groups for i in group}
-    groups += [np.array([i]) for i in sorted(further) if i not in grouped]
-    made, compare, owner = [], _comparer(index, scale), _owners(index)
-    for group in groups:
-        members = [
-            replace(one, index=owner(i))
-            for i in group.tolist()
-            for one in _files(index, i, further.get(i, ()))
-        ]
-        linked = len(group) > 1
-        made.append(
-            Cluster(
-                tuple(choose(members, compare, -np.inf if one_each else threshold)),
-                float(components.weakest[group].min()) if linked else 1.0,
-                float(components.strongest[group].max()) if linked else 1.0,
-                captions.likeness([member.caption for member in members], encode),
-            )
+    owner = _owners(index)
+
+    @lru_cache(maxsize=1 << 16)
+    def files(i: int) -> tuple[Member, ...]:
+        every = _files(index, i, further.get(i, ()))
+        return tuple(replace(one, index=owner(i)) for one in every)
+
+    groups = (
+        _components(found, index, scale, threshold, one_each, files)
+        if linkage == COMPONENTS
+        else _starred(found, verify, files)
+    )
+    grouped = {member.id for group, _, _ in groups for member in group}
+    groups += [
+        (choose(files(i), lambda one, others: [], 0.0), 1.0, 1.0)
+        for i in sorted(further)
+        if i not in grouped
+    ]
+    made = [
+        Cluster(
+            tuple(members), weakest, strongest,
+            captions.likeness([member.caption for member in members], encode),
         )
+        for members, weakest, strongest in groups
+    ]  # fmt: skip
     return sorted(made, key=lambda one: (-len(one.members), one.members[0].id))
+
+
+Group = tuple[list[Member], float, float]  # members, similarity of the weakest and strongest link
+Files = Callable[[int], Sequence[Member]]  # the files of a row
+
+
+def _components(
+    found: Iterable[near.Pairs], index: Index, scale: int, threshold: float, one_each: bool,
+    files: Files,
+) -> list[Group]:  # fmt: skip
+    components = Components(index.count)
+    for a, b, similarity in found:
+        components.join(a, b, similarity)
+    compare = _comparer(index, scale)
+    least = -np.inf if one_each else threshold
+    return [
+        (
+            choose([one for i in group.tolist() for one in files(i)], compare, least),
+            float(components.weakest[group].min()),
+            float(components.strongest[group].max()),
+        )
+        for group in components.groups()
+    ]
+
+
+def _starred(found: Iterable[near.Pairs], verify: Verify | None, files: Files) -> list[Group]:
+    """The clusters of `stars`. A member's `verified` is the score of the verification."""
+    similarity: dict[int, dict[int, float]] = {}
+    a, b, alike = near.strongest(found)
+    for i, j, value in zip(a.tolist(), b.tolist(), alike.tolist(), strict=True):
+        similarity.setdefault(i, {})[j] = similarity.setdefault(j, {})[i] = value
+    order = sorted(similarity, key=lambda i: min(map(preference, files(i))))
+    made = []
+    for kept, others in stars(order, similarity, verify).items():
+        values = {i: similarity[kept][i] for i in others}
+        compare = partial(_looked_up, values)
+        members = choose(
+            [one for i in sorted((kept, *others)) for one in files(i)], compare, -np.inf
+        )
+        members = [
+            replace(m, verified=others[m.id]) if others.get(m.id) is not None else m
+            for m in members
+        ]
+        made.append((members, min(values.values()), max(values.values())))
+    return made
+
+
+def _looked_up(values: Mapping[int, float], one: int, ids: list[int]) -> list[float]:
+    return [values[i] for i in ids]
+
+
+def stars(
+    order: Sequence[int], similarity: Mapping[int, Mapping[int, float]], verify: Verify | None
+) -> dict[int, dict[int, float | None]]:
+    """Clusters of one kept picture and its duplicates each.
+
+    In the given order, a picture joins the kept one of which it is a duplicate, or else it is kept itself.
+    It is compared with at most `COMPARED` kept pictures, the most similar ones. So every picture that is
+    dropped was itself found to be a duplicate of the one that is kept, which chains do not ensure.
+
+    Parameters
+    ----------
+    order : ids, best to keep first
+    similarity : of each id, those that are similar enough, with the similarity
+    verify : None: they all are duplicates
+
+    Returns
+    -------
+    {kept id: {id of a duplicate: score of the verification, or None}}, without clusters of one.
+    """
+    made: dict[int, dict[int, float | None]] = {}
+    kept: set[int] = set()
+    for i in order:
+        mine = similarity[i]
+        near_ones = heapq.nlargest(COMPARED, (j for j in mine if j in kept), key=mine.__getitem__)
+        if near_ones and verify is None:
+            made.setdefault(near_ones[0], {})[i] = None
+            continue
+        scores = verify(i, near_ones, len(mine) > SERIES) if near_ones and verify else []
+        best = max(zip(scores, near_ones, strict=True), default=(0.0, -1))
+        if best[0] > 0:
+            made.setdefault(best[1], {})[i] = best[0]
+        else:
+            kept.add(i)
+    return made
 
 
 def _files(index: Index, i: int, aliases: Sequence[Alias]) -> list[Member]:
@@ -334,11 +342,11 @@ def _owners(index: Index) -> Callable[[int], str]:
     return lambda i: names[int(np.searchsorted(ends, i, "right"))]
 
 
-def preference(member: Member) -> tuple[int, int, int, bool, str]:
-    """The sort order for which member to keep: first the largest area, then the longest caption, the
-    smallest id, the row's own file before byte-identical ones, and the first name."""
-    area = member.width * member.height
-    return -area, -len(member.caption), member.id, member.alias, member.source
+def preference(member: Member) -> tuple[bool, int, int, int, bool, str]:
+    """The sort order for which member to keep: first those with a caption, then the largest area, the
+    longest caption, the smallest id, the row's own file before byte-identical ones, and the first name."""
+    area, caption = member.width * member.height, member.caption.strip()
+    return not caption, -area, -len(caption), member.id, member.alias, member.source
 
 
 def choose(
@@ -380,14 +388,14 @@ def choose(
 def _comparer(index: Index, scale: int) -> Callable[[int, list[int]], list[float]]:
     """`compare` of `choose` for the rows of an index."""
     rows, metric = index.rows(scale), index.spec.metric
-    similarity = COMPARE[metric]
+    similarity = near.COMPARE[metric]
 
     def compare(one: int, others: list[int]) -> list[float]:
-        own = _prepared(rows[np.array([one])], metric, scale, "cpu")
+        own = near.prepared(rows[np.array([one])], metric, scale, "cpu")
         values: list[float] = []
-        for start in range(0, len(others), BLOCK):
-            part = np.array(others[start : start + BLOCK])
-            values += similarity(own, _prepared(rows[part], metric, scale, "cpu"))[0].tolist()
+        for start in range(0, len(others), near.BLOCK):
+            part = np.array(others[start : start + near.BLOCK])
+            values += similarity(own, near.prepared(rows[part], metric, scale, "cpu"))[0].tolist()
         return values
 
     return compare
@@ -502,7 +510,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int = 20) -> str:
     """The report as text: the counts, the clusters, and the next step."""
     if not found:
-        return f"{name}: no two pictures are more alike than {threshold:g}. Nothing to drop."
+        return f"{name}: no duplicates (similarity above {threshold:g}). Nothing to drop."
     every = summary(found)
     kinds = every.captions
     lines = [
@@ -541,8 +549,7 @@ def report(found: Sequence[Cluster], name: str, threshold: float, *, limit: int 
     for number, one in enumerate(found[:limit], 1):
         lines.append("")
         lines.append(f"{number}. {title(one)}")
-        ordered = sorted(one.members, key=lambda member: (member.kept_id, not member.keep))
-        lines += [f"   {_line(member)}" for member in ordered[:limit]]
+        lines += [f"   {_line(member)}" for member in review.ordered(one.members)[:limit]]
         if len(one.members) > limit:
             lines.append(f"   … and {len(one.members) - limit} more")
     if len(found) > limit:
@@ -560,15 +567,11 @@ def title(one: Cluster) -> str:
 
 
 def _line(member: Member) -> str:
-    word = "keep" if member.keep else "drop"
-    notes = [f"{member.width}x{member.height}"]
-    if member.index:
-        notes.insert(0, f"in {member.index}")
-    if not (member.keep or member.alias):
-        notes.append(f"{member.likeness:.2f}")
+    word = KEEP if member.keep else DROP
+    notes = [review.why(member)]
     if member.entropy is not None:
         notes.append(f"{member.entropy:.1f} bits, {member.jpeg:.2f} B/px")
-    notes += ["same bytes"] * member.alias + ["muted"] * member.muted
+    notes += ["muted"] * member.muted
     caption = " ".join(member.caption.split())
     return f"{word}  {member.source}  ({', '.join(notes)})" + (f"  {caption}" if caption else "")
 
@@ -591,36 +594,86 @@ def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict[str, 
     }
 
 
-def write(folder: Path, found: Sequence[Cluster], name: str, threshold: float) -> list[str]:
-    """Write drop.txt, keep.txt (one path a line), clusters.json and clusters.csv into a new folder.
+def files_of(index: Index) -> Iterator[Member]:
+    """Every file of an index, of all rows and aliases, in the order of the rows."""
+    owner = _owners(index)
+    start = 0
+    for part in index.members:
+        further: dict[int, list[Alias]] = {}
+        for alias in part.aliases():
+            further.setdefault(start + alias.id, []).append(alias)
+        for i in range(start, start + part.count):
+            for one in _files(index, i, further.get(i, ())):
+                yield replace(one, index=owner(i))
+        start += part.count
 
-    If there are several indexes, each has its own lists, drop.<index>.txt and so on.
+
+def sorted_out(found: Sequence[Cluster], index: Index) -> tuple[list[Member], list[Member]]:
+    """Every file of the index: those that stay, and those to drop."""
+    dropped = {(member.index, member.source) for one in found for member in one.dropped}
+    stay: list[Member] = []
+    drop: list[Member] = []
+    for member in files_of(index):
+        (drop if (member.index, member.source) in dropped else stay).append(member)
+    return stay, drop
+
+
+def decided(found: Sequence[Cluster], made: Mapping[review.Name, bool]) -> list[Cluster]:
+    """The clusters with the decisions of a person (`review.decisions`) in place of the program's."""
+
+    def decide(member: Member) -> Member:
+        return replace(member, keep=made.get((member.index, member.source), member.keep))
+
+    return [replace(one, members=tuple(map(decide, one.members))) for one in found]
+
+
+def write(folder: Path, found: Sequence[Cluster], index: Index, threshold: float) -> list[str]:
+    """Write the results into a new folder.
+
+    keep.txt has every file of the index that stays, drop.txt the others, a path a line. clusters.json and
+    clusters.csv have the clusters, and review.html is the page to look through them. If there are several
+    indexes, each has its own lists, drop.<index>.txt and so on.
     Returns notes, for example on names with a line break, which are left out of the text files.
     """
     captions.new_folder(folder)
     notes = []
-    names = sorted({member.index for one in found for member in one.members}) or [""]
+    stay, drop = sorted_out(found, index)
+    names = sorted({member.index for member in (*stay, *drop)})
     lists: dict[str, list[str]] = {
         _list_name(kind, name): [] for name in names for kind in (DROP, KEEP)
     }
-    for one in found:
-        for member in one.members:
+    for kind, members in ((KEEP, stay), (DROP, drop)):
+        for member in members:
             if member.source.splitlines() == [member.source]:
-                kind = KEEP if member.keep else DROP
                 lists[_list_name(kind, member.index)].append(member.source)
             else:
-                notes.append(f"{member.source!r} has a line break: it is in clusters.json only")
+                notes.append(f"{member.source!r} has a line break: it is in no list")
+    about = report(found, index.name, threshold, limit=0).splitlines()
+    html = review.render(found, " ".join(about[:2]), title, lambda i: small(index, i))
     try:
         for file_name, sources in lists.items():
             text = "".join(source + "\n" for source in sources)
             (folder / file_name).write_text(text, encoding="utf-8")
-        data = json.dumps(to_json(found, name, threshold), indent=1, ensure_ascii=False)
+        data = json.dumps(to_json(found, index.name, threshold), indent=1, ensure_ascii=False)
         (folder / "clusters.json").write_text(data, encoding="utf-8")
         rows = ((number, m) for number, one in enumerate(found, 1) for m in one.members)
         terminal.write_csv(folder / "clusters.csv", "cluster", Member, rows)
+        (folder / "review.html").write_text(html, encoding="utf-8")
     except OSError as error:
         raise AMGError(f"Cannot write to {folder} ({error}): choose another folder.") from error
     return notes
+
+
+def small(index: Index, i: int) -> bytes | None:
+    """A JPEG of row i for the page, or None if the index holds no pictures."""
+    try:
+        picture = index.thumbnail(i)
+    except AMGError:
+        return None
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def _list_name(kind: str, name: str) -> str:
@@ -635,7 +688,7 @@ def draw(
     groups = []
     for number, one in enumerate(found[:most], 1):
         cells = []
-        order = sorted(one.members, key=lambda m: (m.kept_id, not m.keep))
+        order = review.ordered(one.members)
         for member in order[: 3 * columns]:
             lines = [member.source.rsplit("/", 1)[-1]]
             if not member.keep:
@@ -656,27 +709,65 @@ def draw(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
+    parser.add_argument("index", metavar="INDEX", type=Path, nargs="*", help="index folder(s)")
     parser.add_argument(
         "--threshold",
         type=float,
-        help="similarity above which two pictures are duplicates (that of the descriptor)",
+        help="similarity above which two pictures are compared (that of the descriptor)",
     )
+    parser.add_argument(
+        "--linkage", choices=LINKAGES, default=STARS,
+        help="stars: one kept picture with its duplicates; components: also what is linked through "
+        "others, by similarity alone, as in the paper (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="similarity alone decides, pictures are not compared",
+    )
+    parser.add_argument(
+        "--also", choices=verifying.VARIANTS, nargs="+", default=[], metavar="VARIANT",
+        help="count mirrored and recoloured pictures as duplicates: "
+        f"{' '.join(verifying.VARIANTS)}",
+    )  # fmt: skip
     parser.add_argument("--scale", type=int, help="compare at this side in pixels (full detail)")
     parser.add_argument(
         "--one-each", action="store_true",
-        help="keep exactly one picture of each cluster, even if the ends of a chain differ",
+        help="with components: keep exactly one of each, even if the ends of a chain differ",
     )  # fmt: skip
-    parser.add_argument("--pictures", type=Path, help="folder of the originals, to measure them")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER",
+        help="folder of the originals, to measure them, and to link, copy or move them",
+    )  # fmt: skip
     parser.add_argument("--no-complexity", action="store_true", help="do not measure the pictures")
     parser.add_argument(
         "--text-encoder", type=Path, metavar="FOLDER",
         help="CLIP or sentence model (transformers folder) to compare captions",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write lists, JSON and CSV there")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write lists, the review page, JSON and CSV there"
+    )
+    parser.add_argument(
+        "--decisions", type=Path, metavar="JSON", help="what to keep, as saved on the review page"
+    )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the clusters")
     terminal.add_device(parser)
     terminal.add_json(parser)
+    places = parser.add_argument_group("put the pictures in their place (with --pictures FOLDER)")
+    way = places.add_mutually_exclusive_group()
+    for how, what in (
+        (placing.LINK, "hard links to the pictures that stay"),
+        (placing.COPY, "copies of the pictures that stay"),
+        (placing.MOVE, "the pictures to drop, out of their folder"),
+    ):
+        way.add_argument(f"--{how}", type=Path, metavar="DIR", help=f"new folder: {what}")
+    way.add_argument("--undo", type=Path, metavar="DIR", help="take back what was put into DIR")
+    places.add_argument(
+        "--layout", choices=placing.LAYOUTS, default=placing.PLAIN,
+        help="of DIR: the same names, kohya's repeat folders, or OneTrainer's concepts (%(default)s)",
+    )  # fmt: skip
+    places.add_argument("--repeats", type=terminal.count, default=1, help="for kohya, OneTrainer")
+    places.add_argument("--concept", default="", help="its name (that of the folder)")
     group = parser.add_argument_group("other captions for training (Somepalli et al. 2023)")
     group.add_argument(
         "--captions", type=Path, metavar="DIR", help="write changed captions into this new folder"
@@ -686,7 +777,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mc: any caption of the cluster, rc: random words instead, rt: random words added, "
         "cwr: words repeated, rna: numbers added (%(default)s)",
     )  # fmt: skip
-    group.add_argument("--caption-form", choices=("jsonl", "txt"), default="jsonl")
+    group.add_argument(
+        "--caption-form", choices=("jsonl", "txt"), default="jsonl",
+        help="one metadata.jsonl, or a .txt for each picture (%(default)s)",
+    )  # fmt: skip
     group.add_argument("--all", action="store_true", help="for all pictures, not only duplicates")
     group.add_argument(
         "--variants", type=terminal.count, default=1, help="captions for each picture (%(default)s)"
@@ -706,30 +800,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int | None:
     from amg_core.index import Index
 
+    if options.undo:
+        notes = placing.undo(options.undo)
+        print("\n".join([f"undone: {options.undo}", *notes]))
+        return None
     _check(options)
     device = terminal.device(options.device)
     encode = captions.text_encoder(options.text_encoder, device) if options.text_encoder else None
     with Index.combine([Index.open(path) for path in options.index]) as index:
-        threshold = (
-            default_threshold(index.spec) if options.threshold is None else options.threshold
-        )
+        verify, notes = _verification(options, index)
+        threshold = options.threshold
+        if threshold is None:
+            threshold = default_threshold(index.spec, verify is not None)
         found = clusters(
             index,
             threshold,
             scale=options.scale,
+            linkage=options.linkage,
+            verify=verify,
             one_each=options.one_each,
             encode=encode,
             device=device,
             progress=blocks_as_pictures(index.count, terminal.progress_printer(sys.stderr)),
         )
+        if options.decisions:
+            made = review.decisions(options.decisions)
+            notes += [f"in no cluster: {source}" for _, source in review.unknown(made, found)]
+            found = decided(found, made)
         if not options.no_complexity:
             found = measure(found, index, options.pictures)
-        notes = write(options.out, found, index.name, threshold) if options.out else []
+        notes += write(options.out, found, index, threshold) if options.out else []
         if options.sheet:
             terminal.save(draw(found, index), options.sheet)
         if options.captions:
             written = _write_captions(options, index, found)
             notes.append(f"{written} captions written to {options.captions}")
+        notes += _placed(options, found, index)
         if options.json:
             print(json.dumps(to_json(found, index.name, threshold) | {"notes": notes}, indent=1))
             return None
@@ -739,6 +845,44 @@ def run(options: argparse.Namespace) -> int | None:
         for note in notes:
             print(note)
     return None
+
+
+def _verification(options: argparse.Namespace, index: Index) -> tuple[Verify | None, list[str]]:
+    """How pairs are verified, or None with a note if they cannot be."""
+    if options.no_verify or options.linkage == COMPONENTS:
+        return None, []
+    try:
+        index.thumbnail(0)
+    except AMGError:
+        note = "the index holds no pictures: duplicates are those of the descriptor, not verified"
+        return None, [note]
+    return verifying.verification(index, options.also), []
+
+
+def _placed(options: argparse.Namespace, found: Sequence[Cluster], index: Index) -> list[str]:
+    """Link, copy or move. Returns notes."""
+    for how in placing.HOW:
+        folder = getattr(options, how)
+        if folder is None:
+            continue
+        stay, drop = sorted_out(found, index)
+        chosen = drop if how == placing.MOVE else stay
+        notes = placing.place(
+            how,
+            folder,
+            options.pictures,
+            [placing.Wanted(one.source, one.sha256, one.caption) for one in chosen],
+            staying=[one.source for one in stay],
+            layout=options.layout,
+            repeats=options.repeats,
+            concept=options.concept,
+        )
+        done = {placing.LINK: "linked", placing.COPY: "copied", placing.MOVE: "moved"}[how]
+        return [
+            *notes,
+            f"{len(chosen) - len(notes)} pictures {done} to {folder}; dedup --undo {folder} takes it back",
+        ]
+    return []
 
 
 def blocks_as_pictures(count: int, show: Progress) -> Progress:
@@ -752,11 +896,22 @@ def blocks_as_pictures(count: int, show: Progress) -> Progress:
 
 def _check(options: argparse.Namespace) -> None:
     """Check options that argparse cannot check."""
+    if not options.index:
+        raise AMGError("No index was given: name the folder of an index, or --undo with a folder.")
+    places = [getattr(options, how) for how in placing.HOW if getattr(options, how)]
+    if places and (options.pictures is None or len(options.index) > 1):
+        raise AMGError(
+            "--link, --copy and --move need one index, and --pictures with the folder it was built from."
+        )
+    if options.one_each and options.linkage != COMPONENTS:
+        raise AMGError(
+            "--one-each belongs to --linkage components: stars keep one of each already."
+        )
     if options.threshold is not None and not -1 <= options.threshold < 1:
         raise AMGError(f"--threshold {options.threshold:g} is no similarity: give one below 1.")
     if options.probability is not None and not 0 <= options.probability <= 1:
         raise AMGError("--probability must be between 0 and 1.")
-    for folder in filter(None, (options.out, options.captions)):
+    for folder in filter(None, (options.out, options.captions, *places)):
         terminal.check_new(folder)
 
 

@@ -37,6 +37,7 @@ from amg_core.similarity.matcher import Matcher
 from . import page, terminal
 from .captions import new_folder, whole
 from .intervals import mean, percentile, share
+from .selftest import self_test
 from .terminal import Progress
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 CIFAR_SIDE = 32  # the side at which the papers compute nL2 of pixels
 WORST = 24  # pairs that are shown
+TESTED = 20  # pictures of a self-test
 SHOWN_SIDE = 224  # pixels of a shown picture
 
 ClipScorer = Callable[[Image.Image, str], float]
@@ -502,13 +504,17 @@ def _thumbnail(index: Index, i: int) -> bytes | None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="generated pictures")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", help="generated pictures")
     parser.add_argument(
         "--index", type=Path, nargs="+", required=True, metavar="INDEX", help="index folder(s)"
     )
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER2", help="a second set of pictures to show beside it"
     )
+    parser.add_argument(
+        "--self-test", type=terminal.count, metavar="N", nargs="?", const=TESTED,
+        help="edit N pictures of the index in every way, and print which it would miss (%(const)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write metrics.json, pairs.csv and index.html there"
     )
@@ -531,6 +537,8 @@ def run(options: argparse.Namespace) -> int | None:
     from amg_core.index.search import Searcher
     from amg_core.index.sources import open_source
 
+    if (options.folder is None) == (options.self_test is None):
+        raise AMGError("Give a folder of generated pictures, or --self-test without one.")
     if (options.inception is None) != (options.fid_reference is None):
         raise AMGError("FID needs both --inception FILE and --fid-reference PICTURES.")
     out = options.out
@@ -546,6 +554,9 @@ def run(options: argparse.Namespace) -> int | None:
     with Index.combine([Index.open(path) for path in options.index]) as index:
         descriptor = terminal.descriptor_of(index.spec, options.weights).to(device)
         matcher = Matcher(Searcher(index, device), descriptor)
+        if options.self_test:
+            _self_test(matcher, options)
+            return None
         evaluations = [
             evaluate(
                 matcher,
@@ -573,6 +584,17 @@ def run(options: argparse.Namespace) -> int | None:
         if options.out:
             print(f"written: {options.out}")
     return None
+
+
+def _self_test(matcher: Matcher, options: argparse.Namespace) -> None:
+    tried = self_test(matcher, options.self_test, terminal.progress_printer(sys.stderr))
+    index = matcher.index
+    if options.json:
+        edits = [asdict(one) for one in tried]
+        terminal.print_json(index=index.name, descriptor=index.spec.id, edits=edits)
+        return
+    print(f"{tried[0].count} pictures of {index.name} ({index.spec.id}), share called a copy:")
+    print("\n".join(one.text() for one in tried))
 
 
 def features_of(source: Source, inception: Features) -> np.ndarray:

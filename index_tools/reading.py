@@ -1,29 +1,21 @@
-"""The commands that only read an index: info, search, verify, export."""
+"""Commands that only read an index: info, verify, export."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amg_core.descriptors.registry import guarding
 from amg_core.errors import AMGError
-from amg_core.limits import COPY
 from amg_core.optional import needed
 
 from . import terminal
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-    from amg_core.descriptors import Descriptor
     from amg_core.index import Index
-    from amg_core.index.search import Searcher
     from amg_core.index.shard import Shard
-    from amg_core.index.two_stage import Ranked
 
 Row = dict[str, object]  # of the table that is exported
 
@@ -37,62 +29,52 @@ rows of one scale) with metadata/metadata_<n>.parquet or .jsonl. With --thumbnai
 thumbnails of the index."""
 
 
+WEIGHTS = """\
+Check a file of SSCD's weights that you have fetched: its size, its hashes, and whether it is that
+network. Nothing in it is run and nothing is downloaded. Without FILE: where it is published, and where
+to put it."""
+
+
 def register(commands: terminal.Commands) -> None:
-    info = commands.add_parser(
-        "info", help="what an index holds", description="Open an index and show what it holds."
+    weights = terminal.add_command(commands, "weights", description=WEIGHTS)
+    weights.add_argument("file", metavar="FILE", type=Path, nargs="?", help="the file")
+    terminal.add_json(weights)
+    weights.set_defaults(run=_weights)
+
+    info = terminal.add_command(
+        commands, "info", description="Open an index and show what it holds."
     )
     info.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     terminal.add_json(info)
     info.set_defaults(run=_info)
 
-    search = commands.add_parser(
-        "search",
-        help="find the pictures nearest to a picture",
-        description="Find the pictures of one or more indexes that are nearest to a picture.",
-    )
-    search.add_argument("index", metavar="INDEX", type=Path, nargs="+", help="index folder(s)")
-    search.add_argument("picture", metavar="PICTURE", type=Path, help="picture file")
-    search.add_argument(
-        "-k", type=terminal.count, default=5, help="how many pictures (%(default)s)"
-    )
-    search.add_argument("--scale", type=int, help="compare at this side in pixels (full detail)")
-    search.add_argument("--sheet", type=Path, metavar="PNG", help="draw the pictures found")
-    search.add_argument(
-        "--engine", choices=("auto", "exact", "pq4"), default="auto",
-        help="the fastest, every row, or 4-bit codes first (%(default)s)",
-    )  # fmt: skip
-    again = search.add_argument_group(
-        "two stages",
-        "rank the 1,000 nearest of a clip index again by a finer descriptor (AMG, LAION)",
-    )
-    again.add_argument(
-        "--rerank", choices=[kind.name for kind in guarding()], help="by this descriptor"
-    )
-    again.add_argument("--rerank-weights", type=Path, metavar="FILE", help="its weights")
-    again.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="folder of the pictures (that of the index)"
-    )
-    terminal.add_weights(search)
-    terminal.add_device(search)
-    terminal.add_json(search)
-    search.set_defaults(run=_search)
-
-    verify = commands.add_parser("verify", help="is an index undamaged?", description=VERIFY)
+    verify = terminal.add_command(commands, "verify", description=VERIFY)
     verify.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     verify.add_argument("--search", type=terminal.count, metavar="N", help="searches to compare")
     terminal.add_json(verify)
     verify.set_defaults(run=_verify)
 
-    export = commands.add_parser(
-        "export", help="write an index for other programs", description=EXPORT
-    )
+    export = terminal.add_command(commands, "export", description=EXPORT)
     export.add_argument("index", metavar="INDEX", type=Path, help="index folder")
     export.add_argument("out", metavar="OUT", type=Path, help="new folder")
     export.add_argument("--scale", type=int, help="scale of the rows (full detail)")
-    export.add_argument("--metadata", choices=("parquet", "jsonl"), default="parquet")
+    export.add_argument(
+        "--metadata", choices=("parquet", "jsonl"), default="parquet",
+        help="format of names and captions (%(default)s)",
+    )  # fmt: skip
     export.add_argument("--thumbnails", action="store_true", help="write the thumbnails too")
     terminal.add_json(export)
     export.set_defaults(run=_export)
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from amg_core.descriptors import sscd
+
+    found = sscd.examine(options.file)
+    if options.json:
+        terminal.print_json(**asdict(found))
+    else:
+        print(found.words())
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -114,6 +96,7 @@ def _info(options: argparse.Namespace) -> None:
                 muted=len(index.muted),
                 shards=len(index.shards),
                 descriptor=index.spec.to_json(),
+                caption_rule=asdict(index.manifest.captions) if index.manifest.captions else None,
                 created=index.created,
                 bytes=sum(sizes.values()) - cached,
                 cache_bytes=cached,
@@ -129,128 +112,12 @@ def _info(options: argparse.Namespace) -> None:
         if index.muted:
             print(f"  muted       {len(index.muted)}")
         print(f"  descriptor  {describe(index.spec)}")
+        if rule := index.manifest.captions:
+            print(f"  captions    {rule.lines} lines, at most {rule.length} characters")
         print(f"  created     {index.created}, {size}")
         if cached >= 5e4:  # a smaller one is not worth a line
             print(f"  cache       {cached / 1e6:.1f} MB, may be deleted")
         print(f"  hash        {index.hash}")
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """A picture of the index, and its similarity to or distance from the query."""
-
-    id: int
-    value: float
-    source: str
-    caption: str
-
-    def to_json(self, measure: str) -> dict[str, object]:
-        """The entry for JSON. `measure` is the name of `value` there."""
-        return {
-            "id": self.id, measure: self.value, "source": self.source, "caption": self.caption
-        }  # fmt: skip
-
-
-def _search(options: argparse.Namespace) -> None:
-    import torch
-    from PIL import Image
-
-    from amg_core.images import to_tensor
-    from amg_core.index import Index
-    from amg_core.index.picture import Unreadable, load_picture
-    from amg_core.index.search import Searcher
-    from amg_core.similarity.matcher import Matcher
-
-    device = terminal.device(options.device)
-    with Index.combine([Index.open(path) for path in options.index]) as index:
-        scale = terminal.scale(index, options.scale)
-        descriptor = terminal.descriptor_of(index.spec, options.weights)
-        try:
-            pixels = load_picture(options.picture).pixels
-        except Unreadable as error:
-            raise AMGError(f"Cannot read {options.picture} ({error}): give another one.") from None
-        picture = to_tensor(pixels, device)
-        searcher, missing, close = Searcher(index, device, options.engine), 0, None
-        if options.rerank:
-            ranked, metric, scale = _rerank(options, searcher, descriptor.to(device), picture)
-            values, ids, missing = ranked.values[None], ranked.ids[None], len(ranked.missing)
-        else:
-            with torch.no_grad():
-                query = descriptor.to(device).embed(picture, scale)
-            values, ids = searcher.nearest(query, scale, options.k)
-            metric = index.spec.metric
-            close = float(Matcher(searcher, descriptor).match_pictures(picture, scale).score)
-        measure = "similarity" if metric == "cosine" else "distance"
-        found = [
-            Nearest(i, value, index.source(i), index.caption(i))
-            for value, i in zip(values[0].tolist(), ids[0].tolist(), strict=True)
-        ]
-        if options.sheet:
-            _draw(options.sheet, index, Image.fromarray(pixels), found, measure)
-    if options.json:
-        terminal.print_json(
-            picture=str(options.picture),
-            scale=scale,
-            score=close,
-            nearest=[one.to_json(measure) for one in found],
-            not_compared=missing,
-        )
-        return
-    meaning = "1 = identical" if measure == "similarity" else "0 = identical"
-    print(f"{measure} at scale {scale} ({meaning})")
-    for one in found:
-        caption = f"  {' '.join(one.caption.split())}" if one.caption else ""
-        print(f"{one.value:10.4f}  #{one.id}  {one.source}{caption}")
-    if close is not None:
-        print(
-            f"likeness {max(0.0, close):.2f} (0 = as alike as pictures that are not in the index, copy "
-            f"above {COPY}, 1 = the same picture)"
-        )
-    if missing:
-        print(
-            f"{missing} candidates were not compared: their pictures are not in {options.pictures}"
-        )
-    if options.sheet:
-        print(f"written: {options.sheet}")
-
-
-def _rerank(
-    options: argparse.Namespace, searcher: Searcher, clip: Descriptor, picture: Tensor
-) -> tuple[Ranked, str, int]:
-    """Rank the candidates of a clip index by a finer descriptor. Returns `Ranked`, metric and scale."""
-    from amg_core.descriptors import create
-    from amg_core.images import to_tensor
-    from amg_core.index.picture import load_picture
-    from amg_core.index.two_stage import TwoStage
-
-    index, folder = searcher.index, options.pictures or Path()
-
-    def original(i: int) -> Tensor | None:
-        path = folder / index.source(i)
-        if not path.is_file():
-            return None
-        return to_tensor(load_picture(path).pixels)[0]
-
-    fine = create(options.rerank, options.rerank_weights).to(picture.device)
-    search = TwoStage(searcher, clip, fine, original)
-    (ranked,) = search.search(picture, options.k)
-    if not len(ranked.ids):
-        raise AMGError(
-            f"None of the {len(ranked.missing)} candidates has its picture in {folder.absolute()}: "
-            f"give the folder of the pictures with --pictures."
-        )
-    return ranked, fine.spec.metric, search.scale
-
-
-def _draw(path: Path, index: Index, query: Image.Image, found: list[Nearest], measure: str) -> None:
-    from amg_core import sheet
-
-    tiles = [sheet.Tile(query, ["query"], sheet.ASKED)]
-    for one in found:
-        lines = [f"{one.value:.4f}", one.source, one.caption]
-        tiles.append(sheet.Tile(index.thumbnail(one.id), lines))
-    heading = f"{measure} to the pictures of {index.name}"
-    terminal.save(sheet.draw([sheet.Group(tiles)], heading=heading), path)
 
 
 def _verify(options: argparse.Namespace) -> None:

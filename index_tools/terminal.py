@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeAlias
 
-from amg_core.descriptors.registry import kinds
 from amg_core.errors import AMGError
 from amg_core.optional import optional
 
@@ -28,6 +27,41 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+UNMATCHED = 3  # exit code: no picture matches the choice
+
+
+class Unmatched(AMGError):
+    """No picture matches the choice. The exit code is UNMATCHED."""
+
+
+class Command(NamedTuple):
+    """The module of a command, which is imported when the command runs, and its line in the list."""
+
+    module: str
+    line: str
+
+
+COMMANDS = {
+    "build": Command("building", "make an index from pictures, or bring it up to date"),
+    "add": Command("building", "add pictures to an index"),
+    "import": Command("building", "make an index from existing CLIP embeddings"),
+    "remove": Command("changing", "remove pictures from an index"),
+    "mute": Command("changing", "exclude pictures that may be copied"),
+    "merge": Command("changing", "make one index from several"),
+    "info": Command("reading", "what an index holds"),
+    "search": Command("searching", "find the nearest pictures, and say which are copies"),
+    "verify": Command("reading", "is an index undamaged?"),
+    "export": Command("reading", "write an index for other programs"),
+    "weights": Command("reading", "check a file of SSCD's weights"),
+    "dedup": Command("dedup", "find duplicates, and list which to keep"),
+    "eval": Command("evaluate", "how close are generated pictures to an index?"),
+    "completion": Command("completing", "print a script that completes commands in a shell"),
+}
+
+
+def add_command(commands: Commands, name: str, **options: Any) -> argparse.ArgumentParser:
+    """The parser of one of COMMANDS. `options` are those of `add_parser`."""
+    return commands.add_parser(name, help=COMMANDS[name].line, **options)
 
 
 def count(text: str) -> int:
@@ -49,6 +83,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
+    from amg_core.descriptors.registry import kinds
+
     needed = [f"{kind.name}'s {kind.weights.what}" for kind in kinds() if kind.weights.what]
     parser.add_argument(
         "--weights",
@@ -137,10 +173,18 @@ sources, names begin with the last part of the source's path: 'photos/a.png'"""
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="names or sha256:HEX")
-    parser.add_argument("--picture", type=Path, action="append", default=[], metavar="FILE")
-    parser.add_argument("--caption", action="append", default=[], metavar="PATTERN")
-    parser.add_argument("--from", dest="list", type=Path, action="append", default=[],
-                        metavar="LIST", help="file with one name a line")  # fmt: skip
+    parser.add_argument(
+        "--picture", type=Path, action="append", default=[], metavar="FILE",
+        help="pictures with the bytes of this file, under any name; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--caption", action="append", default=[], metavar="PATTERN",
+        help="pictures whose whole caption fits: '*red fox*'; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="list", type=Path, action="append", default=[], metavar="LIST",
+        help="pictures named in this file, one a line; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only print the chosen pictures")
 
 

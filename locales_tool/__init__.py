@@ -36,7 +36,10 @@ def english(schemas) -> dict:
 
 
 def _node(schema) -> dict:
-    inputs = {each.id: {"name": each.id, "tooltip": each.tooltip} for each in schema.inputs}
+    inputs = {
+        each.id: {"name": getattr(each, "display_name", None) or each.id, "tooltip": each.tooltip}
+        for each in schema.inputs
+    }
     outputs = {
         str(i): {"name": each.display_name or each.id, "tooltip": each.tooltip}
         for i, each in enumerate(schema.outputs)

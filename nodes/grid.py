@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import comfy.samplers
+import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 from torch import Tensor
@@ -14,7 +16,9 @@ from torch import Tensor
 from ..amg_core import presets
 from ..amg_core import sheet as contact
 from ..amg_core.errors import AMGError
+from ..amg_core.messages import Message, message
 from ..amg_core.run import Settings
+from ..amg_core.similarity.metrics import likeness
 from . import hook, live, show
 from .sampling import check_choice, denoise_input, drawing_inputs
 from .types import EXPERT, MemorizationIndex, place
@@ -22,7 +26,9 @@ from .types import EXPERT, MemorizationIndex, place
 TERMS = ("despecification", "deduplication", "dissimilarity")
 ALL = "all three"
 MOST = 48  # drawings; more are probably a typing mistake
-LARGEST = 3.0  # largest strength, as on the sliders
+LARGEST = 3.0  # largest strength, as on the sliders of the terms
+SLIDER = 2.0  # largest strength on the one slider for all three
+MARGIN = 0.05  # of custom thresholds: the default of Apply AMG
 SIDE = 256  # pixels of a picture on the sheet
 # For each outcome of a verdict the words, their colour and that of the frame.
 OUTCOMES = {
@@ -31,26 +37,36 @@ OUTCOMES = {
     "no_copy": ("no copy", contact.GOOD),
     None: ("not checked", contact.FAINT),
 }
+NEAR = ("no copy, but close", contact.UNSURE)
+SHOWN = (  # of a row, on the page
+    "picture", "strength", "threshold_scale", "same_as", "judged", "outcome", "near", "likeness",
+    "composition", "source",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cell:
     """One drawing: its settings, the picture (H, W, 3) in [0, 1], and the measurements.
 
-    `verdict` is an entry of "verdicts" in the report, or None if the picture was not checked.
+    `verdict` is an entry of "verdicts" in the report, or None if the picture was not checked. `same_as` is
+    the strength, in the same row, of the first drawing that gave this very picture, or None.
     """
 
     strength: float
     scale: float
     picture: Tensor
     verdict: dict | None
+    same_as: float | None = None
 
     def to_row(self) -> dict:
         """The row of the table, JSON-serialisable."""
-        row = {"strength": self.strength, "threshold_scale": self.scale}
+        row = {"strength": self.strength, "threshold_scale": self.scale, "same_as": self.same_as}
         if self.verdict is None:
             return row | {"judged": False}
-        keys = ("outcome", "similarity", "score", "zncc", "copy", "source", "words")
+        keys = (
+            "outcome", "similarity", "score", "zncc", "likeness", "composition", "near", "copy",
+            "source", "words",
+        )  # fmt: skip
         return row | {"judged": True} | {key: self.verdict[key] for key in keys}
 
 
@@ -143,9 +159,13 @@ class StrengthGridNode(io.ComfyNode):
                 io.String.Output(
                     "table",
                     display_name="table",
-                    tooltip="The same as JSON: for each picture its settings, similarity, "
-                    "likeness (0 = as alike as pictures that are not in the index, 1 = the same "
-                    "picture) and verdict.",
+                    tooltip="The same as a table to read: for each picture its settings, likeness "
+                    "and composition (0 to 1, a copy above 0.4) and the verdict.",
+                ),
+                io.String.Output(
+                    "data",
+                    display_name="data",
+                    tooltip="The same as JSON, for programs, with the figures as they were measured.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -172,7 +192,11 @@ class StrengthGridNode(io.ComfyNode):
         line = show.text_on(cls.hidden.unique_id)
         cells: list[list[Cell]] = []  # by drawing, then by picture of the batch
         for scale in rows:
+            idle: list[Cell] = []  # of a drawing on which the guard did not act
             for strength in columns:
+                if idle and strength > 0:  # then no other strength changes anything either
+                    cells.append([replace(cell, strength=strength) for cell in idle])
+                    continue
                 line(f"drawing {len(cells) + 1} of {len(columns) * len(rows)}…")
                 report = hook.Report()
                 guarded = hook.attach(
@@ -189,13 +213,29 @@ class StrengthGridNode(io.ComfyNode):
                 cells.append(
                     [Cell(strength, scale, *pair) for pair in zip(pictures, found, strict=True)]
                 )
+                idle = cells[-1] if _was_idle(report, strength) else []
         heading = f"{preset} · {strength_of} · seed {seed}"
-        batch = list(zip(*cells, strict=True))
+        batch = [compared(one) for one in zip(*cells, strict=True)]
         shown = show.images([sheet(one, len(columns), heading) for one in batch])
         table = [cell.to_row() | {"picture": i + 1} for i, one in enumerate(batch) for cell in one]
-        line(_words(table))
-        told = ui.PreviewImage(shown, cls=cls).as_dict() | live.lines(cls, [_words(table)])
-        return io.NodeOutput(shown, json.dumps(table), ui=told)
+        told = ui.PreviewImage(shown, cls=cls).as_dict() | live.lines(cls, sentences(table))
+        line(told["text"][0])
+        drawn_by = {
+            "seed": seed, "steps": steps, "cfg": cfg, "sampler_name": sampler_name,
+            "scheduler": scheduler, "denoise": denoise,
+        }  # fmt: skip
+        uses = {
+            (scale, strength): use_of(preset, index.metric, strength_of, strength, scale, drawn_by)
+            for scale in rows
+            for strength in columns
+        }
+        cells_shown = [
+            {key: row[key] for key in SHOWN if key in row}
+            | {"use": uses[row["threshold_scale"], row["strength"]]}
+            for row in table
+        ]
+        told["amg_grid"] = [{"class": cls.define_schema().node_id, "cells": cells_shown}]
+        return io.NodeOutput(shown, as_text(table), json.dumps(table), ui=told)
 
 
 def numbers(name: str, text: str, largest: float = math.inf) -> list[float]:
@@ -235,11 +275,56 @@ def settings_of(preset: str, metric: str, term: str, strength: float, scale: flo
     )
 
 
+def use_of(
+    preset: str, metric: str, term: str, strength: float, scale: float, drawn_by: dict
+) -> dict[str, dict]:
+    """The widgets of AMG Sampler and of Apply AMG that draw with these settings: {node id: {name: value}}.
+
+    AMG Sampler has no thresholds of its own, and custom ones of Apply AMG are on the scale of likeness. A
+    node that cannot have the settings is missing. `drawn_by` has the widgets of KSampler.
+    """
+    terms = dict.fromkeys(TERMS, 1.0)
+    together = strength if term == ALL and strength <= SLIDER else 1.0
+    if together != strength:
+        terms |= dict.fromkeys(TERMS if term == ALL else (term,), strength)
+    widgets = {"preset": preset, "strength": together} | terms
+    if scale == 1:
+        plain = {"thresholds": "preset"}
+        return {"AMG_Sampler": drawn_by | widgets, "AMG_Apply": widgets | plain}
+    made = settings_of(preset, metric, term, strength, scale)
+    schedule = made.schedule
+    if made.own_units or max(schedule.start, schedule.end) >= 1:
+        return {}
+    custom = {
+        "thresholds": "custom", "schedule": schedule.kind, "threshold_start": schedule.start,
+        "threshold_end": schedule.end, "margin": MARGIN,
+    }  # fmt: skip
+    return {"AMG_Apply": widgets | custom}
+
+
+def _was_idle(report: hook.Report, strength: float) -> bool:
+    """Whether a guarded drawing was left as it is. At strength 0 it always is, and that says nothing."""
+    return bool(strength > 0 and report.latest) and not any(report.latest["guarded_evaluations"])
+
+
+def compared(cells: Sequence[Cell]) -> list[Cell]:
+    """The same cells, with `same_as` where an earlier one of the same row has the very same picture."""
+    made: list[Cell] = []
+    for cell in cells:
+        same = (
+            other.strength
+            for other in made
+            if other.scale == cell.scale and torch.equal(other.picture, cell.picture)
+        )
+        made.append(replace(cell, same_as=next(same, None)))
+    return made
+
+
 def sheet(cells, columns: int, heading: str = ""):
     """Cells in reading order -> an RGB picture with settings, likeness and verdict under each.
 
-    Pictures are fitted into squares of 256 pixels. The frame is red for a copy, orange if only the
-    second check says copy, green for no copy, and grey if the picture was not checked.
+    Pictures are fitted into squares of 256 pixels. The frame is red for a copy, orange if the checks cannot
+    tell or the picture is near a limit, green for no copy, and grey if it was not checked.
     """
     group = contact.Group([_framed(cell) for cell in cells])
     return contact.draw([group], heading=heading, columns=columns, side=SIDE)
@@ -251,8 +336,13 @@ def _framed(cell: Cell) -> contact.Tile:
     word, colour = OUTCOMES[found and found["outcome"]]
     lines = [f"strength {cell.strength:g}  threshold x{cell.scale:g}"]
     if found is not None:
-        close = max(0.0, found["score"])
-        lines.append(f"likeness {close:.2f}")
+        lines.append(
+            f"likeness {likeness(found['score']):.2f}  composition {found['composition']:.2f}"
+        )
+        if found["near"]:
+            word, colour = NEAR
+    if cell.same_as is not None:
+        lines.append(f"same picture as strength {cell.same_as:g}")
     picture = Image.fromarray((cell.picture * 255).round().byte().numpy())
     return contact.Tile(picture, [*lines, (word, colour)], colour)
 
@@ -265,10 +355,48 @@ def _verdicts(report: hook.Report, count: int) -> list[dict | None]:
     return found
 
 
-def _words(table: list[dict]) -> str:
-    """The line on the node."""
+def sentences(table: list[dict]) -> list[list[Message]]:
+    """What is said on the node: how many are copies, and rows in which no strength changed anything."""
     copies = sum(row.get("copy", False) for row in table)
-    judged = sum(row["judged"] for row in table)
-    if judged < len(table):
-        return f"{len(table) - judged} of {len(table)} pictures could not be checked"
-    return f"{copies} of {len(table)} pictures are copies"
+    unchecked = sum(not row["judged"] for row in table)
+    if unchecked:
+        lines = [message("grid_unchecked", unchecked=unchecked, count=len(table))]
+    else:
+        lines = [message("grid_copies", copies=copies, count=len(table))]
+    return [lines, *([message("grid_same", scale=f"{each:g}")] for each in _same_rows(table))]
+
+
+def _same_rows(table: list[dict]) -> list[float]:
+    """The threshold factors at which several strengths all draw the same picture."""
+    scales = dict.fromkeys(row["threshold_scale"] for row in table)
+    found = []
+    for scale in scales:
+        row = [each for each in table if each["threshold_scale"] == scale]
+        strengths = list(dict.fromkeys(each["strength"] for each in row))
+        if len(strengths) > 1 and all(
+            each["same_as"] == strengths[0] for each in row if each["strength"] != strengths[0]
+        ):
+            found.append(scale)
+    return found
+
+
+HEADINGS = ("picture", "threshold", "strength", "likeness", "composition", "verdict", "nearest")
+
+
+def as_text(table: list[dict]) -> str:
+    """The rows as a table in Markdown, which is read well as plain text too."""
+    lines = [HEADINGS, *map(_line, table)]
+    wide = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    ruled = [lines[0], tuple("-" * width for width in wide), *lines[1:]]
+    padded = ([text.ljust(width) for text, width in zip(line, wide, strict=True)] for line in ruled)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _line(row: dict) -> tuple[str, ...]:
+    head = str(row["picture"]), f"x {row['threshold_scale']:g}", f"{row['strength']:g}"
+    same = "" if row["same_as"] is None else f" (same picture as strength {row['same_as']:g})"
+    if not row["judged"]:
+        return *head, "", "", OUTCOMES[None][0] + same, ""
+    word = NEAR[0] if row["near"] else OUTCOMES[row["outcome"]][0]
+    figures = f"{row['likeness']:.2f}", f"{row['composition']:.2f}"
+    return *head, *figures, word + same, row["source"].replace("|", "/")

@@ -23,6 +23,7 @@ from ..amg_core import report as reports
 from ..amg_core.errors import AMGError
 from ..amg_core.messages import Message, message, to_json
 from ..amg_core.messages import words as in_words
+from ..amg_core.similarity.metrics import likeness
 from . import decoding, detect, hook, live, opening, probing, sampling, show
 from .types import START, MemorizationIndex, PromptVerdict, place
 
@@ -162,9 +163,9 @@ class GuardNode(io.ComfyNode):
             latents = draw(model, _empty(latent_image, 2), _other(seed, 1), 1.0, texts)
             pictures = _decoded(model, latents["samples"], vae)
             if (alike := _likeness(pictures)) < limits.ONE_PICTURE:
-                story.append(message("drawings_differ", score=max(0.0, alike)))
+                story.append(message("drawings_differ", score=_place(alike)))
             else:
-                story.append(message("drawings_agree", score=alike))
+                story.append(message("drawings_agree", score=_place(alike)))
                 stored = pictures
         if index is None and stored is None:
             story.append(message("drawn_as_is"))
@@ -209,7 +210,7 @@ class GuardNode(io.ComfyNode):
                 pictures = _decoded(model, pair, vae)
                 if (alike := _likeness(pictures)) < limits.ONE_PICTURE:
                     break
-                story.append(message("led_to_another", score=alike))
+                story.append(message("led_to_another", score=_place(alike)))
                 stored = torch.cat([stored, pictures])
         written = report.latest
         said = in_words(whole)
@@ -311,6 +312,11 @@ def _likeness(two: Tensor) -> float:
         with Index.open(Path(folder) / "one") as one:
             match = opening.as_matcher([one], plain).match_pictures(two[1:].movedim(-1, 1))
             return float(match.score[0])
+
+
+def _place(alike: float) -> float:
+    """The likeness of two drawings as people read it."""
+    return likeness(alike, limits.ONE_PICTURE)
 
 
 @contextmanager

@@ -152,11 +152,11 @@ def attach(
                 composed = _report_of(drawing, outcome, loop, by, reason, matcher, to_picture, clip)
                 if report is not None and composed is not None:
                     report.latest = composed
-                    report.near = live.entries(matcher.index, map(int, composed["neighbors"]))
+                    report.near = live.entries(matcher.index, live.rows_of(composed))
             if on_step is not None:
                 on_step(reports.words(composed))
             if on_event is not None:
-                on_event(live.end(composed))
+                on_event(live.end(composed, {} if report is None else report.near))
             if outcome is None:
                 return drawn
             return drawing.settle(outcome, composed)

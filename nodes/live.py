@@ -6,13 +6,17 @@ the execution id of a node ("12:3" is node 3 in the subgraph of node 12), ``"cla
 same node ids. There are three kinds:
 
 - ``{"kind": "step", "attempt", "retries", "step", "total", "score_threshold", "score",
-  "threshold", "similarity", "active", "neighbor", "neighbors"}``: `step` counts model evaluations from 1,
+  "threshold", "similarity", "active", "neighbor", "neighbors", "copy_above"}``:
+  `step` counts model evaluations from 1,
   `total` is the expected number or null. The rest is as in `run.StepRecord`, one entry for each sample.
   `neighbors` has the fields of `entry` for each id, and the place where the host saved that picture if it
   is in no index that can be opened.
 - ``{"kind": "begin", "messages", "words"}``: a run has begun.
-- ``{"kind": "end", "messages", "words", "verdicts"}``: the result of the run, and one verdict for each
-  finished picture, none if they were not checked.
+- ``{"kind": "end", "messages", "words", "verdicts", "neighbors", "misses"}``: the result of the run, and
+  one verdict for each finished picture, none if they were not checked. `misses` is what the descriptor
+  overlooks, in the form of `said`.
+
+Likeness and composition are on the scale of `metrics.likeness`, on which `copy_above` is the limit of both.
 
 `messages` are codes (see `amg_core.messages`), which the page turns into words. `words` are the same in
 English, for a page that lacks a code. The live text on the node says the same, for pages without events.
@@ -22,6 +26,7 @@ page can show it again at any time. Each is a list with one entry, which has ``"
 
 - ``"amg_report"`` (`result`): a finished run in the form of a report, as far as the page shows it.
 - ``"amg_said"`` (`lines`): the result of the other nodes, a sentence for each line.
+- ``"amg_grid"``: the drawings of Strength Grid, with the widgets of a sampler that draws so.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from collections.abc import Callable, Iterable
 
 from ..amg_core import messages
 from ..amg_core import report as reports
+from ..amg_core.limits import COPY
 from ..amg_core.messages import Message
 from ..amg_core.run import SamplingRun
 from ..amg_core.similarity.verdict import Verdict
@@ -43,8 +49,9 @@ LONGEST = 300  # largest number of characters of a caption or name that is sent
 CURVE = ("score_threshold", "score", "threshold", "similarity", "active", "neighbor")  # of a step
 VERDICT = (
     "similarity", "threshold", "score", "zncc", "zncc_threshold", "source", "caption", "copy",
-    "outcome", "checks", "reason",
+    "outcome", "checks", "reason", "likeness", "composition", "near",
 )  # fmt: skip
+CHECKED = ("outcome", "near", "nearest")  # of a verdict, as the panel of a run shows it
 
 
 def events_of(node, pictures: dict[str, dict] | None = None) -> Callable[[dict], None]:
@@ -92,6 +99,7 @@ def step(run: SamplingRun, attempt: int = 0, retries: int = 0) -> dict:
         "total": run.expected_steps,
         **{key: _shown(getattr(record, key)) for key in CURVE},
         "neighbors": entries(index, dict.fromkeys(record.neighbor)),
+        "copy_above": COPY,
     }
 
 
@@ -100,11 +108,19 @@ def begin(sentences: Iterable[Message]) -> dict:
     return {"kind": "begin"} | said(sentences)
 
 
-def end(report: dict) -> dict:
-    """The event at the end of the run with this report."""
-    keys = ("sample", "attempt", *VERDICT)
+def end(report: dict, near: dict[str, dict] | None = None) -> dict:
+    """The event at the end of the run with this report. `near`: `entries` of its neighbors."""
+    keys = ("sample", "attempt", "nearest", *VERDICT)
     verdicts = [{key: _shown(found[key]) for key in keys} for found in report["verdicts"]]
-    return unguarded(reports.story(report)) | {"verdicts": verdicts}
+    near = {key: dict(each) for key, each in (near or {}).items()}
+    result = {"verdicts": verdicts, "neighbors": near, "misses": said(reports.misses(report))}
+    return unguarded(reports.story(report)) | result
+
+
+def rows_of(report: dict) -> list[int]:
+    """The rows of the index that a report names."""
+    best = [each["row"] for found in report["verdicts"] for each in found["nearest"]]
+    return list(dict.fromkeys([*map(int, report["neighbors"]), *best]))
 
 
 def unguarded(sentences: Iterable[Message]) -> dict:
@@ -147,12 +163,12 @@ def result(
         return [{key: _shown(each[key]) for key in CURVE} for each in steps]
 
     attempts = [{"steps": curve(each["steps"])} for each in report["attempts"][1:]]
-    verdicts = [{"outcome": each["outcome"]} for each in report["verdicts"]]
+    verdicts = [{key: _shown(each[key]) for key in CHECKED} for each in report["verdicts"]]
     told = said(reports.story(report) if sentences is None else sentences)
     shown = whose | {
         "steps": curve(report["steps"]), "attempts": [{}, *attempts], "verdicts": verdicts,
         "retries": report.get("retries"), "neighbors": near, "story": told["messages"],
-        "words": told["words"],
+        "words": told["words"], "copy_above": COPY, "misses": said(reports.misses(report)),
     }  # fmt: skip
     return {"text": (told["words"],), "amg_report": [shown]}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..amg_core.descriptors import registry
 from ..amg_core.errors import AMGError
-from ..amg_core.limits import COPY
+from ..amg_core.limits import COPY, NEAR
 from ..amg_core.messages import words as in_words
 from ..amg_core.similarity.verdict import verdict
 from . import latents, live, show
@@ -79,11 +80,15 @@ class SimilarityProbeNode(io.ComfyNode):
             index = Matcher(index.searcher, descriptor_of(index.descriptor.spec, vae, model))
         pictures = image[..., :3].movedim(-1, 1).float().clamp(0, 1).cpu()
         verdicts = verdict(index, pictures)
-        words = "\n".join(f"{max(0.0, v.score):.2f}  {in_words(v.message())}" for v in verdicts)
+        words = "\n".join(f"{v.likeness:.2f}  {in_words(v.message())}" for v in verdicts)
         nearest = show.images([index.index.thumbnail(v.neighbor) for v in verdicts])
         show.text_on(cls.hidden.unique_id)(words)
         shown = ui.PreviewImage(nearest, cls=cls).as_dict()
-        shown |= {"text": (words,), "amg_probe": [_shown(pictures, verdicts, shown["images"])]}
+        shown |= {
+            "text": (words,),
+            "amg_probe": [_shown(index, pictures, verdicts, shown["images"])],
+        }
+        shown["amg_verdict"] = [show.text_file(words)]  # App mode shows files alone
         return io.NodeOutput(
             max(v.similarity for v in verdicts),
             words,
@@ -93,16 +98,21 @@ class SimilarityProbeNode(io.ComfyNode):
         )
 
 
-def _shown(pictures: Tensor, verdicts: list, nearest: list) -> dict:
+def _shown(matcher, pictures: Tensor, verdicts: list, nearest: list) -> dict:
     """The data for the page: the closest pictures of the batch, at most SHOWN, and the number of others.
 
     `pictures` are (B, 3, H, W). `nearest` are the host's records of the saved nearest pictures.
+    "best" has the `Near` of each picture, with the fields of `live.entry`.
     """
     order = sorted(range(len(verdicts)), key=lambda i: -verdicts[i].score)[:SHOWN]
     order = sorted(order) if len(order) == len(verdicts) else order
     saved = show.preview(pictures[order].movedim(1, -1), SIDE)
     found = [
-        live.verdict(verdicts[i]) | {"picture": picture, "nearest": nearest[i], "copy_above": COPY}
+        live.verdict(verdicts[i])
+        | {"picture": picture, "nearest": nearest[i], "copy_above": COPY, "near_above": NEAR}
+        | {"best": [live.entry(matcher.index, n.row) | n.to_json() for n in verdicts[i].nearest]}
         for i, picture in zip(order, saved, strict=True)
     ]
-    return {"verdicts": found, "left": len(verdicts) - len(found)}
+    misses = registry.of(matcher.descriptor.spec).misses
+    told = live.said([] if misses is None else [misses])
+    return {"verdicts": found, "left": len(verdicts) - len(found), "misses": told}

@@ -9,6 +9,7 @@ GET  /amg/indexes/{name}/thumbnails/{id}         a picture of at most 256 px; 40
      ?sha256=…                                   whole hash of its file
 POST /amg/indexes/{name}/mute                    {"sha256": [hash], "reason": text} -> {"changed"}
 POST /amg/indexes/{name}/unmute                  {"sha256": [hash]} -> {"changed"}
+GET  /amg/weights                                {"ready", "words"}: is the file of SSCD's weights there?
 ===============================================  ==================================================
 
 Only names in `paths.index_names` are opened. Requests and responses have limited sizes. An error is JSON,
@@ -293,6 +294,18 @@ def register() -> None:
         server.amg_routes = True
 
 
+def about_weights() -> dict:
+    """Whether a file of SSCD's weights is there and right, and what to do next; names no folder."""
+    from ..amg_core.descriptors import registry, sscd
+
+    (file, *_) = [*paths.weights(registry.named("sscd")), None]
+    try:
+        return {"ready": True, "words": sscd.examine(file).words()}
+    except AMGError as error:
+        words = str(error) if file is None else str(error).replace(str(file), file.name)
+        return {"ready": False, "words": words}
+
+
 def add_to(routes) -> None:
     """Add the routes to an `aiohttp.web.RouteTableDef`."""
     from aiohttp import web
@@ -346,6 +359,11 @@ def add_to(routes) -> None:
     @answer
     async def list_all(_request, _name):
         return {"indexes": await work("", names)}
+
+    @routes.get("/amg/weights")
+    @answer
+    async def check_weights(_request, _name):
+        return await work("/weights", about_weights)  # no index has such a name
 
     @routes.get(base + "/{name}")
     @answer

@@ -50,8 +50,8 @@ def index_input() -> io.Input:
     )
 
 
-def strength_inputs() -> list[io.Input]:
-    """The widgets that AMG Sampler and Apply AMG share."""
+def steering_inputs() -> list[io.Input]:
+    """The widgets that AMG Sampler and Apply AMG share. `strength_input` multiplies the last three."""
     return [
         io.Combo.Input(
             "preset",
@@ -62,22 +62,25 @@ def strength_inputs() -> list[io.Input]:
             "more retries. paper: only the three terms of the paper. reference: the constants of "
             "the authors' code.",
         ),
-        _strength(
+        _term(
             "despecification",
+            "by words (despecification)",
             "If a prompt draws a stored picture, the guard draws with two reduced prompts in turn, "
             "which lack different trigger words. From the first guarded step on, each step costs "
             "one more model call, the first about one for each word (usually 16 at most). 0 = off, "
             "1 = the preset; above 2 pictures may lose the prompt.",
         ),
-        _strength(
+        _term(
             "deduplication",
+            "by caption (deduplication)",
             "Steers away from what the caption of the nearest picture would draw. Needs clip, "
             "captions in the index and cfg above 1. Costs one more model call on every other "
             "guarded step, with paper and reference on each. 0 = off, 1 = the preset, up to 2 is "
             "safe.",
         ),
-        _strength(
+        _term(
             "dissimilarity",
+            "by picture (dissimilarity)",
             "Changes the picture itself until it no longer resembles the nearest one of the "
             "index. Raise it if copies get through. Costs a few decodings on guarded steps. 0 = "
             "off, 1 = the preset; above 2 pictures may show stains.",
@@ -111,6 +114,7 @@ def loop_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "if_still_copied",
+            display_name="if still a copy",
             options=list(reports.POLICIES),
             default=reports.SAY,
             optional=True,
@@ -133,6 +137,7 @@ def loop_inputs() -> list[io.Input]:
         io.Boolean.Input(
             "new_noise",
             **ADVANCED,
+            display_name="new noise",
             default=True,
             optional=True,
             label_on="last retry",
@@ -145,10 +150,11 @@ def loop_inputs() -> list[io.Input]:
 
 
 def picture_input() -> io.Input:
-    """The widget for the report in saved pictures. It is always the last input."""
+    """The widget for the report in saved pictures."""
     return io.Combo.Input(
         "report_in_picture",
         **ADVANCED,
+        display_name="report in picture",
         options=list(reports.TELLS),
         default=reports.ANONYMOUS,
         optional=True,
@@ -192,10 +198,21 @@ def choices_are_valid(if_still_copied: str | None, report_in_picture: str | None
     return True
 
 
-def _strength(name: str, tooltip: str) -> io.Input:
+def strength_input() -> io.Input:
+    """The one slider that most people need. Optional and last, so that older workflows still work."""
+    return io.Float.Input(
+        "strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.01,
+        display_mode=io.NumberDisplay.slider, optional=True,
+        tooltip="How hard the guard steers away. 0 = off, it only checks. 1 = as the preset does. "
+        "Raise it if copies get through; lower it if the picture loses the prompt. It multiplies "
+        "the three advanced settings by words, by caption and by picture.",
+    )  # fmt: skip
+
+
+def _term(name: str, label: str, tooltip: str) -> io.Input:
     return io.Float.Input(
         name, default=1.0, min=0.0, max=3.0, step=0.05, round=0.01, display_mode=io.NumberDisplay.slider,
-        tooltip=tooltip,
+        display_name=label, tooltip=tooltip, **ADVANCED,
     )  # fmt: skip
 
 
@@ -254,10 +271,11 @@ class SamplerNode(io.ComfyNode):
                     "the guard has little room to steer away from it."
                 ),
                 index_input(),
-                *strength_inputs(),
+                *steering_inputs(),
                 *optional_inputs(),
                 *loop_inputs(),
                 picture_input(),
+                strength_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -281,14 +299,15 @@ class SamplerNode(io.ComfyNode):
         cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         denoise, index, preset, despecification, deduplication, dissimilarity, clip=None, vae=None,
         if_still_copied=reports.SAY, retries=RETRIES, new_noise=True, report_in_picture=reports.ANONYMOUS,
+        strength=1.0,
     ) -> io.NodeOutput:  # fmt: skip
         from nodes import common_ksampler
 
         check_choice("sampler_name", sampler_name, comfy.samplers.KSampler.SAMPLERS)
         check_choice("scheduler", scheduler, comfy.samplers.KSampler.SCHEDULERS)
         settings = presets.settings(
-            preset, index.metric, despecification=despecification, deduplication=deduplication,
-            dissimilarity=dissimilarity,
+            preset, index.metric, strength=strength, despecification=despecification,
+            deduplication=deduplication, dissimilarity=dissimilarity,
         )  # fmt: skip
         loop = loop_of(if_still_copied, retries, new_noise)
         tells = tells_of(report_in_picture)
@@ -321,7 +340,7 @@ class ApplyNode(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to guard. It is not changed itself."),
                 index_input(),
-                *strength_inputs(),
+                *steering_inputs(),
                 io.Combo.Input(
                     "thresholds",
                     **ADVANCED,
@@ -444,6 +463,7 @@ class ApplyNode(io.ComfyNode):
                 ),
                 *optional_inputs(),
                 *loop_inputs(),
+                strength_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -470,7 +490,7 @@ class ApplyNode(io.ComfyNode):
         cls, model, index, preset, despecification, deduplication, dissimilarity, thresholds,
         schedule, threshold_start, threshold_end, form, exit, start_percent, end_percent, margin,
         iterations, decoder, clip=None, vae=None, if_still_copied=reports.SAY, retries=RETRIES,
-        new_noise=True,
+        new_noise=True, strength=1.0,
     ) -> io.NodeOutput:  # fmt: skip
         check_choice("thresholds", thresholds, [AS_PRESET, "custom"])
         check_choice("schedule", schedule, KINDS)
@@ -484,9 +504,9 @@ class ApplyNode(io.ComfyNode):
         if iterations > 0:
             changes["iterations"] = iterations
         settings = presets.settings(
-            preset, index.metric, despecification=despecification, deduplication=deduplication,
-            dissimilarity=dissimilarity, exit=exit, start_percent=start_percent,
-            end_percent=end_percent, **changes,
+            preset, index.metric, strength=strength, despecification=despecification,
+            deduplication=deduplication, dissimilarity=dissimilarity, exit=exit,
+            start_percent=start_percent, end_percent=end_percent, **changes,
         )  # fmt: skip
         report = hook.Report(drawn_by=cls.hidden.unique_id)
         guarded = hook.attach(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +72,21 @@ def preview(pictures: Tensor, side: int) -> list[dict]:
         )
         pictures = small.movedim(1, -1)
     return ui.PreviewImage(pictures).as_dict()["images"]
+
+
+def text_file(text: str) -> dict:
+    """Save a text in the host's temp folder, as `preview` does with pictures.
+
+    A front end in App mode shows only results that are files. The name is made of the text, so that the
+    same text is one file.
+    """
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"amg_verdict_{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+    (folder / name).write_text(text, encoding="utf-8")
+    return {"filename": name, "subfolder": "", "type": "temp"}
 
 
 def image(picture) -> Tensor:

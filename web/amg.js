@@ -2,12 +2,16 @@
 
 import { api, app, fitTitle, grow, nodeOf, tameText, widgetOf } from "./graph.js";
 import * as browser from "./browser.js";
+import * as choices from "./choices.js";
 import * as live from "./live.js";
+import * as outside from "./outside.js";
 import * as presets from "./presets.js";
 import * as probe from "./probe.js";
 import * as results from "./results.js";
 import * as said from "./said.js";
 import * as search from "./search.js";
+import * as templates from "./templates.js";
+import * as weights from "./weights.js";
 import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
@@ -67,9 +71,16 @@ app.registerExtension({
       icon: "pi pi-images",
       function: () => browser.browse(""),
     },
+    {
+      id: "AMG.CheckWeights",
+      label: "Check the SSCD weights",
+      icon: "pi pi-verified",
+      function: weights.check,
+    },
   ],
-  menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex"] }],
+  menuCommands: [{ path: ["Extensions"], commands: ["AMG.BrowseIndex", "AMG.CheckWeights"] }],
   addCustomNodeDefs: search.addWords,
+  init: templates.watch,
   async setup() {
     addStyle();
     await learn();
@@ -77,6 +88,7 @@ app.registerExtension({
     events.watch();
     live.watch();
     said.watch();
+    outside.watch();
     results.watch();
     // After the host's own listener has put the text on the node.
     api.addEventListener("progress_text", ({ detail }) => {
@@ -97,5 +109,6 @@ app.registerExtension({
     }
     probe.prepare(node);
     presets.follow(node);
+    choices.speak(node);
   },
 });

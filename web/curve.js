@@ -7,6 +7,11 @@ const WIDTH = 100;
 const HEIGHT = 100; // of the viewBox; strokes and dots keep their size however it is stretched
 const MARGIN = 4; // of it, so that strokes at 0 and 1 are whole
 
+/** How high a value is drawn, in the viewBox. */
+export function height(value) {
+  return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * likeness(value);
+}
+
 /** SVG path through (step, value in 0 to 1); a gap where there is no value. */
 export function path(values, total) {
   let pen = "M";
@@ -17,8 +22,7 @@ export function path(values, total) {
       return;
     }
     const x = (WIDTH * i) / Math.max(1, total - 1);
-    const y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * likeness(value);
-    parts.push(`${pen}${x.toFixed(2)} ${y.toFixed(2)}`);
+    parts.push(`${pen}${x.toFixed(2)} ${height(value).toFixed(2)}`);
     pen = "L";
   });
   return parts.join("");
@@ -36,11 +40,12 @@ function dots(steps, sample, total) {
  * The children of the curve's <svg>: earlier attempts pale, the latest in full, the threshold dashed.
  *
  * attempts: [{ total, steps: [{ score: [n], score_threshold, active: [bool] }] }]; `sample`: the one that
- * is drawn strongly, or null for all alike.
+ * is drawn strongly, or null for all alike. `limit`: the likeness above which a picture is a copy, or null.
  */
-export function draw(attempts, sample) {
+export function draw(attempts, sample, limit = null) {
   const made = [];
   const line = (d, kind) => d && made.push(el("svg:path", { d, class: kind }));
+  if (limit !== null) line(path([limit, limit], 2), "amg-limit");
   attempts.forEach((attempt, number) => {
     const latest = number === attempts.length - 1;
     const total = Math.max(attempt.total ?? 0, attempt.steps.length, 2);

@@ -9,6 +9,7 @@ import { api, app, nodeOf } from "./graph.js";
 const MOST = 500; // prompts remembered; the host's own queue is shorter
 const origins = new Map(); // prompt id -> workflow it was queued from
 const known = new Map(); // workflow -> Map("part id" -> { id, kind, prompt, part, state, show })
+const shown = []; // functions to call when something was shown on a node
 const loaded = []; // functions to call when a workflow was loaded
 let loading = 0; // while the host loads, the nodes are already those of a workflow that is not yet `here`
 
@@ -63,10 +64,22 @@ export function whenLoaded(then) {
   loaded.push(then);
 }
 
-function showOn({ id, kind, state, show }) {
+/** What is known of nodes inside the subgraph node with that execution id, of the open workflow. */
+export function inside(outer) {
+  return [...(known.get(here())?.values() ?? [])].filter(({ id }) => String(id).startsWith(`${outer}:`));
+}
+
+/** Call `then` with what `tell` was given, whenever it was shown on its node. */
+export function whenShown(then) {
+  shown.push(then);
+}
+
+function showOn(entry) {
   if (loading) return; // shown when it has loaded
-  const node = nodeOf(id);
-  if (node?.comfyClass === kind) show(node, state);
+  const node = nodeOf(entry.id);
+  if (node?.comfyClass !== entry.kind) return;
+  entry.show(node, entry.state);
+  for (const then of shown) then(entry);
 }
 
 export function watch() {

@@ -8,6 +8,8 @@ export { app, api };
 const NARROWEST = 260; // pixels of a node with a panel
 const TITLE_LETTER = 7.5; // pixels, on average
 const TITLE_ROOM = 60; // pixels beside it
+const LETTER = 6; // pixels, on average, in a panel
+export const LINE = 15; // pixels, in a panel
 const LIVE_TEXT = "$$node-text-preview"; // the host's widget for text that the server sends
 
 /** The node with an execution id: "7", or "12:3" for node 3 of the subgraph that node 12 is. */
@@ -64,6 +66,12 @@ export function grow(node, narrowest = 0) {
   node.setDirtyCanvas(true, true);
 }
 
+/** About the lines that a text fills; Chinese, Japanese and Korean letters are twice as wide. */
+export function linesOf(text, across) {
+  const width = [...text].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1) * LETTER, 0);
+  return Math.ceil(width / Math.max(1, across));
+}
+
 /**
  * Keep the host's live text out of the saved workflow: some versions save it behind the widgets.
  * `hide`: a panel says the same.
@@ -97,7 +105,7 @@ export function shown(value) {
   return value === null || value === undefined ? "–" : value.toFixed(2).replace("-", "−");
 }
 
-/** A likeness as it is shown: below 0, what is not in the index differs in nothing that matters. */
+/** What is drawn of a likeness: the part from 0 to 1 (`metrics.likeness` in amg_core says what it means). */
 export function likeness(value) {
   return value === null || value === undefined ? value : Math.min(1, Math.max(0, value));
 }

@@ -1,7 +1,8 @@
 // The panel of AMG Sampler, Apply AMG and Guard: a curve that grows while pictures are drawn.
 
-import { addPanel, api, el, grow, likeness, shown, tameText, thumbnailURL, viewURL } from "./graph.js";
-import { describe, draw } from "./curve.js";
+import { addPanel, api, el, grow, likeness, LINE, linesOf, shown, tameText } from "./graph.js";
+import { addressOf, bestOf, nameOf } from "./best.js";
+import { describe, draw, height } from "./curve.js";
 import { tell, tellAll } from "./events.js";
 import { runOf } from "./report.js";
 import { inOwnUnit, said, t } from "./words.js";
@@ -9,6 +10,8 @@ import { inOwnUnit, said, t } from "./words.js";
 export const EVENT = "amg.step";
 const MOST_CHIPS = 12;
 const HEIGHT = 232;
+const THUMBNAILS = 72; // pixels more, for the nearest pictures of a finished one
+const FEW = 2; // lines of words for which there is room anyway
 const WORDS_ONLY = 60; // pixels, where nothing was compared
 export const PANEL = "amg_live"; // the widget
 export const KINDS = ["AMG_Sampler", "AMG_Apply", "AMG_Guard"]; // the nodes
@@ -28,6 +31,8 @@ const newRun = () => ({
   said: NOTHING,
   verdicts: [],
   pinned: null,
+  copyAbove: null, // the likeness
+  misses: null,
   origin: "", // where the run was found, if it was not seen
 });
 const unseen = { score: [], score_threshold: null, active: [], neighbor: [] }; // before the page listened
@@ -37,7 +42,9 @@ export function enter(run, event) {
   if (event.kind === "begin") return Object.assign(newRun(), { said: event });
   if (event.kind === "end") {
     if (run.ended) run = newRun(); // of a run in which nothing was looked at
-    return Object.assign(run, { ended: true, said: event, verdicts: event.verdicts });
+    Object.assign(run.neighbors, event.neighbors);
+    const { verdicts, misses = null } = event;
+    return Object.assign(run, { ended: true, said: event, verdicts, misses });
   }
   const { attempt: number, step, total, retries } = event;
   const again = number === 0 && (run.attempts.length > 1 || step < run.attempts[0]?.steps.length);
@@ -48,6 +55,7 @@ export function enter(run, event) {
   while (steps.length < step) steps.push(unseen);
   steps[step - 1] = event;
   Object.assign(run.neighbors, event.neighbors);
+  run.copyAbove = event.copy_above ?? null;
   return run;
 }
 
@@ -63,6 +71,8 @@ class Panel {
     this.svg = el("svg:svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img" });
     this.high = el("span", { class: "amg-high", "aria-hidden": "true" });
     this.low = el("span", { class: "amg-low", "aria-hidden": "true" });
+    this.limit = el("span", { class: "amg-at", "aria-hidden": "true" });
+    this.best = el("div", { class: "amg-more" });
     this.chips = el("div", { class: "amg-chips", role: "group", "aria-label": t("Picture of the batch") });
     this.picture = el("img", { class: "amg-thumb" });
     this.picture.addEventListener("error", () => (this.picture.hidden = true));
@@ -74,13 +84,20 @@ class Panel {
     this.element = el(
       "section",
       { class: "amg-panel", "aria-label": t("What the guard sees") },
-      el("div", { class: "amg-plot" }, this.svg, this.high, this.low),
+      el("div", { class: "amg-plot" }, this.svg, this.high, this.low, this.limit),
       this.chips,
       el("div", { class: "amg-near" }, this.picture, el("div", {}, this.name, this.caption, this.numbers)),
       this.words,
+      this.best,
       this.origin,
     );
-    addPanel(node, PANEL, this.element, () => (this.element.dataset.empty ? WORDS_ONLY : HEIGHT));
+    const lines = (text) => linesOf(text, node.size[0] - 44);
+    const room = () => {
+      const list = this.best.querySelector("ol") ? THUMBNAILS : 0;
+      const misses = lines(this.best.querySelector("p")?.textContent ?? "");
+      return HEIGHT + list + LINE * (misses + Math.max(0, lines(this.words.textContent) - FEW));
+    };
+    addPanel(node, PANEL, this.element, () => (this.element.dataset.empty ? WORDS_ONLY : room()));
   }
 
   show(run) {
@@ -90,11 +107,15 @@ class Panel {
     this.origin.textContent = run.origin;
     this.element.dataset.outcome = outcome(run);
     this.element.dataset.empty = step ? "" : "yes";
+    this.#showBest(run);
     if (!step) return this.#clear();
     const sample = chosen(run);
-    this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample));
+    this.svg.replaceChildren(...draw(run.attempts, run.pinned === null ? null : sample, run.copyAbove));
     this.svg.setAttribute("aria-label", describe(run.attempts, sample));
     [this.low.textContent, this.high.textContent] = [0, 1].map(shown);
+    this.limit.textContent = run.copyAbove === null ? "" : shown(run.copyAbove);
+    this.limit.title = t("A copy above this likeness.");
+    if (run.copyAbove !== null) this.limit.style.top = `calc(${height(run.copyAbove)}% - 8px)`;
     this.#showChips(run, step.score.length);
     this.#showNearest(run, attempt, step, sample);
   }
@@ -104,6 +125,16 @@ class Panel {
     this.svg.setAttribute("aria-label", describe([], 0));
     this.#clearNearest();
     for (const each of [this.high, this.low, this.numbers]) each.textContent = "";
+  }
+
+  /** Of a finished picture: its nearest ones, and what the descriptor overlooks. */
+  #showBest(run) {
+    const verdict = run.ended && run.verdicts[run.attempts.length ? chosen(run) : 0];
+    const rows = (verdict?.nearest ?? []).filter((each) => run.neighbors[each.row]);
+    const list = bestOf(rows.map((each) => ({ ...each, ...run.neighbors[each.row] })));
+    const words = verdict && run.misses ? said(run.misses) : "";
+    const misses = words ? el("p", { class: "amg-misses", text: words }) : null;
+    this.best.replaceChildren(...[list, misses].filter(Boolean));
   }
 
   #clearNearest() {
@@ -136,7 +167,7 @@ class Panel {
       const url = addressOf(near);
       this.picture.hidden = !url;
       if (url && this.picture.getAttribute("src") !== url) this.picture.src = url;
-      const name = near.picture ? t("the stored picture, drawn from another seed") : near.source;
+      const name = nameOf(near);
       this.picture.alt = t("Nearest picture: <name>", { name: near.caption || name });
       this.name.textContent = name;
       this.caption.textContent = near.caption;
@@ -157,17 +188,17 @@ class Panel {
   }
 }
 
-/** Where the picture of a row is, or "" in a report that names none. */
-function addressOf(near) {
-  if (near.picture) return viewURL(near.picture);
-  return near.sha256 ? thumbnailURL(near) : "";
-}
-
 function outcome(run) {
   if (!run.ended) return "running";
   const all = run.verdicts.map((verdict) => verdict.outcome);
   if (all.some((each) => each === "copy" || each === "blanked")) return "copy";
+  if (run.verdicts.some((verdict) => verdict.near || verdict.outcome === "cannot_tell")) return "close";
   return all.length ? "no_copy" : "unknown";
+}
+
+/** The result of a run that has ended. */
+export function summary(run) {
+  return run.ended ? { text: said(run.said), outcome: outcome(run) } : null;
 }
 
 function show(node, run) {

@@ -1,6 +1,7 @@
 // The panel of Similarity Probe: each picture beside its nearest one, both measures, and the verdict.
 
-import { addPanel, el, grow, likeness, shown, tameText, viewURL } from "./graph.js";
+import { addPanel, el, grow, shown, tameText, viewURL } from "./graph.js";
+import { bestOf } from "./best.js";
 import { tell } from "./events.js";
 import { inOwnUnit, said, t } from "./words.js";
 
@@ -12,13 +13,13 @@ function image(saved, alt, title) {
   return el("figure", {}, el("img", { src: viewURL(saved), alt }), el("figcaption", { text: title }));
 }
 
-/** A bar from 0 to 1 with a mark at the limit. */
-export function bar(name, value, limit, hint) {
+/** A bar from 0 to 1 with a mark at the limit, and a band before it that begins at `near`. */
+export function bar(name, value, limit, near, hint) {
   const share = (number) => `${(100 * Math.min(1, Math.max(0, number))).toFixed(1)}%`;
   return el(
     "div",
     {
-      class: value > limit ? "amg-bar amg-over" : "amg-bar",
+      class: value > limit ? "amg-bar amg-over" : value > near ? "amg-bar amg-close" : "amg-bar",
       role: "meter",
       "aria-label": name,
       "aria-valuemin": "0",
@@ -31,6 +32,7 @@ export function bar(name, value, limit, hint) {
     el(
       "span",
       { class: "amg-track" },
+      el("span", { class: "amg-band", style: `left:${share(near)};width:${share(limit - near)}` }),
       el("span", { class: "amg-fill", style: `width:${share(value)}` }),
       el("span", { class: "amg-mark", style: `left:${share(limit)}` }),
     ),
@@ -38,12 +40,17 @@ export function bar(name, value, limit, hint) {
   );
 }
 
+function kind(found) {
+  if (found.copy) return "amg-pair amg-is-copy";
+  return found.near || found.outcome === "cannot_tell" ? "amg-pair amg-is-close" : "amg-pair";
+}
+
 function row(found, number, count) {
   const which = count > 1 ? t("Picture <number>", { number: number + 1 }) : t("Picture");
   const near = found.caption || found.source;
   return el(
     "article",
-    { class: found.copy ? "amg-pair amg-is-copy" : "amg-pair", "aria-label": which },
+    { class: kind(found), "aria-label": which },
     el(
       "div",
       { class: "amg-both" },
@@ -52,8 +59,9 @@ function row(found, number, count) {
     ),
     bar(
       t("likeness"),
-      likeness(found.score),
+      found.likeness,
       found.copy_above,
+      found.near_above,
       [
         t("First check, by the descriptor of the index: 0 = as alike as pictures that are not in the index, 1 = the same picture."),
         inOwnUnit(found.similarity, found.threshold),
@@ -61,24 +69,34 @@ function row(found, number, count) {
     ),
     bar(
       t("composition"),
-      found.zncc,
-      found.zncc_threshold,
-      t("Second check: how well the outlines agree when one picture is laid on the other. 1 = exactly."),
+      found.composition,
+      found.copy_above,
+      found.near_above,
+      [
+        t("Second check: how well the outlines agree when one picture is laid on the other. 1 = exactly."),
+        t("As it was measured: agreement <value>, limit <limit>.", {
+          value: shown(found.zncc),
+          limit: shown(found.zncc_threshold),
+        }),
+      ].join("\n"),
     ),
     el("p", { class: "amg-words", text: said(found) }),
     found.caption ? el("p", { class: "amg-caption", text: found.caption, title: found.caption }) : null,
+    bestOf(found.best ?? []),
   );
 }
 
-function show(node, { verdicts, left }) {
+function show(node, { verdicts, left, misses }) {
   const rows = verdicts.map((each, i) => row(each, i, verdicts.length + left));
+  const overlooked = misses ? said(misses) : "";
+  if (overlooked) rows.push(el("p", { class: "amg-misses", text: overlooked }));
   if (left) rows.push(el("p", { class: "amg-caption", text: t("More pictures in the text output: <count>.", { count: left }) }));
   let list = panels.get(node);
   if (!list) {
     const attributes = { role: "region", tabindex: "0", "aria-label": t("Nearest pictures") };
     list = el("div", { class: "amg-panel amg-probe", ...attributes });
     panels.set(node, list);
-    addPanel(node, PANEL, list, () => (list.children.length > 1 ? 400 : 260));
+    addPanel(node, PANEL, list, () => (verdicts.length > 1 ? 440 : 360));
   }
   list.replaceChildren(...rows);
   tameText(node, true);
@@ -95,4 +113,10 @@ export function prepare(node) {
 /** What the node has left in its output. */
 export function finished(of, found) {
   tell({ ...of, kind: NODE }, "probe", () => found, show);
+}
+
+/** The verdict on the picture that is most like a stored one. */
+export function summary({ verdicts }) {
+  const [worst] = [...verdicts].sort((one, other) => other.copy - one.copy || other.score - one.score);
+  return worst ? { text: said(worst), outcome: worst.copy ? "copy" : "no_copy" } : null;
 }

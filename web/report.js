@@ -36,7 +36,13 @@ export function runOf(report, { ours = false, origin = "" } = {}) {
   const drawings = [report.steps, ...later.map((each) => each?.steps)].map((steps) => list(steps, step));
   const retries = number(report.retries) ?? drawings.length - 1;
   const attempts = drawings.map((steps) => ({ steps, total: steps.length, retries }));
-  const verdicts = list(report.verdicts, (each) => ({ outcome: text(each?.outcome), words: text(each?.words) }));
+  const best = (each) => ({ row: number(each?.row), likeness: number(each?.likeness), composition: number(each?.composition) });
+  const verdicts = list(report.verdicts, (each) => ({
+    outcome: text(each?.outcome),
+    words: text(each?.words),
+    near: each?.near === true,
+    nearest: list(each?.nearest, best),
+  }));
   const words = text(report.words) || text(report.not_judged) || verdicts.map((each) => each.words).join(" · ");
   const near = Object.entries(isObject(report.neighbors) ? report.neighbors : {}).slice(0, MOST);
   const messages = Array.isArray(report.story)
@@ -49,6 +55,8 @@ export function runOf(report, { ours = false, origin = "" } = {}) {
     said: { messages, words },
     verdicts,
     pinned: null,
+    copyAbove: number(report.copy_above),
+    misses: ours && isObject(report.misses) ? report.misses : null,
     origin,
   };
 }

@@ -3,13 +3,14 @@
 
 import { api, app, nodeOf } from "./graph.js";
 import { isTold, whenLoaded } from "./events.js";
+import * as grid from "./grid.js";
 import * as live from "./live.js";
 import * as probe from "./probe.js";
 import * as said from "./said.js";
 import { t } from "./words.js";
 
 const REPORT = "amg_report"; // of an output, and of a picture's metadata
-const READERS = { [REPORT]: live.finished, amg_said: said.finished, amg_probe: probe.finished };
+const READERS = { [REPORT]: live.finished, amg_said: said.finished, amg_probe: probe.finished, amg_grid: grid.finished };
 const RUNS = 32; // of the history, after a reload
 const TRIES = 20; // the host writes its history shortly after it says that a run has ended
 const PAUSE = 250; // milliseconds

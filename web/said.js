@@ -1,15 +1,13 @@
 // The panel of nodes whose result is text, and of errors on all nodes of this pack.
 
-import { addPanel, api, el, grow, tameText } from "./graph.js";
+import { addPanel, api, el, grow, LINE, linesOf, tameText } from "./graph.js";
 import { tell, tellAll } from "./events.js";
 import { said, t } from "./words.js";
 
 export const PANEL = "amg_said"; // the widget
 const PART = "said";
 const HIGHEST = 220; // pixels; longer text is scrolled
-const LINE = 15; // pixels
 const AROUND = 36; // pixels: the padding, and what the host leaves free around a panel
-const LETTER = 6; // pixels, on average
 
 const OURS = "amg."; // errors with a sentence that says all
 const NOTHING = { lines: [], error: "" };
@@ -26,14 +24,8 @@ function make(node) {
 /** About the pixels that the panel needs. The host asks before the text is laid out. */
 function height(node, inner) {
   if (!inner.children.length) return 0;
-  const across = Math.max(1, node.size[0] - 44);
-  const lines = [...inner.children].map(({ textContent }) => Math.ceil(width(textContent) / across));
+  const lines = [...inner.children].map(({ textContent }) => linesOf(textContent, node.size[0] - 44));
   return Math.min(HIGHEST, lines.reduce((sum, count) => sum + LINE * count + 2, 0) + AROUND);
-}
-
-/** About the pixels of a text in one line; Chinese, Japanese and Korean letters are twice as wide. */
-function width(text) {
-  return [...text].reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1) * LETTER, 0);
 }
 
 function write(node, texts, outcome) {
@@ -52,6 +44,17 @@ function write(node, texts, outcome) {
 function show(node, { lines, error }) {
   if (error) return write(node, [t("Error: <words>", { words: error })], "error");
   write(node, lines.map(said).filter(Boolean), "said");
+}
+
+/** The first line of a node's result, or its error. */
+export function summary({ lines, error }) {
+  if (error) return { text: t("Error: <words>", { words: error }), outcome: "error" };
+  return lines.length ? { text: said(lines[0]), outcome: "said" } : null;
+}
+
+/** Lines from elsewhere on a node that has no result of its own; none hides them. */
+export function repeat(node, texts, outcome) {
+  write(node, texts, outcome);
 }
 
 /** Advice on a node that has not run. */

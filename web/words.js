@@ -30,6 +30,11 @@ export function searched(part) {
   return [...new Set(every.join(", ").split(", "))].filter(Boolean);
 }
 
+/** The words for the choices of the widgets of that name: { choice: words }; undefined where they need none. */
+export function choices(widget) {
+  return texts[language()]?.amg_choices?.[widget] ?? texts.en?.amg_choices?.[widget];
+}
+
 /** `text` in the host's language, with what stands for <name> put in. */
 export function t(text, values = {}) {
   const found = texts[language()]?.amg?.[text] ?? text;

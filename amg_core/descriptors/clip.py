@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from ..errors import AMGError
 from ..files import brief, read_bounded
+from ..messages import message
 from ..optional import needed
 from .base import DescriptorSpec, full_precision, subset
 from .registry import Kind, Weights
@@ -329,6 +330,7 @@ def _network(
 KIND = Kind(
     name="clip",
     description="finds pictures of the same subject, not copies; for searching, not for guarding.",
+    misses=message("misses_clip"),
     descriptor=CLIPDescriptor,
     levels={224: ((0.7, 0.9),) * 5},  # not measured
     guards=False,

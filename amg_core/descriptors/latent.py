@@ -29,6 +29,7 @@ from ..decoders import Block, blocks
 from ..errors import AMGError
 from ..files import brief
 from ..images import low_pass, resize
+from ..messages import message
 from .base import DescriptorSpec, subset
 from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
@@ -307,6 +308,7 @@ def load_taesd_encoder(path: Path) -> tuple[TAESDEncoder, str]:
 KIND = Kind(
     name="latent",
     description="like pixel, in your model's latents. Guards one family of models only, needs its VAE.",
+    misses=message("misses_latent"),
     descriptor=LatentDescriptor,
     # Measured with the demo's autoencoder. In FLUX.2's, pictures that are not in the index are less
     # alike.

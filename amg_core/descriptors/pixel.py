@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..images import low_pass
+from ..messages import message
 from .base import DescriptorSpec, subset
 from .registry import Kind
 
@@ -54,6 +55,7 @@ class PixelDescriptor:
 KIND = Kind(
     name="pixel",
     description="compares layout and colour only.",
+    misses=message("misses_pixel"),
     descriptor=PixelDescriptor,
     levels={
         16: ((-1.48, -0.90), (-1.28, -0.86), (-1.11, -0.74), (-0.96, -0.64), (-0.83, -0.56)),

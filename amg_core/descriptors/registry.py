@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import AMGError
+from ..messages import Message
 from .base import Descriptor, DescriptorSpec
 
 # Files of this folder, each with a KIND. All lists of descriptors have this order, so append.
@@ -76,6 +77,10 @@ class Kind:
         descriptors with rows in the background set.
     duplicates : float, optional
         Similarity above which two rows of an index are one picture, if that has been measured.
+    misses : Message, optional
+        A sentence for artists on the copies that it overlooks. Its figures are in docs/descriptors.md.
+    candidates : float, optional
+        Similarity above which two rows may be one picture, if a second measure decides.
     guards : bool
         Whether it tells a copy from another picture of the same subject.
     options : mapping of str to str
@@ -88,6 +93,8 @@ class Kind:
     levels: Mapping[int, Levels]
     usual: Mapping[int, float] = field(default_factory=dict)
     duplicates: float | None = None
+    misses: Message | None = None
+    candidates: float | None = None
     guards: bool = True
     weights: Weights = Weights()
     options: Mapping[str, str] = field(default_factory=dict)

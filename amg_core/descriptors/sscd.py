@@ -24,8 +24,10 @@ References
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +36,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import AMGError
-from ..files import brief
+from ..files import brief, open_regular
 from ..images import low_pass, resize
+from ..messages import message
 from .base import DescriptorSpec, full_precision, subset
 from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
@@ -253,6 +256,55 @@ def network(path: Path | None, layout: Layout = MIXUP) -> SSCDNetwork:
     return made.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What a weights file is.
+
+    Attributes
+    ----------
+    name : str
+        Of the file, without its folder.
+    size : int
+        Bytes.
+    sha256 : str
+        Of the file.
+    weights_sha256 : str
+        Of its tensors, by which an index knows the network.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    weights_sha256: str
+
+    def words(self) -> str:
+        return (
+            f"{self.name} holds SSCD's ResNet-50: every tensor is there, in its shape. "
+            f"{self.size} bytes, SHA-256 {self.sha256}. Hash of its tensors, as an index stores it: "
+            f"{self.weights_sha256}. Choose the descriptor 'sscd' when you build an index."
+        )
+
+
+def examine(path: Path | None) -> Examined:
+    """Read a weights file whole, and compare every tensor with the network's names and shapes.
+
+    Nothing in it is run. Meta publishes no checksum, so this cannot say that a file is unchanged.
+
+    Raises
+    ------
+    AMGError
+        As for `load`. The sentence says where the file is published and where to put it.
+    """
+    _, tensors = load(path)
+    file = Path(path or "").expanduser()
+    digest, size = hashlib.sha256(), 0
+    with open_regular(file) as opened:
+        for block in iter(lambda: opened.read(1 << 20), b""):
+            digest.update(block)
+            size += len(block)
+    return Examined(file.name, size, digest.hexdigest(), tensors)
+
+
 def load(path: Path | None, layout: Layout = MIXUP) -> tuple[dict[str, Tensor], str]:
     """The network's tensors under torchvision's names, and their SHA-256.
 
@@ -402,6 +454,7 @@ def _checked(state: Mapping[str, Tensor], layout: Layout = MIXUP) -> dict[str, T
 KIND = Kind(
     name="sscd",
     description="recognises most copies, needs Meta's weights in models/amg, slow on a CPU.",
+    misses=message("misses_sscd"),
     descriptor=SSCDDescriptor,
     # Measured with an int8 export at 224 px in place of Meta's file. At full size the limit is 0.5, as in
     # the literature.

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..threads import one_thread
 
 BLOCK = 128  # rows measured directly at once; fixed, because rounding depends on the shape
 CHUNK_VALUES = 1 << 20  # values converted to float32 at once: 4 MiB fit the cache of a core
@@ -26,6 +29,7 @@ GPU_FRACTION = 0.25  # largest share of a device's free memory for the rows of o
 GPU_BYTES = 1 << 30  # the same in bytes, if the device does not report its free memory
 UNIT = 2.0**-24  # unit roundoff of float32
 TINY = 1e-12
+SMALL = 1 << 26  # values of all rows, times queries, that one core multiplies
 
 
 class Stored(Protocol):
@@ -123,7 +127,9 @@ def nearest(
     """
     found = []
     for batch in torch.split(queries, max(1, SCORES // rows.shape[0])):
-        score, longest = _scores(batch, rows, cosine)
+        small = len(batch) * math.prod(rows.shape) <= SMALL
+        with one_thread() if small else nullcontext():
+            score, longest = _scores(batch, rows, cosine)
         score[:, hidden] = -torch.inf
         for query, close in zip(batch, score, strict=True):
             query = query.clone()
@@ -164,6 +170,7 @@ def measure(query: Tensor, near: Tensor, cosine: bool) -> Tensor:
     return (near - query).square().sum(1).sqrt()
 
 
+@one_thread()
 def best(query: Tensor, gather: Gather, ids: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
     """Values and positions of the k best of the rows `ids` (M,), measured in blocks of BLOCK rows.
 

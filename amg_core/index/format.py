@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,59 @@ class ShardEntry:
     files: Mapping[str, FileEntry]
 
 
+LINES = ("all", "first", "joined")
+LONGEST_CAPTION = 1 << 30  # characters
+CAPTION_LENGTH = 2000  # characters; the text encoders of diffusion models read 77 to 512 tokens
+
+
+@dataclass(frozen=True)
+class CaptionRule:
+    """What an index keeps of the captions that its sources give.
+
+    Attributes
+    ----------
+    lines : str
+        "all" lines as they are, the "first" line that has words, or all lines "joined" by a space.
+    length : int
+        Most characters that are kept. A longer caption ends after its last whole word.
+    """
+
+    lines: str = LINES[0]
+    length: int = CAPTION_LENGTH
+
+    def __post_init__(self) -> None:
+        if self.lines not in LINES or not 1 <= self.length <= LONGEST_CAPTION:
+            raise ValueError(f"lines must be one of {LINES}, and length above 0, not {self}")
+
+    def shaped(self, caption: str) -> str:
+        """The caption with the chosen lines, of any length."""
+        if self.lines == "all":
+            return caption
+        lines = [line.strip() for line in caption.splitlines() if line.strip()]
+        return " ".join(lines[:1] if self.lines == "first" else lines)
+
+    def __call__(self, caption: str) -> str:
+        """What is kept of a caption."""
+        shaped = self.shaped(caption)
+        if len(shaped) <= self.length:
+            return shaped
+        cut = shaped[: self.length]
+        return cut if shaped[self.length].isspace() else cut.rsplit(None, 1)[0]
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """The parsed manifest. `dims` maps scale -> D, `muted` the SHA-256 of an excluded picture -> reason."""
+    """The parsed manifest. `dims` maps scale -> D, `muted` the SHA-256 of an excluded picture -> reason.
+
+    `captions` is None in indexes that were made before there was a choice.
+    """
 
     spec: DescriptorSpec
     dims: Mapping[int, int]
     shards: Sequence[ShardEntry]
     created: str
     muted: Mapping[str, str] = field(default_factory=dict)
+    captions: CaptionRule | None = None
 
     @property
     def count(self) -> int:
@@ -159,6 +203,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def _tree(manifest: Manifest) -> Tree:
+    rule = manifest.captions
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -178,6 +223,7 @@ def _tree(manifest: Manifest) -> Tree:
             for shard in manifest.shards
         ],
         "muted": dict(sorted(manifest.muted.items())),
+        **({} if rule is None else {"captions": asdict(rule)}),
     }
 
 
@@ -239,6 +285,7 @@ def _typed(tree: Tree) -> Manifest:
         shards=shards,
         created=tree["created"],
         muted=muted,
+        captions=_captions(tree["captions"]) if "captions" in tree else None,
     )
     _need(type(tree["count"]) is int and manifest.count == tree["count"], "count")
     return manifest
@@ -269,6 +316,12 @@ def is_digest(text: object) -> bool:
 
 def _positive(value: object) -> bool:
     return type(value) is int and 0 < value < 1 << 62
+
+
+def _captions(rule: Tree) -> CaptionRule:
+    _need(set(rule) == {"lines", "length"} and _positive(rule["length"]), "captions")
+    _need(rule["length"] <= LONGEST_CAPTION, "captions")
+    return CaptionRule(rule["lines"], rule["length"])
 
 
 def _need(condition: bool, what: str = "files") -> None:

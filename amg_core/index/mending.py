@@ -73,13 +73,13 @@ def _png(data: bytes, most: int) -> Mended | None:
     kept: list[bytes] = [PNG]
     packed: list[bytes] = []
     size = None
-    for name, body, crc in _chunks(data):
+    for name, body, crc in chunks(data):
         if name == b"IHDR" and len(body) == 13:
             size = body
         if name in CRITICAL:
-            kept.append(_chunk(name, body, crc))
+            kept.append(chunk(name, body, crc))
         elif name in ANCILLARY and not packed:
-            kept.append(_chunk(name, body))
+            kept.append(chunk(name, body))
         elif name == b"IDAT":
             packed.append(body)
     if size is None or not packed:
@@ -88,11 +88,11 @@ def _png(data: bytes, most: int) -> Mended | None:
     pixels = _whole(stored, size, most)
     if pixels is None:
         return None
-    whole = b"".join([*kept, _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")])
+    whole = b"".join([*kept, chunk(b"IDAT", pixels), chunk(b"IEND", b"")])
     return Mended(whole, "" if pixels is stored else CUT)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes | None]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes | None]]:
     """The chunks (name, body, CRC) up to IEND or the end of the file. The last one may be truncated."""
     at = len(PNG)
     while at + 8 <= len(data):
@@ -105,7 +105,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes | None]]:
         at += 12 + length
 
 
-def _chunk(name: bytes, body: bytes, crc: bytes | None = None) -> bytes:
+def chunk(name: bytes, body: bytes, crc: bytes | None = None) -> bytes:
+    """One chunk of a PNG, with its right CRC if none is given."""
     crc = crc or struct.pack(">I", zlib.crc32(name + body))
     return struct.pack(">I", len(body)) + name + body + crc
 

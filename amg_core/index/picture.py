@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..files import brief, open_regular, read_bounded
-from .mending import mend
+from .bands import BAND_BYTES, BAND_PIXELS, header, in_bands, png_bands
+from .mending import JPEG, PNG, mend
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 EXTENSIONS = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .avif .bmp .dib .tif .tiff .tga .ppm .pgm .pbm .pnm "
@@ -32,12 +38,16 @@ UNSUPPORTED = frozenset(
 # decoded in Python pixel by pixel, or can hold a larger picture than it declares. TGA comes last because
 # it has no signature.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "PSD", "PCX", "SGI", "TGA")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, repeated here because hosts switch it off
+MAX_PIXELS = 250_000_000
+# Most pixels of four bytes that are decoded as a whole, where a format allows nothing else. It is Pillow's
+# own limit, repeated here because hosts switch it off.
+WHOLE = 89_478_485
+PARTS = 32_000_000  # pixels from which a PNG is decoded in bands
 MAX_FILE_BYTES = 1 << 30
-# JPEGs whose shorter side is at least twice this are decoded at 1/2, 1/4 or 1/8 of their size. No
-# descriptor uses more than 512 px a side.
+# Pictures whose shorter side is at least twice this are reduced. No descriptor uses more than 512 px.
 ENOUGH = 640
-TOO_LARGE = "too large: shrink it below 89 megapixels"
+REDUCIBLE = ("L", "LA", "RGB", "RGBA", "CMYK")  # modes of which Pillow averages pixels
+KEPT = 4_000_000  # pixels; long strips with more are reduced further
 
 
 class Unreadable(Exception):
@@ -107,11 +117,17 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
 
     EXIF orientation is applied, alpha composited on white, the first frame of an animation taken,
     16-bit grey scaled to 8 bits, CMYK and palettes converted. Colour profiles are ignored. A large
-    JPEG is decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT), so that its
-    shorter side keeps at least ENOUGH pixels. `Picture.width` and `height` are those of the file.
+    picture is reduced by a whole number, so that its shorter side keeps at least ENOUGH pixels, and that
+    `KEPT` pixels are not passed: a JPEG while it is decoded, at 1/2, 1/4 or 1/8 of its size (libjpeg's
+    scaled inverse DCT), all others by averages of squares. `Picture.width` and `height` are those of the
+    file.
 
-    Every file that ComfyUI opens is read, with the same pixels. Large colour profiles and damaged text
-    do not matter. Of a truncated file the part that is there is used (`mending`).
+    Files that ComfyUI opens are read, up to the sizes below, and smaller ones with the same pixels. Large
+    colour profiles and damaged text do not matter. Of a truncated file the part that is there is used
+    (`mending`).
+
+    At any time, pictures of at most WHOLE pixels are being decoded, whatever the number of threads. Others
+    wait (`room`). A PNG of more than PARTS pixels is decoded in bands (`bands`), unless it is interlaced.
 
     Parameters
     ----------
@@ -123,8 +139,9 @@ def decode(data: bytes | np.ndarray, source: str) -> Picture:
     Raises
     ------
     Unreadable
-        It is damaged, of another format, or larger than MAX_PIXELS (a JPEG: twice that) or
-        MAX_FILE_BYTES.
+        It is damaged, of another format, or larger than MAX_PIXELS or MAX_FILE_BYTES. Or it has to be
+        decoded as a whole and has more than WHOLE pixels (four times as many of one byte each, twice as
+        many in a progressive JPEG).
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or not data.size:
@@ -148,7 +165,7 @@ def _decode_file(data: bytes, source: str) -> Picture:
     try:
         pixels, width, height = _pixels(data)
     except Unreadable as error:
-        mended = mend(data, _formats(), MAX_PIXELS)
+        mended = mend(data, _formats(), WHOLE)
         if mended is None:
             raise
         try:
@@ -161,29 +178,133 @@ def _decode_file(data: bytes, source: str) -> Picture:
 
 def _pixels(data: bytes) -> tuple[np.ndarray, int, int]:
     """(H, W, 3) uint8, and width and height in full. Raises Unreadable."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            width, height = image.size
-            image.draft(None, (ENOUGH, ENOUGH))  # changes image.size, of JPEGs only
-            # A progressive JPEG needs memory for its full size, even if the result is smaller.
-            if width * height > 2 * MAX_PIXELS or image.width * image.height > MAX_PIXELS:
-                raise Unreadable(f"{width} x {height} is {TOO_LARGE}")
-            image.load()
-            orientation = _orientation(image)
-            pixels = np.array(_upright(_rgb(image), orientation))
+        png = header(data)
+        if png and png.width * png.height > PARTS and in_bands(png):
+            orientation, (width, height) = _orientation_of(png.exif), (png.width, png.height)
+            _demand(width, height, 0)
+            factor = _factor(width, height)
+            with room.taken(BAND_BYTES):
+                pixels = _averaged(png_bands(data, png, factor), width, height, factor)
+        else:
+            with _opened(data) as image:
+                width, height = image.size
+                image.draft(None, (ENOUGH, ENOUGH))  # changes image.size, of JPEGs only
+                need = _need(image, width, height)
+                _demand(width, height, need)
+                with room.taken(need):
+                    image.load()
+                    orientation = _orientation(image)
+                    factor = _factor(*image.size)
+                    pixels = _averaged(_strips(image, factor), *image.size, factor)
     except Unreadable:
         raise
     except UnidentifiedImageError:
         raise Unreadable(_unknown(data)) from None
-    except Image.DecompressionBombError:
-        raise Unreadable(TOO_LARGE) from None
     except Exception as error:  # decoders raise nearly everything on damaged files
         raise Unreadable(f"damaged ({brief(error, 160)})") from None
     if orientation >= 5:  # lies on its side
         width, height = height, width
-    return pixels, width, height
+    return _upright(pixels, orientation), width, height
+
+
+def _opened(data: bytes) -> ImageFile:
+    """The picture before it is decoded.
+
+    Pillow refuses pictures of more than twice a limit that belongs to the host. So PNG and JPEG, for which
+    there are the limits of `_demand`, are opened without it then.
+    """
+    from PIL import Image
+    from PIL.JpegImagePlugin import jpeg_factory
+    from PIL.PngImagePlugin import PngImageFile
+
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except Image.DecompressionBombError:
+        if data[:8] == PNG:
+            return PngImageFile(io.BytesIO(data))
+        if data[:3] == JPEG:
+            return jpeg_factory(io.BytesIO(data))
+        raise Unreadable(_too_large()) from None
+
+
+def _need(image: ImageFile, width: int, height: int) -> int:
+    """Bytes that decoding takes, where `draft` has been called, and width and height are those in full."""
+    need = image.width * image.height * {"1": 1, "L": 1, "P": 1}.get(image.mode, 4)
+    if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
+        need = max(need, 2 * width * height)  # its coefficients are all held before a pixel is made
+    return need
+
+
+def _demand(width: int, height: int, need: int) -> None:
+    """Unreadable if a picture is too large, or decoding takes too many bytes."""
+    if width * height > MAX_PIXELS or need > 4 * WHOLE:
+        raise Unreadable(f"{width} x {height} is {_too_large()}")
+
+
+def _too_large() -> str:
+    return f"too large: shrink it below {WHOLE // 10**6} megapixels, or save it as JPEG"
+
+
+def _factor(width: int, height: int) -> int:
+    """By how much a picture is reduced."""
+    enough = max(1, min(width, height) // ENOUGH)
+    return max(enough, math.ceil(math.sqrt(width * height / KEPT)))
+
+
+def _strips(image: Image.Image, factor: int) -> Iterator[Image.Image]:
+    """A decoded picture in bands whose height is a multiple of `factor`, so that copies of it are small."""
+    step = max(1, BAND_PIXELS // image.width // factor) * factor
+    if image.mode in ("I", "F"):
+        image.info["top"] = float(np.max(image.getextrema()))
+    if image.height <= step:
+        yield image
+        return
+    for top in range(0, image.height, step):
+        yield image.crop((0, top, image.width, min(top + step, image.height)))
+
+
+def _averaged(bands: Iterable[Image.Image], width: int, height: int, factor: int) -> np.ndarray:
+    """Bands from top to bottom as RGB (H, W, 3) uint8, reduced by averages of squares."""
+    pixels = np.empty((-(-height // factor), -(-width // factor), 3), np.uint8)
+    top = 0
+    for band in bands:
+        # Reducing first is faster. Pillow weighs colours with their opacity then.
+        first = band.mode in REDUCIBLE and "transparency" not in band.info
+        if factor == 1:
+            small = np.asarray(_rgb(band))
+        else:
+            small = np.asarray(_rgb(band.reduce(factor)) if first else _rgb(band).reduce(factor))
+        pixels[top : top + len(small)] = small
+        top += len(small)
+    return pixels
+
+
+class Room:
+    """Lets threads decode as long as their pictures need at most `size` bytes in sum. Others wait.
+
+    A picture that needs more is decoded when no other is.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._used, self._changed = size, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, need: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + need <= self._size)
+            self._used += need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= need
+                self._changed.notify_all()
+
+
+room = Room(4 * WHOLE)
 
 
 @cache
@@ -210,21 +331,40 @@ def _unknown(data: bytes) -> str:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8, or 1 if the EXIF block is missing or damaged. To be called after load()."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        return _turn(image.getexif())
     except Exception:
         return 1
+
+
+def _orientation_of(block: bytes) -> int:
+    """The same of an EXIF block."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        return _turn(exif)
+    except Exception:
+        return 1
+
+
+def _turn(exif: Image.Exif) -> int:
+    value = exif.get(0x0112, 1)
     return value if value in range(1, 9) else 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture with its EXIF orientation applied."""
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels (H, W, 3) with their EXIF orientation applied."""
+    if orientation == 1:
+        return pixels
+    from PIL import Image
     from PIL.Image import Transpose as T
 
     turns = (
         *(T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE),
         *(T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90),
     )
-    return image if orientation == 1 else image.transpose(turns[orientation - 2])
+    return np.array(Image.fromarray(pixels).transpose(turns[orientation - 2]))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -232,21 +372,25 @@ def _rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+        top = image.info.get("top", 0.0)
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode, top)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        plain = image.convert("LA") if image.mode == "La" else image
+        rgba = plain if plain.mode == "RGBA" else plain.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
+        white.paste(rgba, mask=rgba)
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of more than 8 bits -> uint8. 16 bits are divided by 257, others scaled by their range."""
+def _eight_bits(values: np.ndarray, mode: str, top: float) -> np.ndarray:
+    """Grey of more than 8 bits -> uint8. 16 bits are divided by 257, others scaled by their range.
+
+    `top` is the largest value of the whole picture.
+    """
     grey = values.astype(np.float64)
     if not np.isfinite(grey).all():
         raise Unreadable("has values that are not finite")
-    top = float(grey.max())
     if mode.startswith("I;16"):
         scale = 257.0
     elif mode == "F" and top <= 1:

@@ -151,12 +151,14 @@ class Index:
         for other in indexes[1:]:
             check_descriptor(other.path, other.spec, first.spec)
         muted = {k: v for index in indexes for k, v in index.manifest.muted.items()}
+        rules = {index.manifest.captions for index in indexes}
         manifest = fmt.Manifest(
             spec=first.spec,
             dims=first.manifest.dims,
             shards=[entry for index in indexes for entry in index.manifest.shards],
             created=max(index.created for index in indexes),
             muted=muted,
+            captions=rules.pop() if len(rules) == 1 else None,
         )
         combined = cls(first.path, manifest, [s for index in indexes for s in index.shards])
         combined.name = " + ".join(index.name for index in indexes)

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from ..files import brief
 from . import commit, own
 from . import format as fmt
 from .digests import Digests
-from .embedding import Embedder, Seen, read_ahead
-from .picture import Picture
+from .embedding import Embedder, Prepared, Seen, read_ahead
 from .reader import Index
 from .shard import Record, Shard, ShardWriter, flush, flush_new
 from .sources import Source, open_source
@@ -105,6 +104,7 @@ def build(
     batch: int = 16,
     device: torch.device | str = "cpu",
     workers: int | None = None,
+    captions: fmt.CaptionRule | None = None,
 ) -> BuildReport:
     """Make the index folder `out` with exactly the pictures of `source`.
 
@@ -127,18 +127,21 @@ def build(
         Pictures embedded at once.
     workers : int, optional
         Threads that read and decode.
+    captions : CaptionRule, optional
+        What is kept of captions. The manifest says it.
 
     Raises
     ------
     AMGError
         There are no pictures, `out` is something else or is being changed, or the disk cannot be written.
     """
-    run = _Run(source, out, descriptor, progress, batch, device, workers)
+    rule = captions or fmt.CaptionRule()
+    run = _Run(source, out, descriptor, progress, batch, device, workers, rule)
     with commit.changing(run.target) as work, ExitStack() as opened:
         old = _old(run.target, descriptor.spec, opened)
         store = run.embed(work, old.shards if old else (), opened)
         muted = _muted(run.target)
-        manifest = _publish(run.target, work, store, run.order(), (), muted)
+        manifest = _publish(run.target, work, store, run.order(), (), muted, rule)
         commit.forget_build(run.target)
         return run.report(manifest, duplicates=run.files - manifest.count)
 
@@ -155,6 +158,8 @@ def add(
 ) -> BuildReport:
     """Add the pictures of `source` to an index. The parameters are those of `build`.
 
+    Captions are treated as when the index was built.
+
     A picture that is there already, under any name, is not added again. Its new name or caption is stored
     as an alias. A changed file is added as a new picture, and the old one stays.
 
@@ -163,13 +168,18 @@ def add(
     AMGError
         As `build`, and if `index` is missing or was made with another descriptor.
     """
-    run = _Run(source, index, descriptor, progress, batch, device, workers)
+    rule = fmt.CaptionRule()
+    run = _Run(source, index, descriptor, progress, batch, device, workers, rule)
     with commit.changing(run.target) as work, ExitStack() as opened:
         old = opened.enter_context(Index.open(run.target, descriptor.spec))
+        run.captions = old.manifest.captions or rule
         store = run.embed(work, old.shards, opened)
         kept = _kept(old.shards, store.stored)
         order = chain(_entries(old.shards[kept:]), run.order())
-        manifest = _publish(run.target, work, store, order, old.shards[:kept], old.manifest.muted)
+        manifest = _publish(
+            run.target, work, store, order, old.shards[:kept], old.manifest.muted,
+            old.manifest.captions,
+        )  # fmt: skip
         commit.forget_build(run.target)
         return run.report(manifest)
 
@@ -206,7 +216,7 @@ def remove(index: str | os.PathLike[str], chosen: Chosen) -> int:
         kept = [shard for number, shard in enumerate(old.shards) if number not in changed]
         left_over = (entry for entry in order if not chosen(entry))
         pool = _Pool(old.spec, old.shards)
-        _publish(target, work, pool, left_over, kept, old.manifest.muted)
+        _publish(target, work, pool, left_over, kept, old.manifest.muted, old.manifest.captions)
         return removed
 
 
@@ -263,7 +273,9 @@ def merge(
             (again if digests.find_all(shard.hashes).any() else kept).append(shard)
             digests.add(shard.hashes, number)
         pool = _Pool(whole.spec, whole.shards)
-        manifest = _publish(target, work, pool, _entries(again), kept, whole.manifest.muted)
+        manifest = _publish(
+            target, work, pool, _entries(again), kept, whole.manifest.muted, whole.manifest.captions
+        )
         return manifest.count
 
 
@@ -411,7 +423,7 @@ class _Store(_Pool):
         self._open = {}
 
 
-_Fresh = tuple[Seen, Picture]  # a file, and its picture that has to be embedded
+_Fresh: TypeAlias = "tuple[Seen, Prepared]"  # a file, and its picture that has to be embedded
 _PART = f"{fmt.SHARDS}/{'0' * 16}"  # a placeholder, because a part has no place in an index yet
 
 
@@ -427,6 +439,7 @@ class _Run:
         batch: int,
         device: torch.device | str,
         workers: int | None,
+        captions: fmt.CaptionRule,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
@@ -439,7 +452,8 @@ class _Run:
         self.batch, self.device, self.workers = batch, device, workers
         self.skipped: list[tuple[str, str]] = []
         self.flaws: list[str] = []
-        self.files = self.captioned = self.embedded = self.done = 0
+        self.captions = captions
+        self.files = self.captioned = self.embedded = self.done = self.cut = 0
 
     def embed(self, work: Path, shards: Sequence[Shard], opened: ExitStack) -> _Store:
         """Embed pictures that are not in `shards` or an earlier build, and record the order of all files.
@@ -459,7 +473,9 @@ class _Run:
         try:
             for seen in self._embedded(store, embedder):
                 with commit.writing(self.target):
-                    order.write(json.dumps([seen.sha256, seen.source, seen.caption]) + "\n")
+                    caption = self.captions(seen.caption)
+                    self.cut += len(self.captions.shaped(seen.caption)) > self.captions.length
+                    order.write(json.dumps([seen.sha256, seen.source, caption]) + "\n")
             with commit.writing(self.target):
                 store.seal()
                 order.close()
@@ -479,10 +495,10 @@ class _Run:
         """The usable files in order, each after its picture is in the store."""
         group: list[Seen] = []
         fresh: dict[str, _Fresh] = {}
-        for seen in read_ahead(self.source, store.has, self.workers):
+        for seen in read_ahead(self.source, store.has, embedder.prepare, self.workers):
             group.append(seen)
-            if seen.picture is not None and not store.has(seen.sha256):
-                fresh.setdefault(seen.sha256, (seen, seen.picture))
+            if seen.prepared is not None and not store.has(seen.sha256):
+                fresh.setdefault(seen.sha256, (seen, seen.prepared))
             if len(group) >= _GROUP or embedder.full([p for _, p in fresh.values()]):
                 yield from self._flush(group, fresh, store, embedder)
                 group, fresh = [], {}
@@ -492,11 +508,11 @@ class _Run:
         self, group: list[Seen], fresh: dict[str, _Fresh], store: _Store, embedder: Embedder
     ) -> Iterator[Seen]:
         new = list(fresh.values())
-        rows = embedder([picture for _, picture in new]) if new else {}
-        for place, (seen, picture) in enumerate(new):
+        rows = embedder([prepared for _, prepared in new]) if new else {}
+        for place, (seen, _) in enumerate(new):
             own = {scale: values[place] for scale, values in rows.items()}
             if all(np.isfinite(row).all() for row in own.values()):
-                record = Record("", "", seen.sha256, picture.width, picture.height)
+                record = Record("", "", seen.sha256, seen.width, seen.height)
                 with commit.writing(self.target):
                     store.add(record, own, seen.thumbnail)
                 self.embedded += 1
@@ -507,8 +523,8 @@ class _Run:
             elif store.has(seen.sha256):
                 self.files += 1
                 self.captioned += bool(seen.caption)
-                if seen.picture is not None and seen.picture.flaw:
-                    self.flaws.append(f"{seen.source}: {seen.picture.flaw}")
+                if seen.flaw:
+                    self.flaws.append(f"{seen.source}: {seen.flaw}")
                 yield seen
             else:
                 why = "the descriptor gave values that are not finite"
@@ -533,9 +549,18 @@ class _Run:
             hash=fmt.identity(manifest),
             files=self.files,
             captioned=self.captioned,
-            notes=[*self.source.notes, *self.flaws],
+            notes=[*self.source.notes, *self._cuts(), *self.flaws],
             duplicates=duplicates,
         )
+
+    def _cuts(self) -> list[str]:
+        if not self.cut:
+            return []
+        one = self.cut == 1
+        return [
+            f"{self.cut} caption{' is' if one else 's are'} longer than {self.captions.length} characters "
+            f"and {'was' if one else 'were'} cut (build has --caption-lines and --caption-length)"
+        ]
 
     def _nothing(self) -> str:
         skipped = sorted([*self.skipped, *self.source.skipped])
@@ -567,6 +592,7 @@ def _publish(
     order: Iterable[Entry],
     kept: Sequence[Shard],
     muted: Mapping[str, str],
+    captions: fmt.CaptionRule | None,
 ) -> fmt.Manifest:
     """Make the index from the unchanged shards `kept`, followed by the files of `order`.
 
@@ -583,8 +609,10 @@ def _publish(
         if layout.early:  # names only, which need a shard to be in
             layout.close()
             order = chain(_entries(kept[-1:]), layout.early)
-            return _publish(target, work, pool, order, kept[:-1], muted)
-        manifest = fmt.Manifest(pool.spec, layout.dims, layout.entries, commit.now(), muted)
+            return _publish(target, work, pool, order, kept[:-1], muted, captions)
+        manifest = fmt.Manifest(
+            pool.spec, layout.dims, layout.entries, commit.now(), muted, captions
+        )
         layout.close()
         pool.close()
     commit.publish(target, manifest, layout.made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -186,8 +187,25 @@ class Matcher:
         AMGError
             The descriptor compares latents and has no encoder.
         """
-        scale = self._scale_of(pictures) if scale is None else scale
+        scale = self.scale_of(pictures) if scale is None else scale
         return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
+
+    @torch.no_grad()
+    def nearest(self, picture: Tensor, k: int, scale: int | None = None) -> list[tuple[int, float]]:
+        """The k rows most similar to a finished picture (1, 3, H, W) or its mirror image.
+
+        They are ids and similarities, as `match_pictures` measures them: the first is its match.
+        """
+        scale = self.scale_of(picture) if scale is None else scale
+        best: dict[int, float] = {}
+        for view in self._views(picture):
+            query = self._embed(view, scale)
+            wanted = k if self.metric == "cosine" else max(k, metrics.NEIGHBORS)
+            values, ids = self.searcher.nearest(query, scale, wanted)
+            similarities, _ = self._similarities(query, values, ids[0], scale)
+            for i, value in zip(ids[0].tolist(), similarities.tolist(), strict=True):
+                best[i] = max(value, best.get(i, value))
+        return sorted(best.items(), key=lambda one: -one[1])[:k]
 
     @torch.no_grad()
     def match_parts(self, picture: Tensor) -> Match:
@@ -196,7 +214,7 @@ class Matcher:
         Flat parts are left out, so B can be 0. More comparisons raise the chance of a false alarm, so the
         limits are those of an index with as many times more rows. With a descriptor of latents, B is 0.
         """
-        scale = self._scale_of(picture)
+        scale = self.scale_of(picture)
         seen = [] if self.latent else [p for p in parts(picture) if not verifier.flat(p)]
         return self._join([self._match(p, p.flip(-1), scale, PARTS) for p in seen], scale)
 
@@ -206,7 +224,7 @@ class Matcher:
 
         With a descriptor of pictures, a few rows for each of its parts (`images.parts`) are added.
         """
-        scale, found = self._scale_of(picture), []
+        scale, found = self.scale_of(picture), []
         for view in self._views(picture):
             found += self.searcher.nearest(self._embed(view, scale), scale, k)[1][0].tolist()
         if not self.latent:
@@ -215,7 +233,23 @@ class Matcher:
             found += self.searcher.nearest(rows, scale, few)[1].flatten().tolist()
         return list(dict.fromkeys(found))
 
-    def _scale_of(self, pictures: Tensor) -> int:
+    @torch.no_grad()
+    def scores(self, picture: Tensor, ids: Sequence[int]) -> Tensor:
+        """The scores (K,) of a finished picture (1, 3, H, W), or its mirror image, with each row."""
+        scale, rows = self.scale_of(picture), torch.tensor(ids)
+        similarities, scores = [], []
+        for view in self._views(picture):
+            query = self._embed(view, scale)
+            values = query @ self.searcher.rows(rows, scale).to(query).T
+            similarity, _ = self._similarities(query, values, rows, scale)
+            levels = (level.to(similarity) for level in self._levels(query, scale, 1))
+            similarities.append(similarity)
+            scores.append(metrics.score(self.metric, similarity, *levels))
+        nearer = torch.stack(similarities).argmax(0, keepdim=True)
+        return torch.stack(scores).gather(0, nearer)[0].cpu()
+
+    def scale_of(self, pictures: Tensor) -> int:
+        """The scale at which finished pictures (B, 3, H, W) are compared: the finest that fits."""
         return self.scales[-1] if self.latent else self._finest(min(pictures.shape[-2:]))
 
     def _views(self, picture: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,27 @@ def score(metric: str, value: Tensor, typical: Tensor, limit: Tensor) -> Tensor:
     return torch.where(value < limit, below, above)
 
 
+def likeness(value: float, limit: float = COPY) -> float:
+    """The one scale on which people read every check, from 0 to 1: 1 is the same picture.
+
+    COPY is the check's `limit`, so the limit is at the same place for every check, descriptor and index. On
+    both sides of it the scale is linear:
+
+        COPY · value / limit  below,  COPY + (1 − COPY) · (value − limit) / (1 − limit)  above
+
+    A `score` is on this scale already, and is only cut off at both ends. The second check is read with
+    `limits.REGISTERED`, two drawings of one prompt with `limits.ONE_PICTURE`. Sentences, panels, curves and
+    sheets show these numbers. The figures of the checks themselves are in reports and tooltips.
+    """
+    if limit == COPY:
+        place = value
+    elif value < limit:
+        place = COPY * value / limit
+    else:
+        place = COPY + (1 - COPY) * (value - limit) / (1 - limit)
+    return min(1.0, max(0.0, place))
+
+
 def similarity_at(metric: str, level: float, typical: Tensor, limit: Tensor) -> Tensor:
     """The similarity (B,) whose `score` is `level`."""
     if level < COPY:

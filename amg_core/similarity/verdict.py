@@ -11,15 +11,48 @@ from torch import Tensor
 
 from .. import limits
 from ..errors import AMGError
-from ..images import Box, largest_box, thumbnail
+from ..images import Box, largest_box, low_pass, thumbnail
 from ..messages import Message, message, words
 from . import verifier
 from .matcher import Matcher
+from .metrics import likeness
 
 COPY, NO_COPY, CANNOT_TELL = "copy", "no_copy", "cannot_tell"
 FIRST, SECOND = "first", "second"
 FLAT, NO_PICTURES, CLOSE = REASONS = "flat", "no_pictures", "close"
+BEST = 3  # pictures of the index that a verdict names
 KEPT_LEAST = 0.25  # smallest share of the picture at which a kept part is checked by itself
+
+
+@dataclass(frozen=True)
+class Near:
+    """A picture of the index beside a finished one, by both checks.
+
+    Attributes
+    ----------
+    row, source : int, str
+    score : float
+        By the descriptor.
+    zncc : float
+        By the second check, 0 if it has nothing to compare with.
+    """
+
+    row: int
+    source: str
+    score: float
+    zncc: float
+
+    @property
+    def place(self) -> float:
+        """The larger of both on the scale of `likeness`."""
+        return max(likeness(self.score), likeness(self.zncc, limits.REGISTERED))
+
+    def to_json(self) -> dict[str, Any]:
+        by_both = {
+            "likeness": likeness(self.score),
+            "composition": likeness(self.zncc, limits.REGISTERED),
+        }
+        return asdict(self) | by_both
 
 
 @dataclass(frozen=True)
@@ -37,7 +70,8 @@ class Verdict:
         The second check: the score of `verifier.registered` with the candidate that is most alike, and
         its limit.
     neighbor : int
-        Row of the descriptor's nearest picture, or of the second check's if only that one says copy.
+        The row that the verdict is about: of the check that says copy, by the descriptor if both do, or
+        else the first of `nearest`.
     source, caption : str
         Those of the neighbour.
     outcome : str
@@ -48,6 +82,8 @@ class Verdict:
         One of REASONS why the checks cannot tell, "" if they can.
     kept : bool
         Whether this is about the given part of an inpainting (`with_kept`).
+    nearest : tuple of Near
+        The BEST pictures of the index, ranked by the better of both checks.
     """
 
     similarity: float
@@ -62,18 +98,40 @@ class Verdict:
     checks: tuple[str, ...] = ()
     reason: str = ""
     kept: bool = False
+    nearest: tuple[Near, ...] = ()
 
     @property
     def copy(self) -> bool:
         return self.outcome == COPY
 
+    @property
+    def likeness(self) -> float:
+        """The first check as people read it (`metrics.likeness`)."""
+        return likeness(self.score)
+
+    @property
+    def composition(self) -> float:
+        """The second check on the same scale."""
+        return likeness(self.zncc, self.zncc_threshold)
+
+    @property
+    def near(self) -> bool:
+        """Whether it is no copy, but near the limit of either check (`limits.NEAR`)."""
+        return self.outcome == NO_COPY and max(self.likeness, self.composition) > limits.NEAR
+
     def message(self) -> Message:
-        return message_of(asdict(self))
+        return message_of(self._fields())
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, with the message in English."""
-        written = asdict(self) | {"checks": list(self.checks), "copy": self.copy}
-        return written | {"words": words(self.message())}
+        """The fields and properties, with the message in English."""
+        return self._fields() | {"words": words(self.message())}
+
+    def _fields(self) -> dict[str, Any]:
+        read = {"likeness": self.likeness, "composition": self.composition, "near": self.near}
+        nearest = [each.to_json() for each in self.nearest]
+        return asdict(self) | {
+            "checks": list(self.checks), "copy": self.copy, "nearest": nearest,
+        } | read  # fmt: skip
 
 
 def message_of(found: Mapping[str, Any]) -> Message:
@@ -86,6 +144,8 @@ def message_of(found: Mapping[str, Any]) -> Message:
     source, checks = found["source"], set(found["checks"])
     if found["reason"]:
         return message("cannot_tell", reason=reason_of(found))
+    if found.get("near"):
+        return message("near_limit", source=source or str(found["neighbor"]))
     if not source:
         return (
             message("copy_of_row", row=found["neighbor"]) if checks else message("no_copy_of_any")
@@ -161,9 +221,10 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         dict.fromkeys([nearest, *sorted(named), *matcher.candidates(picture, limits.CANDIDATES)])
     )
     reason, correlation, alike, near = "", 0.0, nearest, None
+    found = torch.zeros(len(ids))
     try:
         thumbnails = [thumbnail(index, i) for i in ids]
-        found = verifier.registered(picture, thumbnails).score
+        found = verifier.registered(picture, thumbnails).score.cpu()
         correlation, alike = float(found.max()), ids[int(found.argmax())]
         near = _close(picture, thumbnails, found)
         reason = "" if near is None else CLOSE
@@ -180,11 +241,25 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         correlation, i = float(found[near]), ids[near]
     else:
         i = alike if checks == (SECOND,) else nearest
+    scores = matcher.scores(picture, ids)
+    scores[0] = max(close, float(scores[0]))  # of the part that is most alike
+    best = _best(matcher, ids, scores, found)
+    if not checks and reason != CLOSE:
+        i = best[0].row
     return Verdict(
         float(match.similarity[0]), float(match.limit[0]), close, correlation, limits.REGISTERED, i,
         index.source(i), index.caption(i), COPY if checks else CANNOT_TELL if reason else NO_COPY,
-        checks, reason,
+        checks, reason, nearest=best,
     )  # fmt: skip
+
+
+def _best(matcher: Matcher, ids: list[int], scores: Tensor, found: Tensor) -> tuple[Near, ...]:
+    """The nearest of the rows `ids` by the better of both checks, (K,) each."""
+    every = [
+        Near(i, matcher.index.source(i), score, zncc)
+        for i, score, zncc in zip(ids, scores.tolist(), found.tolist(), strict=True)
+    ]
+    return tuple(sorted(every, key=lambda each: (-each.place, -each.score))[:BEST])
 
 
 def _close(picture: Tensor, others: list[Tensor], scores: Tensor) -> int | None:
@@ -193,7 +268,7 @@ def _close(picture: Tensor, others: list[Tensor], scores: Tensor) -> int | None:
     It agrees with it nearly as well as a copy, and also without being moved. `scores` (K,) are those of
     the second check.
     """
-    both = torch.cat([picture, picture.flip(-1)])
+    both = low_pass(torch.cat([picture, picture.flip(-1)]), verifier.ZNCC_SIDE)
     unmoved = [
         float(verifier.zncc_matrix(both, other.reshape(1, *other.shape[-3:]).to(both)).max())
         for other in others

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images import low_pass, luminance
+from ..threads import one_thread
 
 ZNCC_SIDE = 16
 
@@ -58,6 +59,7 @@ class Registered(NamedTuple):
     mirrored: Tensor
 
 
+@one_thread()
 @torch.no_grad()
 def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered:
     """Compare a picture with others at the best alignment, independently of colour and contrast.
@@ -99,7 +101,7 @@ def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tens
     """
     both = _resized(grey, COARSE, COARSE)
     both = torch.cat([both, both.flip(-1)])[mirrored.long()]
-    at = torch.einsum("ijk,bck->bijc", _grid(COARSE, place.device), place)
+    at = torch.einsum("ijk,bck->bijc", grid(COARSE, place.device), place)
     inside = (at.abs() <= 1).all(-1)[:, None].float()
     mine = F.grid_sample(both, at, align_corners=False, padding_mode="border")
     pair = [mine, torch.cat([_resized(other, COARSE, COARSE) for other in others])]
@@ -109,6 +111,7 @@ def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tens
     return (a * b).sum((1, 2, 3)) / power.clamp_min(1e-6).sqrt()
 
 
+@one_thread()
 def flat(picture: Tensor) -> bool:
     """Whether a picture (1, 3, H, W) shows too little to tell whether it is a copy."""
     field = _field(_resized(_grey(picture), SIDE, SIDE))
@@ -226,7 +229,8 @@ def _views(grey: Tensor, place: Tensor, mirrored: Tensor) -> tuple[Tensor, Tenso
     return torch.stack(views)[level, mirrored.long()], sides[level] / top
 
 
-def _grid(side: int, device: torch.device) -> Tensor:
+def grid(side: int, device: torch.device) -> Tensor:
+    """Centres of the pixels of a square, (side, side, 3): x and y from −1 to 1, and 1."""
     line = (torch.arange(side, device=device) + 0.5) * 2 / side - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)], -1)
@@ -234,7 +238,7 @@ def _grid(side: int, device: torch.device) -> Tensor:
 
 def _sampled(views: Tensor, zoom: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """The picture's field aligned with the other, (B, 2, side, side), and the mask of the overlap."""
-    at = torch.einsum("ijk,bck->bijc", _grid(side, place.device), place)
+    at = torch.einsum("ijk,bck->bijc", grid(side, place.device), place)
     inside = (at.abs() <= 1).all(-1)[:, None].float()
     at = (at.clamp(-1, 1) + 1) * zoom[:, None, None, None] - 1
     return F.grid_sample(views, at, align_corners=False, padding_mode="border") * inside, inside
@@ -245,8 +249,8 @@ def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tens
     side, b = SIDE // 2, len(place)
     slopes = [F.avg_pool2d(s, 2)[..., None] * SIDE / 2 for s in _slopes(theirs)]
     theirs = F.avg_pool2d(theirs, 2)
-    grid = _grid(side, place.device)
-    steep = torch.stack([s * grid for s in slopes], -2).reshape(b, -1, 6)
+    at = grid(side, place.device)
+    steep = torch.stack([s * at for s in slopes], -2).reshape(b, -1, 6)
     best, kept = place.new_full((b,), -math.inf), place
     for _ in range(STEPS + 1):
         mine, inside = _sampled(views, zoom, place, side)
@@ -293,6 +297,7 @@ def _scored(
     return score, correlation, overlap
 
 
+@one_thread()
 def zncc(a: Tensor, b: Tensor) -> Tensor:
     """Zero-mean normalised cross-correlation of the 16x16 grey pictures.
 
@@ -310,6 +315,7 @@ def zncc(a: Tensor, b: Tensor) -> Tensor:
     return (_standardised(a) * _standardised(b)).sum(dim=1)
 
 
+@one_thread()
 def zncc_matrix(a: Tensor, b: Tensor) -> Tensor:
     """ZNCC of every picture of `a` with every picture of `b`: (A, B)."""
     return _standardised(a) @ _standardised(b).T

@@ -63,7 +63,8 @@ def run(setting: Setting) -> Table:
         "first check",
         "second check",
         "either (95 % interval)",
-        "unsure",
+        "cannot tell",
+        "near a limit",
     ]
     return Table("### Table 4: verdicts\n\n" + note + markdown(heading, lines), figures)
 
@@ -79,6 +80,7 @@ def _counted(setting: Setting, matcher: Matcher, edit: str, sources: list[int]) 
         "second": sum(v.zncc > v.zncc_threshold for v in verdicts),
         "either": sum(v.copy for v in verdicts),
         "unsure": sum(bool(v.reason) for v in verdicts),
+        "near": sum(v.near for v in verdicts),
         "zncc": [round(v.zncc, 3) for v in verdicts],
         "score": [round(v.score, 3) for v in verdicts],
     }
@@ -92,4 +94,4 @@ def _line(name: str, edit: str, one: dict) -> list[str]:
     count = one["count"]
     share = [f"{100 * one[key] / count:.0f}" for key in ("first", "second", "either")]
     share[2] += f" ({between(one['either'], count)})"
-    return [f"{name}, {edit}", *share, str(one["unsure"])]
+    return [f"{name}, {edit}", *share, str(one["unsure"]), str(one["near"])]

@@ -25,6 +25,7 @@ from amg_core.descriptors.sscd import (
     LARGE,
     SSCDDescriptor,
     SSCDNetwork,
+    examine,
     expected_shapes,
     fold,
     load,
@@ -368,6 +369,21 @@ def test_an_equivalent_file_opens_the_same_index(write):
     assert again.spec == made.spec and again.side == 320
     with pytest.raises(ValueError, match="no scale"):
         again.embed(torch.rand(1, 3, 32, 32), 16)
+
+
+def test_a_file_that_was_fetched_is_examined(write, state):
+    """Its size and both hashes; another network is refused, and nothing says where it is."""
+    path = write("torchvision")
+    said = examine(path).words()
+    assert path.name in said and str(path.parent) not in said
+    assert f"{path.stat().st_size} bytes" in said
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in said
+    assert load(path)[1] in said
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(AMGError, match="damaged"):
+        examine(path)
+    with pytest.raises(AMGError, match=r"facebookresearch/sscd-copy-detection.*models/amg"):
+        examine(None)
 
 
 def test_other_weights_and_unknown_descriptors_are_refused(write, state):

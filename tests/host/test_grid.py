@@ -25,7 +25,8 @@ def draw(run_node, monkeypatch, amg, inputs, **more):
         return original(latents)
 
     monkeypatch.setattr(vae, "decode", decode)
-    sheets, table = run_node("AMG_StrengthGrid", **inputs | more)
+    sheets, read, table = run_node("AMG_StrengthGrid", **inputs | more)
+    assert len(read.splitlines()) == 2 + len(json.loads(table))
     return sheets, json.loads(table), decoded
 
 
@@ -58,6 +59,20 @@ def test_a_column_is_what_the_sampler_draws(amg, run_node, request_of, monkeypat
     by = {(row["picture"], row["threshold_scale"], row["strength"]): row for row in table}
     assert by[1, 1, 0]["copy"] and by[1, 1, 0]["score"] > by[1, 1, 1]["score"]
     assert by[1, 1, 0]["score"] == by[1, 3, 0]["score"]
+    assert [by[1, 3, strength]["same_as"] for strength in (0, 1)] == [None, 0]
+    assert by[1, 1, 1]["same_as"] is None
+
+
+def test_what_cannot_differ_is_drawn_once(amg, run_node, request_of, monkeypatch):
+    """A strength on which the guard did not act says that no other strength changes anything."""
+    grid = amg.module("nodes.grid")
+    _, table, decoded = draw(
+        run_node, monkeypatch, amg, request_of,
+        strengths="0.5, 1, 2", strength_of=grid.ALL, threshold_scales="3",
+    )  # fmt: skip
+    assert len(decoded) == 1 and len(table) == 6
+    assert [row["same_as"] for row in table] == [None, 0.5, 0.5] * 2
+    assert grid._same_rows(table) == [3]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +94,7 @@ def test_errors_name_the_widget(amg, run_node, request_of, inputs, word):
 
 def test_undrawn_is_not_judged(run_node, request_of):
     """At denoise 0 the host runs no step: nothing is measured, and the sheet says so."""
-    _, table = run_node(
+    _, _, table = run_node(
         "AMG_StrengthGrid",
         **request_of | {"denoise": 0.0, "strengths": "1", "threshold_scales": "1"},
         strength_of="all three",

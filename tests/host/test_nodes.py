@@ -65,11 +65,20 @@ def test_sampler_node_at_strength_0_is_ksampler(run_node, inputs):
 
     off = dict.fromkeys(STRENGTHS, 0.0)
     guarded = run_node("AMG_Sampler", **inputs | off)[0]["samples"]
+    by_one_slider = run_node("AMG_Sampler", **inputs, strength=0.0)[0]["samples"]
+    assert torch.equal(by_one_slider, guarded)
     with torch.inference_mode():
         plain = nodes.KSampler().sample(
             *(inputs[name] for name in list(nodes.KSampler.INPUT_TYPES()["required"]))
         )[0]["samples"]
     assert torch.equal(guarded, plain)
+
+
+def test_strength_1_changes_nothing(run_node, inputs):
+    """Prompts from before the slider do not name it."""
+    before = run_node("AMG_Sampler", **inputs)[0]["samples"]
+    assert torch.equal(run_node("AMG_Sampler", **inputs, strength=1.0)[0]["samples"], before)
+    assert not torch.equal(run_node("AMG_Sampler", **inputs, strength=0.4)[0]["samples"], before)
 
 
 def test_denoise_0_samples_nothing(run_node, inputs):

@@ -140,7 +140,8 @@ def test_templates_for_the_demo_model_run(server, name):
     shown = succeed(server, prompt)
     for kind in ("PreviewImage", "AMG_SimilarityProbe", "AMG_StrengthGrid"):
         assert all(shown[i]["images"] for i in of_type(prompt, kind))
-    said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
+    kinds = ("PreviewAny", "AMG_SimilarityProbe")
+    said = [shown[i]["text"][0] for kind in kinds for i in of_type(prompt, kind)]
     assert all(said)
     if name == "probe_picture":
         assert any("memorised-000" in text for text in said)
@@ -154,7 +155,8 @@ def test_the_lora_template_runs(server):
     shown = succeed(server, prompt)
     assert all(shown[i]["images"] for i in of_type(prompt, "PreviewImage"))
     (built,) = of_type(prompt, "AMG_BuildIndex")
-    said = [shown[i]["text"][0] for i in of_type(prompt, "PreviewAny")]
+    kinds = ("AMG_BuildIndex", "AMG_SimilarityProbe")
+    said = [shown[i]["text"][0] for kind in kinds for i in of_type(prompt, kind)]
     assert any(text.startswith("8 pictures in") for text in said), said
     (plain,) = (text for text in said if "both checks agree" in text)
     assert plain.count("A copy of panda-face-at-midnight.webp") == 2
@@ -168,7 +170,11 @@ def test_the_first_look_runs(server, first_look):
     shown = succeed(server, first_look)
     for kind in ("PreviewImage", "AMG_SimilarityProbe"):
         assert all(shown[i]["images"] for i in of_type(first_look, kind))
-    assert all(shown[i]["text"][0] for i in of_type(first_look, "PreviewAny"))
+    assert all(shown[i]["text"][0] for i in of_type(first_look, "AMG_SimilarityProbe"))
+    assert all(
+        shown[i]["amg_verdict"][0]["filename"].endswith(".txt")
+        for i in of_type(first_look, "AMG_SimilarityProbe")
+    )
     assert (server.base / "models/amg_indexes/amg-demo/manifest.json").is_file()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from PIL import Image
 from amg_core.descriptors.base import DescriptorSpec
 from amg_core.errors import AMGError
 from amg_core.images import to_tensor
-from amg_core.index import Index, build
-from amg_core.index.picture import load_picture
+from amg_core.index import Index, add, build, merge, mute, remove
+from amg_core.index.embedding import BATCH_BYTES, Embedder
+from amg_core.index.format import CaptionRule, dump_manifest, identity
+from amg_core.index.picture import decode, load_picture
+from index_tools import cli
 from tests.index.helpers import demo_pictures, fill, paint, shard_of
 
 
@@ -399,3 +403,117 @@ def test_dimension_change_is_refused(tmp_path, pictures, pixel):
     with pytest.raises(ValueError, match="dimensions"):
         build(pictures, tmp_path / "out", Changing(), batch=2)
     assert hidden(tmp_path) == []
+
+
+# --- captions of several lines ------------------------------------------------------------------
+
+TEXT = "A red fox.\n\n  de.utf8=Ein roter Fuchs.\nfr.utf8=Un renard roux."
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (CaptionRule(), TEXT),
+        (CaptionRule("first"), "A red fox."),
+        (CaptionRule("joined"), "A red fox. de.utf8=Ein roter Fuchs. fr.utf8=Un renard roux."),
+        (CaptionRule("first", 10), "A red fox."),
+        (CaptionRule("first", 9), "A red"),
+        (CaptionRule("first", 5), "A red"),
+        (CaptionRule("joined", 1), "A"),
+    ],
+)
+def test_caption_rules(rule, kept):
+    assert rule(TEXT) == kept
+    assert rule("") == ""
+
+
+def test_words_that_are_too_long_are_cut():
+    assert CaptionRule(length=4)("abcdefgh ij") == "abcd"
+    for wrong in ({"lines": "some"}, {"length": 0}):
+        with pytest.raises(ValueError, match="lines must be"):
+            CaptionRule(**wrong)
+
+
+def test_an_index_keeps_its_rule_of_captions(tmp_path, pictures, pixel):
+    (pictures / "p000.txt").write_text(TEXT)
+    (pictures / "p001.txt").write_text("word " * 1000)
+    out = tmp_path / "out"
+    report = build(pictures, out, pixel, captions=CaptionRule("first", 8))
+    assert any(note.startswith("2 captions are longer than 8 characters") for note in report.notes)
+    with Index.open(out) as index:
+        assert index.manifest.captions == CaptionRule("first", 8)
+        assert [index.caption(i) for i in (0, 1)] == ["A red", "word"]
+    more = fill(tmp_path / "more", 2, first=7)
+    (more / "p007.txt").write_text("one\ntwo")
+    assert not any("longer" in note for note in add(more, out, pixel).notes)
+    mute(out, lambda entry: entry.source == "p002.png", "mine")
+    remove(out, lambda entry: entry.source == "p003.png")
+    with Index.open(out) as index:
+        assert index.manifest.captions == CaptionRule("first", 8)
+        assert "one" in [index.caption(i) for i in range(index.count)]
+    build(pictures, out, pixel)  # nothing is embedded again, captions are
+    with Index.open(out) as index:
+        assert index.manifest.captions == CaptionRule()
+        assert index.caption(0) == TEXT and 1990 < len(index.caption(1)) <= 2000
+    other = tmp_path / "other"
+    build(more, other, pixel, captions=CaptionRule("joined"))
+    merge([out, other], tmp_path / "both")
+    with Index.open(tmp_path / "both") as index:
+        assert index.manifest.captions is None  # of two kinds
+    merge([other], tmp_path / "one")
+    with Index.open(tmp_path / "one") as index:
+        assert index.manifest.captions == CaptionRule("joined")
+
+
+def test_an_index_without_a_rule_is_read(pictures, made, pixel):
+    with Index.open(made) as index:
+        manifest, path = index.manifest, index.path / "manifest.json"
+    old = replace(manifest, captions=None)
+    path.write_bytes(dump_manifest(old))
+    assert b"captions" not in path.read_bytes()
+    with Index.open(made) as index:
+        assert index.manifest == old and index.hash == identity(old) != identity(manifest)
+
+
+def test_captions_on_the_command_line(tmp_path, pictures, capsys):
+    (pictures / "p000.txt").write_text(TEXT)
+    out = str(tmp_path / "out")
+    chosen = ["--caption-lines", "joined", "--caption-length", "20", "--descriptor", "pixel"]
+    assert cli.main(["build", str(pictures), out, *chosen]) == 0
+    assert "1 caption is longer than 20 characters and was cut" in capsys.readouterr().out
+    assert cli.main(["info", out]) == 0
+    assert "joined lines, at most 20 characters" in capsys.readouterr().out
+    assert cli.main(["info", out, "--json"]) == 0
+    assert '"lines": "joined"' in capsys.readouterr().out
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_no_batch_of_large_pictures_is_held(tmp_path, pixel):
+    embedder = Embedder(pixel, "cpu", 4)
+    large = decode(np.zeros((1200, 1300, 3), np.uint8), "large")
+    ready = embedder.prepare(large)
+    assert {scale: tuple(one.shape) for scale, one in ready.items()} == {
+        16: (1, 3, 16, 16), 32: (1, 3, 32, 32)
+    }  # fmt: skip
+    assert not embedder.full([ready] * 3) and embedder.full([ready] * 4)
+
+    class Whole:
+        """A descriptor whose input has the size of the picture."""
+
+        spec = pixel.spec
+
+        def to(self, device):
+            return self
+
+        def embed(self, pictures, scale):
+            return pixel.embed(pictures, scale)
+
+    whole = Embedder(Whole(), "cpu", 100)
+    one = whole.prepare(large)
+    assert one.dtype == torch.uint8 and one.nbytes == large.pixels.nbytes
+    most = BATCH_BYTES // one.nbytes
+    assert not whole.full([one] * most) and whole.full([one] * (most + 1))
+    rows, same = embedder([ready]), whole([one])
+    assert all(np.array_equal(rows[scale], same[scale]) for scale in pixel.spec.scales)

@@ -23,8 +23,8 @@ from amg_core.index import Index, build, mute
 from amg_core.index.search import Searcher
 from amg_core.index.sources import open_source
 from amg_core.similarity.matcher import Matcher
-from index_tools import evaluate, intervals, page
-from tests.index.helpers import fill, options_of, paint
+from index_tools import evaluate, intervals, page, selftest
+from tests.index.helpers import demo_pictures, fill, options_of, paint
 
 command = partial(options_of, evaluate)
 
@@ -323,3 +323,31 @@ def test_pictures_of_any_size_are_shown_small():
 
     jpeg = evaluate.small_jpeg(Image.new("RGB", (900, 300)))
     assert Image.open(BytesIO(jpeg)).size == (224, 75)
+
+
+def test_a_bordered_copy_is_a_copy(tmp_path, capsys):
+    """A border moves everything. The parts and the second check find the picture in it."""
+    pictures, made = tmp_path / "pictures", tmp_path / "made"
+    pictures.mkdir(), made.mkdir()
+    demo_pictures(pictures, 6)
+    build(pictures, tmp_path / "index", create("compact"))
+    for path in sorted(pictures.glob("*.webp"))[:3]:
+        with Image.open(path) as image:
+            selftest.EDITS["border of 8 %"](image.convert("RGB")).save(made / f"{path.stem}.png")
+    evaluate.run(command(made, "--index", tmp_path / "index", "--json"))
+    (one,) = json.loads(capsys.readouterr().out)["sets"]
+    assert one["figures"]["count"]["value"] == 3 and one["figures"]["copies"]["value"] == 100
+
+
+def test_a_self_test_names_what_is_missed(place, capsys):
+    evaluate.run(command("--index", place / "index", "--self-test", 1))
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 pictures of index" in lines[0] and len(lines) == 1 + len(selftest.EDITS)
+    assert lines[1].startswith("100.0 %") and lines[1].endswith("unedited")
+    evaluate.run(command("--index", place / "index", "--self-test", 1, "--json"))
+    edits = {one["edit"]: one for one in json.loads(capsys.readouterr().out)["edits"]}
+    assert edits["unedited"] == {"edit": "unedited", "count": 1, "missed": []}
+    with pytest.raises(AMGError, match="or --self-test without"):
+        evaluate.run(command("--index", place / "index"))
+    tried = selftest.Tried("grey", 5, ["a", "b", "c", "d"])
+    assert tried.text().endswith("grey: missed a, b, c and 1 more")

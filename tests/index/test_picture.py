@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import struct
+import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from PIL import Image, features
 
 from amg_core.descriptors import create
 from amg_core.images import to_tensor
+from amg_core.index import bands
 from amg_core.index import picture as module
+from amg_core.index.mending import CHANNELS, PNG, chunk
 from amg_core.index.picture import Unreadable, decode, load_picture, pixel_hash, read_file
-from tests.index.helpers import encoded, paint
+from tests.index.helpers import PATIENCE, encoded, paint
 
 avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF codec")
 
@@ -73,14 +78,6 @@ def test_sixteen_bits():
     wanted = Image.fromarray((ramp / 257).round().astype(np.uint8))
     assert distance(decode(encoded(Image.fromarray(ramp), "PNG"), ""), wanted) == 0
     # RGB of 16 bits: Pillow cannot write it, so by hand
-    import struct
-    import zlib
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
     colours = np.stack([ramp, ramp[:, ::-1], ramp * 0], -1).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in colours)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 64, 8, 16, 2, 0, 0, 0))
@@ -147,19 +144,199 @@ def test_reduced_jpegs_of_all_modes():
 
 
 def test_too_large(monkeypatch):
-    monkeypatch.setattr(module, "MAX_PIXELS", 1_500_000)
+    monkeypatch.setattr(module, "WHOLE", 1_500_000)
     jpeg = encoded(paint(1, (1500, 1500)), "JPEG")
     assert decode(jpeg, "").size == (750, 750)  # too large in full
-    for image, kind in (
-        (paint(1, (1500, 1500)), "PNG"),
-        (paint(1, (2000, 1501)), "JPEG"),  # beyond the double
-        (paint(1, (3000, 700)), "JPEG"),  # nothing to reduce
+    assert decode(encoded(paint(1, (2600, 1500)).convert("L"), "PNG"), "").size == (1300, 750)
+    for image, kind, options in (
+        (paint(1, (1500, 1500)), "PNG", {}),
+        (paint(1, (2000, 1600)), "JPEG", {"progressive": True}),  # it holds its coefficients
+        (paint(1, (3000, 700)), "JPEG", {}),  # nothing to reduce
     ):
         with pytest.raises(Unreadable, match=r"\d x \d+ is too large"):
-            decode(encoded(image, kind), "")
+            decode(encoded(image, kind, **options), "")
+    monkeypatch.setattr(module, "PARTS", 1_000_000)
+    assert decode(encoded(paint(1, (1500, 1500)), "PNG"), "").size == (750, 750)  # in bands
+    monkeypatch.setattr(module, "MAX_PIXELS", 2_000_000)
+    for kind in ("PNG", "JPEG"):
+        with pytest.raises(Unreadable, match="1500 x 1500 is too large"):
+            decode(encoded(paint(1, (1500, 1500)), kind), "")
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 100)
     with pytest.raises(Unreadable, match="file larger"):
         decode(jpeg, "")
+
+
+def test_the_hosts_limit_counts_only_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses more than twice as many
+    for kind in ("PNG", "JPEG"):
+        assert decode(encoded(paint(1), kind), "").size == (40, 30)
+    with pytest.raises(Unreadable, match="too large"):
+        decode(encoded(paint(1), "BMP"), "")
+
+
+@pytest.mark.parametrize(
+    ("size", "read"),
+    [
+        ((1279, 1300), (1279, 1300)),
+        ((1281, 1290), (641, 645)),
+        ((2000, 2600), (667, 867)),
+        ((9000, 500), (4500, 250)),  # a long strip
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "LA"), ("BMP", "RGB"), ("WEBP", "RGB")],
+)
+def test_large_pictures_of_every_format_are_reduced(size, read, kind, mode):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 4), dtype=np.uint8), "RGBA")
+    whole = coarse.resize(size, Image.Resampling.BICUBIC).convert(mode)
+    picture = decode(encoded(whole, kind, **({"lossless": True} if kind == "WEBP" else {})), "")
+    assert picture.size == read and (picture.width, picture.height) == size
+    white = Image.new("RGBA", size, "white")
+    white.alpha_composite(whole.convert("RGBA"))
+    factor = -(-size[0] // read[0])
+    assert distance(picture, white.convert("RGB").reduce(factor)) < 1
+
+
+def test_reduced_pictures_of_several_bands_are_whole(monkeypatch):
+    grey = np.random.default_rng(0).integers(0, 60_000, (1400, 1300))
+    for values, mode in ((grey.astype(np.uint16), "I;16"), (grey.astype(np.int32), "I"),
+                         (grey.astype(np.float32) / 60_000, "F")):  # fmt: skip
+        data = encoded(Image.fromarray(values), "TIFF")
+        monkeypatch.setattr(module, "BAND_PIXELS", 1 << 30)
+        once = decode(data, "")
+        monkeypatch.setattr(module, "BAND_PIXELS", 1300 * 10)
+        np.testing.assert_array_equal(decode(data, "").pixels, once.pixels, err_msg=mode)
+        assert once.size == (650, 700) and once.pixels.std() > 10
+
+
+def test_pictures_wait_for_room():
+    room, order = module.Room(100), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with room.taken(60):
+            inside.set()
+            leave.wait(PATIENCE)
+            order.append("first")
+
+    def second(need: int) -> None:
+        with room.taken(need):
+            order.append(need)
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    assert inside.wait(PATIENCE)
+    second(40)  # fits beside it
+    threads += [threading.Thread(target=second, args=(need,)) for need in (41, 500)]
+    for thread in threads[1:]:
+        thread.start()
+    leave.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert order[:2] == [40, "first"] and set(order[2:]) == {41, 500}
+
+
+# --- PNGs in bands -----------------------------------------------------------------------------
+
+
+def png(size, colour: int, depth: int, seed: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of random samples, whose rows are random filters' codes."""
+    rng, channels = np.random.default_rng(seed), CHANNELS[colour]
+    rows = rng.integers(0, 256, (size[1], 1 + size[0] * channels * depth // 8), dtype=np.uint8)
+    rows[:, 0] = rng.integers(0, 5, size[1])
+    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0)
+    packed = zlib.compress(rows.tobytes())
+    cut = len(packed) // 3
+    parts = [(b"IHDR", header), *more, (b"IDAT", packed[:cut]), (b"IDAT", packed[cut:])]
+    return PNG + b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+
+
+COLOURS = bytes(np.random.default_rng(9).integers(0, 256, 768, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("colour", "depth", "more"),
+    [
+        (0, 8, []),
+        (0, 8, [(b"tRNS", b"\0\x07")]),
+        (2, 8, []),
+        (2, 8, [(b"tRNS", b"\0\1\0\2\0\3")]),
+        (3, 8, [(b"PLTE", COLOURS)]),
+        (3, 8, [(b"PLTE", COLOURS), (b"tRNS", COLOURS[:256])]),
+        (4, 8, []),
+        (6, 8, []),
+        (2, 16, []),
+        (4, 16, []),
+        (6, 16, []),
+    ],
+)
+def test_bands_hold_the_pixels_of_the_whole(monkeypatch, colour, depth, more):
+    data = png((37, 53), colour, depth, 1, *more)
+    whole = decode(data, "").pixels
+    read = counted(monkeypatch)
+    monkeypatch.setattr(module, "PARTS", 0)
+    for pixels in (1, 37 * 7, 37 * 52, 37 * 53):
+        monkeypatch.setattr(bands, "BAND_PIXELS", pixels)
+        np.testing.assert_array_equal(decode(data, "").pixels, whole)
+    assert len(read) == 4
+    monkeypatch.setattr(module, "ENOUGH", 12)
+    small = decode(data, "").pixels
+    monkeypatch.setattr(bands, "BAND_PIXELS", 37 * 4)
+    np.testing.assert_array_equal(decode(data, "").pixels, small)
+    monkeypatch.setattr(module, "PARTS", 10**9)
+    np.testing.assert_array_equal(decode(data, "").pixels, small)
+    assert small.shape == (18, 13, 3)
+
+
+def counted(monkeypatch) -> list[bytes]:
+    read = []
+    monkeypatch.setattr(
+        module, "png_bands", lambda data, *more: read.append(data) or bands.png_bands(data, *more)
+    )
+    return read
+
+
+def test_pngs_that_cannot_be_read_in_bands_are_read_whole(monkeypatch):
+    read = counted(monkeypatch)
+    for data in (
+        png((37, 53), 0, 16, 2),
+        png((37, 53), 2, 16, 2, (b"tRNS", b"\0\1\0\2\0\3")),
+        encoded(paint(1).convert("1"), "PNG"),
+        encoded(paint(1), "BMP"),
+    ):
+        whole = decode(data, "").pixels
+        monkeypatch.setattr(module, "PARTS", 0)
+        np.testing.assert_array_equal(decode(data, "").pixels, whole)
+    assert not read
+
+
+def test_orientation_of_a_png_in_bands(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(paint(1), "PNG", exif=exif)
+    whole = decode(data, "")
+    monkeypatch.setattr(module, "PARTS", 0)
+    read = counted(monkeypatch)
+    picture = decode(data, "")
+    np.testing.assert_array_equal(picture.pixels, whole.pixels)
+    assert read and (picture.width, picture.height) == whole.size == (30, 40)
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    assert block in data
+    broken = data.replace(block, bytes(len(block)))
+    assert decode(broken, "").size == (40, 30)
+
+
+def test_a_cut_png_in_bands_is_mended(monkeypatch):
+    data = png((37, 53), 2, 8, 3)
+    cut = data[: len(data) // 2]
+    whole = decode(cut, "")
+    monkeypatch.setattr(module, "PARTS", 0)
+    monkeypatch.setattr(bands, "BAND_PIXELS", 37 * 7)
+    picture = decode(cut, "")
+    np.testing.assert_array_equal(picture.pixels, whole.pixels)
+    assert picture.flaw == whole.flaw != ""
 
 
 # --- what cannot be read -----------------------------------------------------------------------

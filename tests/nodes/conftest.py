@@ -83,6 +83,7 @@ def fakes(models_dir: str) -> dict[str, ModuleType]:
         paths.folder_names_and_paths.setdefault(name, ([], set()))[0].append(path)
 
     paths.add_model_folder_path = add
+    paths.get_filename_list = lambda name: []
     paths.get_folder_paths = lambda name: paths.folder_names_and_paths[name][0]
     return made | {
         "comfy_api": ModuleType("comfy_api"),

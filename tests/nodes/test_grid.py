@@ -52,10 +52,37 @@ def test_settings(grid, pack):
             assert grid.settings_of(preset, metric, grid.ALL, 0, 1).off
 
 
+@pytest.mark.parametrize("scale", [1, 0.5, 1.6])
+@pytest.mark.parametrize("term", [0, 1, 2, 3])
+def test_use_draws_with_the_same_settings(grid, pack, term, scale):
+    """What is filled into the nodes means what was drawn, as far as their widgets can say it."""
+    presets, sampling = pack.module("amg_core.presets"), pack.module("nodes.sampling")
+    term = (grid.ALL, *grid.TERMS)[term]
+    for preset in presets.PRESETS:
+        for metric in ("nl2", "cosine"):
+            for strength in (0, 0.5, 1, 2, 3):
+                wanted = grid.settings_of(preset, metric, term, strength, scale)
+                use = grid.use_of(preset, metric, term, strength, scale, {"seed": 7})
+                assert ("AMG_Sampler" in use) == (scale == 1)
+                assert ("AMG_Apply" in use) == (scale == 1 or not wanted.own_units)
+                for node, widgets in use.items():
+                    slots = {each.id: each for each in pack.nodes[node].define_schema().inputs}
+                    assert widgets.keys() <= slots.keys()
+                    assert widgets["strength"] <= slots["strength"].max
+                    given = {name: widgets[name] for name in (*grid.TERMS, "strength")}
+                    if widgets.get("thresholds") == "custom":
+                        given["schedule"] = sampling.custom_schedule(
+                            widgets["schedule"],
+                            widgets["threshold_start"],
+                            widgets["threshold_end"],
+                        )
+                    assert presets.settings(preset, metric, **given) == wanted
+
+
 def verdict(outcome: str) -> dict:
     return {
         "outcome": outcome, "similarity": -0.5, "score": 0.7, "zncc": 0.1, "source": "a.png",
-        "copy": outcome == "copy", "words": "Words.",
+        "copy": outcome == "copy", "words": "Words.", "likeness": 0.7, "composition": 0.06, "near": False,
     }  # fmt: skip
 
 
@@ -88,6 +115,40 @@ def test_table_and_words(grid):
     report = grid.Cell(0.5, 1.0, picture, verdict("copy")).to_row()
     assert report["copy"] and report["strength"] == 0.5 and report["judged"]
     unknown = grid.Cell(0.5, 2.0, picture, None).to_row()
-    assert unknown == {"strength": 0.5, "threshold_scale": 2.0, "judged": False}
-    assert grid._words([report, report | {"copy": False}]) == "1 of 2 pictures are copies"
-    assert grid._words([report, unknown]) == "1 of 2 pictures could not be checked"
+    assert unknown == {
+        "strength": 0.5, "threshold_scale": 2.0, "same_as": None, "judged": False,
+    }  # fmt: skip
+    assert said(grid, [report, report | {"copy": False}]) == ["1 of 2 pictures are copies"]
+    assert said(grid, [report, unknown]) == ["1 of 2 pictures could not be checked"]
+    read = grid.as_text([report | {"picture": 1}, unknown | {"picture": 2, "same_as": 0.5}])
+    lines = read.splitlines()
+    assert len({len(line) for line in lines}) == 1  # as plain text, too, it is a table
+    assert [[text.strip() for text in line.strip("|").split("|")] for line in lines[2:]] == [
+        ["1", "x 1", "0.5", "0.70", "0.06", "COPY", "a.png"],
+        ["2", "x 2", "0.5", "", "", "not checked (same picture as strength 0.5)", ""],
+    ]
+
+
+def said(grid, table: list[dict]) -> list[str]:
+    from amg_core.messages import message, words
+
+    lines = grid.sentences(table)
+    return [words([message(each.code, **each.values) for each in line]) for line in lines]
+
+
+def test_a_row_of_one_picture_is_said(grid):
+    """Drawings are compared with the others of their row only."""
+    light, dark = torch.ones(8, 8, 3), torch.zeros(8, 8, 3)
+    cells = [
+        grid.Cell(strength, scale, picture, verdict("copy"))
+        for scale, pictures in ((1.0, (light, light, light)), (2.0, (light, dark, dark)))
+        for strength, picture in zip((0.0, 1.0, 2.0), pictures, strict=True)
+    ]
+    made = grid.compared(cells)
+    assert [cell.same_as for cell in made] == [None, 0.0, 0.0, None, None, 1.0]
+    table = [cell.to_row() | {"picture": 1} for cell in made]
+    assert said(grid, table)[1:] == [
+        "threshold × 1: all strengths draw the same picture, because the guard did not act. "
+        "Smaller thresholds guard more"
+    ]
+    assert [line for line in map(str, grid._framed(made[1]).lines) if "same picture" in line]

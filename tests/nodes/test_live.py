@@ -118,10 +118,17 @@ def test_the_end_is_the_report(core, run, matcher):
         assert shown["outcome"] == whole["outcome"]
         assert shown["score"] == whole["score"]
         assert len(shown["caption"]) <= core.live.LONGEST
+        assert shown["composition"] == whole["composition"] and shown["near"] == whole["near"]
+    near = core.live.entries(matcher.index, core.live.rows_of(written))
+    best = written["verdicts"][0]["nearest"]
+    assert [each["source"] for each in best] == [near[str(e["row"])]["source"] for e in best]
+    assert core.live.end(written, near)["misses"]["messages"] == [{"code": "misses_pixel"}]
     unjudged = core.report.compose(run.report(), not_judged=core.report.NOT_FINISHED)
     codes = [{"code": "not_judged"}, {"code": "not_finished"}]
     words = core.report.words(unjudged)
-    expected = {"kind": "end", "messages": codes, "words": words, "verdicts": []}
+    nothing = {"messages": [], "words": ""}
+    expected = {"kind": "end", "messages": codes, "words": words, "verdicts": [], "neighbors": {}}
+    expected["misses"] = nothing
     assert core.live.end(unjudged) == expected
     (found,) = core.live.verdict(verdicts[0])["messages"]
     assert found == verdicts[0].message().to_json()

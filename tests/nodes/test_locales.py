@@ -150,7 +150,28 @@ def test_the_page_speaks_it(code):
         assert not locales.SPECIAL.search(other)
         for kind in (re.compile(r"<\w+>"), locales.NUMBER):
             assert sorted(kind.findall(other)) == sorted(kind.findall(text)), text
-    assert list(load(code, "commands")) == ["AMG_BrowseIndex"]
+    assert list(load(code, "commands")) == ["AMG_BrowseIndex", "AMG_CheckWeights"]
+
+
+@pytest.mark.parametrize("code", ("en", *locales.CODES))
+def test_choices_in_words(schemas, code):
+    """Each list of them whole. A choice that tooltips and pages name is named as it is."""
+    said = load(code, "main")["amg_choices"]
+    lists = {
+        each.id: list(getattr(each, "options", None) or (True, False))
+        for schema in schemas
+        for each in schema.inputs
+        if each.id in said
+    }
+    assert lists.keys() == said.keys()
+    for widget, choices in lists.items():
+        words = said[widget]
+        assert set(words) == {
+            str(each).lower() if each in (True, False) else each for each in choices
+        }
+        assert len(set(words.values())) == len(words)
+        if widget not in ("new_noise", "strength_of"):
+            assert all(words[each].startswith(f"{each}: ") for each in choices)
 
 
 def test_the_page_says_nothing_else():

@@ -13,14 +13,19 @@ FOLDER = Path(__file__).parents[2] / "example_workflows"
 SNAPSHOT = json.loads(Path(__file__).with_name("schema.json").read_text())
 GRAPHS = sorted(FOLDER.glob("*.json"))
 PROMPTS = sorted((FOLDER / "api").glob("*.api.json"))
+BESIDE = 160  # units between two nodes; less than a node
+RESULTS = {
+    "PreviewImage", "SaveImage", "AMG_Sampler", "AMG_Apply", "AMG_SimilarityProbe", "AMG_PromptProbe",
+    "AMG_CalibratePromptProbe", "AMG_StrengthGrid",
+}  # fmt: skip
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 
 
 def test_each_workflow_is_there_in_both_forms():
     names = [path.stem for path in GRAPHS]
     assert names == [
-        "amg_custom_sampler", "amg_first_look", "amg_lora", "amg_off_on", "amg_probe_picture",
-        "amg_prompt_probe", "amg_sd15", "amg_strength_grid",
+        "amg_app.app", "amg_custom_sampler", "amg_first_look", "amg_lora", "amg_off_on",
+        "amg_probe_picture", "amg_prompt_probe", "amg_sd15", "amg_strength_grid",
     ]  # fmt: skip
     assert [path.name.removesuffix(".api.json") for path in PROMPTS] == names
 
@@ -94,8 +99,39 @@ def test_thumbnail(path):
     """The template browser shows the .jpg of the same name."""
     file = path.with_suffix(".jpg")
     with Image.open(file) as picture:
-        assert picture.format == "JPEG" and picture.width >= 600
+        assert picture.format == "JPEG" and picture.width == 400
     assert file.stat().st_size < 64_000
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_nothing_is_shown_twice(path):
+    """Our nodes say their result on a panel. Only pictures and a whole report are shown by others."""
+    graph = json.loads(path.read_text())
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, source, out, target, *_ in graph["links"]:
+        if nodes[source]["type"] in SNAPSHOT and nodes[target]["type"].startswith("Preview"):
+            assert (nodes[source]["type"], out) == ("AMG_Report", 0)
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_one_begins_beside_the_first_result(path):
+    """The note "Start here", and a node that shows a result, are neighbours."""
+    graph = json.loads(path.read_text())
+    (note,) = (node for node in graph["nodes"] if node.get("title") == "Start here")
+    (x, y), (w, h) = note["pos"], note["size"]
+    near = []
+    for node in graph["nodes"]:
+        (x0, y0), (w0, h0) = node["pos"], node["size"]
+        across, down = max(x0 - x - w, x - x0 - w0), max(y0 - y - h, y - y0 - h0)
+        if 0 < max(across, down) <= BESIDE and not node["flags"].get("collapsed"):
+            near.append(node["type"])
+    assert set(near) & RESULTS
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_groups_have_titles_in_words(path):
+    for group in json.loads(path.read_text())["groups"]:
+        assert re.fullmatch(r"[A-Z][A-Za-z ,:?]{7,}", group["title"])
 
 
 @pytest.mark.parametrize("folder", ["docs", "web/docs"])

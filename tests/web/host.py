@@ -19,6 +19,7 @@ from tests.web.browser import PATIENCE
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 FOLDER = "anti-memorization-guidance"
+TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 TEXT_EVENT = 3  # of the host's binary messages
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 
@@ -83,6 +84,7 @@ class Host:
         self.messages = messages
         self.pause, self.prompts = 0.02, []
         self.past: dict[str, dict] = {}  # /history
+        self.texts: dict[str, str] = {}  # files of text, by their name
         self.settings = {
             "Comfy.Workflow.Persist": False,
             "Comfy.TutorialCompleted": True,
@@ -128,6 +130,8 @@ class Host:
             app.router.add_route(route.method, "/api" + route.path, route.handler)
             app.router.add_route(route.method, route.path, route.handler)
         app.router.add_static(f"/extensions/{FOLDER}", ROOT / "web")
+        for prefix in ("", "/api"):
+            app.router.add_static(f"{prefix}/workflow_templates/{FOLDER}", TEMPLATES[0].parent)
         app.router.add_get("/", self._page)
         app.router.add_get("/{path:.*}", self._file)
         app.router.add_post("/{path:.*}", self._nothing)
@@ -150,7 +154,7 @@ class Host:
             },
             "/features": {},
             "/embeddings": [],
-            "/workflow_templates": {},
+            "/workflow_templates": {FOLDER: [file.stem for file in TEMPLATES]},
             "/experiment/models": [],
             "/queue": {"queue_running": [], "queue_pending": []},
             "/jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 0, "total": 0, "has_more": False}},
@@ -225,6 +229,8 @@ class Host:
         return web.json_response({})
 
     async def _view(self, request):
+        if (name := request.query.get("filename", "")) in self.texts:
+            return web.Response(text=self.texts[name])
         named = HERE / "references/views" / Path(request.query.get("filename", "")).name
         known = ROOT / "amg_demo/pictures/memorised-000.webp"
         return web.FileResponse(named if named.is_file() else known)

@@ -159,7 +159,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     front.until(f"[...{panel}.querySelectorAll('img')].every((i) => i.naturalWidth > 30)")
     pairs = front.js(
         f"return [...{panel}.querySelectorAll('article')].map((a) => ({{"
-        "images: a.querySelectorAll('img').length, alt: a.querySelectorAll('img')[1].alt,"
+        "images: a.querySelectorAll('.amg-both img').length, alt: a.querySelectorAll('img')[1].alt,"
         "meters: [...a.querySelectorAll('[role=meter]')].map((m) => m.getAttribute('aria-valuetext')),"
         "words: a.querySelector('.amg-words').textContent}))"
     )
@@ -181,7 +181,7 @@ def test_the_probe_shows_both_pictures(front, mode):
     assert report[0][1] != report[1][1]
     # The host does not show the nearest pictures a second time.
     if mode == "vue":
-        own = f"[data-node-id='{PROBE}'] img"
+        own = f"[data-node-id='{PROBE}'] img:not(.amg-best img)"
         assert front.js(f'return document.querySelectorAll("{own}").length') == 2 * len(pairs)
     else:
         assert front.js(f"return amgNode({PROBE}).imgs?.length ?? 0") == 0
@@ -190,22 +190,22 @@ def test_the_probe_shows_both_pictures(front, mode):
 def test_a_slider_is_dragged(front, mode):
     front.load(FIRST_LOOK)
     front.look_at(SAMPLER)
-    assert front.value(SAMPLER, "dissimilarity") == 1
+    assert front.value(SAMPLER, "strength") == 1
     if mode == "classic":
-        y = front.widget(SAMPLER, "dissimilarity")[1]
+        y = front.widget(SAMPLER, "strength")[1]
         front.page.drag(
-            (front.widget(SAMPLER, "dissimilarity", 0.34)[0], y),
-            (front.widget(SAMPLER, "dissimilarity", 0.75)[0], y),
+            (front.widget(SAMPLER, "strength", 0.5)[0], y),
+            (front.widget(SAMPLER, "strength", 0.75)[0], y),
         )
     else:
-        x, y = front.centre(f"{SHOWN}.querySelectorAll('[role=slider]')[2]")
+        x, y = front.centre(f"{SHOWN}.querySelector('[role=slider]')")
         front.page.drag((x, y), (x + 25, y))
     front.rest()
-    dragged = front.value(SAMPLER, "dissimilarity")
-    assert 1.2 < dragged <= 3
+    dragged = front.value(SAMPLER, "strength")
+    assert 1.2 < dragged <= 2
     assert round(dragged, 2) == pytest.approx(dragged)
     assert front.value(SAMPLER, "deduplication") == 1
-    assert front.export()[str(SAMPLER)]["inputs"]["dissimilarity"] == dragged
+    assert front.export()[str(SAMPLER)]["inputs"]["strength"] == dragged
 
 
 def choose_preset(front, mode: str, preset: str) -> None:
@@ -219,21 +219,22 @@ def choose_preset(front, mode: str, preset: str) -> None:
         )
         front.page.click(*front.centre(combo))
         options = "[...document.querySelectorAll('[role=option]')]"
-    entry = f"{options}.find((e) => e.textContent.trim() == '{preset}')"
+    entry = f"{options}.find((e) => e.textContent.trim().startsWith('{preset}:'))"
     front.until(entry)
     front.rest()
     front.page.click(*front.centre(entry))
     front.rest()
 
 
-STRENGTHS = ("despecification", "deduplication", "dissimilarity")
+TERMS = ("despecification", "deduplication", "dissimilarity")
+STRENGTHS = (*TERMS, "strength")
 
 
 def test_a_preset_fills_the_sliders_and_loading_does_not(front, mode):
     graph = copy.deepcopy(FIRST_LOOK)
     values = next(node for node in graph["nodes"] if node["id"] == SAMPLER)["widgets_values"]
     at = values.index("main")
-    values[at : at + 4] = ["strong", 0.5, 1.5, 2.0]
+    values[at:] = ["strong", 0.5, 1.5, 2.0, "say so", 2, True, "anonymous", 0.75]
     front.load(graph)
     front.look_at(SAMPLER)
     front.export()
@@ -242,20 +243,57 @@ def test_a_preset_fills_the_sliders_and_loading_does_not(front, mode):
         0.5,
         1.5,
         2.0,
+        0.75,
     ]
     front.js(  # as a host does that applies what a Primitive node holds
         f"const w = amgNode({SAMPLER}).widgets.find((w) => w.name == 'preset'); w.callback(w.value)"
     )
     assert front.value(SAMPLER, "dissimilarity") == 2
     choose_preset(front, mode, "gentle")
-    assert [front.value(SAMPLER, name) for name in ("preset", *STRENGTHS)] == ["gentle", 1, 1, 1]
+    assert [front.value(SAMPLER, name) for name in ("preset", *STRENGTHS)] == ["gentle", 1, 1, 1, 1]
     # Seeing them move is what it is for.
     if mode == "vue":
         shown = front.js(
             f"return [...{SHOWN}.querySelectorAll('[role=slider]')]"
             ".map((e) => e.getAttribute('aria-valuenow'))"
         )
-        assert shown[:3] == ["1", "1", "1"]
+        assert shown == ["1"]  # strength; the other three are among the advanced inputs
+
+
+@pytest.mark.parametrize("left", [[], ["step 20/20 · likeness 0.12"]])
+def test_a_workflow_of_before_means_the_same(front, mode, left):
+    """It has no value for the slider, or the live text that some front ends save behind the widgets."""
+    graph = copy.deepcopy(FIRST_LOOK)
+    node = next(node for node in graph["nodes"] if node["id"] == SAMPLER)
+    at = node["widgets_values"].index("main")
+    node["widgets_values"][at + 1 :] = [1.0, 1.0, 1.0, "say so", 2, True, "anonymous", *left]
+    front.load(graph)
+    sent = front.export()[str(SAMPLER)]["inputs"]
+    assert sent["strength"] == 1
+    assert [sent[name] for name in TERMS] == [1, 1, 1]
+
+
+def test_choices_are_shown_in_words(front, mode):
+    node = front.alone("AMG_Sampler")
+    front.look_at(node)
+    said = front.js(
+        f"return Object.fromEntries(amgNode({node}).widgets.filter((w) => w.options.getOptionLabel)"
+        ".map((w) => [w.name, w.options.getOptionLabel(w.value)]))"
+    )
+    assert said == {
+        "preset": "main: recommended",
+        "if_still_copied": "say so: keep it, warn me",
+        "report_in_picture": "anonymous: no names",
+    }
+    toggle = f"amgNode({node}).widgets.find((w) => w.name == 'new_noise').options"
+    assert front.js(f"return [{toggle}.on, {toggle}.off]") == ["last retry", "never"]
+    sent = front.export()[str(node)]["inputs"]
+    assert (sent["preset"], sent["if_still_copied"]) == ("main", "say so")
+    if mode == "vue":
+        text = f"document.querySelector('[data-node-id=\"{node}\"]')?.innerText"
+        front.until(f"{text}?.includes('main: recommended')")
+        front.until(f"{text}.includes('if still a copy')")
+        assert not front.js(f"return {text}.includes('despecification')")
 
 
 def test_experts_settings_are_hidden_until_asked_for(front, mode):
@@ -271,17 +309,18 @@ def test_experts_settings_are_hidden_until_asked_for(front, mode):
             ".filter(([, each]) => each[1]?.advanced).map(([name]) => name)"
         )
         assert "threshold_start" in hidden
-        assert not {"preset", *STRENGTHS} & set(hidden)
+        assert set(TERMS) < set(hidden) and not {"preset", "strength"} & set(hidden)
         return
     node = front.alone("AMG_Apply")
     front.look_at(node)
     front.until(f"document.querySelector('[data-node-id=\"{node}\"]')")
     shown = f"document.querySelector('[data-node-id=\"{node}\"]')"
     text = front.js(f"return {shown}.innerText")
-    assert all(name in text for name in STRENGTHS)
-    assert "threshold_start" not in text
+    assert "strength" in text
+    assert not [name for name in (*TERMS, "threshold_start") if name in text]
     front.js(f"amgNode({node}).showAdvanced = true")
     front.until(f"{shown}.innerText.includes('threshold_start')")
+    assert "by words (despecification)" in front.js(f"return {shown}.innerText")
 
 
 def test_inside_a_subgraph(front, mode, recorded):
@@ -688,3 +727,15 @@ def test_without_an_index_the_node_says_how_to_get_one(front, mode):
         assert wired == "AMG_BuildIndex"
     finally:
         front.js(f"await app.registerNodeDef('AMG_LoadIndex', structuredClone({known}))")
+
+
+def test_the_window_about_weights(front):
+    """Says where the file is published and where to put it; Escape closes it."""
+    front.js("await app.extensionManager.command.execute('AMG.CheckWeights')")
+    words = "document.querySelector('.amg-weights [role=status]').textContent"
+    front.until(f"{words}.includes('facebookresearch/sscd-copy-detection')")
+    assert "models/amg" in front.js(f"return {words}")
+    *_, width, height = front.box(".amg-weights")
+    assert 200 < width < 700 and 60 < height < 400
+    front.page.key("Escape", 27)
+    front.until("!document.querySelector('.amg-weights')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 from itertools import count
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from amg_core import messages as words_of
+from amg_core.descriptors.pixel import PixelDescriptor
 from amg_core.messages import message
+from tests.web.conftest import ROOT
 from tests.web.front import EMPTY, HELPERS, READY, shortened
 from tests.web.test_front import FIRST_LOOK, PROBE, SAMPLER, ended, lengths, run
 
+WORKFLOWS = ROOT / "example_workflows"
 NUMBERS = count(1)
 LIVE = f"amgPanel({SAMPLER}, 'amg_live')"
 IDENTITY = "6f0b4e2a-1f57-4b0e-9d0c-3a5f2f6f9d11"  # of a workflow
@@ -33,6 +37,7 @@ def report(messages, pack, schemas) -> dict:
         "verdicts": events[-1]["verdicts"],
         "neighbors": near,
         "story": words_of.to_json(SENTENCES),
+        "descriptor": PixelDescriptor.spec.to_json(),
     }
 
 
@@ -77,6 +82,67 @@ def test_from_the_output_of_the_node(front, mode, output):
     if not front.server.real:
         front.until(f"{LIVE}.querySelector('img').naturalWidth > 30")
     assert "threshold" in front.js(f"return {LIVE}.querySelector('.amg-numbers').textContent")
+
+
+def test_close_is_amber_and_what_may_be_overlooked_is_said(front, mode, output):
+    """A picture that is no copy but near a limit: in colour and in words, with its nearest pictures."""
+    found = copy.deepcopy(output)
+    (run_of,) = found["amg_report"]
+    rows = list(run_of["neighbors"])[:3]
+    best = [
+        {"row": int(row), "likeness": 0.36 - 0.1 * i, "composition": 0.1}
+        for i, row in enumerate(rows)
+    ]
+    run_of["verdicts"][0] |= {"near": True, "nearest": best}
+    for each in run_of["verdicts"][1:]:
+        each["nearest"] = best
+    front.load(FIRST_LOOK)
+    front.send([executed(SAMPLER, output, prompt())])
+    told(front)
+    edge = f"getComputedStyle({LIVE}.querySelector('.amg-words')).borderLeftColor"
+    clear = front.js(f"return {edge}")
+    front.send([executed(SAMPLER, found, prompt())])
+    front.until(f"{LIVE}.dataset.outcome == 'close'")
+    assert front.js(f"return {edge}") != clear
+    shown = front.js(
+        f"return [...{LIVE}.querySelectorAll('.amg-best li')].map((e) => e.innerText.trim())"
+    )
+    assert shown == ["1 · 0.36", "2 · 0.26", "3 · 0.16"][: len(rows)]
+    title = front.js(f"return {LIVE}.querySelector('.amg-best img').title")
+    assert title.startswith("1. ") and "likeness 0.36, composition 0.10" in title
+    assert "15°" in front.js(f"return {LIVE}.querySelector('.amg-misses').textContent")
+    limit = front.js(f"return {LIVE}.querySelector('.amg-at').textContent")
+    assert limit == "0.40"
+    line = front.js(f"return {LIVE}.querySelector('.amg-limit').getAttribute('d')")
+    assert line.startswith("M0.00 59.20")
+
+
+def test_one_scale_in_the_probe(front, mode, pack):
+    """Both bars have their limit at the same place; what was measured is in the tooltip."""
+    of = {"similarity": -1.2, "threshold": -0.94, "zncc": 0.6, "zncc_threshold": 0.62}
+    saved = {"filename": "drawn.webp", "subfolder": "", "type": "temp"}
+    shown = {"likeness": 0.2, "composition": 0.387, "copy_above": 0.4, "near_above": 0.3}
+    found = of | shown | {"copy": False, "near": True, "outcome": "no_copy", "source": "a.png"}
+    found |= {"caption": "", "picture": saved, "nearest": saved, "messages": [], "words": ""}
+    front.load(FIRST_LOOK)
+    silent = {"messages": [], "words": ""}
+    output = {"amg_probe": [{"verdicts": [found], "left": 0, "misses": silent}]}
+    front.send([executed(PROBE, output, prompt())])
+    panel = f"amgPanel({PROBE}, 'amg_probe')"
+    front.until(f"{panel}?.querySelectorAll('[role=meter]').length == 2")
+    bars = front.js(
+        f"return [...{panel}.querySelectorAll('.amg-bar')].map((b) => [b.className,"
+        "b.querySelector('.amg-bar-value').textContent, b.querySelector('.amg-mark').style.left,"
+        "b.querySelector('.amg-fill').style.width])"
+    )
+    assert bars == [
+        ["amg-bar", "0.20 / 0.40", "40%", "20%"],
+        ["amg-bar amg-close", "0.39 / 0.40", "40%", "38.7%"],
+    ]
+    titles = front.js(f"return [...{panel}.querySelectorAll('.amg-bar')].map((b) => b.title)")
+    assert "similarity −1.20, threshold −0.94" in titles[0]
+    assert "agreement 0.60, limit 0.62" in titles[1]
+    assert front.js(f"return {panel}.querySelector('article').className") == "amg-pair amg-is-close"
 
 
 def test_what_was_seen_of_a_run_is_kept(front, mode, messages, output):
@@ -431,3 +497,55 @@ def test_a_new_node_shows_its_whole_name(front):
             "return [pen.measureText(node.title).width + LiteGraph.NODE_TITLE_HEIGHT, node.size[0]]"
         )
         assert wide[0] < wide[1], kind
+
+
+def cell(strength: float, **more) -> dict:
+    widgets = {"seed": 11, "preset": "strong", "strength": strength, "dissimilarity": 0.5}
+    made = {
+        "picture": 1, "strength": strength, "threshold_scale": 1, "same_as": None, "judged": True,
+        "outcome": "no_copy", "near": False, "likeness": 0.2, "composition": 0.1, "source": "a.png",
+        "use": {"AMG_Sampler": widgets},
+    }  # fmt: skip
+    return made | more
+
+
+GRID = json.loads((WORKFLOWS / "amg_strength_grid.json").read_text())
+
+
+def test_the_grid_is_read_and_fills_a_sampler(front, mode):
+    """A button on each line: into the sampler that is there, or a new one wired as the grid is."""
+    front.load(GRID)
+    node = front.id_of("AMG_StrengthGrid")
+    cells = [cell(0, outcome="copy", likeness=0.9), cell(1.5, near=True), cell(2, same_as=1.5)]
+    cells.append(cell(1, threshold_scale=1.6, use={}))
+    told = {"class": "AMG_StrengthGrid", "cells": cells}
+    front.send([executed(node, {"amg_grid": [told]}, prompt())])
+    panel = f"amgPanel({node}, 'amg_grid')"
+    front.until(f"{panel}?.querySelectorAll('tbody tr').length == 4")
+    rows = front.js(
+        f"return [...{panel}.querySelectorAll('tbody tr')].map((r) => [...r.children]"
+        ".map((c) => c.textContent))"
+    )
+    assert rows[0] == ["× 1", "0", "0.90", "0.10", "COPY", "use"]
+    assert rows[1][4] == "no copy, but close"
+    assert rows[2][4] == "no copysame picture as strength 1.5"
+    press = f"{panel}.querySelectorAll('button')"
+    assert front.js(f"return [...{press}].map((b) => b.disabled)") == [False, False, False, True]
+    front.js(f"{press}[1].click()")
+    front.until(f"{panel}.querySelector('.amg-status').textContent.includes('these settings')")
+    sampler = front.id_of("AMG_Sampler")
+    names = ("seed", "preset", "strength", "dissimilarity")
+    assert [front.value(sampler, name) for name in names] == [11, "strong", 1.5, 0.5]
+    wired = front.export()
+    mine, grids = wired[str(sampler)]["inputs"], wired[str(node)]["inputs"]
+    shared = ("model", "index", "positive", "negative", "latent_image", "clip", "vae")
+    assert [mine[name] for name in shared] == [grids[name] for name in shared]
+    front.js(f"{press}[2].click()")  # into the same sampler
+    assert front.js("return amgOn('AMG_Sampler').length") == 1
+    assert front.value(sampler, "strength") == 2
+    front.js("app.graph.add(LiteGraph.createNode('AMG_Sampler'))")
+    front.js(f"app.canvas.deselectAll?.(); {press}[0].click()")
+    assert "several" in front.js(f"return {panel}.querySelector('.amg-status').textContent")
+    assert front.value(sampler, "strength") == 2
+    if mode == "vue":
+        front.until(f"document.querySelector('[data-node-id=\"{node}\"] .amg-table table')")

@@ -237,3 +237,12 @@ def test_a_changed_index_is_opened_anew(ask, entries, indexes):
     finally:
         unmute(indexes / INDEX, lambda _: True)
     assert entries(muted=1)["entries"] == []
+
+
+def test_weights_that_are_not_there(small):
+    """Where they are published and where to put them; no folder of this machine."""
+    with urllib.request.urlopen(f"{small.url}/api/amg/weights", timeout=PATIENCE) as answer:
+        found = json.loads(answer.read())
+    assert found["ready"] is False
+    assert "github.com/facebookresearch/sscd-copy-detection" in found["words"]
+    assert "models/amg" in found["words"] and "/tmp" not in found["words"]
