@@ -55,6 +55,7 @@ class Runs:
         self.run: SamplingRun | None = None
         self.seeds: Sequence[int | None] = ()
         self.batch = 0  # pictures of the run
+        self.again: tuple[Settings, Tensor] | None = None  # settings and suspects of a retry
         self._placed: torch.device | None = None
         self._written = False
 
@@ -81,7 +82,9 @@ class Runs:
                 "of still pictures, (B, C, H, W). Draw without the guard."
             )
         if self.run is None:
-            self.run, self.batch = SamplingRun(self.matcher, self.settings), len(output)
+            settings, suspects = self.again or (self.settings, None)
+            self.run = SamplingRun(self.matcher, settings, suspects=suspects)
+            self.batch = len(output)
         self._place(output.device)
         at, x, batch = level(scheduler, timestep), parts.cond.x, len(output)
 
@@ -118,25 +121,49 @@ class Runs:
         AMGError
             A picture is a copy, and `if_still_copied` says stop.
         """
-        run = self._of_now(len(pictures))
+        run = self.of_now(len(pictures))
         acted_on = [run.acted_on(i) for i in range(len(pictures))]
+        found = self.found(pictures, acted_on, mask)
+        everyone = list(range(len(pictures)))
+        report = run.report()
+        self.finish(
+            Outcome(
+                pictures,
+                found,
+                [0] * len(found),
+                [Attempt(everyone, report, found)],
+                acted_on,
+            )
+        )
+        return found
+
+    def found(
+        self, pictures: Tensor, named: Sequence[Collection[int]], mask: Tensor | None = None
+    ) -> list[Verdict]:
+        """The verdicts on pictures, as of `judge`. `named` is that of `verdict`. Nothing is written."""
         self._place(pictures.device)
         with torch.autocast(pictures.device.type, enabled=False):
-            found = verdict(self.matcher, pictures.float(), acted_on)
+            found = verdict(self.matcher, pictures.float(), named)
             if mask is not None:
-                found = [
-                    self._with_kept(*each)
-                    for each in zip(found, pictures, mask, acted_on, strict=True)
-                ]
+                each = zip(found, pictures, mask, named, strict=True)
+                found = [self._with_kept(*one) for one in each]
         self.rest()
-        everyone = list(range(len(pictures)))
-        drawn = Outcome(
-            pictures, found, [0] * len(found), [Attempt(everyone, run.report(), found)], acted_on
+        return found
+
+    def finish(
+        self, outcome: Outcome, retries: int = 0, starts: list[list[int | None]] | None = None
+    ) -> None:
+        """Write the report of the finished pictures. AMGError as of `judge`.
+
+        `starts` has the seeds of each attempt's samples, where they are not those of `seeds`.
+        """
+        found = outcome.verdicts
+        self._write(
+            self._composed(outcome.attempts[0].report, outcome, retries=retries, starts=starts)
         )
-        self._write(self._composed(run, drawn))
         if any(each.copy or each.reason == CLOSE for each in found):
             log.warning("AMG: %s", reports.words(self.reports[-1]))
-        copies = [i + 1 for i in drawn.copies]
+        copies = [i + 1 for i in outcome.copies]
         if copies and self.if_still_copied == reports.STOP:
             raise AMGError(
                 f"Stopped: picture {', '.join(map(str, copies))} of {len(found)} is too close to "
@@ -144,7 +171,6 @@ class Runs:
                 f"strong, or change prompt or seed. To get the picture all the same, set "
                 f"if_still_copied to '{reports.SAY}'."
             )
-        return found
 
     def _with_kept(
         self, whole: Verdict, picture: Tensor, mask: Tensor, named: Collection[int]
@@ -158,7 +184,7 @@ class Runs:
     def unjudged(self, reason: str) -> None:
         """Write the report of a run whose pictures were not checked, for one of `reports.NOT_JUDGED`."""
         if self.run is not None and not self._written:
-            self._write(self._composed(self.run, None, reason))
+            self._write(self._composed(self.run.report(), None, reason))
         self.rest()
 
     def rest(self) -> None:
@@ -171,7 +197,8 @@ class Runs:
         """Whether there is a run whose pictures have not been checked."""
         return self.run is not None and not self._written
 
-    def _of_now(self, batch: int) -> SamplingRun:
+    def of_now(self, batch: int) -> SamplingRun:
+        """The run that drew a batch. AMGError if there is none of that size."""
         if self.run is None:
             raise AMGError(
                 "There is nothing to check: nothing was drawn under guard since the last check."
@@ -186,14 +213,15 @@ class Runs:
             self._placed = device
 
     def _composed(
-        self, run: SamplingRun, outcome: Outcome | None, not_judged: str = ""
-    ) -> dict[str, Any]:
+        self, run: dict[str, Any], outcome: Outcome | None, not_judged: str = "", retries: int = 0,
+        starts: list[list[int | None]] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         seeds = list(self.seeds)
         known = outcome is not None and len(seeds) == len(outcome.verdicts)
         return reports.compose(
-            run.report(), outcome, judged_by="vae" if outcome is not None else "",
-            not_judged=not_judged, if_still_copied=self.if_still_copied,
-            seed=seeds[0] if seeds else None, starts=[seeds] if known else None,
+            run, outcome, judged_by="vae" if outcome is not None else "",
+            not_judged=not_judged, if_still_copied=self.if_still_copied, retries=retries,
+            seed=seeds[0] if seeds else None, starts=starts or ([seeds] if known else None),
             versions={"diffusers": str(getattr(sys.modules.get("diffusers"), "__version__", ""))},
             host={"name": "diffusers", "decoder": getattr(self.matcher.decoder, "name", "none")},
         )  # fmt: skip

@@ -26,15 +26,18 @@ from amg_core import report as reports
 from amg_core.decoders import Decoder
 from amg_core.errors import AMGError
 from amg_core.index import Index
+from amg_core.retry import until_no_copy
 from amg_core.run import Settings
 from amg_core.similarity.matcher import Matcher
 
 from .evaluations import Encoded, Evaluation, parts
 from .guarding import Runs, chosen
 from .opening import as_picture, into_vae, open_matcher
+from .retrying import OTHER_NOISE, Drawings, Finished, merged, replayed, states
 from .texts import Encoder, Words
 
 REMEMBERED = 4  # calls of encode_prompt, of which a pipeline makes one or two
+RETRIES = 2
 
 
 @contextmanager
@@ -128,6 +131,11 @@ class Guard:
         self._scheduler, self._vae = pipe.scheduler, pipe.vae
         self._decode: Callable[..., Any] = pipe.vae.decode
         self._asks = False  # whether the guard itself calls the model or the text encoders
+        self._drawing = False  # whether `draw` calls the pipeline: it checks the pictures itself
+        self._pictures: Tensor | None = None  # those that the pipeline decoded for it
+        self._anew: tuple[Tensor, int] | None = (
+            None  # samples that start from other noise, and the retry
+        )
 
     @property
     def reports(self) -> list[dict[str, Any]]:
@@ -143,6 +151,71 @@ class Guard:
     def __str__(self) -> str:
         """The result of the latest drawing in a line."""
         return reports.words(self.report)
+
+    def draw(self, *args: Any, retries: int = RETRIES, **kwargs: Any) -> Any:
+        """Draw as the pipeline does, check the pictures, and draw copies again with stronger settings.
+
+        Parameters
+        ----------
+        args, kwargs
+            Those of the pipeline.
+        retries : int
+            Largest number of further drawings of the batch. 0 is a call of the pipeline.
+
+        Returns
+        -------
+        What the pipeline returns. Samples that are no copies in the first drawing are the same, bit for
+        bit, and generators are left as after one drawing. `report` says what was drawn again.
+
+        Raises
+        ------
+        AMGError
+            As in `guard`.
+        """
+        if retries < 0:
+            raise AMGError(f"retries: {retries} is not usable. Give a number of 0 or more.")
+        self._finish()
+        generators = kwargs.get("generator")
+        before = states(generators)
+
+        def once(again: tuple[Settings, Tensor], anew: Tensor, number: int) -> Finished:
+            self.runs.again, self._anew = again, (anew, number)
+            with replayed(generators, before):
+                return self._once(args, kwargs)
+
+        self._drawing = True
+        try:
+            drawings = Drawings(
+                self._once(args, kwargs), once, self.runs.found, kwargs.get("latents") is None
+            )
+            batch = len(drawings.first.drawn.latents)
+            outcome = until_no_copy(drawings, self.runs.settings, batch, retries)
+        finally:
+            self._drawing, self.runs.again, self._anew, self._latents = False, None, None, None
+            self._pictures = self._mask = self._given = None
+        seeds = [each.seeds for each in drawings.finished]
+        self.runs.seeds = seeds[0]
+        self.runs.finish(outcome, retries, seeds if all(seeds) else None)
+        blank = outcome.copies if self.runs.if_still_copied == reports.BLANK else ()
+        return merged([each.output for each in drawings.finished], outcome.kept, blank)
+
+    def _once(self, args: Any, kwargs: Any) -> Finished:
+        """One drawing. Its pictures are decoded by the pipeline, or here if it returns latents."""
+        self._pictures = self._latents = None
+        output = self.pipe(*args, **kwargs)
+        if self._latents is None:
+            raise AMGError(f"{type(self.pipe).__name__} made no step that the guard knows.")
+        if self._pictures is None and not self._ended():
+            raise AMGError(
+                "The drawing stopped early. Call the pipeline itself, which has no retries."
+            )
+        pictures = self._picture(self._latents) if self._pictures is None else self._pictures
+        run = self.runs.of_now(len(pictures))
+        made = Finished(
+            output, run.drawn(pictures), self._masks(len(pictures)), list(self.runs.seeds)
+        )
+        self.runs.rest()
+        return made
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -218,6 +291,9 @@ class Guard:
             if self.runs.batch != len(z):
                 return out
             picture = out[0] if isinstance(out, tuple) else out.sample
+            if self._drawing:
+                self._pictures = as_picture(picture.detach()).clamp(0, 1)
+                return out
             found = self.runs.judge(as_picture(picture.detach()).clamp(0, 1), self._masks(len(z)))
             copies = [i for i, each in enumerate(found) if each.copy]
             if copies and self.runs.if_still_copied == reports.BLANK:
@@ -249,11 +325,31 @@ class Guard:
             given = signature.bind(*args, **kwargs).arguments
             latents = out[0] if isinstance(out, tuple) else out
             self.runs.seeds = _seeds(given.get("generator"), len(latents))
+            if self._anew is not None and self._anew[0].any():
+                out = self._moved(prepare_latents, given, out)
             if given.get("return_image_latents"):
                 self._given = out[-1]
             return out
 
         return guarded
+
+    def _moved(self, prepare_latents: Callable[..., Any], given: dict[str, Any], out: Any) -> Any:
+        """`out`, with the rows of the samples that start from other noise from further calls."""
+        assert self._anew is not None
+        rows, number = self._anew
+        generator, other = given.get("generator"), out
+        if self.runs.seeds:
+            shifted = _shifted(generator, OTHER_NOISE * number)
+            other = prepare_latents(**(given | {"generator": shifted}))
+        else:  # the global generator goes on
+            for _ in range(number):
+                other = prepare_latents(**given)
+        seeds = _seeds(shifted, len(rows)) if self.runs.seeds else []
+        pairs = zip(self.runs.seeds, seeds, rows.tolist(), strict=False)
+        self.runs.seeds = [new if moved else old for old, new, moved in pairs]
+        if isinstance(out, tuple):
+            return tuple(_of_rows(*each, rows) for each in zip(out, other, strict=True))
+        return _of_rows(out, other, rows)
 
     def _prepare_mask_latents(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -373,6 +469,20 @@ def encoded_of(out: Any) -> Encoded:
     tokens, *rest = out if isinstance(out, tuple) else (out,)
     pooled = [each for each in rest if isinstance(each, Tensor) and each.ndim == 2]
     return Encoded(tokens, pooled[0] if pooled and len(pooled[0]) == len(tokens) else None)
+
+
+def _of_rows(first: Any, other: Any, rows: Tensor) -> Any:
+    """`first` (B, …) with the `rows` (B,) bool of `other`. What is no batch stays."""
+    if not isinstance(first, Tensor) or len(first) != len(rows):
+        return first
+    return torch.where(rows.to(first.device).view(-1, *[1] * (first.ndim - 1)), other, first)
+
+
+def _shifted(generator: Any, by: int) -> Any:
+    """One generator, or a list, with seeds that are larger by so much."""
+    if isinstance(generator, list | tuple):
+        return [_shifted(one, by) for one in generator]
+    return torch.Generator(generator.device).manual_seed((generator.initial_seed() + by) % 2**64)
 
 
 def _seeds(generator: Any, batch: int) -> list[int | None]:

@@ -29,6 +29,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,29 @@ from .registry import Kind, Weights
 from .tensors import read_tensors, tensors_sha256
 
 FILE_NAME = "sscd_disc_mixup.torchvision.pt"
-STAGES = (3, 4, 6, 3)  # blocks in each stage of ResNet-50
-DIMENSIONS = 512
+
+
+class Layout(NamedTuple):
+    """One of Meta's networks.
+
+    `blocks` in each stage, `width` of the first stage's 3x3 convolutions, in so many `groups`.
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    width: int
+    groups: int
+    dimensions: int
+
+    def stage(self, number: int) -> tuple[int, int]:
+        """The widths of the 3x3 convolutions and of the outputs in a stage, 0, 1, …"""
+        return self.width * 2**number, 256 * 2**number
+
+
+MIXUP = Layout("ResNet-50", (3, 4, 6, 3), 64, 1, 512)  # sscd_disc_mixup
+LARGE = Layout(
+    "ResNeXt-101 32x4d", (3, 4, 23, 3), 128, 32, 1024
+)  # sscd_disc_large: papers measure with it
 
 _WHERE = (
     f"SSCD needs Meta's weights file {FILE_NAME} (98 MB, MIT licence), from the table of models in "
@@ -68,12 +90,14 @@ def preprocessing(side: int) -> str:
 class _Bottleneck(nn.Module):
     """Convolutions of 1x1, 3x3 and 1x1 with a shortcut. Batch normalisation is folded in."""
 
-    def __init__(self, inputs: int, width: int, stride: int, shortcut: bool) -> None:
+    def __init__(
+        self, inputs: int, width: int, outputs: int, stride: int, groups: int, shortcut: bool
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1)
-        self.downsample = nn.Conv2d(inputs, 4 * width, 1, stride) if shortcut else None
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=groups)
+        self.conv3 = nn.Conv2d(width, outputs, 1)
+        self.downsample = nn.Conv2d(inputs, outputs, 1, stride) if shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.conv1(x), inplace=True)
@@ -84,25 +108,27 @@ class _Bottleneck(nn.Module):
 
 
 class SSCDNetwork(nn.Module):
-    """ResNet-50 trunk, GeM pooling (p = 3), linear to 512, unit norm: (B, 3, H, W) -> (B, 512).
+    """A residual trunk, GeM pooling (p = 3), linear, unit norm: (B, 3, H, W) -> (B, D), D = 512 for MIXUP.
 
     The input is normalised with ImageNet's mean and deviation. The network is for inference only,
     because batch normalisation is folded into the convolutions (`fold`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout = MIXUP) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3)
         inputs, stages = 64, []
-        for stage, blocks in enumerate(STAGES):
-            width, layers = 64 * 2**stage, []
+        for stage, blocks in enumerate(layout.blocks):
+            (width, outputs), layers = layout.stage(stage), []
             for block in range(blocks):
                 stride = 2 if block == 0 and stage > 0 else 1
-                layers.append(_Bottleneck(inputs, width, stride, shortcut=block == 0))
-                inputs = 4 * width
+                layers.append(
+                    _Bottleneck(inputs, width, outputs, stride, layout.groups, shortcut=block == 0)
+                )
+                inputs = outputs
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(inputs, DIMENSIONS)
+        self.fc = nn.Linear(inputs, layout.dimensions)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 3, 2, padding=1)
@@ -161,9 +187,9 @@ class SSCDDescriptor:
         # A host may call this in inference mode, where new tensors cannot take part in autograd.
         with torch.inference_mode(False):
             with torch.device("meta"):  # no memory, and no draw from the global generator
-                network = SSCDNetwork()
-            network.load_state_dict(fold(state), assign=True)
-            self._network = network.eval().requires_grad_(False)
+                made = SSCDNetwork()
+            made.load_state_dict(fold(state), assign=True)
+            self._network = made.eval().requires_grad_(False)
             self._mean = torch.tensor(_MEAN, dtype=torch.float32, device="cpu").view(3, 1, 1)
             self._std = torch.tensor(_STD, dtype=torch.float32, device="cpu").view(3, 1, 1)
         self.to("cpu")
@@ -221,6 +247,15 @@ class SSCDDescriptor:
 # ---------------------------------------------------------------- Meta's file
 
 
+def network(path: Path | None, layout: Layout = MIXUP) -> SSCDNetwork:
+    """One of Meta's networks with the weights of its file, for inference. Raises as `load` does."""
+    state, _ = load(path, layout)
+    with torch.device("meta"):
+        made = SSCDNetwork(layout)
+    made.load_state_dict(fold(state), assign=True)
+    return made.eval().requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Examined:
     """What a weights file is.
@@ -270,7 +305,7 @@ def examine(path: Path | None) -> Examined:
     return Examined(file.name, size, digest.hexdigest(), tensors)
 
 
-def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
+def load(path: Path | None, layout: Layout = MIXUP) -> tuple[dict[str, Tensor], str]:
     """The network's tensors under torchvision's names, and their SHA-256.
 
     Parameters
@@ -298,11 +333,11 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
         raise AMGError(f"{path} {what}. {_WHERE}")
     try:
         with torch.inference_mode(False):
-            state = _checked(_canonical(read_tensors(path)))
+            state = _checked(_canonical(read_tensors(path)), layout)
     except _OtherNetwork as error:
         raise AMGError(
-            f"{path} does not hold SSCD's ResNet-50 with 512 dimensions ({brief(error)}). Other sizes, "
-            f"such as sscd_disc_large, are not supported. {_WHERE}"
+            f"{path} does not hold SSCD's {layout.name} with {layout.dimensions} dimensions "
+            f"({brief(error)}). Give the file of this network. {_WHERE}"
         ) from None
     except (MemoryError, OSError) as error:
         raise AMGError(f"{path} could not be read: {brief(error)}") from error
@@ -314,29 +349,32 @@ def load(path: Path | None) -> tuple[dict[str, Tensor], str]:
     return state, tensors_sha256(state)
 
 
-def expected_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes: torchvision's ``resnet50(num_classes=512)`` without its counters."""
+def expected_shapes(layout: Layout = MIXUP) -> dict[str, tuple[int, ...]]:
+    """Names and shapes: torchvision's, for MIXUP ``resnet50(num_classes=512)``, without its counters."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def conv_bn(conv: str, bn: str, outputs: int, inputs: int, kernel: int) -> None:
-        shapes[f"{conv}.weight"] = (outputs, inputs, kernel, kernel)
+    def conv_bn(
+        conv: str, bn: str, outputs: int, inputs: int, kernel: int, groups: int = 1
+    ) -> None:
+        shapes[f"{conv}.weight"] = (outputs, inputs // groups, kernel, kernel)
         shapes.update(
             {f"{bn}.{f}": (outputs,) for f in ("weight", "bias", "running_mean", "running_var")}
         )
 
     conv_bn("conv1", "bn1", 64, 3, 7)
     inputs = 64
-    for stage, blocks in enumerate(STAGES):
-        width = 64 * 2**stage
+    for stage, blocks in enumerate(layout.blocks):
+        width, wide = layout.stage(stage)
         for block in range(blocks):
             at = f"layer{stage + 1}.{block}"
             conv_bn(f"{at}.conv1", f"{at}.bn1", width, inputs, 1)
-            conv_bn(f"{at}.conv2", f"{at}.bn2", width, width, 3)
-            conv_bn(f"{at}.conv3", f"{at}.bn3", 4 * width, width, 1)
+            conv_bn(f"{at}.conv2", f"{at}.bn2", width, width, 3, layout.groups)
+            conv_bn(f"{at}.conv3", f"{at}.bn3", wide, width, 1)
             if block == 0:
-                conv_bn(f"{at}.downsample.0", f"{at}.downsample.1", 4 * width, inputs, 1)
-            inputs = 4 * width
-    shapes["fc.weight"], shapes["fc.bias"] = (DIMENSIONS, inputs), (DIMENSIONS,)
+                conv_bn(f"{at}.downsample.0", f"{at}.downsample.1", wide, inputs, 1)
+            inputs = wide
+    shapes["fc.weight"] = (layout.dimensions, inputs)
+    shapes["fc.bias"] = (layout.dimensions,)
     return shapes
 
 
@@ -389,9 +427,9 @@ def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _checked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked(state: Mapping[str, Tensor], layout: Layout = MIXUP) -> dict[str, Tensor]:
     """The expected tensors as contiguous float32. Raises an error if one is missing, extra or wrong."""
-    shapes = expected_shapes()
+    shapes = expected_shapes(layout)
     for kind, names in (
         ("missing", [n for n in shapes if n not in state]),
         ("unexpected", [n for n in state if n not in shapes]),

@@ -22,11 +22,14 @@ from torch.nn import functional as F
 from amg_core.descriptors import create, for_spec
 from amg_core.descriptors.sscd import (
     BN_EPSILON,
+    LARGE,
     SSCDDescriptor,
     SSCDNetwork,
     examine,
+    expected_shapes,
     fold,
     load,
+    network,
 )
 from amg_core.descriptors.tensors import tensors_sha256
 from amg_core.errors import AMGError
@@ -35,9 +38,9 @@ from amg_core.errors import AMGError
 
 
 class BottleneckLayer(nn.Module):
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs, outputs, stride, groups=1):
         super().__init__()
-        width = outputs // 4
+        width = outputs // (4 if groups == 1 else 2)
         self.bn = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
@@ -50,7 +53,7 @@ class BottleneckLayer(nn.Module):
             nn.Conv2d(inputs, width, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, stride, 1, bias=False),
+            nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, outputs, 1, bias=False),
@@ -76,15 +79,15 @@ class InitialBlock(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    def __init__(self):
+    def __init__(self, counts=(3, 4, 6, 3), groups=1):
         super().__init__()
         self.initial_block = InitialBlock()
         stages, inputs = [], 64
-        for stage, count in enumerate((3, 4, 6, 3)):
+        for stage, count in enumerate(counts):
             outputs, blocks = 256 * 2**stage, OrderedDict()
             for block in range(count):
                 stride = 2 if block == 0 and stage > 0 else 1
-                blocks[f"block{stage}-{block}"] = BottleneckLayer(inputs, outputs, stride)
+                blocks[f"block{stage}-{block}"] = BottleneckLayer(inputs, outputs, stride, groups)
                 inputs = outputs
             stages.append(nn.Sequential(blocks))
         self.blocks = nn.Sequential(*stages)
@@ -110,10 +113,10 @@ class L2Norm(nn.Module):
 
 
 class ClassyModel(nn.Module):
-    def __init__(self):
+    def __init__(self, dimensions=512, **trunk):
         super().__init__()
-        self.backbone = ResNeXt()
-        self.embeddings = nn.Sequential(GeM(3.0), nn.Linear(2048, 512), L2Norm())
+        self.backbone = ResNeXt(**trunk)
+        self.embeddings = nn.Sequential(GeM(3.0), nn.Linear(2048, dimensions), L2Norm())
 
     def forward(self, x):
         return self.embeddings(self.backbone(x))
@@ -127,7 +130,7 @@ def classy_name(name: str) -> str:
         return f"embeddings.1.{field}"
     if layer in stem:
         return f"backbone.{stem[layer]}.{field}"
-    stage, block, rest = re.fullmatch(r"layer(\d)\.(\d)\.(.+)", layer).groups()
+    stage, block, rest = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", layer).groups()
     places = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6}
     rest = "bn" if rest == "bn3" else rest
     rest = f"convolutional_block.{places[rest]}" if rest in places else rest
@@ -294,6 +297,24 @@ def test_equals_metas_module(state, classy):
         ours, theirs = network(x), classy(x)
     assert (theirs @ theirs.T).min() < 0.999, "the random network must tell pictures apart"
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_large_network_equals_metas_module(tmp_path):
+    layout = LARGE._replace(blocks=(1, 1, 11, 1))  # a number of two digits, as in the third stage
+    model = ClassyModel(1024, counts=layout.blocks, groups=32).eval()
+    for name, values in model.state_dict().items():
+        if name.endswith("running_var"):
+            values.uniform_(0.5, 1.5)
+    ours = {k for k in model.state_dict() if not k.endswith("num_batches_tracked")}
+    assert ours == {classy_name(name) for name in expected_shapes(layout)}
+    torch.save(model.state_dict(), tmp_path / "large.pt")
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(tmp_path / "large.pt", layout)(x), model(x), rtol=0, atol=1e-5
+        )
+    with pytest.raises(AMGError, match="512 dimensions"):
+        load(tmp_path / "large.pt")
 
 
 def test_equals_torchvision(state):

@@ -20,12 +20,11 @@ from amg_core.run import SamplingRun
 from amg_core.similarity.matcher import Matcher
 from amg_core.similarity.verdict import verdict
 from amg_demo import model as demo
+from amg_demo.pipeline import SIDE, pipeline, timesteps
 from amg_demo.sample import euler, noise_levels
 from amg_diffusers import guard
 
-from .embedded import pipeline
-
-STEPS, SEED, CFG, SIDE = 20, 1000, 4.0, 16
+STEPS, SEED, CFG = 20, 1000, 4.0
 COPIES, OTHERS = 1, 11  # memorised pictures, and others of the training set
 
 
@@ -41,10 +40,9 @@ def embedded(tmp_path_factory):
         (folder / "pictures" / file).with_suffix(".txt").write_text(row["text"])
     build(folder / "pictures", folder / "index", create("compact"))
     model = demo.load()
-    channels = demo.LATENT_CHANNELS
-    decoder = ModuleDecoder("demo", model.decoder, channels, factor=demo.DOWNSCALE)
+    decoder = ModuleDecoder("demo", model.decoder, demo.LATENT_CHANNELS, factor=demo.DOWNSCALE)
     matcher = Matcher(Searcher(Index.open(folder / "index")), create("compact"), decoder)
-    return model, pipeline(model, channels), matcher, rows[0]["text"]
+    return model, pipeline(model), matcher, rows[0]["text"]
 
 
 def noise():
@@ -54,12 +52,11 @@ def noise():
 
 def draw(embedded, prompt, **more):
     model, pipe, *_ = embedded
-    sigmas, times = noise_levels(model, STEPS)
+    sigmas, _ = noise_levels(model, STEPS)
     latents = noise() * sigmas[0] / pipe.scheduler.init_noise_sigma
-    timesteps = (times * (len(model.sigmas) - 1)).round().tolist()
     return pipe(
         prompt,
-        timesteps=timesteps,
+        timesteps=timesteps(model, STEPS),
         num_inference_steps=None,
         latents=latents,
         guidance_scale=CFG,

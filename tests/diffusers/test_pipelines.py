@@ -16,6 +16,7 @@ from PIL import Image
 from amg_core import report as reports
 from amg_core.errors import AMGError
 from amg_core.images import to_tensor
+from amg_core.run import SamplingRun
 from amg_core.schedule import Schedule
 from amg_core.similarity.matcher import Matcher
 from amg_diffusers import guard
@@ -250,6 +251,112 @@ def test_blank_and_stop(copying, index):
     ):
         draw(copying, output_type="latent", **SIZE)
     assert left_alone(copying)
+
+
+@pytest.fixture
+def once_copied(tokenizer, index, pictures, monkeypatch):
+    """A pipeline whose first decoded batch has a picture of the index as its first one."""
+    pipe = plain(tokenizer)
+    stored = np.array(Image.open(pictures / "3.png"), np.float32).transpose(2, 0, 1) / 127.5 - 1
+    decode, batches = pipe.vae._decode, []
+
+    def decoded(z, **more):
+        picture = decode(torch.nn.functional.interpolate(z, scale_factor=3.0), **more).sample
+        if not batches:
+            picture[0] = torch.from_numpy(stored)
+        batches.append(picture)
+        return SimpleNamespace(sample=picture)
+
+    monkeypatch.setattr(pipe.vae, "_decode", decoded)
+    return pipe, batches
+
+
+@pytest.mark.parametrize("output_type", ["pt", "pil", "np"])
+def test_only_a_copy_is_drawn_again(once_copied, index, output_type):
+    pipe, batches = once_copied
+    seeds = [torch.Generator().manual_seed(7 + i) for i in range(2)]
+    given = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": output_type, **SIZE}
+    with guard(pipe, index, **NEVER, decoder=autoencoder()) as guarded:
+        drawn = guarded.draw(list(PROMPTS), generator=seeds, retries=1, **given).images
+    assert len(batches) == 2 and len(guarded.reports) == 1
+    report = guarded.report
+    assert [attempt["samples"] for attempt in report["attempts"]] == [[0, 1], [0]]
+    assert report["attempts"][1]["suspects"] == [0] and report["retries"] == 1
+    assert [v["attempt"] for v in report["verdicts"]] == [1, 0]
+    assert not any(v["copy"] for v in report["verdicts"])
+    expected = [batches[1][0] / 2 + 0.5, batches[0][1] / 2 + 0.5]
+    for picture, wanted in zip(drawn, expected, strict=True):
+        wanted = wanted.clamp(0, 1)
+        if output_type == "pt":
+            assert torch.equal(picture, wanted)
+        else:
+            pixels = np.asarray(picture, np.float32) / (255 if output_type == "pil" else 1)
+            assert np.abs(pixels.transpose(2, 0, 1) - wanted.numpy()).max() < 0.003
+    assert left_alone(pipe)
+
+
+def test_without_a_copy_draw_is_the_pipeline(tokenizer, index):
+    pipe = plain(tokenizer)
+    seeds = [torch.Generator().manual_seed(7 + i) for i in range(2)]
+    before = draw(pipe, **SIZE)
+    torch.manual_seed(3)
+    untouched = pipe("ab", num_inference_steps=2, output_type="pt", **SIZE).images
+    state = torch.get_rng_state()
+    with guard(pipe, index, **NEVER) as guarded:
+        given = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "pt", **SIZE}
+        assert torch.equal(guarded.draw(list(PROMPTS), generator=seeds, **given).images, before)
+        assert len(guarded.report["attempts"]) == 1
+        torch.manual_seed(3)
+        short = guarded.draw("ab", num_inference_steps=2, output_type="pt", **SIZE).images
+        latents = guarded.draw("ab", num_inference_steps=2, output_type="latent", **SIZE).images
+    assert torch.equal(short, untouched) and latents.shape == (1, 4, 8, 8)
+    torch.manual_seed(3)
+    pipe("ab", num_inference_steps=2, output_type="pt", **SIZE)
+    assert torch.equal(torch.get_rng_state(), state)
+    with guard(pipe, index, **NEVER) as guarded, pytest.raises(AMGError, match="retries"):
+        guarded.draw("ab", retries=-1)
+
+
+def test_a_copy_to_the_end_is_blanked_or_stopped(copying, index):
+    given = {"num_inference_steps": 2, "output_type": "pil", "retries": 1, **SIZE}
+    seed = torch.Generator().manual_seed(4)
+    with guard(copying, index, **NEVER, decoder=autoencoder(), if_still_copied="blank") as guarded:
+        (picture,) = guarded.draw("ab", generator=seed, **given).images
+    assert not np.asarray(picture).any() and len(guarded.report["attempts"]) == 2
+    state = seed.get_state()
+    copying("ab", generator=seed.manual_seed(4), num_inference_steps=2, **SIZE)
+    assert torch.equal(seed.get_state(), state)
+    with (
+        pytest.raises(AMGError, match=r"3\.png"),
+        guard(copying, index, **NEVER, decoder=autoencoder(), if_still_copied="stop") as guarded,
+    ):
+        guarded.draw("ab", **given)
+    assert left_alone(copying) and guarded.report["verdicts"][0]["copy"]
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_picture_that_was_pushed_off_starts_from_other_noise(
+    tokenizer, index, seeded, monkeypatch
+):
+    pipe = plain(tokenizer)
+    monkeypatch.setattr(SamplingRun, "repelled", lambda run, i: i == 1 and not run.records[0].t < 0)
+    given = {"num_inference_steps": 2, "output_type": "pt", **SIZE}
+    starts = []
+    prepare = pipe.prepare_latents
+    monkeypatch.setattr(pipe.scheduler, "scale_model_input", lambda x, t: starts.append(x) or x)
+    seeds = [torch.Generator().manual_seed(7 + i) for i in range(2)] if seeded else None
+    assert prepare == pipe.prepare_latents
+    with guard(pipe, index, **NEVER) as guarded:
+        guarded.draw(list(PROMPTS), generator=seeds, retries=2, guidance_scale=1.0, **given)
+    first, second, third = starts[::2]
+    assert torch.equal(first[0], second[0]) and torch.equal(first[0], third[0])
+    assert len({tensor[1].sum().item() for tensor in (first, second, third)}) == 3
+    if seeded:
+        assert [attempt.get("seeds") for attempt in guarded.report["attempts"]] == [
+            None,
+            [500_008],
+            [1_000_008],
+        ]
 
 
 def test_nothing_is_left_after_an_error(tokenizer, index, monkeypatch):
