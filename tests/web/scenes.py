@@ -149,7 +149,7 @@ NODES = [
     Scene(
         "AMG_StrengthGrid",
         widgets=fixed(**DRAWING, threshold_scales="1, 1.6"),
-        text="5 of 8 pictures are copies",
+        text="2 of 8 pictures are copies",
     ),
 ]
 VIEWS = [
