@@ -144,7 +144,7 @@ NODES = [
         "AMG_Guard",
         widgets=fixed(**DRAWING, false_alarms=0.05),
         report=report("AMG_Guard"),
-        room=130,
+        room=60,
     ),
     Scene(
         "AMG_StrengthGrid",
