@@ -7,7 +7,8 @@ import { t } from "./words.js";
 const NODE = "AMG_StrengthGrid";
 const SAMPLER = "AMG_Sampler";
 export const PANEL = "amg_grid"; // the widget
-const LINE = 26; // pixels of a row
+const LINE = 24; // pixels of a row
+const AROUND = 44; // pixels: the status, the padding, and what the host leaves free
 const HIGHEST = 300;
 const WIDE = 400; // pixels of the node, so that the table is read
 
@@ -99,7 +100,7 @@ function make(node) {
   const body = el("div", { class: "amg-rows", tabindex: "0", role: "region", "aria-label": t("Drawings") });
   const status = el("p", { class: "amg-status", role: "status" });
   const element = el("section", { class: "amg-panel amg-table" }, body, status);
-  const room = () => Math.min(HIGHEST, LINE * (body.querySelectorAll("tr").length + 1) + 20);
+  const room = () => Math.min(HIGHEST, LINE * body.querySelectorAll("tr").length + AROUND);
   return addPanel(node, PANEL, { element, body, status }, room);
 }
 

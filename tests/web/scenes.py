@@ -144,12 +144,12 @@ NODES = [
         "AMG_Guard",
         widgets=fixed(**DRAWING, false_alarms=0.05),
         report=report("AMG_Guard"),
-        room=130,
+        room=60,
     ),
     Scene(
         "AMG_StrengthGrid",
         widgets=fixed(**DRAWING, threshold_scales="1, 1.6"),
-        text="5 of 8 pictures are copies",
+        text="2 of 8 pictures are copies",
     ),
 ]
 VIEWS = [
