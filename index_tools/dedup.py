@@ -572,8 +572,8 @@ def _line(member: Member) -> str:
     if member.entropy is not None:
         notes.append(f"{member.entropy:.1f} bits, {member.jpeg:.2f} B/px")
     notes += ["muted"] * member.muted
-    caption = " ".join(member.caption.split())
-    return f"{word}  {member.source}  ({', '.join(notes)})" + (f"  {caption}" if caption else "")
+    caption = f"  {terminal.short(member.caption)}" if member.caption else ""
+    return f"{word}  {member.source}  ({', '.join(notes)}){caption}"
 
 
 def to_json(found: Sequence[Cluster], name: str, threshold: float) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from amg_core.descriptors.registry import guarding
 from amg_core.errors import AMGError
 from amg_core.limits import COPY
+from amg_core.similarity.metrics import likeness
 
 from . import terminal
 
@@ -206,7 +207,7 @@ def _print(answer: Answer, options: argparse.Namespace) -> None:
         return
     print(f"{answer.picture}{_summary(answer)}")
     for one in answer.nearest:
-        caption = f"  {' '.join(one.caption.split())}" if one.caption else ""
+        caption = f"  {terminal.short(one.caption)}" if one.caption else ""
         print(f"{one.similarity:10.4f}  #{one.id}  {one.source}{caption}")
     if answer.not_compared:
         print(
@@ -219,11 +220,12 @@ def _summary(answer: Answer) -> str:
     """Likeness and verdict, as the node Similarity Probe shows them."""
     if answer.score is None:
         return ""
-    shown = f": likeness {max(0.0, answer.score):.2f} (copy above {COPY})"
     if answer.verdict is None:
-        return f"{shown}, at scale {answer.scale}"
-    second = answer.verdict["zncc"]
-    return f"{shown}, second check {second:.2f}. {answer.verdict['words']}"
+        return (
+            f": likeness {likeness(answer.score):.2f} (copy above {COPY}), at scale {answer.scale}"
+        )
+    both = "likeness {likeness:.2f}, composition {composition:.2f} (copy above {limit})"
+    return f": {both.format(**answer.verdict, limit=COPY)}. {answer.verdict['words']}"
 
 
 def _two_stages(options: argparse.Namespace, searcher: Searcher, matcher: Matcher) -> TwoStage:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+CAPTION = 100  # characters of a caption that are printed
 UNMATCHED = 3  # exit code: no picture matches the choice
 
 
@@ -270,6 +271,12 @@ def write_csv(
         table.writerow((first, *columns))
         for value, row in rows:
             table.writerow((value, *(getattr(row, column) for column in columns)))
+
+
+def short(caption: str) -> str:
+    """A caption on one line of the terminal. Some have thousands of characters."""
+    line = " ".join(caption.split())
+    return line if len(line) <= CAPTION else line[: CAPTION - 1] + "…"
 
 
 def print_skipped(skipped: list[tuple[str, str]]) -> None:

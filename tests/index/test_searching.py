@@ -102,3 +102,13 @@ def test_mistakes_are_explained(place, tmp_path):
         searching.run(
             options_of(searching, place / "index", tmp_path / "a.png", tmp_path / "b.png")
         )
+
+
+def test_a_long_caption_is_printed_as_one_short_line(tmp_path, capsys):
+    pictures = fill(tmp_path / "set", 2)
+    for picture in list(pictures.iterdir()):
+        picture.with_suffix(".txt").write_text("a fox\n" * 200)
+    build(pictures, tmp_path / "index", create("pixel"))
+    searching.run(options_of(searching, tmp_path / "index", picture, "-k", "1"))
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "a fox a fox" in line and line.endswith("…") and len(line) < 200
