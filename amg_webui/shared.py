@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from amg_core.errors import AMGError
-from amg_core.similarity.metrics import likeness
 
 from . import lookup
 from .options import BLANK, HASH, LARGEST, VERDICT, Options
@@ -328,6 +327,8 @@ def which_model(p) -> tuple:
 
 def nearest(report: dict) -> float:
     """The largest likeness of a picture at any step or at the end. 1 = the same as one in the index."""
+    from amg_core.similarity.metrics import likeness
+
     on_the_way = [step["score"][0] for step in report["steps"]]
     return likeness(max(report["verdicts"][0]["score"], *on_the_way))
 

@@ -63,7 +63,9 @@ FIRST = {"yes": 0, "unsure": 1, "": 2, "no": 3}  # order of the answers on the s
 
 def register(commands: terminal.Commands) -> None:
     record = terminal.add_command(commands, "record", description=ABOUT)
-    verbs = record.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs = record.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, help="what to do with records"
+    )
 
     write = verbs.add_parser("write", help="check a folder of pictures", description=WRITE)
     write.add_argument("folder", metavar="FOLDER", type=Path, help="finished pictures")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,7 @@ def fakes(models_dir: str) -> dict[str, ModuleType]:
         paths.folder_names_and_paths.setdefault(name, ([], set()))[0].append(path)
 
     paths.add_model_folder_path = add
+    paths.get_input_directory = lambda: os.path.join(models_dir, "input")
     paths.get_filename_list = lambda name: []
     paths.get_folder_paths = lambda name: paths.folder_names_and_paths[name][0]
     return made | {

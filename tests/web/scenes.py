@@ -79,6 +79,13 @@ NODES = [
     Scene("AMG_Sampler", widgets=fixed(**DRAWING), report=report("events")),
     Scene("AMG_Apply", report=report("AMG_Apply")),
     Scene("AMG_SimilarityProbe", report=report("AMG_SimilarityProbe"), width=330),
+    Scene("AMG_SaveImage", before=(wire(LOAD, "Load Index", "index > index"),)),
+    Scene(
+        "AMG_CheckFolder",
+        widgets={"folder": "deliveries"},
+        before=(wire(LOAD, "Load Index", "index > index"),),
+        text="12 pictures have a record: 1 copy (yes), 1 unsure, 10 no copies (no)",
+    ),
     Scene("AMG_BuildIndex", widgets={"folder": "my-pictures"}),
     Scene(
         "AMG_IndexFromImages",
