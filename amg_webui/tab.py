@@ -64,7 +64,7 @@ def find(picture, name: str) -> tuple[str, list[tuple]]:
         pixels = as_tensor(picture)
         (found,) = verdict(matcher, pixels)
         index = matcher.index
-        rows = dict.fromkeys([found.neighbor, *matcher.candidates(pixels, SHOWN)])
+        rows = dict.fromkeys([found.neighbor, *matcher.candidates(matcher.finished(pixels), SHOWN)])
         shown = [(index.thumbnail(i), index.caption(i) or index.source(i)) for i in rows]
     except AMGError as error:
         return str(error), []

@@ -90,11 +90,13 @@ def compare(
     """
     most = DIFFERENT if different is None else different
     mine, theirs = resize(picture, SIDE), torch.cat([resize(other, SIDE) for other in others])
-    everywhere = torch.ones_like(theirs[:, :1])
-    found = _shares(mine.expand_as(theirs), theirs, everywhere, also)
-    if series:
-        same = _unlike(mine, theirs) <= SAME
-        found = [share if k else 0.0 for share, k in zip(found, same.tolist(), strict=True)]
+    found = [0.0] * len(others)
+    same = _unlike(mine, theirs) <= SAME if series else torch.ones(len(others), dtype=torch.bool)
+    if same.any():
+        seen = theirs[same]
+        shares = _shares(mine.expand_as(seen), seen, torch.ones_like(seen[:, :1]), also)
+        for k, share in zip(same.nonzero()[:, 0].tolist(), shares, strict=True):
+            found[k] = share
     left = [k for k, share in enumerate(found) if share < 1 - DIFFERENT and not series]
     if left:
         match = verifier.registered(picture, [others[k] for k in left])

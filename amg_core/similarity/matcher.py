@@ -59,6 +59,26 @@ class Match:
         return replace(self, **{name: getattr(self, name)[i : i + 1] for name in COLUMNS})
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished picture in rows of the descriptor, so that it is embedded once for all comparisons.
+
+    Attributes
+    ----------
+    whole : Tensor (2, D)
+        The picture and its mirror image.
+    parts : Tensor (P, 2, D)
+        Its parts (`images.parts`) and their mirror images. With a descriptor of latents, P is 0.
+    shown : Tensor (P,) bool
+        Which parts are not flat.
+    """
+
+    scale: int
+    whole: Tensor
+    parts: Tensor
+    shown: Tensor
+
+
 FEW_OF_PARTS = 4  # for each part of a picture, the k nearest rows are divided by this
 COLUMNS = (
     "similarity",
@@ -191,6 +211,28 @@ class Matcher:
         return self._join([self._match(*self._views(p[None]), scale) for p in pictures], scale)
 
     @torch.no_grad()
+    def finished(self, picture: Tensor) -> Finished:
+        """Embed a finished picture (1, 3, H, W) in [0, 1], and its parts.
+
+        Raises
+        ------
+        AMGError
+            The descriptor compares latents and has no encoder.
+        """
+        scale = self.scale_of(picture)
+        whole = self._embed(torch.cat(self._views(picture)), scale)
+        seen = [] if self.latent else parts(picture)
+        rows = [self._embed(torch.cat([part, part.flip(-1)]), scale) for part in seen]
+        stacked = torch.stack(rows) if rows else whole.new_empty(0, *whole.shape)
+        shown = torch.tensor([not verifier.flat(part) for part in seen], dtype=torch.bool)
+        return Finished(scale, whole, stacked, shown)
+
+    @torch.no_grad()
+    def match_whole(self, seen: Finished) -> Match:
+        """Match a finished picture, as `match_pictures` does."""
+        return self._join(self._matches(seen.whole[None], seen.scale), seen.scale)
+
+    @torch.no_grad()
     def nearest(self, picture: Tensor, k: int, scale: int | None = None) -> list[tuple[int, float]]:
         """The k rows most similar to a finished picture (1, 3, H, W) or its mirror image.
 
@@ -208,29 +250,24 @@ class Matcher:
         return sorted(best.items(), key=lambda one: -one[1])[:k]
 
     @torch.no_grad()
-    def match_parts(self, picture: Tensor) -> Match:
-        """Match the parts (`images.parts`) of a finished picture (1, 3, H, W), which may hold a copy.
+    def match_parts(self, seen: Finished) -> Match:
+        """Match the parts of a finished picture, which may hold a copy.
 
         Flat parts are left out, so B can be 0. More comparisons raise the chance of a false alarm, so the
-        limits are those of an index with as many times more rows. With a descriptor of latents, B is 0.
+        limits are those of an index with as many times more rows.
         """
-        scale = self.scale_of(picture)
-        seen = [] if self.latent else [p for p in parts(picture) if not verifier.flat(p)]
-        return self._join([self._match(p, p.flip(-1), scale, PARTS) for p in seen], scale)
+        shown = seen.parts[seen.shown.to(seen.parts.device)]
+        return self._join(self._matches(shown, seen.scale, PARTS), seen.scale)
 
     @torch.no_grad()
-    def candidates(self, picture: Tensor, k: int) -> list[int]:
-        """Ids of the k rows nearest to a finished picture (1, 3, H, W), and of k for its mirror image.
+    def candidates(self, seen: Finished, k: int) -> list[int]:
+        """Ids of the k rows nearest to a finished picture, and of k for its mirror image.
 
-        With a descriptor of pictures, a few rows for each of its parts (`images.parts`) are added.
+        With a descriptor of pictures, a few rows for each of its parts are added.
         """
-        scale, found = self.scale_of(picture), []
-        for view in self._views(picture):
-            found += self.searcher.nearest(self._embed(view, scale), scale, k)[1][0].tolist()
-        if not self.latent:
-            rows = torch.cat([self._embed(part, scale) for part in parts(picture)])
-            few = max(1, k // FEW_OF_PARTS)
-            found += self.searcher.nearest(rows, scale, few)[1].flatten().tolist()
+        found = self.searcher.nearest(seen.whole, seen.scale, k)[1].flatten().tolist()
+        few = max(1, k // FEW_OF_PARTS)
+        found += self.searcher.nearest(seen.parts[:, 0], seen.scale, few)[1].flatten().tolist()
         return list(dict.fromkeys(found))
 
     @torch.no_grad()
@@ -258,13 +295,13 @@ class Matcher:
         return self._join(closest[:k], scale)
 
     @torch.no_grad()
-    def scores(self, picture: Tensor, ids: Sequence[int]) -> Tensor:
-        """The scores (K,) of a finished picture (1, 3, H, W), or its mirror image, with each row."""
-        scale, rows = self.scale_of(picture), torch.tensor(ids)
+    def scores(self, seen: Finished, ids: Sequence[int]) -> Tensor:
+        """The scores (K,) of a finished picture, or its mirror image, with each row."""
+        scale, rows = seen.scale, torch.tensor(ids)
+        stored = self.searcher.rows(rows, scale)
         similarities, scores = [], []
-        for view in self._views(picture):
-            query = self._embed(view, scale)
-            values = query @ self.searcher.rows(rows, scale).to(query).T
+        for query in torch.split(seen.whole, 1):
+            values = query @ stored.to(query).T
             similarity, _ = self._similarities(query, values, rows, scale)
             levels = (level.to(similarity) for level in self._levels(query, scale, 1))
             similarities.append(similarity)
@@ -408,19 +445,37 @@ class Matcher:
             return self.descriptor.embed(seen, scale)
         return self._latents.embed_latents(seen, scale)
 
-    def _match(self, seen: Tensor, mirror: Tensor, scale: int, comparisons: int = 1) -> Match:
+    def _match(self, seen: Tensor, mirror: Tensor, scale: int) -> Match:
         """Match `seen` and its mirror image. A mirrored latent is only about that of the mirrored picture.
 
-        Both are embedded in one batch, which halves the kernel launches on an accelerator, and searched
-        in one pass, so that an index of millions is read only once.
+        Both are embedded in one batch, which halves the kernel launches on an accelerator.
         """
-        queries = self._embed(torch.cat([seen, mirror]), scale)
+        return self._matches(self._embed(torch.cat([seen, mirror]), scale)[None], scale)[0]
+
+    def _matches(self, queries: Tensor, scale: int, comparisons: int = 1) -> list[Match]:
+        """Match N pictures, whose rows and those of their mirror images are `queries` (N, 2, D).
+
+        All are searched in one pass, so that an index of millions is read only once.
+        """
+        if not len(queries):
+            return []
         wanted = 1 if self.metric == "cosine" else metrics.NEIGHBORS
-        values, ids = self.searcher.nearest(queries, scale, wanted)
-        found = [self._best(queries[i : i + 1], values[i : i + 1], ids[i], scale) for i in range(2)]
-        mirrored = bool(found[1][0] > found[0][0])
-        similarity, index, spread = found[mirrored]
-        levels = self._levels(queries[int(mirrored)][None], scale, comparisons)
+        every = queries.flatten(0, 1)
+        values, ids = self.searcher.nearest(every, scale, wanted)
+        rows = zip(torch.split(every, 1), torch.split(values, 1), ids, strict=True)
+        found = [(query, *self._best(query, value, near, scale)) for query, value, near in rows]
+        return [
+            self._nearer(*pair, scale, comparisons)
+            for pair in zip(found[::2], found[1::2], strict=True)
+        ]
+
+    def _nearer(
+        self, plain: tuple[Tensor, ...], mirror: tuple[Tensor, ...], scale: int, comparisons: int
+    ) -> Match:
+        """The match of the nearer one: query (1, D), and what `_best` says of it."""
+        mirrored = bool(mirror[1] > plain[1])
+        query, similarity, index, spread = mirror if mirrored else plain
+        levels = self._levels(query, scale, comparisons)
         close = metrics.score(self.metric, similarity, *levels)
         return Match(similarity, close, index, torch.tensor([mirrored]), spread, *levels, scale)
 

@@ -212,13 +212,13 @@ def with_kept(whole: Verdict, part: Verdict | None) -> Verdict:
 
 
 def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict:
-    index, match = matcher.index, matcher.match_pictures(picture)
-    within = matcher.match_parts(picture)
+    index, seen = matcher.index, matcher.finished(picture)
+    match, within = matcher.match_whole(seen), matcher.match_parts(seen)
     if len(within.ids) and within.score.max() > max(limits.COPY, float(match.score[0])):
         match = within[int(within.score.argmax())]
     nearest, close = int(match.ids[0]), float(match.score[0])
     ids = list(
-        dict.fromkeys([nearest, *sorted(named), *matcher.candidates(picture, limits.CANDIDATES)])
+        dict.fromkeys([nearest, *sorted(named), *matcher.candidates(seen, limits.CANDIDATES)])
     )
     reason, correlation, alike, near = "", 0.0, nearest, None
     found = torch.zeros(len(ids))
@@ -241,7 +241,7 @@ def _check(matcher: Matcher, picture: Tensor, named: Collection[int]) -> Verdict
         correlation, i = float(found[near]), ids[near]
     else:
         i = alike if checks == (SECOND,) else nearest
-    scores = matcher.scores(picture, ids)
+    scores = matcher.scores(seen, ids)
     scores[0] = max(close, float(scores[0]))  # of the part that is most alike
     best = _best(matcher, ids, scores, found)
     if not checks and reason != CLOSE:
@@ -269,13 +269,12 @@ def _close(picture: Tensor, others: list[Tensor], scores: Tensor) -> int | None:
     the second check.
     """
     both = low_pass(torch.cat([picture, picture.flip(-1)]), verifier.ZNCC_SIDE)
-    unmoved = [
-        float(verifier.zncc_matrix(both, other.reshape(1, *other.shape[-3:]).to(both)).max())
-        for other in others
-    ]
-    sums = [
-        score + alike if alike > limits.CLOSE_ZNCC else 0.0
-        for score, alike in zip(scores.tolist(), unmoved, strict=True)
-    ]
+    sums = []
+    for other, score in zip(others, scores.tolist(), strict=True):
+        alike = 0.0
+        if score + 1 > limits.CLOSE:  # a correlation is at most 1
+            stored = other.reshape(1, *other.shape[-3:]).to(both)
+            alike = float(verifier.zncc_matrix(both, stored).max())
+        sums.append(score + alike if alike > limits.CLOSE_ZNCC else 0.0)
     most = max(range(len(sums)), key=sums.__getitem__)
     return most if sums[most] > limits.CLOSE else None

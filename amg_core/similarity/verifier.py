@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -79,8 +80,10 @@ def registered(picture: Tensor, others: Sequence[Tensor] | Tensor) -> Registered
     """
     grey = _grey(picture)
     theirs = [_grey(other.to(picture.device).reshape(1, *other.shape[-3:])) for other in others]
-    coarse = torch.cat([_field(_resized(other, COARSE, COARSE)) for other in theirs])
-    fine = torch.cat([_field(_resized(other, SIDE, SIDE)) for other in theirs])
+    coarse, fine = (
+        _field(torch.cat([_resized(other, side, side) for other in theirs]))
+        for side in (COARSE, SIDE)
+    )
     place, mirrored = _searched(grey, coarse)
     each = place.shape[:2]
     place, mirrored = place.flatten(0, 1), mirrored.flatten()
@@ -101,8 +104,7 @@ def _tones(grey: Tensor, others: Sequence[Tensor], place: Tensor, mirrored: Tens
     """
     both = _resized(grey, COARSE, COARSE)
     both = torch.cat([both, both.flip(-1)])[mirrored.long()]
-    at = torch.einsum("ijk,bck->bijc", grid(COARSE, place.device), place)
-    inside = (at.abs() <= 1).all(-1)[:, None].float()
+    at, inside = _positions(place, COARSE)
     mine = F.grid_sample(both, at, align_corners=False, padding_mode="border")
     pair = [mine, torch.cat([_resized(other, COARSE, COARSE) for other in others])]
     count = inside.sum((1, 2, 3), keepdim=True).clamp_min(1)
@@ -127,32 +129,55 @@ def _resized(grey: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(grey, size=(height, width), mode="bilinear", antialias=True)
 
 
-def _continued(x: Tensor, r: int) -> Tensor:
-    """Pad by r on each side with the slopes continued, so that a ramp has no edge at the border."""
-    for _ in range(2):
-        before = 2 * x[..., :1] - x[..., 1 : r + 1].flip(-1)
-        after = 2 * x[..., -1:] - x[..., -r - 1 : -1].flip(-1)
-        x = torch.cat([before, x, after], -1).transpose(-1, -2)
-    return x
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)
+def _blur(n: int, width: float, continued: bool, device: torch.device) -> Tensor:
+    """The matrix (n, n) that blurs n pixels in a line. Beyond its ends the line is continued.
+
+    With `continued` so are its slopes, so that a ramp has no edge at the border.
+    """
+    r = math.ceil(2.5 * width)
+    t = torch.arange(-r, r + 1, device=device, dtype=torch.float32)
+    kernel = torch.softmax(-(t**2) / (2 * width**2), 0)
+    lines = _continued(n, r, device) if continued else _repeated(n, r, device)
+    blurred = F.conv1d(lines.T[:, None], kernel[None, None])[:, 0].T
+    return blurred.contiguous()
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _slope(n: int, device: torch.device) -> Tensor:
+    """The matrix (n, n) of central differences."""
+    lines = _continued(n, 1, device)
+    return (lines[2:] - lines[:-2]) / 2
+
+
+def _continued(n: int, r: int, device: torch.device) -> Tensor:
+    """The matrix (n + 2r, n) that pads a line by r pixels, with its slopes continued."""
+    x = torch.eye(n, device=device)
+    return torch.cat([2 * x[:1] - x[1 : r + 1].flip(0), x, 2 * x[-1:] - x[-r - 1 : -1].flip(0)])
+
+
+def _repeated(n: int, r: int, device: torch.device) -> Tensor:
+    """The matrix (n + 2r, n) that pads a line by r pixels, with its ends repeated."""
+    x = torch.eye(n, device=device)
+    return torch.cat([x[:1].expand(r, n), x, x[-1:].expand(r, n)])
 
 
 def _blurred(x: Tensor, width: float, continued: bool = True) -> Tensor:
-    r = math.ceil(2.5 * width)
-    t = torch.arange(-r, r + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.softmax(-(t**2) / (2 * width**2), 0)
-    padded = _continued(x, r) if continued else F.pad(x, (r, r, r, r), mode="replicate")
-    rows = F.conv2d(padded.flatten(0, 1)[:, None], kernel[None, None, :, None])
-    return F.conv2d(rows, kernel[None, None, None]).reshape(x.shape)
+    rows, columns = (_blur(n, width, continued, x.device) for n in x.shape[-2:])
+    return rows @ x @ columns.T
 
 
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Central differences along x and along y, for each channel."""
-    p = _continued(x, 1)
-    return (p[..., 1:-1, 2:] - p[..., 1:-1, :-2]) / 2, (p[..., 2:, 1:-1] - p[..., :-2, 1:-1]) / 2
+    rows, columns = (_slope(n, x.device) for n in x.shape[-2:])
+    return x @ columns.T, rows @ x
 
 
 def _field(grey: Tensor) -> Tensor:
     """Grey (B, 1, h, w) -> slopes divided by the local and overall energy, (B, 2, h, w), at most √2."""
+    grey = grey - grey.mean(dim=(2, 3), keepdim=True)  # so that one tone is exactly 0
     field = torch.cat(_slopes(_blurred(grey, SMOOTH)), 1)
     field = field - _blurred(field, NEARBY)
     energy = (field * field).sum(1, keepdim=True)
@@ -168,41 +193,52 @@ def _mirror(field: Tensor) -> Tensor:
 
 def _agreement(match: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
     """Correlation times the root of the energy in the overlap, which is seldom large by chance."""
-    return match / (mine * theirs + 1).pow(0.25)
+    return match / (mine * theirs + 1).sqrt().sqrt()
 
 
 def _searched(grey: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """The best places of each of the K others, (K, HYPOTHESES, 2, 3), and whether each is mirrored."""
-    values, places, ones = [], [], theirs.new_ones(1, COARSE, COARSE)
-    turned = torch.complex(theirs[:, 0], theirs[:, 1])
-    signals = (turned, turned.abs() ** 2, ones)
-    spectra = {n: [torch.fft.fft2(x, s=(n, n)).conj()[:, None] for x in signals] for n in (64, 80)}
+    values, places = [], []
+    power = theirs.square().sum(1)  # (K, COARSE, COARSE)
+    spectra = {n: torch.fft.rfft2(theirs, s=(n, n)).conj()[:, None] for n in (64, 80)}
     for w, h in SIDES:
         n = 64 if max(w, h) < 54 else 80  # lags that wrap around overlap too little to count
         field = _field(_resized(grey, h, w))
         field = torch.cat([field, _mirror(field)])
-        turned = torch.complex(field[:, 0], field[:, 1])
-        signals = (turned, turned.abs() ** 2, field.new_ones(1, h, w))
-        a, energy_a, in_a = (torch.fft.fft2(x, s=(n, n)) for x in signals)
-        b, energy_b, in_b = spectra[n]
-        match = torch.fft.ifft2(a * b).real
-        energy = torch.fft.ifft2(energy_a * in_b + 1j * in_a * energy_b)
-        z = _agreement(match, energy.real.clamp_min(0), energy.imag.clamp_min(0))
-        (lag_x, span_x), (lag_y, span_y) = _lags(n, w, z.device), _lags(n, h, z.device)
-        enough = span_y[:, None] * span_x >= MIN_OVERLAP * max(w * h, COARSE**2)
+        (lag_x, mine_x, their_x), (lag_y, mine_y, their_y) = (
+            _lags(side, max(w * h, COARSE**2) / other, grey.device)
+            for side, other in ((w, h), (h, w))
+        )
+        a, b = torch.fft.rfft2(field, s=(n, n)).unbind(1)
+        c, d = spectra[n].unbind(2)
+        match = torch.fft.irfft2(torch.addcmul(a * c, b, d), s=(n, n))
+        match = match.index_select(2, lag_y % n).index_select(3, lag_x % n)
+        mine = mine_y @ field.square().sum(1) @ mine_x.T
+        z = _agreement(match, mine, (their_y @ power @ their_x.T)[:, None])
+        enough = their_y.sum(1)[:, None] * their_x.sum(1) >= MIN_OVERLAP * max(w * h, COARSE**2)
         value, at = z.masked_fill(~enough, -1).flatten(2).max(dim=2)
         values.append(value)
-        places.append(_placed(lag_x[at % n], lag_y[at // n], w, h))
+        places.append(_placed(lag_x[at % len(lag_x)], lag_y[at // len(lag_x)], w, h))
     best = torch.stack(values, 1).flatten(1).topk(HYPOTHESES, dim=1).indices
     every = torch.stack(places, 1).flatten(1, 2)
     return every.gather(1, best[..., None, None].expand(-1, -1, 2, 3)), best % 2 == 1
 
 
-def _lags(n: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The shift for each of the n rows of a correlation, and the number of pixels that overlap."""
-    lag = torch.arange(n, device=device)
-    lag = torch.where(lag >= side, lag - n, lag)
-    return lag, ((lag + COARSE).clamp_max(side) - lag.clamp_min(0)).clamp_min(0)
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _lags(side: int, longest: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The shifts (L,) of a line of COARSE pixels along one of `side` pixels that overlap enough.
+
+    With them come the matrices (L, side) and (L, COARSE), which are 1 where the lines overlap.
+    """
+    lag = torch.arange(1 - COARSE, side, device=device)
+    mine, theirs = torch.arange(side, device=device), torch.arange(COARSE, device=device)
+    of_mine = mine - lag[:, None]
+    of_theirs = theirs + lag[:, None]
+    in_mine = ((of_mine >= 0) & (of_mine < COARSE)).float()
+    in_theirs = ((of_theirs >= 0) & (of_theirs < side)).float()
+    enough = in_theirs.sum(1) >= MIN_OVERLAP * longest
+    return lag[enough], in_mine[enough], in_theirs[enough]
 
 
 def _placed(lag_x: Tensor, lag_y: Tensor, w: int, h: int) -> Tensor:
@@ -236,22 +272,28 @@ def grid(side: int, device: torch.device) -> Tensor:
     return torch.stack([x, y, torch.ones_like(x)], -1)
 
 
+def _positions(place: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Where the other lies in the picture, (B, side, side, 2), and the mask of the overlap."""
+    x, y, shift = place[:, None].unbind(-1)  # (B, 1, 2) each
+    line = grid(side, place.device)[0, :, :1]
+    at = (x * line)[:, None] + (y * line + shift)[:, :, None]
+    return at, (torch.maximum(*at.abs().unbind(-1)) <= 1)[:, None].float()
+
+
 def _sampled(views: Tensor, zoom: Tensor, place: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """The picture's field aligned with the other, (B, 2, side, side), and the mask of the overlap."""
-    at = torch.einsum("ijk,bck->bijc", grid(side, place.device), place)
-    inside = (at.abs() <= 1).all(-1)[:, None].float()
+    at, inside = _positions(place, side)
     at = (at.clamp(-1, 1) + 1) * zoom[:, None, None, None] - 1
     return F.grid_sample(views, at, align_corners=False, padding_mode="border") * inside, inside
 
 
 def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tensor:
     """Refine the affine place by inverse compositional Gauss-Newton steps, and return the best."""
-    side, b = SIDE // 2, len(place)
-    slopes = [F.avg_pool2d(s, 2)[..., None] * SIDE / 2 for s in _slopes(theirs)]
+    side = SIDE // 2
+    slopes = torch.stack([F.avg_pool2d(s, 2).flatten(2) * SIDE / 2 for s in _slopes(theirs)], 1)
+    steep = (slopes[:, [0, 0, 1]] * slopes[:, [0, 1, 1]]).sum(2)  # of x and x, x and y, y and y
     theirs = F.avg_pool2d(theirs, 2)
-    at = grid(side, place.device)
-    steep = torch.stack([s * at for s in slopes], -2).reshape(b, -1, 6)
-    best, kept = place.new_full((b,), -math.inf), place
+    best, kept = place.new_full((len(place),), -math.inf), place
     for _ in range(STEPS + 1):
         mine, inside = _sampled(views, zoom, place, side)
         shown = theirs * inside
@@ -261,19 +303,31 @@ def _refined(views: Tensor, zoom: Tensor, theirs: Tensor, place: Tensor) -> Tens
         best = torch.maximum(best, z)
         gain = (match / energy.clamp_min(1)).clamp(0.5, 2)
         error = gain[:, None, None, None] * mine - shown
-        place = place @ _step(steep, inside.expand_as(theirs).reshape(b, -1, 1), error)
+        push = (slopes * error.flatten(2)[:, None]).sum(2)
+        place = place @ _step(steep * inside.flatten(2), push, grid(side, place.device))
     return kept
 
 
-def _step(steep: Tensor, inside: Tensor, error: Tensor) -> Tensor:
-    """One damped Gauss-Newton step: the affine motion (B, 3, 3) that reduces the error."""
-    weighed = (steep * inside).transpose(1, 2)
-    normal = weighed @ steep
+def _step(steep: Tensor, push: Tensor, at: Tensor) -> Tensor:
+    """One damped Gauss-Newton step: the affine motion (B, 3, 3) that reduces the error.
+
+    Parameters
+    ----------
+    steep : Tensor (B, 3, N)
+        For each pixel the products of the slopes, of x and x, x and y, y and y.
+    push : Tensor (B, 2, N)
+        The slopes times the error, which is 0 outside the overlap.
+    at : Tensor (side, side, 3)
+        The N pixels, see `grid`.
+    """
+    at, b = at.flatten(0, 1), len(push)
+    normal = (steep @ (at[:, :, None] * at[:, None]).flatten(1)).reshape(b, 3, 3, 3)
+    normal = normal[:, [[0, 1], [1, 2]]].transpose(2, 3).reshape(b, 6, 6)
     damping = 0.02 * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-2
-    eye = torch.eye(3, device=error.device)
+    eye = torch.eye(3, device=push.device)
     normal = normal + torch.diag_embed(damping[:, None].expand(-1, 6))
-    move = torch.linalg.solve(normal, weighed @ error.reshape(len(error), -1, 1))
-    motion = eye.repeat(len(error), 1, 1)
+    move = torch.linalg.solve(normal, (push @ at).reshape(b, 6, 1))
+    motion = eye.repeat(b, 1, 1)
     motion[:, :2] += move.reshape(-1, 2, 3).clamp(-0.2, 0.2)
     inverse: Tensor = torch.linalg.inv(motion)
     return inverse

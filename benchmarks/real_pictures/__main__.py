@@ -12,6 +12,8 @@ false alarms:
 - `dedup`: which edits are called duplicates of their source, at which share of false alarms? Beside the
   descriptor alone, pHash, and the public programs that are installed (imagededup, SSCD).
 
+It draws contact sheets of the false alarms of `dedup` and of ten missed copies into `--out`.
+
 `compact` was trained on drawings of openclipart and half of tuxpaint's stamps, so look at the lines of each
 folder, too.
 """
@@ -33,7 +35,7 @@ from amg_core.index import Index
 
 from .. import harness
 from ..eye.rivals import RIVALS
-from . import duplicates
+from . import duplicates, sheets
 from .planting import EDITS, Planted, plant
 
 
@@ -143,6 +145,7 @@ def measure(options) -> None:
         with Index.open(base) as index, Index.open(edited) as copied:
             given = duplicates.setting(index, copied, planted, options.asked)
             found = list(duplicates.measures(given, options.rivals))
+            sheets.draw(options.out, given, found[1])
             counts = [index.count, copied.count, *[len(list(few.iterdir()))] * 2, index.count]
         lines += ["### dedup", "", duplicates.text(given, found)]
         lines += [

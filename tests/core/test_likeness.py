@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from amg_core import limits
 from amg_core.descriptors import create, registry
-from amg_core.images import thumbnail
+from amg_core.images import PARTS, parts, thumbnail
 from amg_core.index import Index, build
 from amg_core.index.search import Searcher
 from amg_core.messages import words
-from amg_core.similarity.matcher import Matcher
+from amg_core.similarity.matcher import COLUMNS, Matcher
 from amg_core.similarity.metrics import COPY, likeness
 from amg_core.similarity.verdict import BEST, Near, Verdict, message_of, verdict
 from tests.index.helpers import demo_pictures
@@ -102,11 +102,30 @@ def test_the_nearest_are_ranked_by_both(matcher):
 def test_scores_of_given_rows(matcher):
     """Those of the mirror image too, and of the right row whatever their order."""
     stored = thumbnail(matcher.index, 7)[None].flip(-1)
-    scores = matcher.scores(stored, [2, 7, 9])
+    scores = matcher.scores(matcher.finished(stored), [2, 7, 9])
     assert scores.shape == (3,)
     assert int(scores.argmax()) == 1
     found = matcher.match_pictures(stored)
     assert float(scores[1]) == pytest.approx(float(found.score[0]), abs=1e-3)
+
+
+def test_a_picture_is_embedded_once_and_matched_as_before(matcher, monkeypatch):
+    stored = thumbnail(matcher.index, 7)[None].flip(-1)
+    embedded, embed = [], matcher.descriptor.embed
+    monkeypatch.setattr(
+        matcher.descriptor, "embed", lambda seen, scale: embedded.append(seen) or embed(seen, scale)
+    )
+    seen = matcher.finished(stored)
+    whole, part = matcher.match_whole(seen), matcher.match_parts(seen)
+    ids = matcher.candidates(seen, 4)
+    matcher.scores(seen, ids)
+    assert len(embedded) == 1 + PARTS  # each with its mirror image
+    before = matcher.match_pictures(stored)
+    assert all(torch.equal(getattr(whole, name), getattr(before, name)) for name in COLUMNS)
+    assert int(whole.ids) in ids
+    quarter = parts(stored)[1]
+    alone = matcher.match_pictures(quarter, seen.scale)
+    assert part.similarity[int(seen.shown[0])] == pytest.approx(float(alone.similarity), abs=1e-6)
 
 
 def test_near_is_the_better_of_both():

@@ -134,6 +134,21 @@ def test_a_flat_picture_agrees_with_nothing():
     assert not any(verifier.flat(to_tensor(_opened(path))) for path in SOURCES)
 
 
+def test_blurs_are_convolutions_of_a_continued_picture():
+    x = torch.rand(2, 1, 20, 31, generator=torch.Generator().manual_seed(0))
+    kernel = torch.softmax(-(torch.arange(-4, 5) ** 2) / (2 * verifier.SMOOTH**2), 0)
+    padded = F.pad(x, (4, 4, 4, 4), mode="replicate")
+    expected = F.conv2d(padded, kernel[:, None] * kernel[None] * torch.ones(1, 1, 1, 1))
+    assert torch.allclose(
+        verifier._blurred(x, verifier.SMOOTH, continued=False), expected, atol=1e-6
+    )
+    ramp = torch.linspace(0, 1, 31).expand(1, 1, 20, 31)
+    assert torch.allclose(verifier._blurred(ramp, verifier.SMOOTH), ramp, atol=1e-6)
+    along, down = verifier._slopes(ramp)
+    assert torch.allclose(along, torch.full_like(ramp, 1 / 30), atol=1e-6)
+    assert down.abs().max() < 1e-6
+
+
 def test_no_gradient_is_kept():
     picture = to_tensor(_opened(SOURCES[0])).requires_grad_()
     assert not verifier.registered(picture, [picture]).score.requires_grad

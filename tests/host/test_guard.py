@@ -151,7 +151,10 @@ def test_a_way_out_that_is_a_stored_picture_is_left_too(amg, demo, guard, monkey
 
     monkeypatch.setattr(amg.module("nodes.guard"), "_likeness", likeness)
     latent, said, report = guard(KEY)
-    assert len(asked) == 3 and "from another seed (likeness 0.95)" in said
+    shown = amg.module("amg_core.similarity.metrics").likeness(
+        0.95, amg.module("amg_core.limits").ONE_PICTURE
+    )
+    assert len(asked) == 3 and f"from another seed (likeness {shown:.2f})" in said
     assert json.loads(report)["index"]["count"] == 4
     assert json.loads(report)["verdicts"][0]["outcome"] in ("no_copy", "cannot_tell")
     assert correlation(amg, demo, latent["samples"], KEYS_PICTURE) < 0.7
