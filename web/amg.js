@@ -16,6 +16,7 @@ import * as events from "./events.js";
 import { learn, t } from "./words.js";
 
 const NO_INDEX = "(no index"; // how nodes/paths.py begins the only choice, where there is none
+const BUILDERS = ["AMG_BuildIndex", "AMG_IndexFromImages"]; // nodes that make an index
 const PANELS = [live.PANEL, probe.PANEL, said.PANEL]; // on these the result is said
 
 function addStyle() {
@@ -42,6 +43,17 @@ function offerIndex(node) {
       "Build Memorization Index node and run it.",
   );
   said.write(node, [advice], "said");
+}
+
+const listed = new Set(); // indexes of which the lists of choices have been told
+
+/** Put an index that was just built into the lists of every Load Memorization Index. */
+function listIndex({ output }) {
+  const result = output?.amg_said?.[0];
+  const name = BUILDERS.includes(result?.class) && result.lines?.[0]?.messages?.[0]?.name;
+  if (!name || listed.has(name)) return;
+  listed.add(name);
+  app.refreshComboInNodes?.();
 }
 
 function replaceByBuild(node) {
@@ -85,6 +97,7 @@ app.registerExtension({
     said.watch();
     outside.watch();
     results.watch();
+    api.addEventListener("executed", ({ detail }) => listIndex(detail));
     // After the host's own listener has put the text on the node.
     api.addEventListener("progress_text", ({ detail }) => {
       setTimeout(() => {

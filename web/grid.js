@@ -33,11 +33,13 @@ function fill(target, values) {
   target.setDirtyCanvas(true, true);
 }
 
-/** A new AMG Sampler to the right of all nodes, selected and in view, wired as the grid is. */
+/** A new AMG Sampler to the right of all nodes, selected and in view, wired as the grid is. It keeps its seed. */
 function sampler(node) {
   const made = LiteGraph.createNode(SAMPLER);
   made.pos = [Math.max(...node.graph._nodes.map(({ pos, size }) => pos[0] + size[0])) + 60, node.pos[1]];
   node.graph.add(made);
+  const next = widgetOf(made, "control_after_generate");
+  if (next) next.value = "fixed";
   for (const input of node.inputs) {
     const at = made.findInputSlot(input.name);
     const link = node.graph.links.get?.(input.link) ?? node.graph.links[input.link];

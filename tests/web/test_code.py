@@ -10,9 +10,9 @@ WEB = ROOT / "web"
 CODE = [*sorted(WEB.glob("*.js")), *sorted(WEB.glob("*.css"))]
 
 # Bytes: what there is, rounded up. The page loads all of it at once. It has grown by the table of Strength
-# Grid, verdicts outside subgraphs and in App mode, and the nearest pictures; look for what is there twice
-# before you raise it.
-MOST = 76 * 1024
+# Grid, verdicts outside subgraphs and in App mode, the nearest pictures, and lists that learn of a new index;
+# look for what is there twice before you raise it.
+MOST = 77 * 1024
 
 
 def test_it_is_small():

@@ -547,8 +547,8 @@ def test_the_grid_is_read_and_fills_a_sampler(front, mode):
     front.js(f"{press}[1].click()")
     front.until(f"{panel}.querySelector('.amg-status').textContent.includes('these settings')")
     sampler = front.id_of("AMG_Sampler")
-    names = ("seed", "preset", "strength", "dissimilarity")
-    assert [front.value(sampler, name) for name in names] == [11, "strong", 1.5, 0.5]
+    names = ("seed", "control_after_generate", "preset", "strength", "dissimilarity")
+    assert [front.value(sampler, name) for name in names] == [11, "fixed", "strong", 1.5, 0.5]
     wired = front.export()
     mine, grids = wired[str(sampler)]["inputs"], wired[str(node)]["inputs"]
     shared = ("model", "index", "positive", "negative", "latent_image", "clip", "vae")
@@ -562,3 +562,32 @@ def test_the_grid_is_read_and_fills_a_sampler(front, mode):
     assert front.value(sampler, "strength") == 2
     if mode == "vue":
         front.until(f"document.querySelector('[data-node-id=\"{node}\"] .amg-table table')")
+
+
+def test_a_new_index_is_listed(front, live, pack):
+    """Once for each name, whichever node made it; other results do not ask the host again."""
+    front.js(
+        "window.amgAsked = 0; window.amgRefresh = app.refreshComboInNodes;"
+        "app.refreshComboInNodes = async () => { window.amgAsked += 1; }"
+    )
+
+    def built(kind: str, name: str) -> None:
+        lines = live.lines(
+            pack.nodes[kind], [of_pack(pack, [message("index_holds_one", name=name, seconds=1.0)])]
+        )
+        front.send([executed(front.alone(kind), lines, prompt())])
+
+    asked = []
+    try:
+        for kind, name in (
+            ("AMG_BuildIndex", "foxes"),
+            ("AMG_BuildIndex", "foxes"),
+            ("AMG_IndexFromImages", "owls"),
+        ):
+            built(kind, name)
+            asked.append(front.js("return window.amgAsked"))
+        built("AMG_CombineIndexes", "both")
+        asked.append(front.js("return window.amgAsked"))
+    finally:
+        front.js("app.refreshComboInNodes = window.amgRefresh")
+    assert asked == [1, 1, 2, 2]

@@ -162,11 +162,24 @@ def drop(front, name: str) -> None:
     front.rest()
 
 
+def behind(places: dict) -> list[tuple[str, str]]:
+    """(title of a group, node that lies over it)"""
+    titles = {what: at for what, at in places.items() if what.startswith("group ")}
+    return [
+        (title, what)
+        for title, (left, top, right, bottom) in titles.items()
+        for what, (x0, y0, x1, y1) in places.items()
+        if what not in titles and x0 < right and left < x1 and y0 < bottom and top < y1
+    ]
+
+
 def check(front, mode: str) -> None:
     """All that is on the canvas can be read, and nothing is cut off or covered."""
     zoom = front.js("return app.canvas.ds.scale")
     assert zoom >= (SMALLEST_ZOOM if front.version >= BROWSER else OLDER_ZOOM)
-    for what, (left, top, right, bottom) in front.js(PLACES).items():
+    places = front.js(PLACES)
+    assert behind(places) == []
+    for what, (left, top, right, bottom) in places.items():
         assert left >= 0 and top >= 0 and right <= SIZE[0] and bottom <= SIZE[1], what
         corners = [(left + 2, top + 2), (right - 2, top + 2), (left + 2, bottom - 2)]
         for x, y in [*corners, (right - 2, bottom - 2)]:
