@@ -319,6 +319,8 @@ def summary(report, adding: bool) -> list[str | list[Message]]:
         lines.append([message("index_kept", new=report.embedded, kept=kept)])
     elif kept:
         lines.append([message("index_had", new=report.embedded, kept=kept)])
+    if report.removed:
+        lines.append([message("index_removed", count=report.removed)])
     if report.duplicates:
         lines.append([message("index_twice", count=report.duplicates)])
     lines.append([message("index_captioned", count=report.captioned, files=report.files)])

@@ -77,6 +77,9 @@ class BuildReport:
         Number of usable files of the source, and of those that have a caption.
     duplicates : int
         Number of files of a build that hold the same picture as another of its files. 0 for `add`.
+    removed : int
+        Number of pictures that the index had before a build and has no more. 0 for `add`, and where the
+        index before could not be read or has another descriptor.
     notes : list of str
         Files that were left out, caption files that could not be used or only in part, and pictures of
         which only an undamaged part is in the index.
@@ -93,6 +96,7 @@ class BuildReport:
     captioned: int = 0
     notes: list[str] = field(default_factory=list)
     duplicates: int = 0
+    removed: int = 0
 
 
 def build(
@@ -141,9 +145,10 @@ def build(
         old = _old(run.target, descriptor.spec, opened)
         store = run.embed(work, old.shards if old else (), opened)
         muted = _muted(run.target)
+        removed = _removed(old, store.digests, run.order()) if old else 0
         manifest = _publish(run.target, work, store, run.order(), (), muted, rule)
         commit.forget_build(run.target)
-        return run.report(manifest, duplicates=run.files - manifest.count)
+        return run.report(manifest, duplicates=run.files - manifest.count, removed=removed)
 
 
 def add(
@@ -538,7 +543,7 @@ class _Run:
             for line in lines:
                 yield Entry(*json.loads(line))
 
-    def report(self, manifest: fmt.Manifest, duplicates: int = 0) -> BuildReport:
+    def report(self, manifest: fmt.Manifest, duplicates: int = 0, removed: int = 0) -> BuildReport:
         return BuildReport(
             count=manifest.count,
             embedded=self.embedded,
@@ -551,6 +556,7 @@ class _Run:
             captioned=self.captioned,
             notes=[*self.source.notes, *self._cuts(), *self.flaws],
             duplicates=duplicates,
+            removed=removed,
         )
 
     def _cuts(self) -> list[str]:
@@ -754,6 +760,19 @@ def _old(target: Path, spec: DescriptorSpec, opened: ExitStack) -> Index | None:
         return opened.enter_context(Index.open(target, spec))
     except AMGError:
         return None
+
+
+def _removed(old: Index, places: Digests, order: Iterable[Entry]) -> int:
+    """The number of pictures of `old` that are not among the files of `order`.
+
+    places : of the pictures by the hashes of their files; those of `old` come first.
+    """
+    missing = [np.ones(shard.count, bool) for shard in old.shards]
+    for entry in order:
+        number, row = places.find(bytes.fromhex(entry.sha256)) or (len(missing), 0)
+        if number < len(missing):
+            missing[number][row] = False
+    return sum(int(rows.sum()) for rows in missing)
 
 
 def _muted(target: Path) -> Mapping[str, str]:

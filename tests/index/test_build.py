@@ -517,3 +517,18 @@ def test_no_batch_of_large_pictures_is_held(tmp_path, pixel):
     assert not whole.full([one] * most) and whole.full([one] * (most + 1))
     rows, same = embedder([ready]), whole([one])
     assert all(np.array_equal(rows[scale], same[scale]) for scale in pixel.spec.scales)
+
+
+def test_a_build_counts_what_it_removes(tmp_path, pictures, pixel):
+    out = tmp_path / "made"
+    assert build(pictures, out, pixel).removed == 0
+    assert build(pictures, out, pixel).removed == 0
+    taken = sorted(each for each in pictures.iterdir() if each.suffix != ".txt")[:2]
+    for path in taken:
+        path.unlink()
+    fewer = build(pictures, out, pixel)
+    assert (fewer.removed, fewer.embedded, fewer.count) == (2, 0, 3)
+    other = tmp_path / "others"
+    other.mkdir()
+    Image.new("RGB", (40, 40), "red").save(other / "red.png")
+    assert build(other, out, pixel).removed == 3

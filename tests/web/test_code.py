@@ -10,8 +10,8 @@ WEB = ROOT / "web"
 CODE = [*sorted(WEB.glob("*.js")), *sorted(WEB.glob("*.css"))]
 
 # Bytes: what there is, rounded up. The page loads all of it at once. It has grown by the table of Strength
-# Grid, verdicts outside subgraphs and in App mode, the nearest pictures, and lists that learn of a new index;
-# look for what is there twice before you raise it.
+# Grid, verdicts outside subgraphs and in App mode, the nearest pictures, and lists that learn of a new
+# index; look for what is there twice before you raise it.
 MOST = 77 * 1024
 
 
