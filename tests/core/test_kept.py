@@ -56,7 +56,7 @@ def test_a_kept_copy_is_said_where_the_whole_is_called_none():
     found = with_kept(clean, copy)
     assert found.copy and found.source == "b.png" and found.kept
     assert words(found.message()) == (
-        "A copy of b.png: only the second check says so. Compare the two yourself. "
+        "A copy of b.png: only composition says so. Compare the two yourself. "
         "This is about the part of your picture that was kept"
     )
     assert with_kept(copy, copy) is copy
