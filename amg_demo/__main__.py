@@ -62,12 +62,12 @@ def draw(
     model, prompts: list[str], seeds: list[int], matcher: Matcher | None, settings=None,
     retries: int = 0, **options,
 ):  # fmt: skip
-    """Pictures, reports, seconds and how many were drawn again; plain where `matcher` is None.
+    """Pictures, reports, seconds and which were drawn again, a set; plain where `matcher` is None.
 
     Finished pictures that are copies are drawn again as the node does it, the last time from other
     noise (`amg_core.retry`).
     """
-    pictures, reports, again, start = [], [], 0, time.perf_counter()
+    pictures, reports, again, start = [], [], set(), time.perf_counter()
     for i in range(0, len(prompts), BATCH):
         part = slice(i, i + BATCH)
         if matcher is None:
@@ -76,7 +76,7 @@ def draw(
         outcome = guarded(model, prompts[part], seeds[part], matcher, settings, retries, options)
         pictures.append(outcome.latents)
         reports.append(outcome.attempts[0].report)
-        again += len({n for attempt in outcome.attempts[1:] for n in attempt.samples})
+        again |= {i + n for attempt in outcome.attempts[1:] for n in attempt.samples}
     return torch.cat(pictures), reports, time.perf_counter() - start, again
 
 
@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
          percentile(base_zncc, 95), float(base_zncc.max()), share(base_zncc > limit)] + [None] * 6,
     )  # fmt: skip
     drawn: dict[str, Tensor] = {}
-    grades, guarded_reports = {}, {}
+    grades, guarded_reports, redrawn = {}, {}, {}
     for name in ["plain", *arguments.presets]:
         settings = None if name == "plain" else presets.settings(name, matcher.metric)
         watcher = None if name == "plain" else matcher
@@ -191,8 +191,8 @@ def run(arguments: argparse.Namespace) -> None:
             model, prompts, seeds, watcher, settings, arguments.retries, **options
         )
         if again:
-            print(f"  {again} of them were copies when finished, and drawn again")
-        drawn[name], guarded_reports[name] = pictures, reports
+            print(f"  {len(again)} of them were copies when finished, and drawn again")
+        drawn[name], guarded_reports[name], redrawn[name] = pictures, reports, again
         grades[name] = score(pictures, matcher, training, model.scorer, labels)
         same = (pictures == drawn["plain"]).flatten(1).all(dim=1)
         for group, rows in groups.items():
@@ -212,7 +212,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(table)
     print(LEGEND.format(copy=COPY, limit=limit))
     guard = arguments.presets[0]
-    tell_unchanged(drawn, guarded_reports[guard], guard, groups["elsewhere"])
+    touched = torch.tensor(acted(guarded_reports[guard]))
+    touched[sorted(redrawn[guard])] = True
+    tell_unchanged(drawn, touched, guard, groups["elsewhere"])
     if arguments.sscd is not None:
         print(sscd_table(arguments.sscd, training, drawn, groups))
 
@@ -265,12 +267,15 @@ same. same %: pictures equal, bit for bit, to plain sampling. Align, KID: by a n
 none of these."""
 
 
-def tell_unchanged(drawn: dict[str, Tensor], reports: list[dict], guard: str, rows: slice) -> None:
-    """Print whether pictures on which the guard never acted are bit-identical to the plain ones."""
-    still = ~torch.tensor(acted(reports))
+def tell_unchanged(drawn: dict[str, Tensor], touched: Tensor, guard: str, rows: slice) -> None:
+    """Print whether pictures that were neither steered nor drawn again are identical to the plain ones.
+
+    `touched` (B,) bool are the others.
+    """
+    still = ~touched
     same = (drawn[guard] == drawn["plain"]).flatten(1).all(dim=1)
     print(
-        f"\nThe guard never acted on {int(still[rows].sum())} of {len(still[rows])} pictures elsewhere; "
+        f"\nThe guard left {int(still[rows].sum())} of {len(still[rows])} pictures elsewhere alone; "
         f"{int((same & still)[rows].sum())} of these are bit-identical to the plain ones."
     )
 

@@ -111,7 +111,7 @@ def run(first: int, rounds: int, steps: int, presets_: list[str], out: Path) -> 
                     graded = model.scorer(drawn)["subject"].softmax(dim=1)
                 row = figures(drawn, own.get(group), eyes, plain)
                 row["subject"] = float(graded.gather(1, subjects[:, None]).mean())
-                row |= {"drawn again": again, "s/picture": seconds / len(prompts)}
+                row |= {"drawn again": len(again), "s/picture": seconds / len(prompts)}
                 report[f"{group}, {name}"] = row
                 columns.setdefault(group, {})[name] = drawn
     keys = list(next(iter(report.values())))

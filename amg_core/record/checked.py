@@ -179,7 +179,7 @@ def _nearest(index: Index, picture: torch.Tensor, found: Verdict, match: Match) 
         pictures = [thumbnail(index, row) for row in rows]
         composition = verifier.registered(picture, pictures).score.tolist()
     except AMGError:
-        pass  # an index of embeddings holds no pictures
+        pass  # a picture is absent or damaged: these scores stay null, and the verdict cannot tell
     return [
         {
             "row": row, "sha256": index.record(row).sha256, "source": index.source(row),
